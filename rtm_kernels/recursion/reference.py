@@ -1,0 +1,30 @@
+"""The oracle: executes a program step by step. Every other executor must agree with it after any prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from rtm_kernels.program import INPUT, Program
+
+Stack = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
+"""`stack(state, injection) -> latent`: blocks applied in order to `state + (sum of injection)`; [B, L, D]."""
+
+
+def run(program: Program, latents: Mapping[str, Tensor], x: Tensor, stacks: Mapping[str, Stack]) -> dict[str, Tensor]:
+    """Execute `program` from `latents` with input embedding `x`; returns the new latents, all [B, L, D].
+
+    Each step computes `latent[dst] <- stack((sum of state) + (sum of inject))`, summing from left to right.
+    Steps without `grad` run under `no_grad`. Nothing is modified in place.
+    """
+    values = {**latents, INPUT: x}
+    for step in program.steps:
+        with torch.set_grad_enabled(step.grad and torch.is_grad_enabled()):
+            state = values[step.state[0]]
+            for name in step.state[1:]:
+                state = state + values[name]
+            values[step.dst] = stacks[step.stack](state, tuple(values[name] for name in step.inject))
+    del values[INPUT]
+    return values
