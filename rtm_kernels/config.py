@@ -98,9 +98,7 @@ class ModelConfig:
 
     @property
     def prefix_len(self) -> int:
-        """Tokens that the puzzle embedding puts before the puzzle; 0 without a puzzle embedding."""
-        if self.puzzle_emb_ndim == 0:
-            return 0
+        """Workspace tokens before the puzzle: they hold the puzzle embedding, or zeros when there is none."""
         return self.puzzle_emb_len or -(self.puzzle_emb_ndim // -self.hidden_size)
 
     @property

@@ -1,0 +1,143 @@
+"""FusedTRMBlock: the post-norm block of TRM, HRM and RSM as two fused half layers, with the official names."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from rtm_kernels.config import MIXERS, NORM_AXES, inner_width
+from rtm_kernels.errors import InputError, one_of, require
+from rtm_kernels.impl import IMPLS
+from rtm_kernels.ops.attention_norm.api import attention_norm
+from rtm_kernels.ops.mixer_norm.api import mixer_norm
+from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
+
+CosSin = tuple[Tensor, Tensor]
+
+
+def trunc_normal(*shape: int, std: float) -> Tensor:
+    """A tensor drawn from a normal truncated at two deviations, rescaled so that its deviation *is* `std`."""
+    low, high = (math.erf(bound / math.sqrt(2)) for bound in (-2.0, 2.0))
+    mass = (high - low) / 2
+    density = math.exp(-2.0) / math.sqrt(2 * math.pi)
+    scale = std / math.sqrt(1 - 4 * density / mass)
+    draw = torch.empty(shape).uniform_(low, high).erfinv_().mul_(math.sqrt(2) * scale)
+    return draw.clamp_(-2 * scale, 2 * scale)
+
+
+class Linear(nn.Module):
+    """The weight [out, in] of a bias-free projection, LeCun-normal initialised; the ops read it directly."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(trunc_normal(out_features, in_features, std=in_features**-0.5))
+
+
+class SwiGLU(nn.Module):
+    """Weights of `down(silu(gate(x)) * up(x))` over `width` features: gate_up [2F, width], down [width, F]."""
+
+    def __init__(self, width: int, expansion: float) -> None:
+        super().__init__()
+        inner = inner_width(width, expansion)
+        self.gate_up_proj = Linear(width, 2 * inner)
+        self.down_proj = Linear(inner, width)
+
+
+class Attention(nn.Module):
+    """Weights of multi-head attention: qkv [3D, D] and output projection [D, D]."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.qkv_proj = Linear(hidden_size, 3 * hidden_size)
+        self.o_proj = Linear(hidden_size, hidden_size)
+
+
+class FusedTRMBlock(nn.Module):
+    """One layer: `h <- rms_norm(h + mix(h))`, then `h <- rms_norm(h + swiglu(h))`, the norm without a weight.
+
+    `mix` is a SwiGLU over the sequence (`mixer="mlp"`, normalised over L for each channel, or over D with
+    `norm_axis="hidden"` as RSM does) or multi-head attention (`mixer="attention"`). Parameter names and shapes
+    are the official ones: `mlp_t.gate_up_proj.weight` [2F, L], `mlp.down_proj.weight` [D, F],
+    `self_attn.qkv_proj.weight` [3D, D], …, so an official state dict loads unchanged.
+
+    Source: TinyRecursiveModels `models/recursive_reasoning/trm.py`; RSM `models/recursive_reasoning/rsm.py`.
+
+    Args:
+        hidden_size: D. seq_len: L, prefix included; needed by the MLP mixer. num_heads: for attention.
+        impl: `auto` (Triton on CUDA, reference elsewhere), `triton` or `reference`; a named one never falls back.
+        attention: `sdpa`, or `flash` for the kernels of the flash_attn package.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        seq_len: int | None = None,
+        *,
+        expansion: float = 4.0,
+        mixer: str = "mlp",
+        norm_axis: str = "sequence",
+        num_heads: int = 8,
+        causal: bool = False,
+        qk_norm: bool = False,
+        eps: float = 1e-5,
+        impl: str = "auto",
+        attention: str = "sdpa",
+    ) -> None:
+        super().__init__()
+        one_of("mixer", mixer, MIXERS)
+        one_of("norm_axis", norm_axis, NORM_AXES)
+        one_of("impl", impl, IMPLS)
+        self.norm_axis, self.num_heads, self.causal, self.qk_norm = norm_axis, num_heads, causal, qk_norm
+        self.eps, self.impl, self.attention = eps, impl, attention
+        if mixer == "mlp":
+            if seq_len is None:
+                raise InputError("seq_len=None is not allowed: mixer='mlp' mixes over the sequence and needs its length")
+            self.mlp_t = SwiGLU(seq_len, expansion)
+        else:
+            require(hidden_size % num_heads == 0, "num_heads", num_heads, f"a divisor of hidden_size={hidden_size}")
+            self.self_attn = Attention(hidden_size)
+        self.mlp = SwiGLU(hidden_size, expansion)
+
+    @property
+    def mixer(self) -> str:
+        """`mlp` or `attention`."""
+        return "mlp" if "mlp_t" in self._modules else "attention"
+
+    def forward(
+        self, hidden_states: Tensor, injection: tuple[Tensor, ...] = (), cos_sin: CosSin | None = None
+    ) -> Tensor:
+        """The layer applied to `hidden_states + (sum of injection)`; [B, L, D] to [B, L, D], differentiable.
+
+        The injection is folded into the first load of the fused kernels. `cos_sin` are RoPE tables [L, head_dim].
+        """
+        common = {"injection": injection, "eps": self.eps, "impl": self.impl}
+        if self.mixer == "mlp":
+            weights = (self.mlp_t.gate_up_proj.weight, self.mlp_t.down_proj.weight)
+            mixed = mixer_norm(hidden_states, *weights, norm_axis=self.norm_axis, **common)
+        else:
+            mixed = attention_norm(
+                hidden_states, self.self_attn.qkv_proj.weight, self.self_attn.o_proj.weight,
+                num_heads=self.num_heads, cos_sin=cos_sin, causal=self.causal, qk_norm=self.qk_norm,
+                attention=self.attention, **common,
+            )  # fmt: skip
+        weights = (self.mlp.gate_up_proj.weight, self.mlp.down_proj.weight)
+        return swiglu_norm(mixed, *weights, eps=self.eps, impl=self.impl)
+
+
+class Stack(nn.Module):
+    """Blocks applied in order; the injection enters the first one. Called `L_level`, `H_level` or `core` officially."""
+
+    def __init__(self, layers: list[FusedTRMBlock]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(
+        self, hidden_states: Tensor, injection: tuple[Tensor, ...] = (), cos_sin: CosSin | None = None
+    ) -> Tensor:
+        """All layers on `hidden_states + (sum of injection)`, [B, L, D]."""
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, injection, cos_sin)
+            injection = ()
+        return hidden_states

@@ -1,0 +1,234 @@
+"""RecursiveReasoner: embeddings, a program over a few latents, heads, and an explicit carry between ACT steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rtm_kernels.block import FusedTRMBlock, Linear, Stack, trunc_normal
+from rtm_kernels.config import ModelConfig
+from rtm_kernels.embedding import Embedding, SparseEmbedding
+from rtm_kernels.errors import InputError
+from rtm_kernels.ops.attention_norm.reference import rope_tables
+from rtm_kernels.program import Program
+from rtm_kernels.recursion import reference
+
+Batch = Mapping[str, Tensor]
+"""`inputs` [B, seq_len] token ids, `puzzle_identifiers` [B], and `labels` [B, seq_len] when there are any."""
+
+
+@dataclass
+class Carry:
+    """What one ACT step hands to the next: latents [B, L, D], steps [B] int32, halted [B] bool, the data."""
+
+    latents: dict[str, Tensor]
+    steps: Tensor
+    halted: Tensor
+    current_data: dict[str, Tensor]
+
+
+def init_name(latent: str) -> str:
+    """Buffer that a latent starts from: `z_H` starts from `H_init`."""
+    return f"{latent.removeprefix('z_')}_init"
+
+
+class RecursiveReasoner(nn.Module):
+    """A recursive reasoning model of any architecture of `rtm_kernels.program`, with the official parameter names.
+
+    An official state dict loads unchanged: the prefixes `_orig_mod.`, `model.` and `inner.` are dropped.
+    Weights stay in float32 and are cast to `config.forward_dtype` on use; latents are kept in that dtype.
+    `impl` and `attention` choose the ops' implementation (see `FusedTRMBlock`).
+    """
+
+    def __init__(self, config: ModelConfig, *, impl: str = "auto", attention: str = "sdpa") -> None:
+        super().__init__()
+        self.config = config
+        self.program = config.program
+        width, embed_std = config.hidden_size, config.hidden_size**-0.5
+        self.embed_tokens = Embedding(config.vocab_size, width, std=embed_std)
+        self.lm_head = Linear(width, config.vocab_size)
+        if config.tied_lm_head:
+            self.lm_head.weight = self.embed_tokens.embedding_weight
+        if config.has_q_head:
+            self.q_head = nn.Linear(width, 2)
+            nn.init.zeros_(self.q_head.weight)
+            nn.init.constant_(self.q_head.bias, -5.0)
+        if config.puzzle_emb_ndim > 0:
+            self.puzzle_emb = SparseEmbedding(config.num_puzzle_identifiers, config.puzzle_emb_ndim)
+        if config.pos_encodings == "learned":
+            self.embed_pos = Embedding(config.latent_len, width, std=embed_std)
+        for name, count in config.layers.items():
+            self.add_module(name, Stack([self._block(impl, attention) for _ in range(count)]))
+        for latent in self.program.carried:
+            start = trunc_normal(width, std=1.0).to(self.dtype)
+            self.register_buffer(init_name(latent), start)
+        self._rope: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.register_load_state_dict_pre_hook(_drop_official_prefixes)
+
+    def _block(self, impl: str, attention: str) -> FusedTRMBlock:
+        c = self.config
+        return FusedTRMBlock(
+            c.hidden_size, c.latent_len, expansion=c.expansion, mixer=c.mixer, norm_axis=c.norm_axis,
+            num_heads=c.num_heads, causal=c.causal, qk_norm=c.qk_norm, eps=c.rms_norm_eps,
+            impl=impl, attention=attention,
+        )  # fmt: skip
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute dtype, `config.forward_dtype`."""
+        dtype: torch.dtype = getattr(torch, self.config.forward_dtype)
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return self.embed_tokens.embedding_weight.device
+
+    def cos_sin(self) -> tuple[Tensor, Tensor] | None:
+        """RoPE tables [L, head_dim] in float32 on the model's device, or None when positions are not rotary."""
+        c = self.config
+        if c.pos_encodings != "rope":
+            return None
+        if self.device not in self._rope:
+            self._rope[self.device] = rope_tables(
+                c.latent_len, c.hidden_size // c.num_heads, c.rope_theta, self.device
+            )
+        return self._rope[self.device]
+
+    def stacks(self) -> dict[str, reference.Stack]:
+        """The stacks of blocks by name, as an executor calls them."""
+        cos_sin = self.cos_sin()
+
+        def bind(stack: nn.Module) -> reference.Stack:
+            return lambda state, injection: stack(state, injection, cos_sin)
+
+        return {name: bind(self.get_submodule(name)) for name in self.config.layers}
+
+    def embed(self, inputs: Tensor, puzzle_identifiers: Tensor) -> Tensor:
+        """Input embedding x [B, L, D] = sqrt(D) * (prefix ++ tokens [+ positions, scaled by 1/sqrt(2)])."""
+        c = self.config
+        x = F.embedding(inputs.to(torch.int32), self.embed_tokens.embedding_weight.to(self.dtype))
+        if c.prefix_len > 0:
+            x = torch.cat((self._prefix(puzzle_identifiers), x), dim=-2)  # [B, L, D]
+        if c.pos_encodings == "learned":
+            x = 0.707106781 * (x + self.embed_pos.embedding_weight.to(self.dtype))
+        return math.sqrt(c.hidden_size) * x
+
+    def _prefix(self, puzzle_identifiers: Tensor) -> Tensor:
+        c = self.config
+        size = c.prefix_len * c.hidden_size
+        if c.puzzle_emb_ndim == 0:
+            return torch.zeros(len(puzzle_identifiers), c.prefix_len, c.hidden_size, dtype=self.dtype, device=self.device)
+        rows = self.puzzle_emb(puzzle_identifiers).to(self.dtype)
+        return F.pad(rows, (0, size - rows.shape[-1])).view(-1, c.prefix_len, c.hidden_size)
+
+    def initial_latents(self, batch_size: int) -> dict[str, Tensor]:
+        """Fresh latents [B, L, D], every position the learned-once initial state."""
+        c = self.config
+        return {
+            name: self.get_buffer(init_name(name)).expand(batch_size, c.latent_len, -1)
+            for name in self.program.carried
+        }
+
+    def heads(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits [B, seq_len, V] and halting logits [B, 2] in float32 (None without a halting head)."""
+        logits = F.linear(output, self.lm_head.weight.to(output.dtype))[:, self.config.prefix_len :]
+        if not self.config.has_q_head:
+            return logits, None
+        head = self.q_head
+        q = F.linear(output[:, 0], head.weight.to(output.dtype), head.bias.to(output.dtype))
+        return logits, q.to(torch.float32)
+
+    def act_step(
+        self, latents: Mapping[str, Tensor], x: Tensor, program: Program | None = None
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+        """One ACT step: run the program, read the heads. Returns (latents, logits, q logits), latents attached."""
+        program = program or self.program
+        values = reference.run(program, latents, x, self.stacks())
+        return values, *self.heads(values[program.output])
+
+    def initial_carry(self, batch: Batch) -> Carry:
+        """A carry in which every sample is halted, so that the first step resets it and takes its data."""
+        inputs = batch["inputs"]
+        size, device = inputs.shape[0], inputs.device
+        return Carry(
+            latents=self.initial_latents(size),
+            steps=torch.zeros(size, dtype=torch.int32, device=device),
+            halted=torch.ones(size, dtype=torch.bool, device=device),
+            current_data={name: torch.empty_like(value) for name, value in batch.items()},
+        )
+
+    def forward(self, carry: Carry, batch: Batch, program: Program | None = None) -> tuple[Carry, dict[str, Any]]:
+        """One ACT step of the training contract: halted samples restart from `batch`, the others go on.
+
+        Outputs: `logits` [B, seq_len, V], `q_halt_logits` and `q_continue_logits` [B] float32 (absent without a
+        halting head), `target_q_continue` [B] in training when `config.q_continue_target`. In training a sample
+        halts when its head says so, subject to exploration, or at `halt_max_steps`; in evaluation only at the
+        latter, as in the official code (per-sample halting at inference is the solver's).
+        """
+        self._check_batch(batch)
+        halted = carry.halted
+        fresh = self.initial_latents(len(halted))
+        latents = {k: torch.where(halted.view(-1, 1, 1), fresh[k], v) for k, v in carry.latents.items()}
+        data = {
+            k: torch.where(halted.view(-1, *[1] * (batch[k].ndim - 1)), batch[k], v)
+            for k, v in carry.current_data.items()
+        }
+        x = self.embed(data["inputs"], data["puzzle_identifiers"])
+        values, logits, q = self.act_step(latents, x, program)
+        new = {k: values[k].detach() for k in self.program.carried}
+        outputs: dict[str, Any] = {"logits": logits}
+        if q is not None:
+            outputs |= {"q_halt_logits": q[..., 0], "q_continue_logits": q[..., 1]}
+        with torch.no_grad():
+            steps = torch.where(halted, 0, carry.steps) + 1
+            last = steps >= self.config.halt_max_steps
+            now_halted = self._halt(q, steps, last) if self.training else last
+            if self.training and self.config.q_continue_target and self.config.halt_max_steps > 1:
+                outputs["target_q_continue"] = self._target_q_continue(new, data, last)
+        return Carry(new, steps, now_halted, data), outputs
+
+    def _halt(self, q: Tensor | None, steps: Tensor, last: Tensor) -> Tensor:
+        """Halting of the training contract, with exploration: now and then a sample must run 2..max steps."""
+        c = self.config
+        if q is None or c.halt_max_steps == 1:
+            return last
+        wants = q[..., 0] > q[..., 1] if c.halting == "q_continue" else q[..., 0] > 0
+        explore = torch.rand_like(q[..., 0]) < c.halt_exploration_prob
+        minimum = explore * torch.randint_like(steps, low=2, high=c.halt_max_steps + 1)
+        return (last | wants) & (steps >= minimum)
+
+    def _target_q_continue(self, latents: Mapping[str, Tensor], data: Batch, last: Tensor) -> Tensor:
+        """HRM's bootstrapped target: sigmoid of the best halting value one step ahead (of halting, at the last)."""
+        x = self.embed(data["inputs"], data["puzzle_identifiers"])
+        _, _, q = self.act_step(latents, x)
+        assert q is not None
+        return torch.sigmoid(torch.where(last, q[..., 0], torch.maximum(q[..., 0], q[..., 1])))
+
+    def _check_batch(self, batch: Batch) -> None:
+        for name in ("inputs", "puzzle_identifiers"):
+            if name not in batch:
+                raise InputError(f"batch has no {name!r}; it has {sorted(batch)}")
+        shape = tuple(batch["inputs"].shape)
+        if len(shape) != 2 or shape[1] != self.config.seq_len:
+            raise InputError(f"batch['inputs'] has shape {shape}; expected [B, seq_len={self.config.seq_len}]")
+
+
+def _drop_official_prefixes(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    for key in [k for k in state if k.startswith(prefix)]:
+        name = key.removeprefix(prefix)
+        for official in ("_orig_mod.", "model.", "inner."):
+            name = name.removeprefix(official)
+        if prefix + name != key:
+            state[prefix + name] = state.pop(key)
+    tied = prefix + "lm_head.weight"
+    if getattr(module.config, "tied_lm_head", False) and tied not in state:
+        embedding = state.get(prefix + "embed_tokens.embedding_weight")
+        if embedding is not None:
+            state[tied] = embedding
