@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
 def adam_atan2_(
-    param: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
     *,
     step: int,
     lr: float,
@@ -18,16 +20,20 @@ def adam_atan2_(
     beta2: float,
     weight_decay: float,
 ) -> None:
-    """One AdamATan2 update of one tensor, in place; `step` counts from 1 and includes this update.
+    """One AdamATan2 update of every tensor, in place; `step` counts from 1 and includes this update.
 
     `p <- p (1 - lr wd) - lr/bc1 * atan2(m, sqrt(v) / sqrt(bc2))` with `m <- b1 m + (1 - b1) g`,
-    `v <- b2 v + (1 - b2) g^2` and `bc = 1 - b^step`. No epsilon, and no parameter moves by more than lr pi/(2 bc1)
-    (arXiv 2407.05872, section 4; the CUDA kernel of the package adam-atan2).
+    `v <- b2 v + (1 - b2) g^2` and `bc = 1 - b^step`. There is no epsilon, and no entry moves by more than
+    lr pi / (2 bc1) beside the decay (arXiv 2407.05872, section 4; the CUDA kernel of the package adam-atan2).
     """
-    exp_avg.lerp_(grad, 1 - beta1)
-    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    denominator = exp_avg_sq.sqrt().div_((1 - beta2**step) ** 0.5)
-    param.mul_(1 - lr * weight_decay).add_(torch.atan2(exp_avg, denominator), alpha=-lr / (1 - beta1**step))
+    torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
+    torch._foreach_mul_(exp_avg_sqs, beta2)
+    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
+    denominators = torch._foreach_sqrt(exp_avg_sqs)
+    torch._foreach_div_(denominators, (1 - beta2**step) ** 0.5)
+    angles = [torch.atan2(m, d) for m, d in zip(exp_avgs, denominators, strict=True)]
+    torch._foreach_mul_(params, 1 - lr * weight_decay)
+    torch._foreach_add_(params, angles, alpha=-lr / (1 - beta1**step))
 
 
 def sign_sgd_(weights: Tensor, ids: Tensor, grad: Tensor, *, lr: float, weight_decay: float) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rtm_kernels.errors import one_of, require
+from rtm_kernels.errors import InputError, one_of
 
 POLICIES = ("q", "q_continue", "settle", "cumulative_sequence", "cumulative_token", "fixed")
 POOLS = ("first", "mean", "token")
@@ -29,7 +29,9 @@ class HaltingState:
     accumulated: Tensor
     """float32, the weights of its steps so far; they sum to 1 when a cumulative policy has halted."""
     weight: Tensor
-    """float32, weight of the unit's last step in the halting mixture; 1 under the policies that do not accumulate."""
+    """float32, weight of the step just taken in the halting mixture; 0 for a unit that did not take it."""
+    remainder: Tensor
+    """float32, `1 - accumulated` before the unit's last step: Graves' R(t) once it halted, ponder cost steps + R."""
 
     @property
     def active_samples(self) -> Tensor:
@@ -49,6 +51,7 @@ class HaltingState:
             self.active | fresh,
             self.accumulated.masked_fill(fresh, 0),
             self.weight.masked_fill(fresh, 0),
+            self.remainder.masked_fill(fresh, 1),
         )
 
 
@@ -60,6 +63,7 @@ def initial_state(batch: int, units: int = 1, device: torch.device | str | None 
         torch.ones(shape, dtype=torch.bool, device=device),
         torch.zeros(shape, dtype=torch.float32, device=device),
         torch.zeros(shape, dtype=torch.float32, device=device),
+        torch.ones(shape, dtype=torch.float32, device=device),
     )
 
 
@@ -71,8 +75,11 @@ def halting_logits(y: Tensor, weight: Tensor, bias: Tensor | None = None, pool: 
     """
     one_of("pool", pool, POOLS)
     wide = y.to(torch.promote_types(y.dtype, torch.float32))
-    pooled = {"first": wide[:, :1], "mean": wide.mean(1, keepdim=True) if pool == "mean" else wide, "token": wide}[pool]
-    return F.linear(pooled, weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype))
+    if pool == "first":
+        wide = wide[:, :1]
+    elif pool == "mean":
+        wide = wide.mean(1, keepdim=True)
+    return F.linear(wide, weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype))
 
 
 def relative_change(y: Tensor, previous: Tensor) -> Tensor:
@@ -82,13 +89,40 @@ def relative_change(y: Tensor, previous: Tensor) -> Tensor:
     return torch.linalg.vector_norm(wide - previous.to(wide.dtype), dim=(1, 2)) / norm.clamp_min(1e-30)
 
 
-def settled(y: Tensor, previous: Tensor, tol: float, answer: Tensor | None = None,
-            previous_answer: Tensor | None = None) -> Tensor:  # fmt: skip
+def settled(
+    y: Tensor, previous: Tensor, tol: float, answer: Tensor | None = None, previous_answer: Tensor | None = None
+) -> Tensor:
     """[B, 1] bool: `relative_change(y, previous) < tol`, or the answer [B, ...] equals the one of the step before."""
     quiet = relative_change(y, previous) < tol
     if answer is not None and previous_answer is not None:
         quiet = quiet | (answer == previous_answer).flatten(1).all(1)
     return quiet.unsqueeze(-1)
+
+
+def wants_to_halt(
+    state: HaltingState, policy: str, logits: Tensor | None = None, quiet: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """[B, U] bool whether the policy asks a unit to halt after this step, and the halting probability p (1 if none).
+
+    `q`: q_halt > 0; `q_continue`: q_halt > q_continue; `settle`: `quiet` [B, U]; `fixed`: never;
+    `cumulative_*`: accumulated + p >= 1 with p = sigmoid(logits[..., 0]). logits [B, U, K].
+    """
+    one_of("policy", policy, POLICIES)
+    p = torch.ones_like(state.accumulated)
+    if policy == "fixed":
+        return torch.zeros_like(state.active), p
+    if policy == "settle":
+        if quiet is None:
+            raise InputError("quiet=None is not allowed: the policy settle needs it")
+        return quiet, p
+    if logits is None:
+        raise InputError(f"logits=None is not allowed: the policy {policy} needs them")
+    if policy == "q":
+        return logits[..., 0] > 0, p
+    if policy == "q_continue":
+        return logits[..., 0] > logits[..., 1], p
+    p = torch.sigmoid(logits[..., 0])
+    return state.accumulated + p >= 1, p
 
 
 def halting_update(
@@ -100,41 +134,24 @@ def halting_update(
     max_steps: int,
     min_steps: int | Tensor = 1,
 ) -> HaltingState:
-    """The state after one more ACT step of the active units; inactive units do not change.
+    """The state after one more ACT step of the active units; of inactive units only `weight` changes, to 0.
 
-    A unit wants to halt when: `q`: q_halt > 0; `q_continue`: q_halt > q_continue; `settle`: `quiet` [B, U];
-    `cumulative_*`: accumulated + p >= 1 with p = sigmoid(logits[..., 0]); `fixed`: never. It halts when it wants to
-    and has taken `min_steps` (an int, or one per sample [B]), or when it has taken `max_steps`, which wins.
-
-    Under the cumulative policies the step's weight is min(p, 1 - accumulated), and 1 - accumulated (the remainder)
-    in the step that halts, so the weights of a halted unit sum to 1 (arXiv 1603.08983, eq. 6 and 7) and are
-    differentiable in `logits`; elsewhere the weight is 1 and nothing accumulates.
+    A unit halts when `wants_to_halt` and it has taken `min_steps` (an int, or one per sample [B]), or when it has
+    taken `max_steps`, which wins. Under the cumulative policies the weight of the step is min(p, 1 - accumulated),
+    and all of 1 - accumulated (the remainder) in the step that halts, so the weights of a halted unit sum to 1 and
+    stay differentiable in `logits` (arXiv 1603.08983, eq. 6 and 7). Elsewhere the weight is 1.
     """
-    one_of("policy", policy, POLICIES)
-    accumulates = policy.startswith("cumulative")
-    if policy == "settle":
-        require(quiet is not None, "quiet", quiet, "the settle policy needs it")
-    elif policy != "fixed":
-        require(logits is not None, "logits", logits, f"the policy {policy} needs them")
+    wants, p = wants_to_halt(state, policy, logits, quiet)
     steps = state.steps + state.active.to(torch.int32)
-    left = 1 - state.accumulated
-    p = torch.ones_like(state.accumulated)
-    if policy == "settle":
-        wants = quiet
-    elif policy == "fixed":
-        wants = torch.zeros_like(state.active)
-    elif policy == "q":
-        wants = logits[..., 0] > 0
-    elif policy == "q_continue":
-        wants = logits[..., 0] > logits[..., 1]
-    else:
-        p = torch.sigmoid(logits[..., 0])
-        wants = state.accumulated + p >= 1
     floor = min_steps.unsqueeze(-1) if isinstance(min_steps, Tensor) else min_steps
     halts = state.active & ((wants & (steps >= floor)) | (steps >= max_steps))
-    weight = torch.where(halts, left, torch.minimum(p, left)) if accumulates else p
-    accumulated = torch.where(state.active, state.accumulated + weight, state.accumulated) if accumulates else state.accumulated
-    return HaltingState(steps, state.active & ~halts, accumulated, torch.where(state.active, weight, state.weight))
+    accumulated, remainder = state.accumulated, state.remainder
+    if policy.startswith("cumulative"):
+        left = 1 - accumulated
+        p = torch.where(halts, left, torch.minimum(p, left))
+        accumulated = torch.where(state.active, accumulated + p, accumulated)
+        remainder = torch.where(state.active, left, remainder)
+    return HaltingState(steps, state.active & ~halts, accumulated, torch.where(state.active, p, 0), remainder)
 
 
 def compaction(active: Tensor) -> tuple[Tensor, Tensor]:

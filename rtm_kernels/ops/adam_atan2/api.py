@@ -1,0 +1,169 @@
+"""AdamATan2 and sparse sign-SGD: the public optimisers of the op."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from rtm_kernels.errors import require
+from rtm_kernels.impl import resolve
+from rtm_kernels.ops.adam_atan2 import reference
+
+
+def sign_sgd_(
+    weights: Tensor, ids: Tensor, grad: Tensor, *, lr: float, weight_decay: float, impl: str = "auto"
+) -> None:
+    """Sign-SGD on the rows of an embedding that `ids` names, in place: `w <- w (1 - lr wd) - lr sign(g)`.
+
+    weights [N, D] float32 or float64, ids [B] integer in 0..N-1, grad [B, D] of the same dtype. Gradients of a
+    repeated id are summed in batch order before the sign, so equal inputs give equal bits.
+
+    Errors: `InputError` for shapes or dtypes that do not fit, `BackendUnavailable` for a named `impl` that cannot run.
+    Source: models/sparse_embedding.py of the TRM repository.
+    """
+    require(weights.ndim == 2, "weights.shape", tuple(weights.shape), "[N, D]")
+    _require_master("weights.dtype", weights)
+    integer = not ids.dtype.is_floating_point and ids.dtype is not torch.bool
+    require(ids.ndim == 1 and integer, "ids", f"{ids.dtype}{list(ids.shape)}", "a vector of integers")
+    wanted = (len(ids), weights.shape[1])
+    require(tuple(grad.shape) == wanted, "grad.shape", tuple(grad.shape), f"{wanted}, one row per id")
+    require(grad.dtype == weights.dtype, "grad.dtype", grad.dtype, f"the dtype of weights, {weights.dtype}")
+    resolve(impl, weights.device)
+    reference.sign_sgd_(weights, ids, grad, lr=lr, weight_decay=weight_decay)
+
+
+class AdamATan2(Optimizer):
+    """`p <- p (1 - lr wd) - lr/bc1 * atan2(m, sqrt(v / bc2))`: Adam without epsilon, invariant to the gradient's scale.
+
+    Parameters are float32 or float64 master weights. The state holds `step`, `exp_avg` and `exp_avg_sq`, as Adam's.
+
+    Errors: `InputError` for a hyper-parameter out of range, a parameter of another dtype, or a sparse gradient.
+    Source: arXiv 2407.05872, section 4; the update equals the CUDA kernel of the package adam-atan2.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.1,
+        *,
+        impl: str = "auto",
+    ) -> None:
+        _require_rates(lr, weight_decay)
+        for beta in betas:
+            require(0 <= beta < 1, "betas", betas, "two numbers from 0 to below 1")
+        super().__init__(params, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay})
+        self.impl = impl
+        for group in self.param_groups:
+            for param in group["params"]:
+                _require_master("params", param)
+                resolve(impl, param.device)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for step, rows in self._buckets(group["params"]).items():
+                beta1, beta2 = group["betas"]
+                columns = [list(column) for column in zip(*rows, strict=True)]
+                reference.adam_atan2_(
+                    *columns, step=step, lr=float(group["lr"]), beta1=beta1, beta2=beta2,
+                    weight_decay=group["weight_decay"],
+                )  # fmt: skip
+        return loss
+
+    def _buckets(self, params: list[Tensor]) -> dict[int, list[tuple[Tensor, Tensor, Tensor, Tensor]]]:
+        """(param, grad, exp_avg, exp_avg_sq) of every parameter with a gradient, by the step it is about to take."""
+        buckets: dict[int, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = defaultdict(list)
+        for param in params:
+            if param.grad is None:
+                continue
+            require(
+                not param.grad.is_sparse, "grad.layout", param.grad.layout, "dense; use SparseSignSGD for embeddings"
+            )
+            state = self.state[param]
+            if not state:
+                state["step"] = torch.tensor(0.0)
+                state["exp_avg"] = torch.zeros_like(param)
+                state["exp_avg_sq"] = torch.zeros_like(param)
+            state["step"] += 1
+            row = (param, param.grad, state["exp_avg"], state["exp_avg_sq"])
+            buckets[int(state["step"])].append(row)
+        return buckets
+
+
+class SparseSignSGD(Optimizer):
+    """Sign-SGD with decoupled weight decay for a sparse embedding; each group is one embedding's three tensors.
+
+    A group holds the local rows of the batch (they have the gradient) [B, D], their ids [B] integer, and the whole
+    table [N, D], in any order, as `module.buffers()` of the official `CastedSparseEmbedding` yields them.
+
+    Errors: `InputError` for a group that is not such a triple.
+    Source: models/sparse_embedding.py of the TRM repository.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-2, weight_decay: float = 0.1, *, impl: str = "auto"
+    ) -> None:
+        _require_rates(lr, weight_decay)
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self.impl = impl
+        for group in self.param_groups:
+            _embedding_triple(group["params"])
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update the rows that the last batch touched; nothing when there is no gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            local, ids, weights = _embedding_triple(group["params"])
+            if local.grad is not None:
+                sign_sgd_(
+                    weights, ids, local.grad, lr=float(group["lr"]), weight_decay=group["weight_decay"], impl=self.impl
+                )
+        return loss
+
+
+def _embedding_triple(params: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """(local rows, ids, weights) of one embedding, told apart by what they are."""
+    local = [p for p in params if p.requires_grad]
+    ids = [p for p in params if not p.requires_grad and p.ndim == 1]
+    weights = [p for p in params if not p.requires_grad and p.ndim == 2]
+    shapes = [tuple(p.shape) for p in params]
+    require(
+        len(params) == 3 and len(local) == len(ids) == len(weights) == 1, "params", shapes,
+        "three tensors per group: local rows with gradient, their ids (1-D), the table (2-D)",
+    )  # fmt: skip
+    return local[0], ids[0], weights[0]
+
+
+def _require_master(name: str, tensor: Tensor) -> None:
+    dtype = tensor.dtype
+    require(dtype in (torch.float32, torch.float64), name, dtype, "master weights in float32 or float64")
+
+
+def _require_rates(lr: float, weight_decay: float) -> None:
+    for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+        require(0 <= value < math.inf, name, value, "a finite number of at least 0")
