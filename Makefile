@@ -1,0 +1,72 @@
+# Every target works in .venv of this checkout and sets it up first; `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+PY := $(BIN)/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
+PYTEST := $(PY) -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: solve test check interpret-gate compile-gate bench gpu profile native clean help
+
+.venv/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	  { echo "error: $(PYTHON) is missing or older than Python 3.10; name another one: make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "error: $(PYTHON) has no venv module (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.environment: .venv/.created $(wildcard constraints/*.txt)
+	@echo "installing the pinned environment into .venv (once)"
+	@$(PIP) -r constraints/torch.txt
+	@$(PY) -c 'import triton' 2>/dev/null || $(PIP) --no-deps -r constraints/triton.txt
+	@$(PIP) --no-deps -r constraints/test.txt
+	@touch $@
+
+.venv/.installed: .venv/.environment pyproject.toml setup.py $(CSRC)
+	@echo "installing rtm_kernels into .venv"
+	@rm -f rtm_kernels/_cpu*.so rtm_kernels/_cuda*.so
+	@$(PIP) --no-build-isolation --no-deps --editable .
+	@ls rtm_kernels/_cpu*.so >/dev/null 2>&1 || echo "note: no native CPU kernels (make native says why); PyTorch serves"
+	@touch $@
+
+solve: .venv/.installed  ## set everything up and solve the bundled example puzzles
+	@$(BIN)/rtm solve
+
+test: .venv/.installed  ## set everything up and run every test, both gates included
+	@$(PYTEST)
+
+check: .venv/.environment  ## lint, format check, types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+interpret-gate: .venv/.installed  ## every Triton kernel against its reference, in Triton's interpreter (float32)
+	@$(PY) -m tests.gates.interpret
+
+compile-gate: .venv/.installed  ## every kernel and launch row compiled for sm_90 without a GPU
+	@$(PY) -m tests.gates.compile
+
+bench: .venv/.installed  ## benchmarks; writes .benchmarks/latest.json
+	@mkdir -p .benchmarks
+	@$(PYTEST) benchmarks --benchmark-json=.benchmarks/latest.json
+
+gpu: .venv/.installed  ## tests, benchmarks and profiles that need a GPU
+	@$(PY) -m benchmarks.gpu
+
+profile: .venv/.installed  ## where the time of one ACT step goes
+	@$(PY) -m benchmarks.profile
+
+native: .venv/.environment  ## build the native extensions, and fail where they cannot be built
+	@rm -f rtm_kernels/_cpu*.so rtm_kernels/_cuda*.so
+	@$(PY) setup.py --quiet build_ext --inplace
+	@$(PY) -c 'import torch, rtm_kernels._cpu; print("built", rtm_kernels._cpu.__file__)'
+
+clean:  ## remove what the targets built, .venv included
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f rtm_kernels/_cpu*.so rtm_kernels/_cuda*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

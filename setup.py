@@ -1,0 +1,96 @@
+"""Native extensions: built where PyTorch and a compiler are, left out with one line saying why elsewhere.
+
+A failing compiler never fails an install, because every op has a PyTorch implementation; `make native` does fail.
+"""
+
+from __future__ import annotations
+
+import glob
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from setuptools import Extension, setup
+
+CPU_FLAGS = ["-O3", "-std=c++17"]
+NVCC_FLAGS = ["-O3", "-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"]
+
+
+def note(name: str, reason: object) -> None:
+    print(f"note: rtm_kernels.{name} is not built: {reason}", file=sys.stderr)
+
+
+def cpu_extension(cpp_extension: Any) -> Extension | None:
+    sources = sorted(glob.glob("csrc/cpu/*.cpp"))
+    if not sources:
+        note("_cpu", "csrc/cpu has no sources")
+        return None
+    openmp = ["-fopenmp"] if sys.platform == "linux" else []
+    return cpp_extension.CppExtension(
+        "rtm_kernels._cpu",
+        sources,
+        depends=sorted(glob.glob("csrc/cpu/*.h")),
+        extra_compile_args={"cxx": CPU_FLAGS + openmp},
+        extra_link_args=openmp,
+        optional=True,
+    )
+
+
+def cuda_extension(cpp_extension: Any, cuda: str | None) -> Extension | None:
+    sources = sorted(glob.glob("csrc/cuda/*.cpp") + glob.glob("csrc/cuda/*.cu"))
+    if not sources:
+        return None
+    if cuda is None:
+        note("_cuda", "this PyTorch is built without CUDA")
+        return None
+    if cpp_extension.CUDA_HOME is None or shutil.which("nvcc", path=f"{cpp_extension.CUDA_HOME}/bin") is None:
+        note("_cuda", "nvcc was not found")
+        return None
+    return cpp_extension.CUDAExtension(
+        "rtm_kernels._cuda",
+        sources,
+        depends=sorted(glob.glob("csrc/cuda/*.h") + glob.glob("csrc/cuda/*.cuh")),
+        extra_compile_args={"cxx": CPU_FLAGS, "nvcc": NVCC_FLAGS},
+        optional=True,
+    )
+
+
+def native() -> dict[str, Any]:
+    """Arguments of `setup` for the extensions that this machine can build."""
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ImportError:
+        note("_cpu", "PyTorch is not importable here (install it first, then with --no-build-isolation)")
+        return {}
+    compiler = cpp_extension.get_cxx_compiler()
+    if shutil.which(compiler) is None:
+        note("_cpu", f"no C++ compiler ({compiler} was not found)")
+        return {}
+
+    class BuildNative(cpp_extension.BuildExtension):
+        """Builds every extension by itself and turns its failure into a note."""
+
+        def build_extensions(self) -> None:
+            with failure_noted("_cpu"):
+                super().build_extensions()
+
+        def build_extension(self, ext: Extension) -> None:
+            with failure_noted(ext.name.rpartition(".")[2]):
+                super().build_extension(ext)
+
+    extensions = [cpu_extension(cpp_extension), cuda_extension(cpp_extension, torch.version.cuda)]
+    return {"ext_modules": [e for e in extensions if e], "cmdclass": {"build_ext": BuildNative}}
+
+
+@contextmanager
+def failure_noted(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        note(name, f"the build failed: {' '.join(str(error).split())[:300]}")
+
+
+setup(**native())
