@@ -43,10 +43,10 @@ check: .venv/.environment  ## lint, format check, types
 	@$(BIN)/mypy
 
 interpret-gate: .venv/.installed  ## every Triton kernel against its reference, in Triton's interpreter (float32)
-	@$(PY) -m tests.gates.interpret
+	@$(PY) -m tests.gates.interpret_gate
 
 compile-gate: .venv/.installed  ## every kernel and launch row compiled for sm_90 without a GPU
-	@$(PY) -m tests.gates.compile
+	@$(PY) -m tests.gates.compile_gate
 
 bench: .venv/.installed  ## benchmarks; writes .benchmarks/latest.json
 	@mkdir -p .benchmarks
