@@ -1,0 +1,153 @@
+"""Forward kernels of `h + swiglu(h)` and of the weightless RMSNorm, over strided [batch, rows, features] views."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from rtm_kernels.ops.swiglu.tiles import load_sum, row_block, silu_gate
+
+
+@triton.jit
+def fused_kernel(
+    y_ptr, rstd_ptr, x_ptr, first_ptr, second_ptr, gate_up_ptr, down_ptr, eps,
+    R, N, N_PAD, F,
+    x_stride_b, x_stride_r, x_stride_n, y_stride_b, y_stride_r, y_stride_n,
+    TERMS: tl.constexpr, NORMALISE: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """`y = h + swiglu(h)` for one block of rows with all N <= BLOCK_N features, normalised over them if asked."""
+    batch, offs_r = row_block(tl.program_id(0), R, BLOCK_R)
+    offs_n = tl.arange(0, BLOCK_N)
+    offs_f = tl.arange(0, BLOCK_F)
+    mask = (offs_r < R)[:, None] & (offs_n < N)[None, :]
+    x_offs = batch * x_stride_b + offs_r[:, None] * x_stride_r + offs_n.to(tl.int64)[None, :] * x_stride_n
+    h = load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask, TERMS, ACC)  # [BR, BN]
+
+    gate_ptrs = gate_up_ptr + offs_f[None, :] * N_PAD + offs_n[:, None]
+    down_ptrs = down_ptr + offs_n[None, :] * F + offs_f[:, None]
+    up_offset = F * N_PAD
+    acc = tl.zeros((BLOCK_R, BLOCK_N), dtype=ACC)
+    for f in range(0, F, BLOCK_F):
+        mask_f = f + offs_f < F
+        mask_gate = mask_f[None, :] & (offs_n < N_PAD)[:, None]
+        w_gate = tl.load(gate_ptrs, mask=mask_gate, other=0.0)  # [BN, BF]
+        w_up = tl.load(gate_ptrs + up_offset, mask=mask_gate, other=0.0)
+        w_down = tl.load(down_ptrs, mask=mask_f[:, None] & (offs_n < N)[None, :], other=0.0)  # [BF, BN]
+        gate = tl.dot(h, w_gate, out_dtype=ACC, input_precision="ieee")
+        up = tl.dot(h, w_up, out_dtype=ACC, input_precision="ieee")
+        act = silu_gate(gate, up).to(h.dtype)  # [BR, BF]
+        acc = tl.dot(act, w_down, acc, out_dtype=ACC, input_precision="ieee")
+        gate_ptrs += BLOCK_F * N_PAD
+        down_ptrs += BLOCK_F
+
+    acc += h.to(ACC)
+    if NORMALISE:
+        rstd = 1.0 / tl.sqrt(tl.sum(acc * acc, axis=1) / N + eps.to(ACC))
+        tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=offs_r < R)
+        acc *= rstd[:, None]
+    y_offs = batch * y_stride_b + offs_r[:, None] * y_stride_r + offs_n.to(tl.int64)[None, :] * y_stride_n
+    tl.store(y_ptr + y_offs, acc.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def gate_up_kernel(
+    a_ptr, x_ptr, first_ptr, second_ptr, gate_up_ptr,
+    R, N, N_PAD, F, x_stride_b, x_stride_r, x_stride_n,
+    TERMS: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """`a = silu(h gate^T) * (h up^T)`, one [BLOCK_R, BLOCK_F] tile; a is [batch * R, F] without gaps."""
+    blocks_f = tl.cdiv(F, BLOCK_F)
+    pid = tl.program_id(0)
+    batch, offs_r = row_block(pid // blocks_f, R, BLOCK_R)
+    offs_f = (pid % blocks_f) * BLOCK_F + tl.arange(0, BLOCK_F)
+    offs_n = tl.arange(0, BLOCK_N)
+    mask_r, mask_f = offs_r < R, offs_f < F
+    x_offs = batch * x_stride_b + offs_r[:, None] * x_stride_r + offs_n.to(tl.int64)[None, :] * x_stride_n
+    gate_ptrs = gate_up_ptr + offs_f[None, :] * N_PAD + offs_n[:, None]
+    up_offset = F * N_PAD
+
+    gate = tl.zeros((BLOCK_R, BLOCK_F), dtype=ACC)
+    up = tl.zeros((BLOCK_R, BLOCK_F), dtype=ACC)
+    for n in range(0, N, BLOCK_N):
+        mask_x = mask_r[:, None] & (n + offs_n < N)[None, :]
+        mask_w = mask_f[None, :] & (n + offs_n < N_PAD)[:, None]
+        h = load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask_x, TERMS, ACC)  # [BR, BN]
+        w_gate = tl.load(gate_ptrs, mask=mask_w, other=0.0)  # [BN, BF]
+        w_up = tl.load(gate_ptrs + up_offset, mask=mask_w, other=0.0)
+        gate = tl.dot(h, w_gate, gate, out_dtype=ACC, input_precision="ieee")
+        up = tl.dot(h, w_up, up, out_dtype=ACC, input_precision="ieee")
+        x_offs += BLOCK_N * tl.cast(x_stride_n, tl.int64)
+        gate_ptrs += BLOCK_N
+
+    act = silu_gate(gate, up).to(a_ptr.dtype.element_ty)
+    a_offs = (batch * R + offs_r)[:, None] * F + offs_f[None, :]
+    tl.store(a_ptr + a_offs, act, mask=mask_r[:, None] & mask_f[None, :])
+
+
+@triton.jit
+def residual_gemm_kernel(
+    y_ptr, rstd_ptr, a_ptr, w_ptr, x_ptr, first_ptr, second_ptr, eps,
+    R, N, K, W_N, w_stride_n, w_stride_k,
+    x_stride_b, x_stride_r, x_stride_n, y_stride_b, y_stride_r, y_stride_n,
+    TERMS: tl.constexpr, NORMALISE: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """`y = h + a w^T`, one [BLOCK_R, BLOCK_N] tile, normalised over the features if BLOCK_N holds them all.
+
+    a is [batch * R, K] without gaps, w is [W_N, K] by its strides with W_N >= N.
+    """
+    blocks_n = tl.cdiv(N, BLOCK_N)
+    pid = tl.program_id(0)
+    batch, offs_r = row_block(pid // blocks_n, R, BLOCK_R)
+    offs_n = (pid % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = tl.arange(0, BLOCK_K)
+    mask_r = offs_r < R
+    a_ptrs = a_ptr + (batch * R + offs_r)[:, None] * K + offs_k[None, :]
+    w_ptrs = w_ptr + offs_n[None, :] * w_stride_n + offs_k[:, None] * w_stride_k
+
+    acc = tl.zeros((BLOCK_R, BLOCK_N), dtype=ACC)
+    for k in range(0, K, BLOCK_K):
+        mask_k = k + offs_k < K
+        a = tl.load(a_ptrs, mask=mask_r[:, None] & mask_k[None, :], other=0.0)  # [BR, BK]
+        w = tl.load(w_ptrs, mask=mask_k[:, None] & (offs_n < W_N)[None, :], other=0.0)  # [BK, BN]
+        acc = tl.dot(a, w, acc, out_dtype=ACC, input_precision="ieee")
+        a_ptrs += BLOCK_K
+        w_ptrs += BLOCK_K * w_stride_k
+
+    mask = mask_r[:, None] & (offs_n < N)[None, :]
+    wide_n = offs_n.to(tl.int64)[None, :]
+    x_offs = batch * x_stride_b + offs_r[:, None] * x_stride_r + wide_n * x_stride_n
+    acc += load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask, TERMS, ACC).to(ACC)
+    if NORMALISE:
+        acc = tl.where(mask, acc, 0.0)
+        rstd = 1.0 / tl.sqrt(tl.sum(acc * acc, axis=1) / N + eps.to(ACC))
+        tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=mask_r)
+        acc *= rstd[:, None]
+    y_offs = batch * y_stride_b + offs_r[:, None] * y_stride_r + wide_n * y_stride_n
+    tl.store(y_ptr + y_offs, acc.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def norm_kernel(
+    y_ptr, rstd_ptr, eps, R, N, y_stride_b, y_stride_r, y_stride_n,
+    ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """`y <- y * rsqrt(mean(y^2) + eps)` over the features, in place, one block of rows."""
+    batch, offs_r = row_block(tl.program_id(0), R, BLOCK_R)
+    offs_n = tl.arange(0, BLOCK_N)
+    mask_r = offs_r < R
+    y_ptrs = y_ptr + batch * y_stride_b + offs_r[:, None] * y_stride_r + offs_n.to(tl.int64)[None, :] * y_stride_n
+    wide_stride = tl.cast(y_stride_n, tl.int64)
+    squares = tl.zeros((BLOCK_R, BLOCK_N), dtype=ACC)
+    for n in range(0, N, BLOCK_N):
+        mask = mask_r[:, None] & (n + offs_n < N)[None, :]
+        y = tl.load(y_ptrs + n * wide_stride, mask=mask, other=0.0).to(ACC)
+        squares += y * y
+    rstd = 1.0 / tl.sqrt(tl.sum(squares, axis=1) / N + eps.to(ACC))
+    tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=mask_r)
+    for n in range(0, N, BLOCK_N):
+        mask = mask_r[:, None] & (n + offs_n < N)[None, :]
+        y = tl.load(y_ptrs + n * wide_stride, mask=mask, other=0.0).to(ACC)
+        tl.store(y_ptrs + n * wide_stride, (y * rstd[:, None]).to(y_ptr.dtype.element_ty), mask=mask)

@@ -1,0 +1,118 @@
+"""Launchers of the SwiGLU kernels. Every tensor is a strided [batch, rows, features] view; outputs are given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rtm_kernels.ops.launch import LaunchRow, find, launch, select
+from rtm_kernels.ops.swiglu import forward
+from rtm_kernels.ops.swiglu.weights import PackedWeights
+
+Table = Sequence[LaunchRow]
+
+
+def accumulator(dtype: torch.dtype) -> Any:
+    """The dtype that kernels accumulate in: float64 for float64, float32 for every other dtype."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def foldable(x: Tensor, injection: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """x and at most two injection terms in x's own layout; other injections are summed before the kernel."""
+    if not injection:
+        return x, []
+    terms = list(injection)
+    while len(terms) > 2:
+        terms[:2] = [terms[0] + terms[1]]
+    if all(term.stride() == x.stride() for term in terms):
+        return x, terms
+    return x + sum(terms[1:], start=terms[0]), []
+
+
+def terms_of(x: Tensor, injection: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The pointer arguments x, first, second; absent terms repeat x and are not read."""
+    first, second = (*injection, x, x)[:2]
+    return x, first, second
+
+
+def row_blocks(x: Tensor, block: int) -> int:
+    """How many programs cover the rows of x [batch, rows, features] with `block` rows each."""
+    return x.shape[0] * triton.cdiv(x.shape[1], block)
+
+
+def swiglu_residual(
+    y: Tensor, rstd: Tensor | None, x: Tensor, injection: Sequence[Tensor], weights: PackedWeights, eps: float,
+    table: Table,
+) -> None:  # fmt: skip
+    """`y <- h + swiglu(h)`; with `rstd` [batch, rows] given, y is normalised over its features."""
+    row = find(table, "fused", x.dtype, x.shape[2])
+    if row is not None:
+        _fused(y, rstd, x, injection, weights, eps, row)
+        return
+    act = x.new_empty(x.shape[0] * x.shape[1], weights.down.shape[1])
+    _gate_up(act, x, injection, weights, table)
+    _down(y, rstd, act, x, injection, weights, eps, table)
+
+
+def _fused(
+    y: Tensor, rstd: Tensor | None, x: Tensor, injection: Sequence[Tensor], weights: PackedWeights, eps: float,
+    row: LaunchRow,
+) -> None:  # fmt: skip
+    _, inner, padded = weights.gate_up.shape
+    launch(
+        forward.fused_kernel, row, (row_blocks(x, row.blocks["BLOCK_R"]),),
+        y, y if rstd is None else rstd, *terms_of(x, injection), weights.gate_up, weights.down, eps,
+        x.shape[1], x.shape[2], padded, inner, *x.stride(), *y.stride(),
+        TERMS=len(injection), NORMALISE=rstd is not None, ACC=accumulator(x.dtype),
+    )  # fmt: skip
+
+
+def _gate_up(act: Tensor, x: Tensor, injection: Sequence[Tensor], weights: PackedWeights, table: Table) -> None:
+    _, inner, padded = weights.gate_up.shape
+    row = select(table, "gate_up", x.dtype, x.shape[2])
+    grid = row_blocks(x, row.blocks["BLOCK_R"]) * triton.cdiv(inner, row.blocks["BLOCK_F"])
+    launch(
+        forward.gate_up_kernel, row, (grid,),
+        act, *terms_of(x, injection), weights.gate_up, x.shape[1], x.shape[2], padded, inner, *x.stride(),
+        TERMS=len(injection), ACC=accumulator(x.dtype),
+    )  # fmt: skip
+
+
+def _down(
+    y: Tensor, rstd: Tensor | None, act: Tensor, x: Tensor, injection: Sequence[Tensor], weights: PackedWeights,
+    eps: float, table: Table,
+) -> None:  # fmt: skip
+    row = None if rstd is None else find(table, "down_norm", x.dtype, x.shape[2])
+    inside = row is not None
+    row = row or select(table, "residual_gemm", x.dtype, x.shape[2])
+    residual_gemm(y, rstd if inside else None, act, weights.down, x, injection, eps, row)
+    if rstd is not None and not inside:
+        normalise(y, rstd, eps, table)
+
+
+def residual_gemm(
+    y: Tensor, rstd: Tensor | None, a: Tensor, weight: Tensor, x: Tensor, injection: Sequence[Tensor], eps: float,
+    row: LaunchRow,
+) -> None:  # fmt: skip
+    """`y <- h + a weight^T` with a [batch * rows, K] and weight [at least N, K] of any strides."""
+    grid = row_blocks(x, row.blocks["BLOCK_R"]) * triton.cdiv(x.shape[2], row.blocks["BLOCK_N"])
+    launch(
+        forward.residual_gemm_kernel, row, (grid,),
+        y, y if rstd is None else rstd, a, weight, *terms_of(x, injection), eps,
+        x.shape[1], x.shape[2], a.shape[1], weight.shape[0], *weight.stride(), *x.stride(), *y.stride(),
+        TERMS=len(injection), NORMALISE=rstd is not None, ACC=accumulator(x.dtype),
+    )  # fmt: skip
+
+
+def normalise(y: Tensor, rstd: Tensor, eps: float, table: Table) -> None:
+    """`y <- rms_norm(y)` over its features, in place; rstd [batch, rows] receives `rsqrt(mean(y^2) + eps)`."""
+    row = select(table, "norm", y.dtype, y.shape[2])
+    launch(
+        forward.norm_kernel, row, (row_blocks(y, row.blocks["BLOCK_R"]),),
+        y, rstd, eps, y.shape[1], y.shape[2], *y.stride(), ACC=accumulator(y.dtype),
+    )  # fmt: skip

@@ -1,0 +1,41 @@
+"""Device functions that the SwiGLU kernels share."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_sum(x_ptr, first_ptr, second_ptr, offsets, mask, TERMS: tl.constexpr, ACC: tl.constexpr):
+    """`x + (first + second)` with 0, 1 or 2 terms, rounded once to x's dtype; masked elements are 0."""
+    h = tl.load(x_ptr + offsets, mask=mask, other=0.0)
+    if TERMS >= 1:
+        total = tl.load(first_ptr + offsets, mask=mask, other=0.0).to(ACC)
+        if TERMS == 2:
+            total += tl.load(second_ptr + offsets, mask=mask, other=0.0).to(ACC)
+        h = (h.to(ACC) + total).to(x_ptr.dtype.element_ty)
+    return h
+
+
+@triton.jit
+def row_block(pid, R, BLOCK_R: tl.constexpr):
+    """Batch index and row indices [BLOCK_R] of row block `pid`; int64."""
+    blocks = tl.cdiv(R, BLOCK_R)
+    pid = pid.to(tl.int64)
+    return pid // blocks, (pid % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
+
+
+@triton.jit
+def silu_gate(gate, up):
+    """`silu(gate) * up`."""
+    return gate / (1.0 + tl.exp(-gate)) * up
+
+
+@triton.jit
+def silu_gate_backward(d_act, gate, up):
+    """`silu(gate) * up` and the gradients of gate and up."""
+    sigmoid = 1.0 / (1.0 + tl.exp(-gate))
+    silu = gate * sigmoid
+    d_gate = d_act * up * (sigmoid + silu * (1.0 - sigmoid))
+    return silu * up, d_gate, d_act * silu

@@ -1,0 +1,23 @@
+"""Launch table of swiglu_norm; the size of a shape class is D."""
+
+from __future__ import annotations
+
+from rtm_kernels.ops.launch import LaunchRow
+
+ANY = 1 << 30
+
+TABLE: tuple[LaunchRow, ...] = (
+    LaunchRow("fused", "hopper", 16, 32, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 32}, 4, 2),
+    LaunchRow("fused", "hopper", 16, 64, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 64}, 4, 2),
+    LaunchRow("fused", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 64, "BLOCK_N": 128}, 4, 2),
+    LaunchRow("gate_up", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 128, "BLOCK_N": 64}, 8, 3),
+    LaunchRow("down_norm", "hopper", 16, 512, {"BLOCK_R": 64, "BLOCK_N": 512, "BLOCK_K": 64}, 8, 3),
+    LaunchRow("residual_gemm", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 64}, 8, 3),
+    LaunchRow("norm", "hopper", 16, ANY, {"BLOCK_R": 4, "BLOCK_N": 512}, 4, 1),
+    LaunchRow("fused", "interpreter", 0, 32, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 32}),
+    LaunchRow("fused", "interpreter", 0, 64, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 64}),
+    LaunchRow("gate_up", "interpreter", 0, ANY, {"BLOCK_R": 128, "BLOCK_F": 128, "BLOCK_N": 128}),
+    LaunchRow("down_norm", "interpreter", 0, 128, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 128}),
+    LaunchRow("residual_gemm", "interpreter", 0, ANY, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 128}),
+    LaunchRow("norm", "interpreter", 0, ANY, {"BLOCK_R": 64, "BLOCK_N": 128}),
+)

@@ -1,0 +1,241 @@
+"""Compile gate: every kernel of every launch row becomes an sm_90 cubin, without a GPU, and the cubin is read.
+
+    python -m tests.gates.compile_gate [--arch 90] [--jobs 2] [FILTER ...]
+
+Protocol. A package folder (`rtm_kernels/ops/<op>/` or any other) that launches Triton kernels has a file
+`compile_cases.py` with one function:
+
+    def compile_cases() -> Iterator[CompileCase]      # tests import it; the package itself does not
+
+`CompileCase(name, run)` holds a function that calls the op's *launchers* with tensors on `device="meta"`, at the
+sizes the launch rows are for. Nothing else is declared: while `run` executes, every launch of a Triton kernel is
+compiled instead, with the very signature, specialisation and options that the real launch has, and becomes one
+row of the table. Launchers must not read tensor values, and pick their rows with `ops.launch.select`.
+
+A row fails when it needs more shared memory than the GPU has, spills (unless its `LaunchRow.waiver` says why),
+has an atomic, or has a dot on 16-bit operands but no wgmma on Hopper. The gate also fails when a launch row for
+this GPU family, in the `TABLE` of a `launch.py` beside the cases, is reached by no case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
+"""Compute capability -> shared memory of one program, in KiB."""
+
+
+@dataclass
+class Compiled:
+    """One compiled kernel: what the cubin says, and why it fails the gate (empty: it passes)."""
+
+    case: str
+    kernel: str
+    options: str
+    registers: int = 0
+    stack: int = 0
+    spills: int = 0
+    shared: int = 0
+    wgmma: int = 0
+    atomics: int = 0
+    row: str = ""
+    failures: list[str] = field(default_factory=list)
+
+
+def case_modules() -> Iterator[str]:
+    """Names of every `compile_cases` module of the package."""
+    for path in sorted((ROOT / "rtm_kernels").rglob("compile_cases.py")):
+        yield ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def read_cubin(cubin: bytes) -> dict[str, int]:
+    """Registers, stack bytes, spill stores, wgmma and global atomics of a cubin, by the bundled cuobjdump."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run([tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True)
+        sass = subprocess.run([tool, "-sass", file.name], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout)
+    assert found, usage.stdout
+    return {
+        "registers": int(found[1]),
+        "stack": int(found[2]),
+        "spills": len(re.findall(r"\bSTL\b", sass)),
+        "wgmma": len(re.findall(r"\b[HIQB]?GMMA\b", sass)),
+        "atomics": len(re.findall(r"\b(?:ATOM|ATOMG|RED|REDG)\b", sass)),
+    }
+
+
+def _install_target(arch: int) -> None:
+    """Make Triton believe that the current device is an idle GPU of compute capability `arch`."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    class OfflineDriver:
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", arch, 32)
+
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+    driver.set_active(OfflineDriver())
+
+
+def table_rows(module: str) -> Iterator[tuple[str, Any]]:
+    """Text and row of every launch row in the `TABLE` beside a `compile_cases` module."""
+    folder = module.rpartition(".")[0]
+    if (ROOT / folder.replace(".", "/") / "launch.py").exists():
+        for row in importlib.import_module(f"{folder}.launch").TABLE:
+            yield f"{folder.rpartition('.')[2]}: {row}", row
+
+
+def _row_of(module: str, name: str, kwargs: dict[str, Any], bits: int) -> tuple[str, Any] | None:
+    """The launch row that a launch counted under `name` used, with its text for the coverage check."""
+    for text, row in table_rows(module):
+        same = {**row.blocks, "num_warps": row.num_warps, "num_stages": row.num_stages}.items() <= kwargs.items()
+        if row.kernel == name and row.bits in (0, bits) and same:
+            return text, row
+    return None
+
+
+def _compile(case: str, kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arch: int) -> Compiled:
+    """Compile one launch as `kernel(*args, **kwargs)` would, and check what the cubin says."""
+    blocks = " ".join(f"{k.removeprefix('BLOCK_')}{v}" for k, v in kwargs.items() if k.startswith("BLOCK_"))
+    options = f"{blocks} w{kwargs.get('num_warps', 4)} s{kwargs.get('num_stages', 3)}"
+    result = Compiled(case, kernel.__name__, options)
+    try:
+        binary = kernel.run(*args, **{**kwargs, "grid": (1,), "warmup": True})
+        facts = read_cubin(binary.asm["cubin"])
+    except Exception as error:
+        result.failures.append("does not compile: " + " ".join(str(error).split())[-300:])
+        return result
+    for name, value in facts.items():
+        setattr(result, name, value)
+    result.shared = binary.metadata.shared
+    if result.shared > SHARED_LIMIT[arch] * 1024:
+        result.failures.append(f"shared memory above {SHARED_LIMIT[arch]} KiB")
+    if result.stack or result.spills:
+        result.failures.append(f"spills: stack {result.stack} B, {result.spills} stores")
+    if result.atomics:
+        result.failures.append(f"{result.atomics} atomics")
+    if arch == 90 and "tt.dot" in binary.asm["ttir"] and _bits(args) == 16 and not result.wgmma:
+        result.failures.append("a 16-bit dot without wgmma")
+    return result
+
+
+def _bits(args: tuple[Any, ...]) -> int:
+    """Element size of the first tensor argument that is a floating-point tensor of the op's dtype (the narrowest)."""
+    return min((a.dtype.itemsize * 8 for a in args if hasattr(a, "dtype") and a.dtype.is_floating_point), default=0)
+
+
+def compile_case(job: tuple[str, int, int]) -> list[Compiled]:
+    """Run one case (module, index, arch) with every kernel launch compiled instead; one row per launch."""
+    module, index, arch = job
+    from triton.runtime.jit import JITFunction
+
+    from rtm_kernels.impl import launches
+
+    _install_target(arch)
+    case = list(importlib.import_module(module).compile_cases())[index]
+    compiled: list[Compiled] = []
+    real_run = JITFunction.run
+    launches.clear()
+    counted: dict[str, int] = {}
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        kernel = SimpleNamespace(__name__=self.__name__, run=partial(real_run, self))
+        result = _compile(case.name, kernel, args, kwargs, arch)
+        names = [name for name, count in launches.items() if count > counted.get(name, 0)]
+        counted.update(launches)
+        if len(names) != 1:
+            result.failures.append("the launch is not counted in impl.launches")
+        elif found := _row_of(module, names[0], kwargs, _bits(args)):
+            result.row, row = found
+            result.failures = [f for f in result.failures if not (row.waiver and f.startswith("spills"))]
+        compiled.append(result)
+
+    JITFunction.run = compile_only  # type: ignore[method-assign]
+    try:
+        case.run()
+    except Exception:
+        last_line = traceback.format_exc().strip().splitlines()[-1]
+        compiled.append(Compiled(case.name, "-", "", failures=[last_line]))
+    finally:
+        JITFunction.run = real_run  # type: ignore[method-assign]
+    return compiled
+
+
+def unreached_rows(modules: list[str], compiled: list[Compiled], arch: int) -> list[str]:
+    """Launch rows for this GPU family that no case launched."""
+    from rtm_kernels.ops.launch import family
+
+    _install_target(arch)
+    reached = {result.row for result in compiled}
+    rows = [(text, row) for module in modules for text, row in table_rows(module) if row.family == family()]
+    return [text for text, _ in rows if text not in reached]
+
+
+def print_table(compiled: list[Compiled], arch: int) -> None:
+    """One line per distinct compiled kernel, failures in the last column."""
+    table = Table(title=f"compile gate, sm_{arch}")
+    for column in ("case", "kernel", "launch", "regs", "stack", "smem KiB", "wgmma", "atomics", "result"):
+        table.add_column(column, justify="left" if column in ("case", "kernel", "launch", "result") else "right")
+    for c in compiled:
+        verdict = "[red]" + "; ".join(c.failures) if c.failures else "ok"
+        figures = (c.registers, c.stack, f"{c.shared / 1024:.0f}", c.wgmma, c.atomics)
+        table.add_row(c.case, c.kernel, c.options, *map(str, figures), verdict)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="compile every launch row without a GPU and read the cubins")
+    parser.add_argument("filters", nargs="*", help="keep cases whose module or name contains one of these")
+    parser.add_argument("--arch", type=int, default=90, choices=sorted(SHARED_LIMIT))
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args(argv)
+    if os.environ.pop("TRITON_INTERPRET", None):
+        print("TRITON_INTERPRET is ignored: this gate compiles")
+    modules, jobs = [], []
+    for module in case_modules():
+        for index, case in enumerate(importlib.import_module(module).compile_cases()):
+            if not options.filters or any(f in module or f in case.name for f in options.filters):
+                jobs.append((module, index, options.arch))
+                modules.append(module)
+    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
+        compiled = [row for rows in pool.imap(compile_case, jobs) for row in rows]
+    distinct = {(c.kernel, c.options, c.case): c for c in compiled}
+    print_table(list(distinct.values()), options.arch)
+    unreached = [] if options.filters else unreached_rows(sorted(set(modules)), compiled, options.arch)
+    for text in unreached:
+        print(f"no case reaches launch row {text}")
+    failed = sum(bool(c.failures) for c in distinct.values())
+    print(f"{len(distinct)} kernels, {failed} failed, {len(unreached)} launch rows unreached")
+    return 1 if failed or unreached or not distinct else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
