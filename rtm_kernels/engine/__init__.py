@@ -1,0 +1,10 @@
+"""Solving: halting per sample, continuous batching, policies as data."""
+
+from __future__ import annotations
+
+from rtm_kernels.engine.executor import EXECUTORS, Executor
+from rtm_kernels.engine.policy import HaltingPolicy
+from rtm_kernels.engine.solution import Solution
+from rtm_kernels.engine.solver import Solver
+
+__all__ = ["EXECUTORS", "Executor", "HaltingPolicy", "Solution", "Solver"]

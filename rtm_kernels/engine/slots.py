@@ -1,0 +1,189 @@
+"""The latent buffer: samples enter free slots, run ACT steps together, and leave one by one."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rtm_kernels.engine.executor import Executor
+from rtm_kernels.engine.policy import HaltingPolicy
+from rtm_kernels.engine.tracker import Observation, Tracker, Verify, sigmoid
+from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.ops.halting.reference import relative_change
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One encoded puzzle: tokens [seq_len] and what the caller recognises it by."""
+
+    key: Any
+    tokens: np.ndarray
+    puzzle_identifier: int = 0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A sample that left the batch. `answer` [seq_len] is None when it was not finite."""
+
+    key: Any
+    answer: np.ndarray | None
+    verified: bool
+    reason: str
+    steps: int
+    answer_step: int
+    halt_probability: float | None
+    seconds: float
+
+
+class Slots:
+    """`capacity` slots over one latent buffer; a step runs all occupied slots as one batch.
+
+    Free slots are filled by `admit`. Those still free at the next step are closed by moving the others up, in
+    order, so that the batch shrinks; with `fixed_shape` they stay and the batch always has `capacity` rows, which
+    keeps the shapes of every step, and so the rounding of a sample, independent of how many others there are.
+    """
+
+    def __init__(
+        self,
+        model: RecursiveReasoner,
+        executor: Executor,
+        policy: HaltingPolicy,
+        verify: Verify,
+        capacity: int,
+        fixed_shape: bool = False,
+    ) -> None:
+        config = model.config
+        self.model, self.executor, self.policy = model, executor, policy
+        self.capacity, self.fixed_shape = capacity, fixed_shape
+        self.tracker = Tracker(policy, verify, capacity, config.seq_len)
+        with torch.inference_mode():
+            self.latents = {k: v.clone() for k, v in model.initial_latents(capacity).items()}
+            shape = (capacity, config.latent_len, config.hidden_size)
+            self.x = torch.zeros(shape, dtype=model.dtype, device=model.device)
+        self._keys: list[Any] = [None] * capacity
+        self._since = np.zeros(capacity)
+        self._occupied = np.zeros(capacity, dtype=bool)
+
+    @property
+    def free(self) -> int:
+        """How many samples `admit` takes now."""
+        return int(self.capacity - self._occupied.sum())
+
+    @property
+    def active(self) -> int:
+        """How many samples are in the batch."""
+        return int(self._occupied.sum())
+
+    @torch.inference_mode()
+    def admit(self, samples: Sequence[Sample]) -> None:
+        """Put samples, at most `free`, into free slots: fresh latents, embedded input, zero steps."""
+        if not samples:
+            return
+        slots = np.flatnonzero(~self._occupied)[: len(samples)]
+        tokens = np.stack([s.tokens for s in samples]).astype(np.int32)
+        device = self.model.device
+        identifiers = torch.tensor([s.puzzle_identifier for s in samples], dtype=torch.int32, device=device)
+        rows = torch.from_numpy(slots).to(device)
+        self.x[rows] = self.model.embed(torch.from_numpy(tokens).to(device), identifiers)
+        for name, fresh in self.model.initial_latents(len(samples)).items():
+            self.latents[name][rows] = fresh
+        self.tracker.reset(slots, tokens)
+        self._occupied[slots], self._since[slots] = True, time.perf_counter()
+        for slot, sample in zip(slots.tolist(), samples, strict=True):
+            self._keys[slot] = sample.key
+
+    @torch.inference_mode()
+    def remove(self, key: Any) -> bool:
+        """Take the sample of `key` out without an answer; False when it is not in the batch."""
+        for slot in np.flatnonzero(self._occupied).tolist():
+            if self._keys[slot] == key:
+                self._release(slot)
+                return True
+        return False
+
+    @torch.inference_mode()
+    def step(self) -> list[Finished]:
+        """One ACT step of every sample; returns those that leave, in slot order."""
+        if not self.active:
+            return []
+        n = self.capacity if self.fixed_shape else self._close_gaps()
+        before = {k: v[:n] for k, v in self.latents.items()}
+        after, logits, q = self.executor.step(before, self.x[:n])
+        seen = self._observe(before, after, logits, q)
+        for name, buffer in self.latents.items():
+            buffer[:n] = after[name]
+        signals = self.tracker.observe(seen)
+        leaving = self.tracker.leaving(signals, seen.finite)
+        return self._finish({slot: reason for slot, reason in leaving.items() if self._occupied[slot]})
+
+    def _close_gaps(self) -> int:
+        order = np.flatnonzero(self._occupied)
+        n = len(order)
+        if n and order[-1] != n - 1:
+            rows = torch.from_numpy(order).to(self.model.device)
+            for buffer in (self.x, *self.latents.values()):
+                buffer[:n] = buffer[rows]
+            self.tracker.compact(order)
+            self._since[:n] = self._since[order]
+            self._keys[:n] = [self._keys[i] for i in order]
+            self._occupied[:n], self._occupied[n:] = True, False
+        return n
+
+    def _observe(
+        self, before: dict[str, Tensor], after: dict[str, Tensor], logits: Tensor, q: Tensor | None
+    ) -> Observation:
+        finite = torch.isfinite(_peak(logits))
+        for name in self.latents:
+            finite &= torch.isfinite(_peak(after[name]))
+        halt = None
+        if q is not None:
+            finite &= torch.isfinite(q).all(-1)
+            halt = q[..., 0] - q[..., 1] if self.model.config.halting == "q_continue" else q[..., 0]
+        change = None
+        output = self.model.program.output
+        if self.policy.settle_tolerance > 0 and output in before:
+            change = relative_change(after[output], before[output])
+        return Observation(
+            answers=logits.argmax(-1).to(torch.int32).cpu().numpy(),
+            finite=finite.cpu().numpy() & self._occupied[: len(logits)],
+            halt_logits=None if halt is None else halt.float().cpu().numpy(),
+            change=None if change is None else change.float().cpu().numpy(),
+        )
+
+    def _finish(self, leaving: dict[int, str]) -> list[Finished]:
+        tracker, now = self.tracker, time.perf_counter()
+        slots = [slot for slot, reason in leaving.items() if reason != "non_finite"]
+        answers = {slot: tracker.answer(slot, leaving[slot]) for slot in slots}
+        verified = dict(zip(slots, tracker.confirmed(slots, [answers[slot][0] for slot in slots]), strict=True))
+        finished = []
+        for slot, reason in leaving.items():
+            tokens, logit, answer_step = answers.get(slot, (None, math.nan, 0))
+            finished.append(
+                Finished(
+                    key=self._keys[slot],
+                    answer=tokens,
+                    verified=verified.get(slot, False),
+                    reason=reason,
+                    steps=int(tracker.steps[slot]),
+                    answer_step=answer_step,
+                    halt_probability=None if math.isnan(logit) else float(sigmoid(logit)),
+                    seconds=float(now - self._since[slot]),
+                )
+            )
+            self._release(slot)
+        return finished
+
+    def _release(self, slot: int) -> None:
+        self._occupied[slot], self._keys[slot] = False, None
+
+
+def _peak(values: Tensor) -> Tensor:
+    """Largest magnitude of each sample [B], which is NaN or infinite when one of its values is."""
+    return torch.linalg.vector_norm(values.flatten(1), ord=math.inf, dim=1)

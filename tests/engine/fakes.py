@@ -1,0 +1,76 @@
+"""A task whose every outcome a test can choose, and an executor that plays it, so that steps can be predicted.
+
+A puzzle is four characters of 0..7. Its answer is the puzzle reversed. The first character is how many steps the
+executor needs before it answers correctly (before, it answers `1111`), the second how many before its head says
+halt, 0 meaning never. A puzzle that ends in 7 turns to NaN in its second step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from rtm_kernels.config import ModelConfig
+from rtm_kernels.data.task import Task, Verdict
+from rtm_kernels.engine.executor import Latents
+from rtm_kernels.model import RecursiveReasoner
+
+SEQ_LEN = 4
+
+
+class Reverse(Task):
+    name = "reverse"
+    vocabulary = "01234567"
+    seq_len = SEQ_LEN
+
+    def verify(self, puzzle: str, answer: str) -> Verdict:
+        return Verdict(answer == puzzle[::-1], "" if answer == puzzle[::-1] else "not reversed")
+
+
+TASK = Reverse()
+
+
+def config(**changes: object) -> ModelConfig:
+    values: dict[str, object] = {
+        "vocab_size": TASK.vocab_size, "seq_len": SEQ_LEN, "hidden_size": 16, "num_heads": 2,
+        "layers": {"L_level": 1}, "H_cycles": 1, "L_cycles": 1, "halt_max_steps": 8,
+    }  # fmt: skip
+    return ModelConfig.from_dict(values | changes)
+
+
+class ScriptedExecutor:
+    """Counts its own steps in the latents and plays the script that the puzzle's characters give."""
+
+    name = "scripted"
+
+    def __init__(self, model: RecursiveReasoner) -> None:
+        self.model = model
+        self.batch_sizes: list[int] = []
+
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+        self.batch_sizes.append(len(x))
+        tokens = (x[..., 0] / x.shape[-1] ** 0.5).round().long()  # [B, S], see `model`
+        values = tokens - 1
+        new = {name: latent + 1 for name, latent in latents.items()}
+        step = new["z_H"][:, 0, 0]
+        right = step >= values[:, 0]
+        answer = torch.where(right[:, None], tokens.flip(1), 2)
+        logits = torch.nn.functional.one_hot(answer, self.model.config.vocab_size).float()
+        halts = (step >= values[:, 1]) & (values[:, 1] > 0)
+        q = torch.where(halts, 2.0, -2.0)[:, None].repeat(1, 2) * torch.tensor([1.0, -1.0])
+        broken = (values[:, 3] == 7) & (step == 2)
+        new["z_L"] = new["z_L"].masked_fill(broken[:, None, None], float("nan"))
+        return new, logits, q if self.model.config.has_q_head else None
+
+
+def model(**changes: object) -> RecursiveReasoner:
+    """A model whose latents start at 0 and whose embedding of token t is t in every feature."""
+    result = RecursiveReasoner(config(**changes))
+    with torch.no_grad():
+        table = torch.arange(TASK.vocab_size, dtype=torch.float32)
+        result.embed_tokens.embedding_weight.copy_(table[:, None].expand(-1, 16))
+        for name in ("H_init", "L_init"):
+            result.get_buffer(name).zero_()
+    return result
