@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ class FusedTRMBlock(nn.Module):
         self.eps, self.impl, self.attention = eps, impl, attention
         if mixer == "mlp":
             if seq_len is None:
-                raise InputError("seq_len=None is not allowed: mixer='mlp' mixes over the sequence and needs its length")
+                raise InputError("seq_len=None is not allowed: mixer='mlp' needs the length of the sequence it mixes")
             self.mlp_t = SwiGLU(seq_len, expansion)
         else:
             require(hidden_size % num_heads == 0, "num_heads", num_heads, f"a divisor of hidden_size={hidden_size}")
@@ -112,7 +113,7 @@ class FusedTRMBlock(nn.Module):
 
         The injection is folded into the first load of the fused kernels. `cos_sin` are RoPE tables [L, head_dim].
         """
-        common = {"injection": injection, "eps": self.eps, "impl": self.impl}
+        common: dict[str, Any] = {"injection": injection, "eps": self.eps, "impl": self.impl}
         if self.mixer == "mlp":
             weights = (self.mlp_t.gate_up_proj.weight, self.mlp_t.down_proj.weight)
             mixed = mixer_norm(hidden_states, *weights, norm_axis=self.norm_axis, **common)

@@ -18,6 +18,8 @@ POSITIONS = ("none", "rope", "learned")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 HALTING = ("q", "q_continue", "settle", "cumulative_sequence", "cumulative_token", "fixed")
 LIMIT = 1 << 20
+MAX_STEPS = 1 << 18
+"""Most steps that the program of one ACT step may have."""
 
 
 def inner_width(width: int, expansion: float) -> int:
@@ -80,11 +82,23 @@ class ModelConfig:
         for name in ("expansion", "rms_norm_eps", "rope_theta"):
             value = getattr(self, name)
             require(_is_number(value) and 0 < value < math.inf, name, value, "a positive finite number")
+        require(self.expansion <= 64, "expansion", self.expansion, "at most 64")
+        for name in ("causal", "qk_norm", "tied_lm_head", "q_continue_target"):
+            require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
         probability = self.halt_exploration_prob
         require(_is_number(probability) and 0 <= probability <= 1, "halt_exploration_prob", probability, "0 to 1")
         if self.mixer == "attention" or self.pos_encodings == "rope":
             heads = self.num_heads
             require(self.hidden_size % heads == 0, "num_heads", heads, f"a divisor of hidden_size={self.hidden_size}")
+        if self.pos_encodings == "rope":
+            head_dim = self.hidden_size // self.num_heads
+            require(head_dim % 2 == 0, "num_heads", self.num_heads, f"RoPE needs an even head width, not {head_dim}")
+        room = self.prefix_len * self.hidden_size
+        allowed = f"at most puzzle_emb_len * hidden_size = {room}"
+        require(self.puzzle_emb_ndim <= room, "puzzle_emb_ndim", self.puzzle_emb_ndim, allowed)
+        length = self.H_cycles * (self.L_cycles + 1)
+        require(length <= MAX_STEPS, "H_cycles", self.H_cycles, f"H_cycles * (L_cycles + 1) at most {MAX_STEPS}")
+        require(isinstance(self.layers, Mapping), "layers", self.layers, "a mapping from stack to number of blocks")
         object.__setattr__(self, "layers", dict(self.layers))
         wanted = self.program.stacks
         require(set(self.layers) == set(wanted), "layers", self.layers, f"one entry for each of the stacks {wanted}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,6 +73,22 @@ class RecursiveReasoner(nn.Module):
         self._rope: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.register_load_state_dict_pre_hook(_drop_official_prefixes)
 
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike[str], *, impl: str = "auto", attention: str = "sdpa",
+        revision: str | None = None,
+    ) -> RecursiveReasoner:  # fmt: skip
+        """The saved model of that bundled name, folder or hub id; see `rtm_kernels.pretrained.from_pretrained`."""
+        from rtm_kernels import pretrained
+
+        return pretrained.from_pretrained(name_or_path, impl=impl, attention=attention, revision=revision)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write weights, config and checksums to `folder`; see `rtm_kernels.pretrained.save_pretrained`."""
+        from rtm_kernels import pretrained
+
+        return pretrained.save_pretrained(self, folder, overwrite=overwrite)
+
     def _block(self, impl: str, attention: str) -> FusedTRMBlock:
         c = self.config
         return FusedTRMBlock(
@@ -124,7 +142,8 @@ class RecursiveReasoner(nn.Module):
         c = self.config
         size = c.prefix_len * c.hidden_size
         if c.puzzle_emb_ndim == 0:
-            return torch.zeros(len(puzzle_identifiers), c.prefix_len, c.hidden_size, dtype=self.dtype, device=self.device)
+            shape = (len(puzzle_identifiers), c.prefix_len, c.hidden_size)
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
         rows = self.puzzle_emb(puzzle_identifiers).to(self.dtype)
         return F.pad(rows, (0, size - rows.shape[-1])).view(-1, c.prefix_len, c.hidden_size)
 

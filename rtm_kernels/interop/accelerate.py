@@ -1,0 +1,251 @@
+"""Fused blocks inside live models of the official TRM, HRM and RSM code, in place and undoable.
+
+Nothing of the official code is imported: a stack of blocks is recognised by the names it holds, and by its own
+forward giving on a probe input what the fused one gives. The stack and its blocks then change their class to a
+subclass whose forward is the fused one, so parameters, buffers, state_dict keys, hooks and deepcopy stay as they are.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rtm_kernels.block import CosSin, FusedTRMBlock
+from rtm_kernels.config import NORM_AXES
+from rtm_kernels.errors import InputError, one_of
+from rtm_kernels.impl import IMPLS, resolve
+
+Model = TypeVar("Model", bound=nn.Module)
+
+LOOKED_FOR = (
+    "modules with `layers`, a ModuleList of blocks that have mlp.gate_up_proj, mlp.down_proj, norm_eps, and either "
+    "self_attn.qkv_proj and self_attn.o_proj or mlp_t.gate_up_proj and mlp_t.down_proj"
+)
+OPTIONS = ("norm_axis", "num_heads", "causal", "qk_norm", "eps", "impl", "attention")
+"""Attributes of `FusedTRMBlock` that its forward reads; an accelerated block carries them too."""
+
+
+class Accelerated:
+    """Marks a module whose class `accelerate` changed; `official` is the class it had."""
+
+    official: type[nn.Module]
+
+
+class AcceleratedBlock(Accelerated):
+    """The forward of an official block, computed by the fused ops over its own parameters."""
+
+    mixer = FusedTRMBlock.mixer
+
+    def forward(self, cos_sin: CosSin | None, hidden_states: Tensor, injection: tuple[Tensor, ...] = ()) -> Tensor:
+        """The official call, and the injection that is folded into the first load."""
+        return FusedTRMBlock.forward(self, hidden_states, injection, cos_sin)  # type: ignore[arg-type]
+
+
+class AcceleratedStack(Accelerated):
+    """What the forwards of accelerated stacks share."""
+
+    layers: nn.ModuleList
+
+    def run(self, hidden_states: Tensor, injection: tuple[Tensor, ...], cos_sin: CosSin | None) -> Tensor:
+        """All blocks on `hidden_states + (sum of injection)`, [B, L, D]."""
+        for layer in self.layers:
+            hidden_states = layer(cos_sin=cos_sin, hidden_states=hidden_states, injection=injection)
+            injection = ()
+        return hidden_states
+
+
+class InputInjectionStack(AcceleratedStack):
+    """A stack of TRM or HRM: forward(hidden_states, input_injection, cos_sin=...)."""
+
+    def forward(self, hidden_states: Tensor, input_injection: Tensor, cos_sin: CosSin | None = None) -> Tensor:
+        """All blocks on the sum, [B, L, D]."""
+        return self.run(hidden_states, (input_injection,), cos_sin)
+
+
+class InjectionStack(AcceleratedStack):
+    """A stack of RSM: forward(hidden_states, injection, cos_sin)."""
+
+    def forward(self, hidden_states: Tensor, injection: Tensor, cos_sin: CosSin | None = None) -> Tensor:
+        """All blocks on the sum, [B, L, D]."""
+        return self.run(hidden_states, (injection,), cos_sin)
+
+
+class PlainStack(AcceleratedStack):
+    """A stack of single-z TRM, which adds nothing itself: forward(hidden_states, cos_sin=...)."""
+
+    def forward(self, hidden_states: Tensor, cos_sin: CosSin | None = None) -> Tensor:
+        """All blocks, [B, L, D]."""
+        return self.run(hidden_states, (), cos_sin)
+
+
+STACKS: dict[tuple[str, ...], type[AcceleratedStack]] = {
+    ("hidden_states", "input_injection"): InputInjectionStack,
+    ("hidden_states", "injection"): InjectionStack,
+    ("hidden_states",): PlainStack,
+}
+"""Parameters of an official stack's forward, cos_sin left out, -> the class whose forward replaces it."""
+
+
+def accelerate(model: Model, *, impl: str = "auto", attention: str = "sdpa") -> Model:
+    """Replace the stacks of blocks inside an official TRM, HRM or RSM model by fused ones, in place; returns it.
+
+    `model` may be wrapped in the official loss head, torch.compile or DistributedDataParallel. Parameters and
+    state_dict keys do not change, outputs and gradients only by the rounding of the chosen `impl` (not at all for
+    the reference). Calling it again changes the options. `restore` undoes it; do so before pickling the module
+    itself (state dicts and copies need no such care).
+
+    Errors: `InputError` when no stack of blocks is found, or one computes something else than the fused block;
+    `BackendUnavailable` when `impl` is named and cannot run. The model is unchanged then, or as after `restore`.
+    """
+    one_of("impl", impl, IMPLS)
+    one_of("attention", attention, ("sdpa", "flash"))
+    restore(model)
+    found = {name: module for name, module in model.named_modules() if _holds_blocks(module)}
+    if not found:
+        raise InputError(f"{type(model).__name__} holds nothing to accelerate; looked for {LOOKED_FOR}")
+    for name, module in found.items():
+        _check_blocks(name, module)
+        resolve(impl, next(module.parameters()).device)
+    axes = {name: _norm_axis(name, module) for name, module in found.items()}
+    for name, module in found.items():
+        _swap(module, axes[name], impl, attention)
+    _forget_compiled(model)
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Undo `accelerate` on every module of `model`, in place; returns it. A model that is not accelerated stays so."""
+    if _unswap(model):
+        _forget_compiled(model)
+    return model
+
+
+def _forget_compiled(model: nn.Module) -> None:
+    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
+        torch.compiler.reset()
+
+
+def _holds_blocks(module: nn.Module) -> bool:
+    layers = getattr(module, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or isinstance(module, Accelerated):
+        return False
+    return any(hasattr(layer, "mlp") and (hasattr(layer, "self_attn") or hasattr(layer, "mlp_t")) for layer in layers)
+
+
+def _check_blocks(name: str, stack: nn.Module) -> None:
+    """Refuse a stack whose forward or whose blocks have other parameters than the official ones."""
+    if _stack_class(stack) is None:
+        signature = inspect.signature(type(stack).forward)
+        raise InputError(f"{name}.forward{signature} is not that of an official stack: {' or '.join(map(str, STACKS))}")
+    for index, layer in enumerate(stack.layers):  # type: ignore[arg-type]
+        odd = _oddities(layer)
+        if odd:
+            raise InputError(f"{name}.layers.{index} is not an official block ({odd}); looked for {LOOKED_FOR}")
+
+
+def _oddities(layer: Any) -> str:
+    """What tells a module from an official block, or an empty string."""
+    attends = hasattr(layer, "self_attn")
+    mixer = ("self_attn.qkv_proj", "self_attn.o_proj") if attends else ("mlp_t.gate_up_proj", "mlp_t.down_proj")
+    expected = {f"{part}.weight" for part in ("mlp.gate_up_proj", "mlp.down_proj", *mixer)}
+    differing = sorted(expected ^ {name for name, _ in layer.named_parameters()})
+    if differing:
+        return f"its parameters differ in {', '.join(differing)}"
+    if not isinstance(getattr(layer, "norm_eps", None), float):
+        return "it has no norm_eps"
+    taken = [option for option in OPTIONS if hasattr(layer, option)]
+    if taken:
+        return f"it has {', '.join(taken)} of its own"
+    if attends:
+        heads = getattr(layer.self_attn, "num_heads", None)
+        if not isinstance(heads, int) or getattr(layer.self_attn, "num_key_value_heads", heads) != heads:
+            return "its self_attn lacks num_heads, or has fewer key and value heads"
+    return ""
+
+
+def _stack_class(stack: nn.Module) -> type[AcceleratedStack] | None:
+    parameters = list(inspect.signature(type(stack).forward).parameters.values())[1:]
+    named = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "cos_sin")
+    return STACKS.get(named)
+
+
+def _options(layer: nn.Module, norm_axis: str, impl: str, attention: str) -> dict[str, Any]:
+    mixer: Any = getattr(layer, "self_attn", None)
+    heads, causal = (mixer.num_heads, bool(mixer.causal)) if mixer is not None else (1, False)
+    values = (norm_axis, heads, causal, False, layer.norm_eps, impl, attention)
+    return dict(zip(OPTIONS, values, strict=True))
+
+
+def _norm_axis(name: str, stack: nn.Module) -> str:
+    """The norm axis with which the fused blocks reproduce the stack's own forward on a probe input.
+
+    Errors: `InputError` when none does.
+    """
+    weight = next(stack.parameters())
+    inputs = _probe(stack, weight.device)
+    with torch.no_grad():
+        try:
+            expected = stack(**inputs)
+        except Exception as error:
+            raise InputError(f"{name} does not run on a probe input: {error}".splitlines()[0]) from error
+        for axis in NORM_AXES:
+            _swap(stack, axis, "reference", "sdpa")
+            try:
+                difference = (stack(**inputs) - expected).float().norm() / expected.float().norm()
+            finally:
+                _unswap(stack)
+            if difference < (1e-4 if expected.dtype == torch.float32 else 5e-2):
+                return axis
+    raise InputError(f"{name} computes something else than the official block normalised over {' or '.join(NORM_AXES)}")
+
+
+def _probe(stack: nn.Module, device: torch.device) -> dict[str, Any]:
+    """Random inputs [2, L, D] and rotary tables for a stack; bfloat16 for attention on CUDA, where flash needs it."""
+    layer: Any = stack.layers[0]  # type: ignore[index]
+    attends = hasattr(layer, "self_attn")
+    dtype = torch.bfloat16 if attends and device.type == "cuda" else torch.float32
+    length, width = 6 if attends else layer.mlp_t.down_proj.weight.shape[0], layer.mlp.down_proj.weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    names = next(key for key, value in STACKS.items() if value is _stack_class(stack))
+    inputs: dict[str, Any] = {n: torch.randn(2, length, width, generator=generator).to(device, dtype) for n in names}
+    inputs["cos_sin"] = None
+    if attends:
+        head_dim = layer.self_attn.o_proj.weight.shape[1] // layer.self_attn.num_heads
+        angles = torch.randn(length, head_dim, generator=generator).to(device)
+        inputs["cos_sin"] = (angles.cos(), angles.sin())
+    return inputs
+
+
+_subclasses: dict[tuple[Any, Any], Any] = {}
+
+
+def _subclass(mixin: type[Accelerated], official: type[nn.Module]) -> Any:
+    """The class with the forward of `mixin` and everything else of `official`; the same one every time."""
+    key = (mixin, official)
+    if key not in _subclasses:
+        _subclasses[key] = type(f"Accelerated{official.__name__}", key, {"official": official})
+    return _subclasses[key]
+
+
+def _swap(stack: nn.Module, norm_axis: str, impl: str, attention: str) -> None:
+    cls = _stack_class(stack)
+    assert cls is not None
+    for layer in stack.layers:  # type: ignore[union-attr]
+        for option, value in _options(layer, norm_axis, impl, attention).items():
+            setattr(layer, option, value)
+        layer.__class__ = _subclass(AcceleratedBlock, type(layer))
+    stack.__class__ = _subclass(cls, type(stack))
+
+
+def _unswap(model: nn.Module) -> bool:
+    """Give every accelerated module inside `model` its class back; returns whether there was any."""
+    changed: list[Any] = [module for module in model.modules() if isinstance(module, Accelerated)]
+    for module in changed:
+        if isinstance(module, AcceleratedBlock):
+            for option in OPTIONS:
+                delattr(module, option)
+        module.__class__ = module.official
+    return bool(changed)

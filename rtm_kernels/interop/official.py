@@ -1,0 +1,175 @@
+"""Models of the official TRM, HRM and RSM repositories: their configs and state dicts, both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rtm_kernels.config import ModelConfig
+from rtm_kernels.errors import InputError, one_of
+from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.pretrained import tensor_specs
+
+ALIASES = {"transformers_baseline": "transformer"}
+"""Official module names that differ from the architecture names of `rtm_kernels.program`."""
+
+STACK_LAYERS = {
+    "trm": {"L_level": "L_layers"},
+    "trm_singlez": {"L_level": "L_layers"},
+    "trm_hier6": {"L_level": "L_layers"},
+    "hrm": {"H_level": "H_layers", "L_level": "L_layers"},
+    "transformer": {"H_level": "H_layers"},
+    "rsm": {"core": "L_layers"},
+}
+"""Architecture -> stack of blocks -> official config field that holds its number of layers."""
+
+PREFIXES = ("_orig_mod.", "model.", "inner.")
+"""What torch.compile, the loss head and the ACT wrapper put before a parameter name, outermost first."""
+
+
+def model_config(arch: str, config: Mapping[str, Any]) -> ModelConfig:
+    """The `ModelConfig` of an official architecture and its config (the `arch` section of `all_config.yaml`).
+
+    Fields that the official class does not read are ignored, as it ignores them; defaults are its defaults
+    (`forward_dtype` bfloat16, `puzzle_emb_len` 16 for the TRM family and RSM).
+
+    Errors: `InputError` for an unknown architecture, a missing field, or a value that `ModelConfig` refuses.
+    """
+    arch = ALIASES.get(arch, arch)
+    one_of("arch", arch, (*STACK_LAYERS, *ALIASES))
+    layer_fields = STACK_LAYERS[arch]
+    required = ["vocab_size", "seq_len", "hidden_size", "expansion", "num_heads", "H_cycles",
+                "num_puzzle_identifiers", *layer_fields.values()]  # fmt: skip
+    required += [] if arch == "transformer" else ["L_cycles"]
+    required += [] if arch == "rsm" else ["pos_encodings", "halt_max_steps", "halt_exploration_prob"]
+    missing = sorted({name for name in required if name not in config})
+    if missing:
+        raise InputError(f"the official {arch} config lacks {', '.join(missing)}")
+    for name, only in (("act_enabled", True), ("act_inference", False)):
+        if arch == "transformer" and config.get(name, only) is not only:
+            raise InputError(f"{name}={config[name]!r} is not supported for the transformer baseline; set it to {only}")
+
+    optional = ("pos_encodings", "rms_norm_eps", "rope_theta", "puzzle_emb_ndim", "halt_max_steps",
+                "halt_exploration_prob")  # fmt: skip
+    values = {name: config[name] for name in (*required, *optional) if name in config}
+    values["layers"] = {stack: values.pop(field) for stack, field in layer_fields.items()}
+    values["H_cycles"] = 1 if arch == "transformer" else config["H_cycles"]
+    values["L_cycles"] = config.get("L_cycles", 1) if arch != "transformer" else 1
+    values["forward_dtype"] = config.get("forward_dtype", "bfloat16")
+    return ModelConfig(arch=arch, **values, **_contract(arch, config))
+
+
+def _contract(arch: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What an official class fixes in its code: mixer, norm axis, prefix length, heads and halting."""
+    contract: dict[str, Any] = {"mixer": "mlp" if config.get("mlp_t", False) and arch != "transformer" else "attention"}
+    if arch == "hrm":
+        return contract | {"halting": "q_continue", "q_continue_target": True}
+    if arch == "transformer":
+        return contract | {"halting": "q_continue"}
+    contract["puzzle_emb_len"] = config.get("puzzle_emb_len", 16)
+    if arch == "rsm":
+        if config.get("puzzle_emb_ndim", 0) == 0:
+            contract["puzzle_emb_len"] = 0
+        return contract | {"norm_axis": "hidden", "tied_lm_head": True, "halting": "settle"}
+    learned = not config.get("no_ACT_continue", True)
+    return contract | {"halting": "q_continue" if learned else "q", "q_continue_target": learned}
+
+
+def from_official(
+    arch: str,
+    config: Mapping[str, Any],
+    state_dict: Mapping[str, Tensor],
+    *,
+    impl: str = "auto",
+    attention: str = "sdpa",
+) -> RecursiveReasoner:
+    """A `RecursiveReasoner` with the weights of an official model, in evaluation mode.
+
+    arch: trm, trm_singlez, trm_hier6, hrm, transformer (officially transformers_baseline) or rsm.
+    config: the official config; state_dict: the official names, with or without the prefixes `_orig_mod.`,
+    `model.` and `inner.`. Weights of any float dtype are stored in float32, initial latents in `forward_dtype`.
+
+    Errors: `InputError` naming missing and unexpected keys, wrong shapes, and tensors that are not dense floats.
+    Source: `models/recursive_reasoning/` of TinyRecursiveModels, HRM and RSM.
+    """
+    ours = model_config(arch, config)
+    state = strip_prefixes(state_dict)
+    check_state(state, ours)
+    model = RecursiveReasoner(ours, impl=impl, attention=attention)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def to_official(model: RecursiveReasoner, *, batch_size: int = 1) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """The inverse of `from_official`: (arch, config, state dict) that the official class accepts.
+
+    `batch_size` is the official config field of that name (it sizes buffers of their training). The tensors of
+    the state dict are detached and share memory with the model.
+
+    Errors: `InputError` naming the fields of the model's config that the official class cannot express.
+    """
+    c = model.config
+    if c.arch not in STACK_LAYERS:
+        raise InputError(f"arch={c.arch!r} has no official class; those that have one: {', '.join(STACK_LAYERS)}")
+    same = ("vocab_size", "seq_len", "hidden_size", "expansion", "num_heads", "H_cycles", "L_cycles", "pos_encodings",
+            "rms_norm_eps", "rope_theta", "puzzle_emb_ndim", "num_puzzle_identifiers", "halt_max_steps",
+            "halt_exploration_prob", "forward_dtype")  # fmt: skip
+    official: dict[str, Any] = {name: getattr(c, name) for name in same}
+    official |= {"batch_size": batch_size, "H_layers": 0, "L_layers": 0, "mlp_t": c.mixer == "mlp"}
+    official |= {field: c.layers[stack] for stack, field in STACK_LAYERS[c.arch].items()}
+    official |= {"puzzle_emb_len": c.prefix_len, "no_ACT_continue": c.halting != "q_continue"}
+    restored = dataclasses.asdict(model_config(c.arch, official)) | {"puzzle_emb_len": c.puzzle_emb_len}
+    lost = [f"{name}={value!r}" for name, value in dataclasses.asdict(c).items() if restored[name] != value]
+    if model_config(c.arch, official).prefix_len != c.prefix_len:
+        lost.append(f"puzzle_emb_len={c.puzzle_emb_len!r}")
+    if lost:
+        raise InputError(f"the official {c.arch} class cannot express {', '.join(lost)}")
+    prefix = "" if c.arch == "rsm" else "inner."
+    names = {alias: official_name for official_name, alias in ALIASES.items()}
+    return names.get(c.arch, c.arch), official, {prefix + k: v.detach() for k, v in model.state_dict().items()}
+
+
+def strip_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict with the prefixes of torch.compile, loss head and ACT wrapper removed from its names.
+
+    Errors: `InputError` when two names become one.
+    """
+    state: dict[str, Tensor] = {}
+    for key, value in state_dict.items():
+        name = key
+        for prefix in PREFIXES:
+            name = name.removeprefix(prefix)
+        if name in state:
+            raise InputError(f"the state dict holds {name!r} twice, under different prefixes")
+        state[name] = value
+    return state
+
+
+def check_state(state: Mapping[str, Any], config: ModelConfig) -> None:
+    """Refuse a state dict that does not fit `config` in names and shapes, or holds anything but dense floats.
+
+    Errors: `InputError`, one line that names the keys: missing, unexpected, of a wrong shape or kind.
+    """
+    specs = tensor_specs(config)
+    head, table = "lm_head.weight", "embed_tokens.embedding_weight"
+    if config.tied_lm_head and head in state:
+        specs[head] = specs[table]
+    problems = []
+    for problem, names in (("missing", set(specs) - set(state)), ("unexpected", set(state) - set(specs))):
+        problems += [f"{problem} {', '.join(sorted(names))}"] if names else []
+    if problems:
+        raise InputError(f"the state dict does not fit the config: {'; '.join(problems)}")
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
+            kind = value.layout if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"{name} is not a dense tensor but {kind}")
+        if not value.dtype.is_floating_point:
+            raise InputError(f"{name} has dtype {value.dtype}; expected a floating-point one")
+        if value.shape != specs[name].shape:
+            raise InputError(f"{name} has shape {tuple(value.shape)}; the config asks for {tuple(specs[name].shape)}")
+    if config.tied_lm_head and head in state and not torch.equal(state[head], state[table]):
+        raise InputError(f"{head} differs from {table}, but the model ties them")
