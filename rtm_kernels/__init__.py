@@ -6,9 +6,12 @@ Names are imported on first use, so that `import rtm_kernels` touches neither CU
 from __future__ import annotations
 
 import importlib
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_OLDEST_TORCH = (2, 10)
 
 _HOMES = {
     "FusedTRMBlock": "block",
@@ -39,3 +42,16 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
+
+
+def _require_torch() -> None:
+    oldest = ".".join(map(str, _OLDEST_TORCH))
+    try:
+        found = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        raise ImportError(f"rtm_kernels needs torch >= {oldest}, and torch is not installed") from None
+    if tuple(int(part) for part in found.split(".")[:2]) < _OLDEST_TORCH:
+        raise ImportError(f"rtm_kernels needs torch >= {oldest}, and this is torch {found}")
+
+
+_require_torch()

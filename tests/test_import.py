@@ -1,0 +1,125 @@
+"""`import rtm_kernels` works with no GPU, no compiled extension and no triton, and what is missing is named."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_architecture import needs_triton
+
+ROOT = Path(__file__).resolve().parent.parent
+
+HIDE = """
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+def without(cls, name, path=None, target=None):
+    return None if name in ("triton", "rtm_kernels._cpu", "rtm_kernels._cuda") else find(name, path, target)
+PathFinder.find_spec = classmethod(without)
+"""
+
+USE = """
+import sys, torch, rtm_kernels
+from rtm_kernels import FusedTRMBlock, ModelConfig, Program, RecursiveReasoner
+from rtm_kernels.errors import BackendUnavailable
+y = FusedTRMBlock(hidden_size=16, seq_len=5)(torch.ones(2, 5, 16))
+assert y.shape == (2, 5, 16) and bool(torch.isfinite(y).all())
+print(sorted(name for name in sys.modules if name.startswith("rtm_kernels.")))
+assert not torch.cuda.is_initialized(), "CUDA was initialised"
+assert not {"rtm_kernels._cpu", "rtm_kernels._cuda"} & set(sys.modules), "an extension was imported"
+try:
+    FusedTRMBlock(hidden_size=16, seq_len=5, impl="triton")(torch.ones(2, 5, 16))
+except BackendUnavailable as error:
+    print(error)
+"""
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter, in which Triton would not interpret."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
+
+
+def output(code: str) -> str:
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def last_line(code: str) -> str:
+    """The last line that failing code prints."""
+    done = python(code)
+    assert done.returncode == 1, done.stdout
+    return done.stderr.splitlines()[-1]
+
+
+def test_the_bare_import_loads_nothing_heavy() -> None:
+    output("import sys, rtm_kernels\nassert not {'torch', 'triton', 'numpy', 'safetensors'} & set(sys.modules)")
+
+
+def test_use_on_cpu_needs_no_kernel_no_cuda_no_extension() -> None:
+    pytest.importorskip("triton")
+    loaded, message = output(USE).splitlines()
+    assert "rtm_kernels.block" in ast.literal_eval(loaded)
+    assert not [name for name in ast.literal_eval(loaded) if needs_triton(name)]
+    assert "impl='triton' cannot run" in message and "need a CUDA device" in message
+
+
+def test_works_where_triton_and_the_extensions_are_missing() -> None:
+    _, message = output(HIDE + USE).splitlines()
+    assert "impl='triton' cannot run" in message and "triton is not installed" in message
+
+
+def test_every_public_name_resolves() -> None:
+    import rtm_kernels
+
+    for name in rtm_kernels.__all__:
+        assert getattr(rtm_kernels, name).__name__ == name
+    assert set(rtm_kernels.__all__) <= set(dir(rtm_kernels))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    import rtm_kernels
+
+    with pytest.raises(AttributeError, match="has no attribute 'FusedTRMBlok'"):
+        _ = rtm_kernels.FusedTRMBlok
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        ("'2.4.1+cu121'", "rtm_kernels needs torch >= 2.10, and this is torch 2.4.1+cu121"),
+        ("missing()", "rtm_kernels needs torch >= 2.10, and torch is not installed"),
+    ],
+)
+def test_a_torch_that_is_too_old_or_missing_is_named(version: str, message: str) -> None:
+    code = f"""
+from importlib import metadata
+def missing():
+    raise metadata.PackageNotFoundError("torch")
+metadata.version = lambda name: {version}
+import rtm_kernels
+"""
+    assert last_line(code) == f"ImportError: {message}"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
+def test_four_forked_workers_agree() -> None:
+    code = """
+import multiprocessing, torch
+from rtm_kernels import FusedTRMBlock
+torch.set_num_threads(1)
+torch.manual_seed(0)
+block = FusedTRMBlock(hidden_size=16, seq_len=5)
+x = torch.randn(2, 5, 16)
+def work(_):
+    with torch.no_grad():
+        return block(x).sum().item()
+with multiprocessing.get_context("fork").Pool(4) as pool:
+    print(set(pool.map(work, range(8), chunksize=2)) == {work(0)})
+"""
+    assert output(code).strip() == "True"
