@@ -14,7 +14,7 @@ from typing import Any
 
 from setuptools import Extension, setup
 
-CPU_FLAGS = ["-O3", "-std=c++17"]
+CPU_FLAGS = ["-O3", "-std=c++17", "-ffp-contract=off"]
 NVCC_FLAGS = ["-O3", "-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"]
 
 
