@@ -1,0 +1,104 @@
+"""Sudoku of any box size: rules, reading, symmetries, generation by difficulty, rating and exact solving."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from rtm_kernels.data.sudoku.generate import generate, random_grids
+from rtm_kernels.data.sudoku.logic import LEVELS, rate
+from rtm_kernels.data.sudoku.parse import read_boards, read_puzzles
+from rtm_kernels.data.sudoku.rules import (
+    BLANK,
+    DIGITS,
+    as_boards,
+    check_size,
+    contradictory,
+    explain,
+    from_text,
+    to_text,
+    verify,
+)
+from rtm_kernels.data.sudoku.search import solve
+from rtm_kernels.data.sudoku.symmetry import Symmetry, augment
+from rtm_kernels.data.task import Pair, Puzzle, Task, Verdict, register
+from rtm_kernels.errors import InputError, require
+
+__all__ = [
+    "LEVELS",
+    "Sudoku",
+    "Symmetry",
+    "augment",
+    "contradictory",
+    "from_text",
+    "generate",
+    "random_grids",
+    "rate",
+    "read_boards",
+    "read_puzzles",
+    "solve",
+    "to_text",
+    "verify",
+]
+
+
+class Sudoku(Task):
+    """Sudoku of side 4, 9, 16 or 25 as tokens: 0 padding, 1 blank, 2 the digit 1, as in the official data."""
+
+    def __init__(self, size: int = 9) -> None:
+        check_size(size)
+        self.size = size
+        self.name = "sudoku" if size == 9 else f"sudoku{size}"
+        self.vocabulary = BLANK + DIGITS[:size]
+        self.seq_len = size * size
+
+    def encode(self, text: str) -> np.ndarray:
+        require(len(text) == self.seq_len, "puzzle length", len(text), f"{self.name} has {self.seq_len} cells")
+        return from_text(text) + np.uint8(1)
+
+    def decode(self, tokens: np.ndarray) -> str:
+        return to_text(self._boards(np.asarray(tokens)))
+
+    def verify(self, puzzle: str, answer: str) -> Verdict:
+        given = self.encode(puzzle) - np.uint8(1)
+        try:
+            filled = self.encode(answer) - np.uint8(1)
+        except InputError as error:
+            return Verdict(False, f"the answer cannot be read: {error}")
+        reason = explain(given, filled)
+        return Verdict(not reason, reason)
+
+    def verify_tokens(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        return verify(self._boards(inputs), self._boards(answers))
+
+    def parse(self, source: str | Iterable[str], errors: str = "raise") -> Iterator[Puzzle]:
+        lines = source.splitlines() if isinstance(source, str) else source
+        return read_puzzles(lines, size=self.size, errors=errors)
+
+    def render(self, puzzle: str, answer: str | None = None, emphasis: Callable[[str], str] = str) -> str:
+        """The grid with its boxes ruled off; `emphasis` is applied to each cell that the answer filled in."""
+        size, box = self.size, math.isqrt(self.size)
+        cells = [a if a == p else emphasis(a) for p, a in zip(puzzle, answer or puzzle, strict=True)]
+        ruler = "+".join("-" * (2 * box + 1) for _ in range(box))[1:-1]
+        lines: list[str] = []
+        for row in range(size):
+            if row and row % box == 0:
+                lines.append(ruler)
+            starts = range(row * size, (row + 1) * size, box)
+            lines.append(" | ".join(" ".join(cells[start : start + box]) for start in starts))
+        return "\n".join(lines)
+
+    def augment(self, inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Pair:
+        tokens = np.stack([inputs, labels])
+        require(bool((tokens >= 1).all()), "tokens", 0, "boards to augment hold no padding")
+        puzzles, solutions = augment(as_boards("inputs", inputs - 1), as_boards("labels", labels - 1), rng)
+        return (puzzles + 1).astype(inputs.dtype), (solutions + 1).astype(labels.dtype)
+
+    def _boards(self, tokens: np.ndarray) -> np.ndarray:
+        return np.where((tokens >= 2) & (tokens <= self.size + 1), tokens - 1, 0).astype(np.uint8)
+
+
+for _size in (4, 9, 16, 25):
+    register(Sudoku(_size))

@@ -1,0 +1,227 @@
+"""Reading puzzles from text: one per line, grids of one row per line, or csv with a header; streaming."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+import numpy as np
+
+from rtm_kernels.data.sudoku.rules import (
+    BLANKS,
+    DIGITS,
+    allowed,
+    boards_from_texts,
+    check_size,
+    contradictory,
+    explain,
+    first_repeat,
+    illegal_column,
+    verify,
+)
+from rtm_kernels.data.task import MAX_LINE, Puzzle, printable
+from rtm_kernels.errors import InputError, one_of
+
+SEPARATORS = " \t|"
+RULERS = SEPARATORS + "-+="
+PUZZLE_COLUMNS = ("puzzle", "puzzles", "quiz", "quizzes", "question")
+SOLUTION_COLUMNS = ("solution", "solutions", "answer", "answers")
+RATING_COLUMNS = ("rating", "difficulty")
+CHUNK = 1024
+
+Source = str | os.PathLike[str] | Iterable[str]
+
+
+def read_puzzles(source: Source, *, size: int = 9, errors: str = "raise", chunk: int = CHUNK) -> Iterator[Puzzle]:
+    """Puzzles of a file by its path, or of lines (an open file, stdin, `text.splitlines()`), one after the other.
+
+    Understood: one puzzle per line; grids of `size` lines, with `|`, `-`, `+` and spaces between the cells; csv
+    with a header that names a column `puzzle`, `quizzes` or `question`, and perhaps `solution`, `solutions` or
+    `answer`, and `rating`. Blanks are `.`, `0`, `*` or `_`; `#` starts a comment line. `Puzzle.text` and
+    `.solution` come out with `.` for blanks. Lines are read `chunk` puzzles ahead.
+    A fault names the line and, where there is one, the column: with `errors="raise"` as `InputError`, with
+    `"report"` as a puzzle whose `error` is set. A source without any puzzle raises in both cases.
+    """
+    check_size(size)
+    one_of("errors", errors, ("raise", "report"))
+    prefix = f"{printable(os.fspath(source))}: " if isinstance(source, (str, os.PathLike)) else ""
+    found = False
+    scan = _Scanner(size).scan(_lines(source))
+    while part := list(islice(scan, chunk)):
+        found = True
+        for puzzle in _check(part, size):
+            if puzzle.error and errors == "raise":
+                raise InputError(prefix + puzzle.error)
+            yield puzzle
+    if not found:
+        raise InputError(f"{prefix}no puzzle found: the input is empty")
+
+
+def read_boards(source: Source, *, size: int = 9, min_rating: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Puzzles and solutions of a source, uint8 [N, cells] each; a missing solution is a row of zeros.
+
+    `min_rating` keeps only puzzles rated at least so. Raises `InputError` as `read_puzzles`.
+    """
+    puzzles, solutions = [np.zeros((0, size * size), dtype=np.uint8)], [np.zeros((0, size * size), dtype=np.uint8)]
+    kept = (p for p in read_puzzles(source, size=size) if min_rating is None or (p.rating or 0) >= min_rating)
+    while part := list(islice(kept, CHUNK)):
+        puzzles.append(boards_from_texts([p.text for p in part], size))
+        solutions.append(boards_from_texts([p.solution or "." * size * size for p in part], size))
+    return np.concatenate(puzzles), np.concatenate(solutions)
+
+
+def _lines(source: Source) -> Iterator[tuple[int, str]]:
+    """Numbered lines; of a line longer than `MAX_LINE` only so many characters are ever held."""
+    if isinstance(source, (str, os.PathLike)):
+        try:
+            with open(source, encoding="utf-8-sig", errors="replace") as file:
+                yield from _lines(file)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{printable(os.fspath(source))[:200]}: cannot be read: {reason}") from None
+    elif isinstance(source, io.TextIOBase):
+        number, rest = 0, False
+        while line := source.readline(MAX_LINE + 1):
+            if not rest:
+                number += 1
+                yield number, line
+            rest = not line.endswith("\n")
+    else:
+        yield from enumerate(source, start=1)
+
+
+@dataclass
+class _Scanner:
+    """Splits lines into puzzles and faults, without looking at the rules of the game."""
+
+    size: int
+    columns: dict[str, int] | None = None
+    rows: list[str] = field(default_factory=list)
+    first_row: int = 0
+    lost: bool = False
+
+    def scan(self, lines: Iterator[tuple[int, str]]) -> Iterator[Puzzle]:
+        cells, whole = self.size * self.size, _whole(self.size)
+        started = False
+        for number, raw in lines:
+            line = raw.strip("\ufeff \t\r\n")
+            if whole.fullmatch(line) and not self.rows and self.columns is None:
+                started, self.lost = True, False
+                yield Puzzle(_plain(line), line=number)
+            elif len(raw) > MAX_LINE:
+                yield _fault(number, f"longer than {MAX_LINE} characters")
+            elif not line or line[0] == "#":
+                yield from self._gap(number, blank=not line)
+            elif not started and (columns := _header(line)):
+                started, self.columns = True, columns
+            elif self.columns is not None:
+                yield self._row(number, raw, self.columns)
+            else:
+                started = True
+                yield from self._cells(number, raw, cells)
+        yield from self._gap(number if self.rows else 0, blank=True, end=True)
+
+    def _gap(self, number: int, blank: bool, end: bool = False) -> Iterator[Puzzle]:
+        """A blank or comment line: blank ones may separate the bands of a grid, and end a broken grid."""
+        self.lost = self.lost and not blank
+        if blank and self.rows and (end or len(self.rows) % math.isqrt(self.size)):
+            begun = f"the grid that began on line {self.first_row}"
+            yield _fault(number, f"{begun} has {len(self.rows)} of {self.size} rows")
+            self.rows = []
+
+    def _cells(self, number: int, raw: str, cells: int) -> Iterator[Puzzle]:
+        """One line of cells: a whole puzzle, a row of a grid, or a ruler."""
+        bare = raw.strip()
+        compact = bare.translate(dict.fromkeys(map(ord, SEPARATORS)))
+        if self.lost or not set(bare) - set(RULERS):
+            return
+        column = illegal_column(raw.rstrip(), self.size, SEPARATORS)
+        if column is not None:
+            yield self._broken(number, self._illegal(raw, column), column)
+        elif len(compact) == cells and not self.rows:
+            yield Puzzle(_plain(compact), line=number)
+        elif len(compact) == self.size:
+            self.first_row = self.first_row if self.rows else number
+            self.rows.append(compact)
+            if len(self.rows) == self.size:
+                yield Puzzle(_plain("".join(self.rows)), line=self.first_row)
+                self.rows = []
+        else:
+            expected = f"{self.size} (a row of a grid)" if self.rows else f"{cells} (a puzzle) or {self.size} (a row)"
+            yield self._broken(number, f"{len(compact)} cells, expected {expected}", len(raw.rstrip()))
+
+    def _broken(self, number: int, message: str, column: int) -> Puzzle:
+        self.lost, self.rows = bool(self.rows), []
+        return _fault(number, message, column)
+
+    def _illegal(self, raw: str, column: int) -> str:
+        hint = "; csv needs a header line such as puzzle,solution" if raw[column - 1] == "," else ""
+        return f"illegal character {raw[column - 1]!a}, expected {allowed(self.size)}{hint}"
+
+    def _row(self, number: int, raw: str, columns: dict[str, int]) -> Puzzle:
+        """One line of a csv."""
+        fields = next(csv.reader([raw.rstrip("\r\n")])) if '"' in raw else raw.rstrip("\r\n").split(",")
+        texts: dict[str, str] = {}
+        for name in ("puzzle", "solution"):
+            text = fields[columns[name]].strip() if columns.get(name, len(fields)) < len(fields) else ""
+            start = raw.find(text) + 1 if name == "puzzle" else raw.rfind(text) + 1
+            column = illegal_column(text, self.size)
+            if column is not None:
+                return _fault(number, self._illegal(text, column), start + column - 1)
+            if len(text) != self.size**2 and (text or name == "puzzle"):
+                return _fault(number, f"{name} of {len(text)} cells, expected {self.size**2}", start + len(text))
+            texts[name] = _plain(text)
+        rating = fields[columns["rating"]] if columns.get("rating", len(fields)) < len(fields) else ""
+        try:
+            value = float(rating) if rating.strip() else None
+        except ValueError:
+            return _fault(number, f"rating {rating[:40]!a} is not a number", raw.rfind(rating) + 1)
+        return Puzzle(texts["puzzle"], texts["solution"] or None, number, value)
+
+
+def _header(line: str) -> dict[str, int] | None:
+    """Positions of the known columns if `line` is a csv header, else None."""
+    names = [name.strip().strip('"').lower() for name in line.split(",")]
+    kinds = {"puzzle": PUZZLE_COLUMNS, "solution": SOLUTION_COLUMNS, "rating": RATING_COLUMNS}
+    found = {kind: i for kind, known in kinds.items() for i, name in enumerate(names) if name in known}
+    return found if "puzzle" in found else None
+
+
+def _whole(size: int) -> re.Pattern[str]:
+    digits = DIGITS[:size] + DIGITS[:size].lower()
+    return re.compile(f"[{re.escape(BLANKS + digits)}]{{{size * size}}}")
+
+
+_TO_PLAIN = str.maketrans({**dict.fromkeys(BLANKS, "."), **{d.lower(): d for d in DIGITS}})
+
+
+def _plain(text: str) -> str:
+    return text.translate(_TO_PLAIN)
+
+
+def _fault(number: int, message: str, column: int | None = None) -> Puzzle:
+    place = f"line {number}" + (f", column {column}" if column is not None else "")
+    return Puzzle("", line=number, error=f"{place}: {message}")
+
+
+def _check(part: list[Puzzle], size: int) -> list[Puzzle]:
+    """The puzzles of `part`, with a fault where givens contradict each other or the solution does not solve."""
+    whole = [i for i, puzzle in enumerate(part) if not puzzle.error]
+    boards = boards_from_texts([part[i].text for i in whole], size)
+    for at in np.flatnonzero(contradictory(boards)).tolist():
+        puzzle = part[whole[at]]
+        part[whole[at]] = replace(puzzle, error=f"line {puzzle.line}: contradictory givens: {first_repeat(boards[at])}")
+    solved = [(at, i) for at, i in enumerate(whole) if part[i].solution and not part[i].error]
+    puzzles = boards[[at for at, _ in solved]]
+    solutions = boards_from_texts([part[i].solution or "" for _, i in solved], size)
+    for at in np.flatnonzero(~verify(puzzles, solutions)).tolist():
+        puzzle = part[solved[at][1]]
+        reason = explain(puzzles[at], solutions[at])
+        part[solved[at][1]] = replace(puzzle, error=f"line {puzzle.line}: the solution is wrong: {reason}")
+    return part

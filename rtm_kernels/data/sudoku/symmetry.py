@@ -1,0 +1,64 @@
+"""The symmetry group of Sudoku: relabel digits, permute rows in bands, bands, columns in stacks, stacks; transpose."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from rtm_kernels.data.sudoku.rules import as_boards, check_size, side
+from rtm_kernels.errors import require
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """N elements of the group, one per board: `new[i, j] = digits[old'[rows[i], columns[j]]]`, old' transposed or not.
+
+    digits: [N, size + 1] with digits[:, 0] = 0; rows, columns: [N, size]; transpose: bool [N].
+    """
+
+    digits: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
+    transpose: np.ndarray
+
+    @classmethod
+    def random(cls, count: int, size: int, rng: np.random.Generator) -> Symmetry:
+        """`count` uniformly random elements."""
+        check_size(size)
+        digits = np.zeros((count, size + 1), dtype=np.uint8)
+        digits[:, 1:] = 1 + np.argsort(rng.random((count, size)), axis=1)
+        rows, columns = _random_lines(count, size, rng), _random_lines(count, size, rng)
+        return cls(digits, rows, columns, rng.random(count) < 0.5)
+
+    def apply(self, boards: np.ndarray) -> np.ndarray:
+        """Transformed boards uint8 [N, cells]."""
+        boards = as_boards("boards", boards)
+        size, count = side(boards), len(boards)
+        require(len(self.rows) == count, "boards", count, f"this symmetry holds {len(self.rows)} elements")
+        row, column = self.rows[:, :, None], self.columns[:, None, :]
+        source = np.where(self.transpose[:, None, None], column * size + row, row * size + column).reshape(count, -1)
+        moved = np.take_along_axis(boards, source, axis=1)
+        return np.take_along_axis(self.digits, moved.astype(np.intp), axis=1)
+
+    def inverse(self) -> Symmetry:
+        """The elements that undo these."""
+        flip = self.transpose[:, None]
+        rows, columns = np.argsort(self.rows, axis=1), np.argsort(self.columns, axis=1)
+        digits = np.argsort(self.digits, axis=1).astype(np.uint8)
+        return Symmetry(digits, np.where(flip, columns, rows), np.where(flip, rows, columns), self.transpose)
+
+
+def _random_lines(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Random permutations of lines that keep bands together, [count, size]."""
+    box = math.isqrt(size)
+    bands = np.argsort(rng.random((count, box)), axis=1)
+    within = np.argsort(rng.random((count, box, box)), axis=2)
+    return (bands[:, :, None] * box + within).reshape(count, size)
+
+
+def augment(puzzles: np.ndarray, solutions: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A random symmetric twin of each puzzle and its solution, uint8 [N, cells] each."""
+    symmetry = Symmetry.random(len(puzzles), side(np.asarray(puzzles)), rng)
+    return symmetry.apply(puzzles), symmetry.apply(solutions)

@@ -1,0 +1,126 @@
+"""What a puzzle task is: a vocabulary, a length, and a verdict on answers. Subclass `Task` and `register` it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from rtm_kernels.errors import InputError, one_of, require
+
+PAD = 0
+MAX_LINE = 65_536
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`verified`: the rules of the task hold. `reason`: the first rule that does not, or why nothing can be said."""
+
+    verified: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Puzzle:
+    """One puzzle as read: its text, the line it began on, solution and rating when the source gives them.
+
+    `error` is set, and the puzzle unusable, only where the reader was asked to report errors instead of raising.
+    """
+
+    text: str
+    solution: str | None = None
+    line: int | None = None
+    rating: float | None = None
+    error: str | None = None
+
+
+class Task(ABC):
+    """A puzzle as a sequence of `seq_len` tokens: character `vocabulary[i]` is token i + 1, and 0 is padding.
+
+    A subclass sets `name`, `vocabulary` and `seq_len` and writes `verify`; everything else has a default that fits
+    puzzles of one character per cell and one line per puzzle.
+    """
+
+    name: str
+    vocabulary: str
+    seq_len: int
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.vocabulary) + 1
+
+    @abstractmethod
+    def verify(self, puzzle: str, answer: str) -> Verdict:
+        """Whether `answer` solves `puzzle` by the rules of the task; both as text."""
+
+    def encode(self, text: str) -> np.ndarray:
+        """Tokens of one puzzle, uint8 [seq_len]. Raises `InputError` for a wrong length or an unknown character."""
+        require(len(text) == self.seq_len, "puzzle length", len(text), f"{self.name} has {self.seq_len} cells")
+        index = {character: token for token, character in enumerate(self.vocabulary, start=1)}
+        for column, character in enumerate(text, start=1):
+            if character not in index:
+                raise InputError(f"column {column}: {character!a} is not one of {self.vocabulary!a}")
+        return np.array([index[character] for character in text], dtype=np.uint8)
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """Text of tokens [seq_len]; padding, and any id outside the vocabulary, reads as `?`."""
+        return "".join(self.vocabulary[t - 1] if 1 <= t < self.vocab_size else "?" for t in np.asarray(tokens).tolist())
+
+    def verify_tokens(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        """`verify` over tokens [N, seq_len], as bool [N]."""
+        pairs = zip(inputs, answers, strict=True)
+        return np.array([self.verify(self.decode(x), self.decode(y)).verified for x, y in pairs], dtype=bool)
+
+    def parse(self, source: str | Iterable[str], errors: str = "raise") -> Iterator[Puzzle]:
+        """Puzzles of a text or of lines, one per line. `errors`: `raise`, or `report` in `Puzzle.error`."""
+        lines = source.splitlines() if isinstance(source, str) else source
+        one_of("errors", errors, ("raise", "report"))
+        for number, line in enumerate(lines, start=1):
+            text = line.rstrip("\r\n")
+            if text:
+                try:
+                    self.encode(text)
+                    yield Puzzle(text, line=number)
+                except InputError as error:
+                    if errors == "raise":
+                        raise InputError(f"line {number}: {error}") from None
+                    yield Puzzle("", line=number, error=f"line {number}: {error}")
+
+    def render(self, puzzle: str, answer: str | None = None, emphasis: Callable[[str], str] = str) -> str:
+        """The puzzle, or its answer, for a person; `emphasis` is applied to each character the answer filled in."""
+        if answer is None:
+            return puzzle
+        return "".join(a if a == p else emphasis(a) for p, a in zip(puzzle, answer, strict=True))
+
+    def augment(self, inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Pair:
+        """A random symmetric twin of each pair of token rows [N, seq_len]; without symmetries, the pair itself."""
+        return inputs, labels
+
+
+_TASKS: dict[str, Task] = {}
+
+
+def printable(text: str) -> str:
+    """`text` without control characters, for messages."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def register(task: Task) -> Task:
+    """Make `task` known by its name. Raises `InputError` when the name is taken by another kind of task."""
+    known = _TASKS.get(task.name)
+    require(known is None or type(known) is type(task), "task name", task.name, "it is already registered")
+    _TASKS[task.name] = task
+    return task
+
+
+def get_task(name: str) -> Task:
+    """The registered task called `name`. Raises `InputError` listing the known names."""
+    one_of("task", name, task_names())
+    return _TASKS[name]
+
+
+def task_names() -> tuple[str, ...]:
+    return tuple(sorted(_TASKS))
