@@ -1,0 +1,82 @@
+// torch.classes.rtm_kernels.NativeModel: the executor as PyTorch sees it. Methods run without the GIL.
+#include <Python.h>
+#include <torch/custom_class.h>
+
+#include "executor.h"
+
+namespace {
+
+using at::Tensor;
+using rtm::i64;
+
+const rtm::Kernels* kernels_named(const std::string& isa) {
+  for (const rtm::Kernels* k : rtm::supported_kernels())
+    if (isa == k->name) return k;
+  TORCH_CHECK(false, "isa=", isa, " does not run on this processor");
+}
+
+const float* data(const Tensor& t, const char* name) {
+  TORCH_CHECK(t.device().is_cpu() && t.scalar_type() == at::kFloat && t.is_contiguous(), name,
+              " must be a contiguous float32 tensor on the CPU");
+  return t.const_data_ptr<float>();
+}
+
+class NativeModel : public torch::CustomClassHolder {
+ public:
+  NativeModel(const std::string& isa, i64 D, i64 latents) : executor_(kernels_named(isa), D, latents) {}
+
+  void add_mlp_layer(i64 stack, const Tensor& mixer_gate_up, const Tensor& mixer_down, const Tensor& gate_up,
+                     const Tensor& down, bool norm_hidden, double eps) {
+    const rtm::Kernels& k = executor_.kernels();
+    rtm::PackedLayer packed;
+    packed.mixer = rtm::pack_mixer(k, data(mixer_gate_up, "mixer gate_up"), data(mixer_down, "mixer down"),
+                                   mixer_down.size(1), mixer_down.size(0));
+    packed.channel = rtm::pack_channel(k, data(gate_up, "gate_up"), data(down, "down"), down.size(1), down.size(0));
+    packed.layer.norm_hidden = norm_hidden;
+    packed.layer.eps = static_cast<float>(eps);
+    packed.layer.mixer = packed.mixer.view();
+    packed.layer.channel = packed.channel.view();
+    executor_.add_layer(stack, std::move(packed));
+  }
+
+  void add_step(i64 dst, i64 stack, std::vector<i64> state, std::vector<i64> inject) {
+    executor_.add_step({dst, stack, std::move(state), std::move(inject)});
+  }
+
+  void run(const std::vector<Tensor>& latents, const Tensor& x, i64 begin, i64 end) {
+    TORCH_CHECK(static_cast<i64>(latents.size()) == executor_.latents(), "one tensor for each latent is needed");
+    TORCH_CHECK(x.dim() == 3 && x.size(2) == executor_.hidden_size(), "x must be [B, L, D]");
+    std::vector<float*> pointers;
+    for (const Tensor& t : latents) {
+      TORCH_CHECK(t.sizes() == x.sizes(), "latents must have the shape of x");
+      pointers.push_back(const_cast<float*>(data(t, "latent")));
+    }
+    executor_.run(pointers, data(x, "x"), x.size(0), x.size(1), begin, end);
+  }
+
+ private:
+  rtm::Executor executor_;
+};
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const rtm::Kernels* k : rtm::supported_kernels()) names.push_back(k->name);
+  return names;
+}
+
+TORCH_LIBRARY(rtm_kernels_native, m) {
+  m.def("isas() -> str[]", &isas);
+  m.class_<NativeModel>("NativeModel")
+      .def(torch::init<const std::string&, i64, i64>())
+      .def("add_mlp_layer", &NativeModel::add_mlp_layer)
+      .def("add_step", &NativeModel::add_step)
+      .def("run", &NativeModel::run);
+}
+
+}  // namespace
+
+// The module is empty: loading it registers the class.
+PyMODINIT_FUNC PyInit__cpu() {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_cpu", nullptr, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&definition);
+}

@@ -1,0 +1,117 @@
+#include "executor.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+
+namespace rtm {
+
+// One sample of one call: where it lives, and whether its threads work on it together (team) or on one each.
+struct Executor::Sample {
+  const std::vector<float*>& latents;
+  const float* x;
+  i64 offset, L;
+  bool team;
+  int thread;
+  Workspace& workspace;
+};
+
+namespace {
+
+// f(first, last, thread) over all of [0, n): split over the team, or by the calling thread alone.
+template <class F>
+void split(bool team, int thread, i64 n, const F& f) {
+  if (team)
+    at::parallel_for(0, n, 1, [&](i64 first, i64 last) { f(first, last, at::get_thread_num()); });
+  else
+    f(0, n, thread);
+}
+
+i64 row_chunks(i64 L, i64 threads) { return std::min(L, round_up(ceil_div(L, kRowChunk), threads)); }
+
+}  // namespace
+
+void Executor::add_layer(i64 stack, PackedLayer layer) {
+  if (stack >= static_cast<i64>(stacks_.size())) stacks_.resize(stack + 1);
+  stacks_[stack].push_back(std::move(layer));
+}
+
+void Executor::run_layer(const Layer& layer, const Sources& sources, float* dst, const Sample& s) const {
+  Workspace& memory = s.workspace;
+  float* work = memory.work[s.thread].get();
+  split(s.team, s.thread, ceil_div(D_, 2 * kernels_->width), [&](i64 first, i64 last, int thread) {
+    kernels_->token_mix(layer, sources, work, s.L, D_, first, last, memory.scratch[thread].get());
+  });
+  const i64 chunks = row_chunks(s.L, s.team ? at::get_num_threads() : 1);
+  split(s.team, s.thread, chunks, [&](i64 first, i64 last, int thread) {
+    for (i64 i = first; i < last; ++i)
+      kernels_->channel_mix(layer, work, dst, D_, part(s.L, chunks, i), part(s.L, chunks, i + 1),
+                            memory.scratch[thread].get());
+  });
+}
+
+void Executor::run_sample(const Sample& s, i64 begin, i64 end) const {
+  const auto pointer = [&](i64 i) -> const float* { return (i == latents_ ? s.x : s.latents[i]) + s.offset; };
+  std::vector<const float*> state, inject;
+  for (i64 i = begin; i < end; ++i) {
+    const Step& step = tape_[i];
+    state.clear();
+    inject.clear();
+    for (i64 n : step.state) state.push_back(pointer(n));
+    for (i64 n : step.inject) inject.push_back(pointer(n));
+    Sources sources{state.data(), static_cast<i64>(state.size()), inject.data(), static_cast<i64>(inject.size())};
+    float* dst = s.latents[step.dst] + s.offset;
+    const float* previous = dst;  // a layer after the first reads what the one before it wrote
+    for (const PackedLayer& packed : stacks_[step.stack]) {
+      run_layer(packed.layer, sources, dst, s);
+      sources = {&previous, 1, nullptr, 0};
+    }
+  }
+}
+
+void Executor::run(const std::vector<float*>& latents, const float* x, i64 B, i64 L, i64 begin, i64 end) const {
+  const i64 threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  auto workspace = lease(L, threads);
+  const i64 alone = threads == 1 ? B : B / threads * threads;  // samples that have a thread of their own
+  std::atomic<i64> next{0};
+  at::parallel_for(0, alone ? threads : 0, 1, [&](i64 first, i64 last) {
+    for (i64 slot = first; slot < last; ++slot)
+      for (i64 b = next++; b < alone; b = next++)
+        run_sample({latents, x, b * L * D_, L, false, static_cast<int>(slot), *workspace}, begin, end);
+  });
+  for (i64 b = alone; b < B; ++b) run_sample({latents, x, b * L * D_, L, true, 0, *workspace}, begin, end);
+  give_back(std::move(workspace));
+}
+
+std::unique_ptr<Workspace> Executor::lease(i64 L, i64 threads) const {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (leased_L_ != L || leased_threads_ != threads) idle_.clear();
+    leased_L_ = L;
+    leased_threads_ = threads;
+    if (!idle_.empty()) {
+      auto workspace = std::move(idle_.back());
+      idle_.pop_back();
+      return workspace;
+    }
+  }
+  i64 scratch = 0;
+  for (const auto& stack : stacks_)
+    for (const PackedLayer& layer : stack) scratch = std::max(scratch, kernels_->scratch_size(layer.layer, L, D_));
+  auto workspace = std::make_unique<Workspace>();
+  workspace->L = L;
+  workspace->threads = threads;
+  for (i64 t = 0; t < threads; ++t) {
+    workspace->scratch.emplace_back(scratch);
+    workspace->work.emplace_back(L * D_);
+  }
+  return workspace;
+}
+
+void Executor::give_back(std::unique_ptr<Workspace> workspace) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (workspace->L == leased_L_ && workspace->threads == leased_threads_) idle_.push_back(std::move(workspace));
+}
+
+}  // namespace rtm

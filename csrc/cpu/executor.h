@@ -1,0 +1,60 @@
+// Runs programs: a tape of steps `latent[dst] <- stack((sum of state) + (sum of inject))` over [L, D] samples.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "pack.h"
+
+namespace rtm {
+
+struct Step {
+  i64 dst, stack;
+  std::vector<i64> state, inject;  // latent numbers; the number of latents itself stands for the input x
+};
+
+// Packed weights of one layer; the pointers of `layer` lead into them.
+struct PackedLayer {
+  Layer layer{};
+  PackedSwiGLU mixer, channel;
+};
+
+// Memory of one call, leased and given back so that calls from several threads never share it.
+struct Workspace {
+  i64 L, threads;
+  std::vector<Buffer> scratch;  // one per thread
+  std::vector<Buffer> work;     // one [L, D] per sample in flight
+};
+
+class Executor {
+ public:
+  Executor(const Kernels* kernels, i64 D, i64 latents) : kernels_(kernels), D_(D), latents_(latents) {}
+
+  const Kernels& kernels() const { return *kernels_; }
+  i64 hidden_size() const { return D_; }
+  i64 latents() const { return latents_; }
+  i64 steps() const { return static_cast<i64>(tape_.size()); }
+  void add_layer(i64 stack, PackedLayer layer);
+  void add_step(Step step) { tape_.push_back(std::move(step)); }
+
+  // Steps [begin, end) of the tape for B samples in place: latents[i] and x are [B, L, D].
+  void run(const std::vector<float*>& latents, const float* x, i64 B, i64 L, i64 begin, i64 end) const;
+
+ private:
+  struct Sample;
+  void run_sample(const Sample& sample, i64 begin, i64 end) const;
+  void run_layer(const Layer& layer, const Sources& sources, float* dst, const Sample& sample) const;
+  std::unique_ptr<Workspace> lease(i64 L, i64 threads) const;
+  void give_back(std::unique_ptr<Workspace> workspace) const;
+
+  const Kernels* kernels_;
+  i64 D_, latents_;
+  std::vector<std::vector<PackedLayer>> stacks_;
+  std::vector<Step> tape_;
+  mutable std::mutex mutex_;
+  mutable i64 leased_L_ = 0, leased_threads_ = 0;
+  mutable std::vector<std::unique_ptr<Workspace>> idle_;
+};
+
+}  // namespace rtm

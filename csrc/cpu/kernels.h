@@ -1,0 +1,83 @@
+// What a kernel set computes, in plain data: no torch header, so that each instruction set compiles in seconds.
+//
+// Names follow the package: B batch, L sequence, D hidden, F inner width. W is the vector width in floats.
+//   columns(N)  weight [N, K] as panels [N / 2W][K][2W], the right operand of a product over rows
+//   rows(N)     weight [N, K] as tiles [tile][K / W][rows][W], the left operand of a product over columns
+// Activations that are a left operand have the `rows` layout too, as one tile: [K / W][rows][W].
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace rtm {
+
+using i64 = std::int64_t;
+
+constexpr i64 kRowChunk = 98;  // rows of a sample that one call of a row kernel keeps in the second-level cache
+constexpr i64 kInnerBlock = 256;  // inner width computed before it is multiplied by the down projection
+
+inline i64 ceil_div(i64 n, i64 d) { return (n + d - 1) / d; }
+inline i64 round_up(i64 n, i64 d) { return ceil_div(n, d) * d; }
+inline i64 part(i64 n, i64 parts, i64 i) { return n * i / parts; }  // start of part i of n things in equal parts
+
+// The latents whose sum a step feeds to its stack: (state + ...) + (inject + ...), each sum from left to right.
+struct Sources {
+  const float* const* state;
+  i64 states;
+  const float* const* inject;
+  i64 injects;
+};
+
+struct SwiGLU {
+  const float* gate_up;
+  const float* down;
+  i64 inner;  // F rounded up to W; the weights are padded with zeros
+};
+
+struct Attention {
+  const float* qkv;
+  const float* out;
+  i64 heads, head_dim;
+  bool causal, qk_norm;
+  const float* cos;  // [L, head_dim], or null without rotary positions
+  const float* sin;
+};
+
+struct Layer {
+  bool attends;
+  bool norm_hidden;  // the token mix normalises over D instead of L
+  float eps;
+  SwiGLU mixer;
+  Attention attention;
+  SwiGLU channel;
+};
+
+// Activations of one attention layer of one sample.
+struct Heads {
+  float* query;  // [heads][head_dim / W][L][W], scaled
+  float* key;    // [heads][L / 2W][head_dim][2W]
+  float* value;  // [heads][head_dim / 2W][L][2W]
+  float* mixed;  // [L, D]
+};
+
+struct Kernels {
+  const char* name;
+  i64 width;     // W
+  i64 max_rows;  // rows of the largest register tile
+
+  // work[:, tile] = rms_norm(h + swiglu over L of h) for the tiles [first, last) of 2W channels, h = sum of sources.
+  // With norm_hidden the sum is left for `channel_mix` to normalise.
+  void (*token_mix)(const Layer&, const Sources&, float* work, i64 L, i64 D, i64 first, i64 last, float* scratch);
+  // dst[rows] = rms_norm(h + swiglu over D of h), h = work[rows], rows [first, last) at most kRowChunk of them.
+  void (*channel_mix)(const Layer&, const float* work, float* dst, i64 D, i64 first, i64 last, float* scratch);
+
+  i64 (*scratch_size)(const Layer&, i64 L, i64 D);  // floats that any of the calls needs
+};
+
+const Kernels* portable_kernels();
+const Kernels* avx2_kernels();    // null when not compiled in
+const Kernels* avx512_kernels();
+
+std::vector<const Kernels*> supported_kernels();  // those this processor runs, the fastest first
+
+}  // namespace rtm

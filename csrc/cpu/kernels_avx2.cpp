@@ -1,0 +1,28 @@
+#include "kernels.h"
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#include <immintrin.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+#define RTM_ISA avx2
+#define RTM_NAME "avx2"
+#define RTM_WIDTH 8
+#include "kernel_set.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+const rtm::Kernels* rtm::avx2_kernels() { return avx2::kernels(); }
+#else
+const rtm::Kernels* rtm::avx2_kernels() { return nullptr; }
+#endif

@@ -1,0 +1,16 @@
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#define RTM_ISA portable
+#define RTM_NAME "portable"
+#define RTM_WIDTH 4
+#include "kernel_set.h"
+
+const rtm::Kernels* rtm::portable_kernels() { return portable::kernels(); }

@@ -1,0 +1,175 @@
+// The two half layers of an MLP block: SwiGLU over the sequence and SwiGLU over the hidden axis.
+#pragma once
+
+#include "gemm.h"
+
+namespace rtm::RTM_ISA {
+
+// --- rows: activations [rows, D] held as [D / W][rows][W], padded with zeros to a whole number of panels ---
+
+RTM_INLINE i64 row_blocks(i64 D) { return 2 * ceil_div(D, NR); }
+
+static void pack_rows(const float* x, i64 D, i64 first, i64 rows, float* packed) {
+  for (i64 b = 0; b < row_blocks(D); ++b)
+    for (i64 r = 0; r < rows; ++r) {
+      const i64 d = b * W;
+      const V v = d < D ? load_first(x + (first + r) * D + d, D - d) : set1(0.0f);
+      store(packed + (b * rows + r) * W, v);
+    }
+}
+
+// packed = rms_norm(packed + residual) over D for each row; residual may be null.
+static void norm_rows(float* packed, const float* residual, i64 D, i64 rows, float eps) {
+  const i64 blocks = ceil_div(D, W);
+  for (i64 r = 0; r < rows; ++r) {
+    V squares = set1(0.0f);
+    for (i64 b = 0; b < blocks; ++b) {
+      const i64 at = (b * rows + r) * W;
+      const V v = residual ? load(residual + at) + load(packed + at) : load(packed + at);
+      squares = fma(v, v, squares);
+      store(packed + at, v);
+    }
+    const V scale = set1(inverse_rms(sum(squares), D, eps));
+    for (i64 b = 0; b < blocks; ++b) {
+      float* at = packed + (b * rows + r) * W;
+      store(at, load(at) * scale);
+    }
+  }
+}
+
+static void unpack_rows(const float* packed, i64 D, i64 first, i64 rows, float* x) {
+  for (i64 r = 0; r < rows; ++r)
+    for (i64 d = 0; d < D; d += W)
+      store_first(x + (first + r) * D + d, load(packed + (d / W * rows + r) * W), D - d);
+}
+
+// out[R][W] = silu(a gate) * (a up); the panel holds W gate columns and W up columns.
+template <int R>
+void gate_up_tile(const float* a, i64 a_block, const float* b, i64 K, float* out) {
+  Tile<R> t;
+  multiply(t, a, a_block, b, K);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) store(out + r * W, swiglu(t.c[r][0], t.c[r][1]));
+}
+
+template <int R>
+struct GateUp {
+  static constexpr auto call = gate_up_tile<R>;
+};
+constexpr auto gate_up_tiles = table<GateUp>(std::make_integer_sequence<int, MR>{});
+
+// out [D / W][rows][W] = swiglu over D of x [D / W][rows][W]; inner is scratch [kInnerBlock / W][rows][W].
+static void swiglu_rows(const SwiGLU& w, const float* x, i64 D, i64 rows, float* out, float* inner) {
+  const i64 tiles = ceil_div(rows, MR);
+  for (i64 f0 = 0; f0 < w.inner; f0 += kInnerBlock) {
+    const i64 width = w.inner - f0 < kInnerBlock ? w.inner - f0 : kInnerBlock;
+    for (i64 f = 0; f < width; f += W) {
+      const float* panel = w.gate_up + (f0 + f) / W * D * NR;
+      for (i64 i = 0; i < tiles; ++i) {
+        const i64 r = part(rows, tiles, i), R = part(rows, tiles, i + 1) - r;
+        gate_up_tiles[R - 1](x + r * W, rows * W, panel, D, inner + (f / W * rows + r) * W);
+      }
+    }
+    product(inner, rows, w.down, w.inner, f0, width, D, out, f0 > 0);
+  }
+}
+
+static void channel_mix(const Layer& layer, const float* work, float* dst, i64 D, i64 first, i64 last, float* scratch) {
+  const i64 rows = last - first, size = row_blocks(D) * rows * W;
+  float *x = scratch, *out = x + size, *inner = out + size;
+  pack_rows(work, D, first, rows, x);
+  if (layer.norm_hidden && !layer.attends) norm_rows(x, nullptr, D, rows, layer.eps);
+  swiglu_rows(layer.channel, x, D, rows, out, inner);
+  norm_rows(out, x, D, rows, layer.eps);
+  unpack_rows(out, D, first, rows, dst);
+}
+
+// --- columns: activations [L, 2W] of one tile of channels, contiguous ---
+
+RTM_INLINE V summed(const float* const* terms, i64 count, i64 at, i64 n) {
+  V total = load_first(terms[0] + at, n);
+  for (i64 i = 1; i < count; ++i) total = total + load_first(terms[i] + at, n);
+  return total;
+}
+
+RTM_INLINE V summed(const Sources& s, i64 at, i64 n) {
+  const V state = summed(s.state, s.states, at, n);
+  return s.injects ? state + summed(s.inject, s.injects, at, n) : state;
+}
+
+// out[R / 2][2W] = silu(gate b) * (up b); the first half of the rows of a are gates, the second half ups.
+template <int R>
+void gate_up_columns(const float* a, const float* b, i64 K, float* out) {
+  Tile<R> t;
+  multiply(t, a, R * W, b, K);
+#pragma GCC unroll 16
+  for (int r = 0; r < R / 2; ++r)
+    for (int v = 0; v < 2; ++v) store(out + r * NR + v * W, swiglu(t.c[r][v], t.c[r + R / 2][v]));
+}
+
+// out = residual + a b; adds the squares of out to squares [2W].
+template <int R>
+void down_columns(const float* a, const float* b, i64 K, const float* residual, float* out, float* squares) {
+  Tile<R> t;
+  multiply(t, a, R * W, b, K);
+  for (int v = 0; v < 2; ++v) {
+    V total = load(squares + v * W);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const V y = load(residual + r * NR + v * W) + t.c[r][v];
+      total = fma(y, y, total);
+      store(out + r * NR + v * W, y);
+    }
+    store(squares + v * W, total);
+  }
+}
+
+template <int R>
+struct GateUpColumns {
+  static constexpr auto call = gate_up_columns<2 * R>;
+};
+template <int R>
+struct DownColumns {
+  static constexpr auto call = down_columns<R>;
+};
+constexpr auto gate_up_column_tiles = table<GateUpColumns>(std::make_integer_sequence<int, MR / 2>{});
+constexpr auto down_column_tiles = table<DownColumns>(std::make_integer_sequence<int, MR>{});
+
+// y [L, 2W] = x + swiglu over L of x [L, 2W]; inner is scratch [F, 2W].
+static void swiglu_columns(const SwiGLU& w, const float* x, i64 L, float* y, float* inner, float* squares) {
+  const i64 pairs = ceil_div(w.inner, MR / 2), padded_L = round_up(L, W);
+  for (i64 i = 0; i < pairs; ++i) {
+    const i64 f = part(w.inner, pairs, i), R = part(w.inner, pairs, i + 1) - f;
+    gate_up_column_tiles[R - 1](w.gate_up + 2 * f * padded_L, x, L, inner + f * NR);
+  }
+  const i64 tiles = ceil_div(L, MR);
+  for (i64 i = 0; i < tiles; ++i) {
+    const i64 l = part(L, tiles, i), R = part(L, tiles, i + 1) - l;
+    down_column_tiles[R - 1](w.down + l * w.inner, inner, w.inner, x + l * NR, y + l * NR, squares);
+  }
+}
+
+static void token_mix(const Layer& layer, const Sources& sources, float* work, i64 L, i64 D, i64 first, i64 last,
+                      float* scratch) {
+  float *x = scratch, *y = x + L * NR, *inner = y + L * NR;
+  for (i64 tile = first; tile < last; ++tile) {
+    const i64 d = tile * NR;
+    for (i64 l = 0; l < L; ++l)
+      for (int v = 0; v < 2; ++v) {
+        const i64 left = D - d - v * W;
+        store(x + l * NR + v * W, left > 0 ? summed(sources, l * D + d + v * W, left) : set1(0.0f));
+      }
+    float squares[NR] = {};
+    swiglu_columns(layer.mixer, x, L, y, inner, squares);
+    for (int v = 0; v < 2; ++v) {
+      const i64 left = D - d - v * W;
+      if (left <= 0) break;
+      const V variance = load(squares + v * W) / set1(static_cast<float>(L)) + set1(layer.eps);
+      const V scale = layer.norm_hidden ? set1(1.0f) : set1(1.0f) / sqrt(variance);
+      for (i64 l = 0; l < L; ++l)
+        store_first(work + l * D + d + v * W, load(y + l * NR + v * W) * scale, left);
+    }
+  }
+}
+
+}  // namespace rtm::RTM_ISA

@@ -1,0 +1,202 @@
+"""The CPU executor of programs: packed weights, fused layers, no Python between steps (csrc/cpu).
+
+A sample's result has the same bits in any batch and with any number of threads. float32 only, no autograd.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rtm_kernels.config import NORM_AXES
+from rtm_kernels.errors import BackendUnavailable, InputError, one_of, require
+from rtm_kernels.program import INPUT, Program
+
+MLP_MIXER = ("mlp_t.gate_up_proj.weight", "mlp_t.down_proj.weight")
+ATTENTION = ("self_attn.qkv_proj.weight", "self_attn.o_proj.weight")
+CHANNEL = ("mlp.gate_up_proj.weight", "mlp.down_proj.weight")
+
+
+@functools.cache
+def why_not() -> str | None:
+    """What keeps the native executor from running here, or None when it can."""
+    try:
+        importlib.import_module("rtm_kernels._cpu")
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "rtm_kernels._cpu":
+            return (
+                "the extension rtm_kernels._cpu is not compiled (it needs a C++ compiler when the package is installed)"
+            )
+        return f"the extension rtm_kernels._cpu does not load: {error}"
+    return None
+
+
+def available() -> bool:
+    """Whether the compiled extension is here and loads."""
+    return why_not() is None
+
+
+def isas() -> tuple[str, ...]:
+    """Instruction sets that this processor runs, the fastest first: of `avx512`, `avx2` and `portable`.
+
+    Errors: `BackendUnavailable` without the compiled extension.
+    """
+    _load()
+    return tuple(torch.ops.rtm_kernels_native.isas())
+
+
+def _load() -> None:
+    reason = why_not()
+    if reason is not None:
+        raise BackendUnavailable(f"the native executor cannot run: {reason}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackWeights:
+    """The weights of one stack of blocks, by their official names, and what they do not say by themselves.
+
+    `layers` holds one mapping per block with `mlp.gate_up_proj.weight` [2F, D], `mlp.down_proj.weight` [D, F], and
+    either `mlp_t.gate_up_proj.weight` [2F, L], `mlp_t.down_proj.weight` [L, F], or `self_attn.qkv_proj.weight`
+    [3D, D], `self_attn.o_proj.weight` [D, D]. `cos_sin` are RoPE tables [L, head_dim].
+    """
+
+    layers: Sequence[Mapping[str, Tensor]]
+    norm_axis: str = "sequence"
+    eps: float = 1e-5
+    num_heads: int = 1
+    causal: bool = False
+    qk_norm: bool = False
+    cos_sin: tuple[Tensor, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        one_of("norm_axis", self.norm_axis, NORM_AXES)
+        require(len(self.layers) > 0, "layers", self.layers, "at least one layer")
+        for i, layer in enumerate(self.layers):
+            mixers = [names for names in (MLP_MIXER, ATTENTION) if all(name in layer for name in names)]
+            if len(mixers) != 1 or not all(name in layer for name in CHANNEL):
+                raise InputError(
+                    f"layers[{i}] has {sorted(layer)}; expected {CHANNEL} and one of {MLP_MIXER}, {ATTENTION}"
+                )
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor], **options: Any) -> StackWeights:
+        """From the state dict of a stack: keys `layers.<i>.<name>`; `options` are the other fields."""
+        layers: dict[int, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            head, _, rest = key.partition(".")
+            index, _, name = rest.partition(".")
+            require(head == "layers" and index.isdigit(), "state", key, "keys of the form layers.<i>.<name>")
+            layers.setdefault(int(index), {})[name] = value.detach()
+        return cls(layers=[layers[i] for i in sorted(layers)], **options)
+
+    @classmethod
+    def from_module(cls, stack: nn.Module, cos_sin: tuple[Tensor, Tensor] | None = None) -> StackWeights:
+        """From a stack of `FusedTRMBlock`s (a module with `.layers`), whose first block says the options."""
+        block: Any = stack.get_submodule("layers.0")
+        return cls.from_state_dict(
+            stack.state_dict(), norm_axis=block.norm_axis, eps=block.eps, num_heads=block.num_heads,
+            causal=block.causal, qk_norm=block.qk_norm, cos_sin=cos_sin,
+        )  # fmt: skip
+
+
+class NativeExecutor:
+    """Executes `program` with the weights of `stacks`, packed once; later changes of the weights are not seen.
+
+    `isa` names an instruction set of `isas()`, or `auto` for the fastest. Several threads may call at once.
+    Errors: `BackendUnavailable` without the compiled extension, `InputError` for weights that do not fit together.
+    """
+
+    def __init__(self, program: Program, stacks: Mapping[str, StackWeights], *, isa: str = "auto") -> None:
+        supported = isas()
+        one_of("isa", isa, ("auto", *supported))
+        for name in program.stacks:
+            require(name in stacks, "stacks", sorted(stacks), f"weights of the stack {name!r} are needed")
+        self.program = program
+        self.isa = supported[0] if isa == "auto" else isa
+        self.names = program.latents
+        self.hidden_size = int(next(iter(stacks.values())).layers[0][CHANNEL[1]].shape[0])
+        self.seq_len: int | None = None
+        self._model = torch.classes.rtm_kernels_native.NativeModel(self.isa, self.hidden_size, len(self.names))
+        for number, name in enumerate(program.stacks):
+            for layer in stacks[name].layers:
+                self._add_layer(number, name, stacks[name], layer)
+        place = {name: i for i, name in enumerate((*self.names, INPUT))}
+        for step in program.steps:
+            self._model.add_step(
+                place[step.dst], program.stacks.index(step.stack),
+                [place[name] for name in step.state], [place[name] for name in step.inject],
+            )  # fmt: skip
+
+    def _add_layer(self, number: int, name: str, stack: StackWeights, layer: Mapping[str, Tensor]) -> None:
+        gate_up, down = _swiglu_weights(layer, CHANNEL, name, self.hidden_size)
+        if MLP_MIXER[0] in layer:
+            length = int(layer[MLP_MIXER[1]].shape[0])
+            self.seq_len = self.seq_len or length
+            mixer = _swiglu_weights(layer, MLP_MIXER, name, self.seq_len)
+            self._model.add_mlp_layer(number, *mixer, gate_up, down, stack.norm_axis == "hidden", stack.eps)
+
+    def run(
+        self, latents: Mapping[str, Tensor], x: Tensor, begin: int = 0, end: int | None = None
+    ) -> dict[str, Tensor]:
+        """Steps [begin, end) of the program from `latents` with input embedding `x`; returns the new latents.
+
+        All [B, L, D] float32 on the CPU, as `recursion.reference.run`; nothing is modified in place.
+        Errors: `InputError` for a shape, dtype or device that does not fit, or a latent that is read but missing.
+        """
+        end = len(self.program) if end is None else end
+        require(0 <= begin <= end <= len(self.program), "begin, end", (begin, end), f"0 to {len(self.program)}")
+        part = self.program[begin:end]
+        self._check(INPUT, x, x)
+        for name in part.carried:
+            require(name in latents, "latents", sorted(latents), f"the program reads {name!r} first")
+        written = {step.dst for step in part.steps}
+        buffers = []
+        for name in self.names:
+            value = latents.get(name)
+            if value is None:
+                buffers.append(torch.empty_like(x, memory_format=torch.contiguous_format))
+                continue
+            self._check(name, value, x)
+            fresh = name in written
+            buffers.append(value.detach().clone(memory_format=torch.contiguous_format) if fresh else value.contiguous())
+        self._model.run(buffers, x.contiguous(), begin, end)
+        new = {name: value for name, value in zip(self.names, buffers, strict=True) if name in written}
+        return {**latents, **new}
+
+    def _check(self, name: str, value: Tensor, x: Tensor) -> None:
+        if value.dtype != torch.float32 or value.device.type != "cpu":
+            raise InputError(f"{name} is {value.dtype} on {value.device}; the native executor needs float32 on cpu")
+        if torch.is_grad_enabled() and value.requires_grad:
+            raise InputError(f"{name} requires grad; the native executor has no autograd (use torch.no_grad())")
+        length = x.shape[1] if self.seq_len is None and x.ndim == 3 else self.seq_len
+        if value.ndim != 3 or value.shape != (x.shape[0], length, self.hidden_size):
+            raise InputError(
+                f"{name} has shape {tuple(value.shape)}; expected [B={x.shape[0] if x.ndim else '?'}, "
+                f"L={length}, D={self.hidden_size}]"
+            )
+
+
+def _swiglu_weights(layer: Mapping[str, Tensor], names: Sequence[str], stack: str, width: int) -> list[Tensor]:
+    gate_up, down = (_float32(layer[name]) for name in names)
+    inner = down.shape[-1]
+    for name, value, shape in zip(names, (gate_up, down), ((2 * inner, width), (width, inner)), strict=True):
+        if value.shape != shape:
+            raise InputError(f"{stack}: {name} has shape {tuple(value.shape)}; expected {shape}")
+    return [gate_up, down]
+
+
+def _float32(weight: Tensor) -> Tensor:
+    return weight.detach().to(device="cpu", dtype=torch.float32).contiguous()
+
+
+def run(
+    program: Program, latents: Mapping[str, Tensor], x: Tensor, stacks: Mapping[str, StackWeights]
+) -> dict[str, Tensor]:
+    """Execute `program` as `recursion.reference.run` does, with `StackWeights` for stacks; packs them every time."""
+    return NativeExecutor(program, stacks).run(latents, x)
