@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+
+import torch
 from torch import Tensor
 
-from rtm_kernels.impl import resolve
+from rtm_kernels.errors import BackendUnavailable, InputError, one_of, require
 from rtm_kernels.ops.attention_norm import reference
+from rtm_kernels.ops.attention_norm.op import attention_norm_op
+from rtm_kernels.ops.launch import choose
+
+ATTENTION = ("sdpa", "flash")
+MAX_HEAD_DIM = 256
 
 
 def attention_norm(
@@ -22,9 +30,69 @@ def attention_norm(
     attention: str = "sdpa",
     impl: str = "auto",
 ) -> Tensor:
-    """`rms_norm(h + attention(h))` with `h = x + (sum of injection)`; x [B, L, D]."""
-    resolve(impl, x.device)
+    """`rms_norm(h + o_proj(attention(rope(qkv(h)))))` with `h = x + (sum of injection)`; differentiable.
+
+    x and each injection term [B, L, D] of one dtype; qkv_weight [3D, D] and o_weight [D, D] of any float dtype, cast
+    to x's; `cos_sin` two tables [L, D / num_heads] for RoPE, or None. `qk_norm` normalises q and k over each head.
+    The RMSNorms have no weight. `attention="flash"` runs the forward attention on the flash_attn package.
+    Memory: the backward keeps h, y and one scale per row, and recomputes q, k, v and the attention through SDPA.
+
+    Errors: `InputError` naming the argument that does not fit; `BackendUnavailable` for an `impl` or `attention`
+    asked for by name that cannot run here.
+    Source: TinyRecursiveModels `models/layers.py` (Attention) and `models/recursive_reasoning/trm.py` (the block).
+    """
+    _check(x, qkv_weight, o_weight, num_heads, cos_sin, injection, eps)
+    one_of("attention", attention, ATTENTION)
+    chosen = choose(impl, x.device, x.dtype)
+    if attention == "flash":
+        _require_flash(x, chosen)
+    if chosen == "triton":
+        require(x.shape[2] // num_heads <= MAX_HEAD_DIM, "head_dim", x.shape[2] // num_heads, f"at most {MAX_HEAD_DIM}")
+        cos, sin = (None, None) if cos_sin is None else (t.contiguous() for t in cos_sin)
+        y: Tensor = attention_norm_op(
+            x, list(injection), qkv_weight, o_weight, cos, sin, num_heads, causal, qk_norm, eps, attention == "flash"
+        )[0]
+        return y
     return reference.attention_norm(
         x, qkv_weight, o_weight, num_heads=num_heads, cos_sin=cos_sin, causal=causal, qk_norm=qk_norm,
         injection=injection, eps=eps,
     )  # fmt: skip
+
+
+def _check(
+    x: Tensor, qkv_weight: Tensor, o_weight: Tensor, num_heads: int, cos_sin: tuple[Tensor, Tensor] | None,
+    injection: tuple[Tensor, ...], eps: float,
+) -> None:  # fmt: skip
+    require(x.dim() == 3, "x.shape", tuple(x.shape), "[B, L, D]")
+    require(x.is_floating_point(), "x.dtype", x.dtype, "a float dtype")
+    length, width = x.shape[1], x.shape[2]
+    require(num_heads >= 1 and width % num_heads == 0, "num_heads", num_heads, f"a divisor of D={width}")
+    head_dim = width // num_heads
+    for name, weight, shape in (("qkv_weight", qkv_weight, (3 * width, width)), ("o_weight", o_weight, (width, width))):
+        require(tuple(weight.shape) == shape, f"{name}.shape", tuple(weight.shape), f"{shape} for D={width}")
+        require(weight.device == x.device, f"{name}.device", weight.device, f"the device of x, {x.device}")
+    for i, term in enumerate(injection):
+        same = term.shape == x.shape and term.dtype == x.dtype and term.device == x.device
+        found = f"{term.dtype} {tuple(term.shape)} on {term.device}"
+        require(same, f"injection[{i}]", found, f"as x: {x.dtype} {tuple(x.shape)} on {x.device}")
+    if cos_sin is not None:
+        require(head_dim % 2 == 0, "head_dim", head_dim, "even, for RoPE pairs its two halves")
+        for name, table in zip(("cos", "sin"), cos_sin, strict=True):
+            shape = (length, head_dim)
+            require(tuple(table.shape) == shape, f"{name}.shape", tuple(table.shape), f"{shape}, [L, head_dim]")
+            require(table.device == x.device, f"{name}.device", table.device, f"the device of x, {x.device}")
+    require(eps > 0, "eps", eps, "a positive number")
+
+
+def _require_flash(x: Tensor, chosen: str) -> None:
+    if not _has_flash():
+        raise BackendUnavailable("attention='flash' cannot run: the package flash_attn is not installed")
+    if chosen != "triton" or x.device.type != "cuda":
+        raise BackendUnavailable(f"attention='flash' needs impl='triton' on CUDA, not {chosen} on {x.device}")
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        raise InputError(f"x.dtype={x.dtype} is not allowed: attention='flash' computes in float16 or bfloat16")
+
+
+@torch.compiler.assume_constant_result
+def _has_flash() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None

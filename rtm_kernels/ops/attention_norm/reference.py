@@ -46,8 +46,8 @@ def attention(
 
     `qk_norm` applies a weightless RMSNorm over head_dim to q and k, before RoPE.
     """
-    batch, length, _ = x.shape
-    qkv = F.linear(x, qkv_weight.to(x.dtype)).view(batch, length, 3 * num_heads, -1)
+    batch, length, width = x.shape
+    qkv = F.linear(x, qkv_weight.to(x.dtype)).view(batch, length, 3 * num_heads, width // num_heads)
     query, key, value = qkv.split(num_heads, dim=2)  # [B, L, heads, head_dim] each
     if qk_norm:
         query, key = rms_norm(query, eps), rms_norm(key, eps)
@@ -55,7 +55,7 @@ def attention(
         query, key = apply_rope(query, *cos_sin), apply_rope(key, *cos_sin)
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))
     mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
-    return F.linear(mixed.transpose(1, 2).reshape(batch, length, -1), o_weight.to(x.dtype))
+    return F.linear(mixed.transpose(1, 2).flatten(2), o_weight.to(x.dtype))
 
 
 def attention_norm(

@@ -1,0 +1,115 @@
+"""Launch sequences of attention_norm, forward and backward, between its kernels and PyTorch's attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rtm_kernels.ops.attention_norm.backward import norm_backward, turn_backward
+from rtm_kernels.ops.attention_norm.gemm_backward import input_grad, weight_grad
+from rtm_kernels.ops.attention_norm.output import project_output
+from rtm_kernels.ops.attention_norm.qkv import project_qkv
+
+CosSin = tuple[Tensor, Tensor] | None
+
+
+def two_terms(injection: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The injection as at most two contiguous terms, the leading ones summed from left to right."""
+    terms = list(injection)
+    while len(terms) > 2:
+        terms[:2] = [terms[0] + terms[1]]
+    return tuple(term.contiguous() for term in terms)
+
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """`softmax(q k^T / sqrt(head_dim)) v`; [B, heads, L, head_dim]."""
+    return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+
+
+def flash(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """The same by the kernels of the flash_attn package."""
+    from flash_attn import flash_attn_func
+
+    mixed: Tensor = flash_attn_func(*(t.transpose(1, 2) for t in (query, key, value)), causal=causal)
+    return mixed.transpose(1, 2)
+
+
+def heads_of(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v [B, heads, L, head_dim] as views of qkv [B, L, 3, heads, head_dim]."""
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)
+    return query, key, value
+
+
+def forward(
+    x: Tensor, injection: Sequence[Tensor], qkv_weight: Tensor, o_weight: Tensor, cos_sin: CosSin,
+    num_heads: int, causal: bool, qk_norm: bool, eps: float, use_flash: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """y [B, L, D], rstd [B, L], and h = x + injection [B, L, D], which is empty without an injection."""
+    batch, length, width = x.shape
+    x, terms = x.contiguous(), two_terms(injection)
+    y = torch.empty_like(x)
+    h = torch.empty_like(x) if terms else x.new_empty(0)
+    rstd = x.new_empty(batch, length, dtype=torch.promote_types(x.dtype, torch.float32))
+    if x.numel() == 0:
+        return y, rstd, h
+    qkv = x.new_empty(batch, length, 3, num_heads, width // num_heads)
+    project_qkv(qkv, h, None, None, x, terms, cast(qkv_weight, x), cos_sin, eps, qk_norm)
+    mixed = (flash if use_flash else sdpa)(*heads_of(qkv), causal)
+    mixed = mixed.transpose(1, 2).reshape(-1, width)
+    project_output(y.view(-1, width), rstd, mixed, (h if terms else x).view(-1, width), cast(o_weight, x), eps)
+    return y, rstd, h
+
+
+def backward(
+    dy: Tensor, y: Tensor, rstd: Tensor, h: Tensor, qkv_weight: Tensor, o_weight: Tensor, cos_sin: CosSin,
+    num_heads: int, causal: bool, qk_norm: bool, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dh, d_qkv_weight and d_o_weight; q, k and v are recomputed from h, the attention through SDPA."""
+    batch, length, width = h.shape
+    if h.numel() == 0:
+        return torch.empty_like(h), torch.zeros_like(qkv_weight), torch.zeros_like(o_weight)
+    head_dim = width // num_heads
+    h, weight = h.contiguous(), cast(qkv_weight, h)
+    qkv = h.new_empty(batch, length, 3, num_heads, head_dim)
+    normed = torch.empty_like(qkv[:, :, :2], memory_format=torch.contiguous_format) if qk_norm else None
+    qk_rstd = rstd.new_empty(batch, length, 2, num_heads) if qk_norm else None
+    project_qkv(qkv, h, normed, qk_rstd, h, (), weight, cos_sin, eps, qk_norm)
+
+    ds = torch.empty_like(h).view(-1, width)
+    norm_backward(ds, dy.contiguous().view(-1, width), y.view(-1, width), rstd)
+    d_mixed = torch.empty_like(ds)
+    input_grad(d_mixed, ds, cast(o_weight, h))
+    mixed, d_qkv_heads = attention_grad(qkv, d_mixed.view(batch, length, num_heads, head_dim).transpose(1, 2), causal)
+    d_o_weight = weight_grad(ds, mixed.transpose(1, 2).reshape(-1, width), o_weight.dtype)
+
+    d_qkv = torch.empty_like(qkv)
+    for i in range(2):
+        kept = (None, None) if normed is None or qk_rstd is None else (normed[:, :, i], qk_rstd[:, :, i])
+        turn_backward(d_qkv[:, :, i], d_qkv_heads[i], *kept, cos_sin)
+    d_qkv[:, :, 2].copy_(d_qkv_heads[2].transpose(1, 2))
+    flat = d_qkv.view(-1, 3 * width)
+    dh = torch.empty_like(h)
+    input_grad(dh.view(-1, width), flat, weight, ds)
+    return dh, weight_grad(flat, h.view(-1, width), qkv_weight.dtype), d_o_weight
+
+
+def attention_grad(qkv: Tensor, d_mixed: Tensor, causal: bool) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """SDPA's output and its gradients of q, k and v, all [B, heads, L, head_dim], by PyTorch's deterministic kernels."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filling = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = before[0] and filling
+    try:
+        mixed, vjp = torch.func.vjp(lambda q, k, v: sdpa(q, k, v, causal), *heads_of(qkv))
+        return mixed, vjp(d_mixed)
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filling
+
+
+def cast(weight: Tensor, like: Tensor) -> Tensor:
+    """The weight, contiguous, in the compute dtype."""
+    return weight.detach().to(like.dtype).contiguous()
