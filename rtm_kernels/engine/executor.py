@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, one_of
 from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.recursion import native, reference
 
 Latents = dict[str, Tensor]
+Run = Callable[[Mapping[str, Tensor], Tensor], Latents]
+"""One pass of the model's program: latents and x [B, L, D] to the new latents."""
 
 
 class Executor(Protocol):
@@ -27,41 +29,65 @@ class Executor(Protocol):
         ...
 
 
-class ReferenceExecutor:
-    """The model's own `act_step`: the program step by step, each op by the implementation of its block."""
+class ProgramExecutor:
+    """An executor of programs, followed by the model's heads."""
 
-    name = "reference"
-
-    def __init__(self, model: RecursiveReasoner) -> None:
-        self.model = model
+    def __init__(self, name: str, model: RecursiveReasoner, run: Run) -> None:
+        self.name, self._model, self._run = name, model, run
 
     def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
         """See `Executor.step`."""
-        return self.model.act_step(latents, x)
+        values = self._run(latents, x)
+        return values, *self._model.heads(values[self._model.program.output])
 
 
-def why_not_reference(device: torch.device) -> str | None:
-    """The reference runs everywhere."""
-    return None
+class Backend(NamedTuple):
+    """How to build an executor for a model, and what keeps it from running that model (None when it can)."""
+
+    build: Callable[[RecursiveReasoner], Executor]
+    why_not: Callable[[RecursiveReasoner], str | None]
 
 
-EXECUTORS: dict[str, tuple[Callable[[RecursiveReasoner], Executor], Callable[[torch.device], str | None]]] = {
-    "reference": (ReferenceExecutor, why_not_reference),
+def _reference(model: RecursiveReasoner) -> Executor:
+    return ProgramExecutor(
+        "reference", model, lambda latents, x: reference.run(model.program, latents, x, model.stacks())
+    )
+
+
+def _native(model: RecursiveReasoner) -> Executor:
+    stacks = {
+        name: native.StackWeights.from_module(model.get_submodule(name), model.cos_sin())
+        for name in model.config.layers
+    }
+    return ProgramExecutor("native", model, native.NativeExecutor(model.program, stacks).run)
+
+
+def _why_not_native(model: RecursiveReasoner) -> str | None:
+    if model.device.type != "cpu":
+        return f"the model is on {model.device.type}, and it runs on cpu"
+    if model.config.forward_dtype != "float32":
+        return f"the model computes in {model.config.forward_dtype}, and it in float32"
+    return native.why_not()
+
+
+EXECUTORS: dict[str, Backend] = {
+    "native": Backend(_native, _why_not_native),
+    "reference": Backend(_reference, lambda model: None),
 }
-"""Name -> (constructor, what keeps it from running on a device or None), best first."""
+"""Executors by name, the one that `auto` prefers first. `native` packs the weights when it is built."""
 
 
 def executor(name: str, model: RecursiveReasoner) -> Executor:
-    """The executor `name` for `model`; `auto` takes the first of `EXECUTORS` that can run on the model's device.
+    """The executor `name` for `model`; `auto` takes the first of `EXECUTORS` that can run it.
 
     Errors: `InputError` for an unknown name, `BackendUnavailable` for a named one that cannot run here.
     """
     one_of("executor", name, ("auto", *EXECUTORS))
     candidates = EXECUTORS if name == "auto" else {name: EXECUTORS[name]}
     reasons = []
-    for candidate, (build, why_not) in candidates.items():
-        reason = why_not(model.device)
+    for candidate, backend in candidates.items():
+        reason = backend.why_not(model)
         if reason is None:
-            return build(model)
+            return backend.build(model)
         reasons.append(f"executor={candidate!r} cannot run: {reason}")
     raise BackendUnavailable("; ".join(reasons))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 
 import torch
 
-from rtm_kernels.data.task import Puzzle, Task, get_task
+from rtm_kernels.data.task import Puzzle, Task, get_task, task_names
+from rtm_kernels.data.text import printable
 from rtm_kernels.engine.executor import executor as build_executor
 from rtm_kernels.engine.policy import HaltingPolicy
 from rtm_kernels.engine.slots import Finished, Sample, Slots
 from rtm_kernels.engine.solution import Solution
-from rtm_kernels.errors import InputError, require
+from rtm_kernels.errors import BackendUnavailable, InputError, require
 from rtm_kernels.model import RecursiveReasoner
 
 MAX_BATCH = 1 << 16
@@ -33,7 +36,7 @@ class Solver:
             leaves when its answer is confirmed, and goes on to `max_steps` otherwise, whatever the head says.
         max_steps: cap on ACT steps per puzzle; default the policy's, or `model.config.halt_max_steps`.
         batch_size: slots of the latent buffer.
-        device: moves the model there first.
+        device: cpu, cuda or cuda:N; the model is moved there first.
         executor: `auto` or a name of `EXECUTORS`; a named one that cannot run raises.
 
     Errors: `InputError` for arguments, `BackendUnavailable` for an executor that cannot run here. A puzzle that
@@ -56,7 +59,7 @@ class Solver:
                 f"an integer from 1 to {MAX_BATCH}")  # fmt: skip
         self.task = find_task(model, task)
         self.policy = resolve_policy(model, policy, max_steps)
-        self.model = model if device is None else model.to(device)
+        self.model = model if device is None else model.to(usable_device(device))
         self.executor = build_executor(executor, self.model)
         self.batch_size, self.batch_invariant = batch_size, batch_invariant
 
@@ -75,37 +78,53 @@ class Solver:
             self.model, self.executor, self.policy, self.task.verify_tokens, self.batch_size, self.batch_invariant
         )
 
+    def run(self, samples: Iterable[Sample]) -> Iterator[Finished]:
+        """Samples as they leave the batch; `samples` is read only as fast as slots become free."""
+        slots, queue = self.slots(), iter(samples)
+        while True:
+            slots.admit(list(islice(queue, slots.free)))
+            if not slots.active:
+                return
+            yield from slots.step()
+
     def _stream(self, puzzles: Iterable[str | Puzzle]) -> Iterator[tuple[int, Solution]]:
-        slots, queue = self.slots(), enumerate(puzzles)
         texts: dict[int, str] = {}
-        exhausted = False
-        while not exhausted or slots.active:
-            batch: list[Sample] = []
-            while not exhausted and len(batch) < slots.free:
-                index, puzzle = next(queue, (-1, None))
-                exhausted = puzzle is None
-                if puzzle is None:
-                    break
+        invalid: deque[tuple[int, Solution]] = deque()
+
+        def samples() -> Iterator[Sample]:
+            for index, puzzle in enumerate(puzzles):
                 sample = self.encode(index, puzzle)
                 if isinstance(sample, Solution):
-                    yield index, sample
-                    continue
-                texts[index] = self.task.decode(sample.tokens)
-                batch.append(sample)
-            slots.admit(batch)
-            for done in slots.step():
-                yield done.key, self.solution(texts.pop(done.key), done)
+                    invalid.append((index, sample))
+                else:
+                    texts[index] = self.task.decode(sample.tokens)
+                    yield sample
+
+        for done in self.run(samples()):
+            while invalid:
+                yield invalid.popleft()
+            yield done.key, self.solution(texts.pop(done.key), done)
+        yield from invalid
 
     def encode(self, key: object, puzzle: str | Puzzle) -> Sample | Solution:
         """The puzzle as a sample for `Slots`, or the solution of status `invalid` that says what is wrong with it."""
-        text = puzzle.text if isinstance(puzzle, Puzzle) else puzzle
-        require(isinstance(text, str), "puzzle", text, "expected a string")
+        require(isinstance(puzzle, (str, Puzzle)), "puzzle", puzzle, "expected a string")
+        read = puzzle
         try:
-            if isinstance(puzzle, Puzzle) and puzzle.error is not None:
-                raise InputError(puzzle.error)
-            return Sample(key, self.task.encode(text))
+            if isinstance(read, str):
+                read = self._read(read)
+            if read.error is not None:
+                raise InputError(read.error)
+            return Sample(key, self.task.encode(read.text))
         except InputError as error:
-            return Solution(task=self.task.name, input=printable(text), status="invalid", error=str(error))
+            text = puzzle if isinstance(puzzle, str) else puzzle.text
+            shown = printable(text[:SHOWN]) + "…" * (len(text) > SHOWN)
+            return Solution(task=self.task.name, input=shown, status="invalid", error=str(error))
+
+    def _read(self, text: str) -> Puzzle:
+        found = list(islice(self.task.parse(text, errors="report"), 2))
+        require(len(found) == 1, "puzzle", f"{printable(text[:SHOWN])}", f"one {self.task.name} puzzle")
+        return found[0]
 
     def solution(self, text: str, done: Finished) -> Solution:
         """What a finished sample means for the puzzle `text`."""
@@ -123,21 +142,32 @@ class Solver:
         )
 
 
-def printable(text: str, limit: int = SHOWN) -> str:
-    """`text` without control characters and cut to `limit` characters, safe to show."""
-    shown = "".join(c if c.isprintable() else "?" for c in text[:limit])
-    return shown + "…" if len(text) > limit else shown
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device, checked: `InputError` when it is not cpu or cuda, `BackendUnavailable` when it is not here."""
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"device={str(device)!r} is not allowed: cpu, cuda, or cuda:N") from None
+    require(found.type in ("cpu", "cuda"), "device", str(device), "cpu, cuda, or cuda:N")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise BackendUnavailable(f"device={str(device)!r} is not here: {torch.cuda.device_count()} CUDA devices")
+    return found
 
 
 def find_task(model: RecursiveReasoner, task: Task | str | None) -> Task:
     """The task given, by name, or by the model's sizes; `InputError` when it does not fit the model."""
     config = model.config
     if task is None:
-        task = "sudoku"
+        known = [get_task(name) for name in task_names()]
+        fitting = [t for t in known if (t.seq_len, t.vocab_size) == (config.seq_len, config.vocab_size)]
+        sizes = f"seq_len={config.seq_len} and vocab_size={config.vocab_size}"
+        names = ", ".join(t.name for t in fitting) or "none"
+        require(len(fitting) == 1, "task", task, f"name one; those of {sizes}: {names}")
+        return fitting[0]
     found = get_task(task) if isinstance(task, str) else task
-    sizes = f"model has seq_len={config.seq_len} and vocab_size={config.vocab_size}"
-    fits = found.seq_len == config.seq_len and found.vocab_size <= config.vocab_size
-    require(fits, "task", found.name, f"it needs seq_len={found.seq_len} and vocab_size={found.vocab_size}; {sizes}")
+    for field in ("seq_len", "vocab_size"):
+        needs, has = getattr(found, field), getattr(config, field)
+        require(needs == has, "task", found.name, f"it needs {field}={needs}, and the model has {field}={has}")
     return found
 
 

@@ -1,0 +1,25 @@
+"""The entry point of `rtm`."""
+
+from __future__ import annotations
+
+import typer
+
+from rtm_kernels.cli.evaluate import evaluate
+from rtm_kernels.cli.group import Group
+from rtm_kernels.cli.info import info
+from rtm_kernels.cli.solve import solve
+
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Solve puzzles with recursive reasoning models, and look at how they do it.",
+)
+app.command()(solve)
+app.command(name="eval")(evaluate)
+app.command()(info)
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,24 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Bundled name, folder, or hub id.", metavar="MODEL")]
+MaxSteps = Annotated[
+    int | None, typer.Option(help="Cap on ACT steps per puzzle; default the model's own.", metavar="N")
+]
+BatchSize = Annotated[int, typer.Option(help="Puzzles in the batch at a time.", metavar="N")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; default cuda where there is one.", metavar="DEVICE")]
+Executor = Annotated[str, typer.Option(help="auto, or one that `rtm info` lists.", metavar="NAME")]
+Halt = Annotated[
+    str,
+    typer.Option(
+        help="When a puzzle leaves: verified, q[=P], settle[=STEPS], cumulative, joined by +, or fixed.",
+        metavar="POLICY",
+    ),
+]
+Limit = Annotated[int | None, typer.Option(help="Read only the first N puzzles.", metavar="N")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")]

@@ -1,0 +1,97 @@
+"""What a person sees on the terminal: grids, depth histogram, summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rtm_kernels.data.task import Task
+from rtm_kernels.engine.solution import Solution
+
+BAR_WIDTH = 30
+MAX_BARS = 16
+ON, OFF = "\x01", "\x02"
+FILLED = "bold green"
+
+
+def print_grid(console: Console, task: Task, solution: Solution, title: str) -> None:
+    """Puzzle and answer side by side, the filled-in cells set off; nothing that is not verified reads as solved."""
+    verified = solution.status == "verified"
+    console.print(Text(f"{title}: ").append(headline(task, solution), style="green" if verified else "yellow"))
+    given = task.render(solution.input).splitlines()
+    answer: list[str] = []
+    if solution.answer is not None:
+        answer = task.render(solution.input, solution.answer, lambda cell: f"{ON}{cell}{OFF}").splitlines()
+    width = max(map(len, given), default=0)
+    if console.width < 2 * width + 6:
+        lines = [Text(line) for line in given] + [Text("")] + [styled(line) for line in answer]
+    else:
+        pairs = zip_longest(given, answer, fillvalue="")
+        lines = [Text.assemble("  ", left.ljust(width), "    ", styled(right)) for left, right in pairs]
+    for line in lines:
+        console.print(line, no_wrap=True, crop=False)
+    console.print()
+
+
+def headline(task: Task, solution: Solution) -> str:
+    """One line on how it ended."""
+    steps = f"{solution.steps} step{'s' * (solution.steps != 1)}"
+    if solution.status == "verified":
+        return f"verified after {steps}"
+    if solution.answer is None:
+        return f"{solution.status.replace('_', ' ')} after {steps}, no answer"
+    why = task.verify(solution.input, solution.answer).reason
+    return f"not solved in {steps}, best candidate: {why}"
+
+
+def styled(line: str) -> Text:
+    """The rendered line with what lies between the marks in the style of filled-in cells."""
+    text = Text()
+    for i, part in enumerate(line.split(ON)):
+        filled, _, rest = part.partition(OFF) if i else ("", "", part)
+        text.append(filled, style=FILLED).append(rest)
+    return text
+
+
+def depth_histogram(steps: Sequence[int]) -> dict[int, int]:
+    """ACT steps -> how many puzzles took so many, in order."""
+    return {depth: steps.count(depth) for depth in sorted(set(steps))}
+
+
+def bars(histogram: Mapping[int, int], solid: str) -> list[str]:
+    """The histogram as lines of bars, in at most `MAX_BARS` bins of equal width."""
+    if not histogram:
+        return []
+    low, high = min(histogram), max(histogram)
+    width = -(-(high - low + 1) // MAX_BARS)
+    counts = [
+        sum(n for depth, n in histogram.items() if start <= depth < start + width)
+        for start in range(low, high + 1, width)
+    ]
+    names = [
+        str(start) if width == 1 else f"{start}-{min(start + width - 1, high)}" for start in range(low, high + 1, width)
+    ]
+    pad, most = max(map(len, names)), max(counts)
+    return [
+        f"{name.rjust(pad)} {solid * -(-BAR_WIDTH * count // most)}{' ' * bool(count)}{count}"
+        for name, count in zip(names, counts, strict=True)
+    ]
+
+
+def print_table(console: Console, rows: Mapping[str, str]) -> None:
+    """Two columns, name and value."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    console.print(table)
+
+
+def solid(console: Console) -> str:
+    """A full block, or `#` where the terminal cannot show one."""
+    return "█" if "utf" in console.encoding.lower() else "#"

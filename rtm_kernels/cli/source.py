@@ -1,0 +1,59 @@
+"""Where puzzles come from: arguments, files, standard input, the bundled examples."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+
+from rtm_kernels.data.examples import example_puzzles
+from rtm_kernels.data.task import Puzzle, Task
+from rtm_kernels.errors import InputError, require
+
+MAX_PUZZLES = 100_000
+"""Puzzles that one command takes without `--limit`."""
+FILE_SUFFIXES = (".csv", ".txt", ".tsv", ".sdk", ".sdm", ".ss", ".json", ".gz", ".zip")
+
+
+def read_all(arguments: list[str], task: Task, limit: int | None) -> list[Puzzle]:
+    """The puzzles that `arguments` name, at most `limit`, those that cannot be read with `error` set.
+
+    Each argument is a puzzle, a file or `-` for standard input; none means the bundled examples.
+
+    Errors: `InputError` for a missing or empty file, and for more than `MAX_PUZZLES` without a limit.
+    """
+    require(limit is None or limit >= 1, "--limit", limit, "at least 1")
+    read = _read(arguments, task) if arguments else iter(example_puzzles(task.name))
+    found = list(islice(read, limit or MAX_PUZZLES + 1))
+    if limit is None and len(found) > MAX_PUZZLES:
+        raise InputError(f"more than {MAX_PUZZLES} puzzles in one run; --limit N takes the first N")
+    return found
+
+
+def _read(arguments: list[str], task: Task) -> Iterator[Puzzle]:
+    for number, argument in enumerate(arguments, start=1):
+        if argument == "-":
+            yield from _named("stdin", task, sys.stdin)
+        elif os.path.isfile(argument):
+            with open(argument, encoding="utf-8-sig", errors="replace") as file:
+                yield from _named(argument, task, file)
+        elif _names_a_file(argument):
+            raise InputError(f"{argument}: {'is a folder' if os.path.isdir(argument) else 'no such file'}")
+        else:
+            yield from _named(f"argument {number}", task, argument.splitlines())
+
+
+def _names_a_file(argument: str) -> bool:
+    suffixed = argument.lower().endswith(FILE_SUFFIXES) or "/" in argument
+    return bool(argument) and (suffixed or os.path.exists(argument))
+
+
+def _named(name: str, task: Task, lines: Iterable[str]) -> Iterator[Puzzle]:
+    """The puzzles of an open file or of lines, its name in front of every error."""
+    try:
+        for puzzle in task.parse(lines, errors="report"):
+            yield replace(puzzle, error=f"{name}: {puzzle.error}") if puzzle.error else puzzle
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+KEYS = {"model", "data", "n", "exact_accuracy", "token_accuracy", "verified", "mean_steps", "depth_histogram",
+        "seconds", "puzzles_per_second"}  # fmt: skip
+
+
+@pytest.fixture
+def labelled(tmp_path: Path, puzzles) -> str:
+    path = tmp_path / "puzzles.csv"
+    path.write_text("puzzle,solution\n" + "\n".join(",".join(pair) for pair in puzzles))
+    return str(path)
+
+
+@pytest.mark.usefixtures("oracle")
+def test_eval_reports_both_protocols(rtm, labelled: str, puzzles) -> None:
+    result = rtm("eval", labelled, "--json", "--executor", "oracle")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    steps = [p.count(".") % 3 + 1 for p, _ in puzzles]
+    assert set(report) >= KEYS and report["n"] == 6 and report["data"] == labelled
+    assert report["exact_accuracy"] == report["token_accuracy"] == report["verified"] == 1
+    assert report["mean_steps"] == pytest.approx(sum(steps) / 6)
+    assert report["depth_histogram"] == {str(d): steps.count(d) for d in sorted(set(steps))}
+    assert report["fixed"]["mean_steps"] == 6 and report["fixed"]["depth_histogram"] == {"6": 6}
+    assert report["fixed"]["exact_accuracy"] == 1
+
+
+def test_eval_counts_what_is_wrong(rtm, labelled: str) -> None:
+    report = json.loads(rtm("eval", labelled, "--json", "--max-steps", "1", "--limit", "4").stdout)
+    assert report["n"] == 4 and report["exact_accuracy"] == report["verified"] == 0
+    assert 0 < report["token_accuracy"] < 0.5
+
+
+@pytest.mark.usefixtures("oracle")
+def test_eval_for_a_person(rtm, labelled: str) -> None:
+    result = rtm("eval", labelled, "--executor", "oracle")
+    assert result.exit_code == 0
+    assert "fixed steps (official)" in result.stdout and "100.00 %" in result.stdout and "fewer steps" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79\n", "line 1: no solution"),
+        ("puzzle,solution\nx,y\n", "line 2, column 1"),
+        ("", "empty"),
+    ],
+)
+def test_eval_refuses_data_it_cannot_score(rtm, tmp_path, content: str, expected: str) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text(content)
+    result = rtm("eval", str(path))
+    assert result.exit_code == 2 and result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert expected in line

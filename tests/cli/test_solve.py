@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rtm_kernels.cli import source
+from tests.cli.conftest import lines
+
+KEYS = {"task", "input", "answer", "status", "steps", "halt_probability", "seconds"}
+ORACLE = ("--executor", "oracle")
+
+
+def text_file(folder: Path, name: str, content: str) -> str:
+    path = folder / name
+    path.write_text(content)
+    return str(path)
+
+
+@pytest.mark.usefixtures("oracle")
+def test_json_prints_one_object_per_puzzle_in_order(rtm, puzzles) -> None:
+    result = rtm("solve", *[p for p, _ in puzzles], "--json", "--batch-size", "2", *ORACLE)
+    found = lines(result.stdout)
+    assert result.exit_code == 0 and result.stderr == ""
+    assert [s["input"] for s in found] == [p for p, _ in puzzles]
+    assert [s["answer"] for s in found] == [a for _, a in puzzles]
+    assert {s["status"] for s in found} == {"verified"} and {s["task"] for s in found} == {"sudoku"}
+    assert [s["steps"] for s in found] == [p.count(".") % 3 + 1 for p, _ in puzzles]
+    assert all(set(s) >= KEYS and "error" not in s for s in found)
+
+
+@pytest.mark.usefixtures("oracle")
+@pytest.mark.parametrize("form", ["lines", "csv", "csv with solution", "grids", "stdin", "zeros and stars"])
+def test_every_form_of_input(rtm, puzzles, tmp_path, form: str) -> None:
+    texts = [p for p, _ in puzzles[:3]]
+    grids = "\n\n".join("\n".join(p[i : i + 9] for i in range(0, 81, 9)) for p in texts)
+    content = {
+        "lines": "\n".join(texts),
+        "csv": "puzzle\n" + "\n".join(texts) + "\n",
+        "csv with solution": "puzzle,solution\r\n" + "\r\n".join(",".join(pair) for pair in puzzles[:3]),
+        "grids": grids,
+        "stdin": "\n".join(texts) + "\n",
+        "zeros and stars": "\n".join([texts[0].replace(".", "0"), texts[1].replace(".", "*"), texts[2]]),
+    }[form]
+    if form == "stdin":
+        result = rtm("solve", "-", "--json", *ORACLE, input=content)
+    else:
+        result = rtm("solve", text_file(tmp_path, "puzzles.txt", content), "--json", *ORACLE)
+    assert result.exit_code == 0, result.stderr
+    assert [s["input"] for s in lines(result.stdout)] == texts
+
+
+@pytest.mark.usefixtures("oracle")
+def test_a_person_reads_grids_and_a_summary(rtm, puzzles) -> None:
+    result = rtm("solve", *[p for p, _ in puzzles], "--show", "1", *ORACLE)
+    assert result.exit_code == 0
+    answer = puzzles[0][1]
+    row = " | ".join(" ".join(answer[i : i + 3]) for i in (0, 3, 6))
+    assert row in result.stdout and "verified after" in result.stdout and "puzzle 2" not in result.stdout
+    assert "6 (100.0 %)" in result.stdout and "puzzles/s" in result.stdout and "oracle on cpu" in result.stdout
+    assert result.stderr == ""
+
+
+@pytest.mark.usefixtures("oracle")
+def test_without_arguments_the_bundled_examples_are_solved(rtm) -> None:
+    result = rtm("solve", "--json", "--limit", "5", *ORACLE)
+    assert result.exit_code == 0
+    assert [s["status"] for s in lines(result.stdout)] == ["verified"] * 5
+
+
+def test_answers_that_break_the_rules_are_not_called_solved(rtm, puzzles) -> None:
+    result = rtm("solve", puzzles[0][0], "--show", "1")
+    assert result.exit_code == 1
+    assert "not solved in 6 steps, best candidate: " in result.stdout and "0 (0.0 %)" in result.stdout
+    (found,) = lines(rtm("solve", puzzles[0][0], "--json", "--max-steps", "2").stdout)
+    assert (found["status"], found["steps"], found["reason"]) == ("unverified", 2, "max_steps")
+    assert len(found["answer"]) == 81
+
+
+@pytest.mark.usefixtures("oracle")
+def test_invalid_puzzles_are_reported_and_the_others_solved(rtm, puzzles, tmp_path) -> None:
+    good, bad = puzzles[0][0], "x" + puzzles[1][0][1:]
+    path = text_file(tmp_path, "mixed.txt", f"{good}\n{bad}\n{good[:80]}\n")
+    result = rtm("solve", path, "--json", *ORACLE)
+    assert result.exit_code == 2
+    assert [s["status"] for s in lines(result.stdout)] == ["verified", "invalid", "invalid"]
+    assert lines(result.stdout)[1]["error"].startswith(f"{path}: line 2, column 1: illegal character 'x'")
+    assert [line.split(": ")[2].split(",")[0] for line in result.stderr.splitlines()] == ["line 2", "line 3"]
+
+
+def bad_inputs() -> dict[str, tuple[str, str]]:
+    row = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
+    return {
+        "wrong length": (row[:80], "80 cells"),
+        "illegal character": (row[:10] + "z" + row[11:], "line 1, column 11: illegal character 'z'"),
+        "contradictory givens": ("55" + row[2:], "contradictory givens: 5 twice in row 1"),
+        "control characters": (row[:10] + "\x1b" + row[11:], "column 11"),
+        "longer than a file name may be": ("5" * 5000, "5000 cells"),
+        "empty": ("", "empty"),
+        "only blank lines": ("\n\n  \n", "empty"),
+    }
+
+
+@pytest.mark.parametrize("case", list(bad_inputs()))
+@pytest.mark.parametrize("as_file", [True, False])
+def test_bad_puzzles_end_in_one_line_and_code_2(rtm, tmp_path, case: str, as_file: bool) -> None:
+    content, expected = bad_inputs()[case]
+    result = rtm("solve", text_file(tmp_path, "bad.txt", content) if as_file else content)
+    assert result.exit_code == 2 and result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and expected in line and line.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["missing.csv"], "missing.csv: no such file"),
+        (["no/such/file"], "no/such/file: no such file"),
+        (["."], ".: is a folder"),
+        (["--model", "nope", "1"], "unknown model 'nope'; bundled: "),
+        (["--max-steps", "0", "1"], "max_steps=0 is not allowed"),
+        (["--batch-size", "-1", "1"], "batch_size=-1 is not allowed"),
+        (["--device", "tpu9", "1"], "device='tpu9' is not allowed"),
+        (["--device", "cuda:99", "1"], "device='cuda:99' is not here"),
+        (["--executor", "warp", "1"], "executor='warp' is not allowed"),
+        (["--halt", "never", "1"], "policy='never' is not allowed"),
+        (["--limit", "0", "1"], "--limit=0 is not allowed"),
+    ],
+)
+def test_bad_arguments_end_in_one_line_and_code_2(rtm, arguments: list[str], expected: str) -> None:
+    result = rtm("solve", *arguments)
+    assert result.exit_code == 2 and result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and expected in line
+
+
+@pytest.mark.parametrize("damage", ["truncated", "tampered", "missing", "wrong shape"])
+def test_damaged_models_end_in_one_line_and_code_2(rtm, model_folder: Path, tmp_path, damage: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in model_folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    if damage == "truncated":
+        weights.write_bytes(content[:-100])
+    elif damage == "tampered":
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    elif damage == "missing":
+        weights.unlink()
+    else:
+        config = folder / "config.json"
+        config.write_text(config.read_text().replace('"hidden_size": 16', '"hidden_size": 32'))
+    result = rtm("solve", "--model", str(folder), "1")
+    assert result.exit_code == 2 and result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and str(folder) in line
+
+
+def test_too_many_puzzles_are_refused_before_any_is_solved(rtm, puzzles, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(source, "MAX_PUZZLES", 3)
+    path = text_file(tmp_path, "many.txt", (puzzles[0][0] + "\n") * 4)
+    result = rtm("solve", path)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr == "error: more than 3 puzzles in one run; --limit N takes the first N\n"
+    assert len(lines(rtm("solve", path, "--json", "--limit", "2", "--max-steps", "1").stdout)) == 2
+
+
+def test_many_bad_lines_are_summed_up(rtm, tmp_path) -> None:
+    result = rtm("solve", text_file(tmp_path, "garbage.txt", "hello\n" * 500))
+    assert result.exit_code == 2 and result.stdout == ""
+    assert len(result.stderr.splitlines()) == 11
+    assert result.stderr.splitlines()[-1] == "error: 490 more puzzles could not be read"
+
+
+def test_help_needs_no_torch_and_shows_examples() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from rtm_kernels.cli.main import app; "
+        "out = [CliRunner().invoke(app, [*c, '--help']) for c in ([], ['solve'], ['eval'], ['info'])]; "
+        "assert all(r.exit_code == 0 for r in out), out; "
+        "assert all('rtm ' + c in r.stdout for r, c in zip(out[1:], ('solve', 'eval', 'info'))); "
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_as_a_process(model_folder: Path, puzzles) -> None:
+    command = [sys.executable, "-m", "rtm_kernels.cli.main", "solve", "-", "--json", "--max-steps", "1", "--model"]
+    text = puzzles[0][0] + "\nx\n"
+    result = subprocess.run([*command, str(model_folder)], input=text, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 2
+    assert [s["status"] for s in lines(result.stdout)] == ["unverified", "invalid"]
+    assert len(result.stderr.splitlines()) == 1 and "Traceback" not in result.stderr
