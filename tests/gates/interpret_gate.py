@@ -37,6 +37,7 @@ from rich.table import Table
 from torch import Tensor
 
 from rtm_kernels.impl import launches
+from tests.interpreter import take_loop_bounds
 
 FLOOR = 4 * torch.finfo(torch.float32).eps
 """Allowed on top of twice the baseline's error, relative to the truth's largest element (or its norm)."""
@@ -150,6 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="interpret every kernel and hold it to the float64 reference")
     parser.add_argument("filters", nargs="*", help="keep cases whose op or shape contains one of these")
     options = parser.parse_args(argv)
+    take_loop_bounds()
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     outcomes = []

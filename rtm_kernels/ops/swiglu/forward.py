@@ -5,13 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from rtm_kernels.ops.swiglu.tiles import load_sum, row_block, silu_gate
+from rtm_kernels.ops.swiglu.tiles import below, load_sum, row_block, silu_gate
 
 
 @triton.jit
 def fused_kernel(
     y_ptr, rstd_ptr, x_ptr, first_ptr, second_ptr, gate_up_ptr, down_ptr, eps,
-    R, N, N_PAD, F,
+    R, N: tl.constexpr, N_PAD: tl.constexpr, F: tl.constexpr,
     x_stride_b, x_stride_r, x_stride_n, y_stride_b, y_stride_r, y_stride_n,
     TERMS: tl.constexpr, NORMALISE: tl.constexpr, ACC: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -20,7 +20,7 @@ def fused_kernel(
     batch, offs_r = row_block(tl.program_id(0), R, BLOCK_R)
     offs_n = tl.arange(0, BLOCK_N)
     offs_f = tl.arange(0, BLOCK_F)
-    mask = (offs_r < R)[:, None] & (offs_n < N)[None, :]
+    mask = (offs_r < R)[:, None] & below(offs_n, N, BLOCK_N)[None, :]
     x_offs = batch * x_stride_b + offs_r[:, None] * x_stride_r + offs_n.to(tl.int64)[None, :] * x_stride_n
     h = load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask, TERMS, ACC)  # [BR, BN]
 
@@ -29,11 +29,11 @@ def fused_kernel(
     up_offset = F * N_PAD
     acc = tl.zeros((BLOCK_R, BLOCK_N), dtype=ACC)
     for f in range(0, F, BLOCK_F):
-        mask_f = f + offs_f < F
-        mask_gate = mask_f[None, :] & (offs_n < N_PAD)[:, None]
+        mask_f = below(f + offs_f, F, BLOCK_F)
+        mask_gate = mask_f[None, :] & below(offs_n, N_PAD, BLOCK_N)[:, None]
         w_gate = tl.load(gate_ptrs, mask=mask_gate, other=0.0)  # [BN, BF]
         w_up = tl.load(gate_ptrs + up_offset, mask=mask_gate, other=0.0)
-        w_down = tl.load(down_ptrs, mask=mask_f[:, None] & (offs_n < N)[None, :], other=0.0)  # [BF, BN]
+        w_down = tl.load(down_ptrs, mask=mask_f[:, None] & below(offs_n, N, BLOCK_N)[None, :], other=0.0)  # [BF, BN]
         gate = tl.dot(h, w_gate, out_dtype=ACC, input_precision="ieee")
         up = tl.dot(h, w_up, out_dtype=ACC, input_precision="ieee")
         act = silu_gate(gate, up).to(h.dtype)  # [BR, BF]
@@ -43,7 +43,7 @@ def fused_kernel(
 
     acc += h.to(ACC)
     if NORMALISE:
-        rstd = 1.0 / tl.sqrt(tl.sum(acc * acc, axis=1) / N + eps.to(ACC))
+        rstd = 1.0 / tl.sqrt(tl.sum(acc * acc, axis=1) / N + tl.cast(eps, ACC))
         tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=offs_r < R)
         acc *= rstd[:, None]
     y_offs = batch * y_stride_b + offs_r[:, None] * y_stride_r + offs_n.to(tl.int64)[None, :] * y_stride_n
@@ -53,7 +53,7 @@ def fused_kernel(
 @triton.jit
 def gate_up_kernel(
     a_ptr, x_ptr, first_ptr, second_ptr, gate_up_ptr,
-    R, N, N_PAD, F, x_stride_b, x_stride_r, x_stride_n,
+    R, N: tl.constexpr, N_PAD: tl.constexpr, F: tl.constexpr, x_stride_b, x_stride_r, x_stride_n,
     TERMS: tl.constexpr, ACC: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -63,7 +63,7 @@ def gate_up_kernel(
     batch, offs_r = row_block(pid // blocks_f, R, BLOCK_R)
     offs_f = (pid % blocks_f) * BLOCK_F + tl.arange(0, BLOCK_F)
     offs_n = tl.arange(0, BLOCK_N)
-    mask_r, mask_f = offs_r < R, offs_f < F
+    mask_r, mask_f = offs_r < R, below(offs_f, F, BLOCK_F)
     x_offs = batch * x_stride_b + offs_r[:, None] * x_stride_r + offs_n.to(tl.int64)[None, :] * x_stride_n
     gate_ptrs = gate_up_ptr + offs_f[None, :] * N_PAD + offs_n[:, None]
     up_offset = F * N_PAD
@@ -71,8 +71,8 @@ def gate_up_kernel(
     gate = tl.zeros((BLOCK_R, BLOCK_F), dtype=ACC)
     up = tl.zeros((BLOCK_R, BLOCK_F), dtype=ACC)
     for n in range(0, N, BLOCK_N):
-        mask_x = mask_r[:, None] & (n + offs_n < N)[None, :]
-        mask_w = mask_f[None, :] & (n + offs_n < N_PAD)[:, None]
+        mask_x = mask_r[:, None] & below(n + offs_n, N, BLOCK_N)[None, :]
+        mask_w = mask_f[None, :] & below(n + offs_n, N_PAD, BLOCK_N)[:, None]
         h = load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask_x, TERMS, ACC)  # [BR, BN]
         w_gate = tl.load(gate_ptrs, mask=mask_w, other=0.0)  # [BN, BF]
         w_up = tl.load(gate_ptrs + up_offset, mask=mask_w, other=0.0)
@@ -89,7 +89,7 @@ def gate_up_kernel(
 @triton.jit
 def residual_gemm_kernel(
     y_ptr, rstd_ptr, a_ptr, w_ptr, x_ptr, first_ptr, second_ptr, eps,
-    R, N, K, W_N, w_stride_n, w_stride_k,
+    R, N: tl.constexpr, K: tl.constexpr, W_N: tl.constexpr, w_stride_n, w_stride_k,
     x_stride_b, x_stride_r, x_stride_n, y_stride_b, y_stride_r, y_stride_n,
     TERMS: tl.constexpr, NORMALISE: tl.constexpr, ACC: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -109,20 +109,20 @@ def residual_gemm_kernel(
 
     acc = tl.zeros((BLOCK_R, BLOCK_N), dtype=ACC)
     for k in range(0, K, BLOCK_K):
-        mask_k = k + offs_k < K
+        mask_k = below(k + offs_k, K, BLOCK_K)
         a = tl.load(a_ptrs, mask=mask_r[:, None] & mask_k[None, :], other=0.0)  # [BR, BK]
-        w = tl.load(w_ptrs, mask=mask_k[:, None] & (offs_n < W_N)[None, :], other=0.0)  # [BK, BN]
+        w = tl.load(w_ptrs, mask=mask_k[:, None] & below(offs_n, W_N, BLOCK_N)[None, :], other=0.0)  # [BK, BN]
         acc = tl.dot(a, w, acc, out_dtype=ACC, input_precision="ieee")
         a_ptrs += BLOCK_K
         w_ptrs += BLOCK_K * w_stride_k
 
-    mask = mask_r[:, None] & (offs_n < N)[None, :]
+    mask = mask_r[:, None] & below(offs_n, N, BLOCK_N)[None, :]
     wide_n = offs_n.to(tl.int64)[None, :]
     x_offs = batch * x_stride_b + offs_r[:, None] * x_stride_r + wide_n * x_stride_n
     acc += load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask, TERMS, ACC).to(ACC)
     if NORMALISE:
         acc = tl.where(mask, acc, 0.0)
-        rstd = 1.0 / tl.sqrt(tl.sum(acc * acc, axis=1) / N + eps.to(ACC))
+        rstd = 1.0 / tl.sqrt(tl.sum(acc * acc, axis=1) / N + tl.cast(eps, ACC))
         tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=mask_r)
         acc *= rstd[:, None]
     y_offs = batch * y_stride_b + offs_r[:, None] * y_stride_r + wide_n * y_stride_n
@@ -131,7 +131,7 @@ def residual_gemm_kernel(
 
 @triton.jit
 def norm_kernel(
-    y_ptr, rstd_ptr, eps, R, N, y_stride_b, y_stride_r, y_stride_n,
+    y_ptr, rstd_ptr, eps, R, N: tl.constexpr, y_stride_b, y_stride_r, y_stride_n,
     ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """`y <- y * rsqrt(mean(y^2) + eps)` over the features, in place, one block of rows."""
@@ -142,12 +142,12 @@ def norm_kernel(
     wide_stride = tl.cast(y_stride_n, tl.int64)
     squares = tl.zeros((BLOCK_R, BLOCK_N), dtype=ACC)
     for n in range(0, N, BLOCK_N):
-        mask = mask_r[:, None] & (n + offs_n < N)[None, :]
+        mask = mask_r[:, None] & below(n + offs_n, N, BLOCK_N)[None, :]
         y = tl.load(y_ptrs + n * wide_stride, mask=mask, other=0.0).to(ACC)
         squares += y * y
-    rstd = 1.0 / tl.sqrt(tl.sum(squares, axis=1) / N + eps.to(ACC))
+    rstd = 1.0 / tl.sqrt(tl.sum(squares, axis=1) / N + tl.cast(eps, ACC))
     tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=mask_r)
     for n in range(0, N, BLOCK_N):
-        mask = mask_r[:, None] & (n + offs_n < N)[None, :]
+        mask = mask_r[:, None] & below(n + offs_n, N, BLOCK_N)[None, :]
         y = tl.load(y_ptrs + n * wide_stride, mask=mask, other=0.0).to(ACC)
         tl.store(y_ptrs + n * wide_stride, (y * rstd[:, None]).to(y_ptr.dtype.element_ty), mask=mask)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rtm_kernels.ops.launch import LaunchRow, find, launch, select
-from rtm_kernels.ops.swiglu import forward
+from rtm_kernels.ops.swiglu import backward, forward
 from rtm_kernels.ops.swiglu.weights import PackedWeights
 
 Table = Sequence[LaunchRow]
@@ -116,3 +116,46 @@ def normalise(y: Tensor, rstd: Tensor, eps: float, table: Table) -> None:
         forward.norm_kernel, row, (row_blocks(y, row.blocks["BLOCK_R"]),),
         y, rstd, eps, y.shape[1], y.shape[2], *y.stride(), ACC=accumulator(y.dtype),
     )  # fmt: skip
+
+
+def norm_backward(dr: Tensor, dy: Tensor, y: Tensor, rstd: Tensor, eps: float, table: Table) -> None:
+    """`dr <- rstd * (dy - y * mean(dy * y))` over the features; dr, dy and y share their strides."""
+    row = select(table, "norm_backward", y.dtype, y.shape[2])
+    launch(
+        backward.norm_backward_kernel, row, (row_blocks(y, row.blocks["BLOCK_R"]),),
+        dr, dy, y, rstd, eps, y.shape[1], y.shape[2], *y.stride(), ACC=accumulator(y.dtype),
+    )  # fmt: skip
+
+
+def swiglu_backward(
+    dh: Tensor, dr: Tensor, x: Tensor, injection: Sequence[Tensor], weights: PackedWeights, table: Table
+) -> tuple[Tensor, Tensor]:
+    """`dh` from `dr`; returns the gradients [2, F_pad, N] and [F_pad, N] of the packed weights, accumulator dtype."""
+    rows, inner = x.shape[0] * x.shape[1], weights.down.shape[1]
+    dz, act = x.new_empty(rows, 2 * inner), x.new_empty(rows, inner)
+    row = select(table, "hidden_backward", x.dtype, x.shape[2])
+    grid = row_blocks(x, row.blocks["BLOCK_R"]) * triton.cdiv(inner, row.blocks["BLOCK_F"])
+    launch(
+        backward.hidden_backward_kernel, row, (grid,),
+        dz, act, dr, *terms_of(x, injection), weights.gate_up, weights.down,
+        x.shape[1], x.shape[2], weights.gate_up.shape[2], inner, *x.stride(), *dr.stride(),
+        TERMS=len(injection), ACC=accumulator(x.dtype),
+    )  # fmt: skip
+    row = select(table, "residual_gemm", x.dtype, x.shape[2])
+    residual_gemm(dh, None, dz, weights.gate_up.flatten(0, 1).t(), dr, (), 0.0, row)
+    d_gate_up = weight_grad(dz, x, injection, table)
+    return d_gate_up.view(2, inner, -1), weight_grad(act, dr, (), table)
+
+
+def weight_grad(z: Tensor, x: Tensor, injection: Sequence[Tensor], table: Table) -> Tensor:
+    """`z^T h` [P, N] in the accumulator's dtype, summed over all rows in a fixed order; z [batch * rows, P]."""
+    row = select(table, "weight_grad", x.dtype, x.shape[2])
+    splits, width, features = row.blocks["SPLITS"], z.shape[1], x.shape[2]
+    partial = z.new_empty(splits, width, features, dtype=torch.promote_types(z.dtype, torch.float32))
+    tiles = triton.cdiv(width, row.blocks["BLOCK_P"]) * triton.cdiv(features, row.blocks["BLOCK_N"])
+    launch(
+        backward.weight_grad_kernel, row, (tiles, splits),
+        partial, z, *terms_of(x, injection), x.shape[0], x.shape[1], width, features, *x.stride(),
+        TERMS=len(injection), ACC=accumulator(x.dtype),
+    )  # fmt: skip
+    return partial.sum(0)

@@ -19,6 +19,15 @@ def load_sum(x_ptr, first_ptr, second_ptr, offsets, mask, TERMS: tl.constexpr, A
 
 
 @triton.jit
+def below(offs, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """`offs < SIZE` for a block of indices; constant, so that loads lose their mask, where blocks end at SIZE."""
+    if SIZE % BLOCK == 0:
+        return tl.full(offs.shape, 1, tl.int1)
+    else:
+        return offs < SIZE
+
+
+@triton.jit
 def row_block(pid, R, BLOCK_R: tl.constexpr):
     """Batch index and row indices [BLOCK_R] of row block `pid`; int64."""
     blocks = tl.cdiv(R, BLOCK_R)

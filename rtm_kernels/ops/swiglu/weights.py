@@ -36,3 +36,12 @@ def pack(gate_up_weight: Tensor, down_weight: Tensor, dtype: torch.dtype) -> Pac
     padded_down = down.new_zeros(features, aligned(inner), dtype=dtype)
     padded_down[:, :inner] = down
     return PackedWeights(padded_gate_up, padded_down)
+
+
+def unpack_grads(
+    d_gate_up: Tensor, d_down_t: Tensor, gate_up_weight: Tensor, down_weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the packed weights, [2, F_pad, N] and [F_pad, N], in the shapes and dtypes of the weights."""
+    inner = down_weight.shape[1]
+    d_gate_up = d_gate_up[:, :inner].reshape(gate_up_weight.shape).to(gate_up_weight.dtype)
+    return d_gate_up, d_down_t[:inner].t().to(down_weight.dtype, memory_format=torch.contiguous_format)

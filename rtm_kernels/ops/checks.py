@@ -1,0 +1,46 @@
+"""Checks that the public functions of the ops share; each failure is one line naming the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rtm_kernels.errors import require
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_latent(x: Tensor, injection: Sequence[Tensor], eps: float) -> None:
+    """x is a floating-point tensor, and every injection term equals it in shape, dtype and device."""
+    require(x.dtype in FLOATING, "x.dtype", x.dtype, "float32, bfloat16, float16 or float64")
+    for i, term in enumerate(injection):
+        name = f"injection[{i}]"
+        require(term.shape == x.shape, f"{name}.shape", tuple(term.shape), f"x's shape {tuple(x.shape)}")
+        require(term.dtype == x.dtype, f"{name}.dtype", term.dtype, f"x's dtype {x.dtype}")
+        require(term.device == x.device, f"{name}.device", term.device, f"x's device {x.device}")
+    require(eps >= 0, "eps", eps, "a number that is not negative")
+
+
+def check_swiglu_weights(x: Tensor, size: int, gate_up_weight: Tensor, down_weight: Tensor) -> None:
+    """gate_up_weight is [2F, size] and down_weight [size, F], floating-point and on x's device."""
+    require(down_weight.dim() == 2, "down_weight.shape", tuple(down_weight.shape), f"[{size}, F]")
+    inner = down_weight.shape[1]
+    for name, weight, shape in (
+        ("gate_up_weight", gate_up_weight, (2 * inner, size)),
+        ("down_weight", down_weight, (size, inner)),
+    ):
+        require(tuple(weight.shape) == shape, f"{name}.shape", tuple(weight.shape), f"{shape} for F={inner}")
+        require(weight.dtype in FLOATING, f"{name}.dtype", weight.dtype, "a floating-point dtype")
+        require(weight.device == x.device, f"{name}.device", weight.device, f"x's device {x.device}")
+        require(weight.numel() < 2**31, f"{name}.shape", tuple(weight.shape), "fewer than 2^31 elements")
+
+
+def to_autocast_dtype(x: Tensor, injection: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """x and the injection in the autocast dtype where autocast is on for x's device, as a matrix product takes them."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return x, tuple(injection)
+    dtype = torch.get_autocast_dtype(device)
+    return x.to(dtype), tuple(term.to(dtype) for term in injection)

@@ -1,0 +1,32 @@
+"""Uses of mixer_norm that reach every launch row, for the compile gate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from rtm_kernels.ops.launch import CompileCase
+from rtm_kernels.ops.mixer_norm.backward import mixer_norm_backward
+from rtm_kernels.ops.mixer_norm.forward import mixer_norm_forward
+
+SIZES = ((97, 512, 512), (916, 512, 2560), (81, 512, 256), (49, 512, 256), (16, 128, 256))
+"""(L, D, F): the official sizes first, Sudoku and then ARC and Maze."""
+
+
+def _run(length: int, features: int, inner: int, terms: int, norm_axis: str, dtype: torch.dtype) -> None:
+    x = torch.empty(4, length, features, dtype=dtype, device="meta")
+    gate_up = torch.empty(2 * inner, length, dtype=dtype, device="meta")
+    down = torch.empty(length, inner, dtype=dtype, device="meta")
+    injection = [torch.empty_like(x) for _ in range(terms)]
+    y, rstd = mixer_norm_forward(x, gate_up, down, injection, norm_axis, 1e-5)
+    mixer_norm_backward(y, y, rstd, x, gate_up, down, injection, norm_axis, 1e-5)
+
+
+def compile_cases() -> Iterator[CompileCase]:
+    """Forward and backward at the sizes of every shape class."""
+    for length, features, inner in SIZES:
+        for terms, norm_axis in ((0, "hidden"), (2, "sequence")):
+            name = f"mixer_norm L={length} D={features} F={inner} {norm_axis} terms={terms} bf16"
+            yield CompileCase(name, partial(_run, length, features, inner, terms, norm_axis, torch.bfloat16))

@@ -1,0 +1,27 @@
+"""Launch table of mixer_norm; the size of a shape class is L, for the norm over the hidden axis D."""
+
+from __future__ import annotations
+
+from rtm_kernels.ops.launch import LaunchRow
+
+ANY = 1 << 30
+
+TABLE: tuple[LaunchRow, ...] = (
+    LaunchRow("fused", "hopper", 16, 32, {"BLOCK_R": 64, "BLOCK_F": 64, "BLOCK_N": 32}, 4, 2),
+    LaunchRow("fused", "hopper", 16, 64, {"BLOCK_R": 64, "BLOCK_F": 64, "BLOCK_N": 64}, 4, 2),
+    LaunchRow("fused", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 64, "BLOCK_N": 128}, 4, 2),
+    LaunchRow("gate_up", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 128, "BLOCK_N": 64}, 8, 3),
+    LaunchRow("residual_gemm", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 64}, 8, 3),
+    LaunchRow("norm", "hopper", 16, ANY, {"BLOCK_R": 16, "BLOCK_N": 128}, 4, 1),
+    LaunchRow("norm_backward", "hopper", 16, ANY, {"BLOCK_R": 16, "BLOCK_N": 128}, 4, 1),
+    LaunchRow("hidden_backward", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 64}, 8, 3),
+    LaunchRow("weight_grad", "hopper", 16, ANY, {"BLOCK_R": 64, "BLOCK_P": 128, "BLOCK_N": 128, "SPLITS": 4}, 8, 3),
+    LaunchRow("fused", "interpreter", 0, 32, {"BLOCK_R": 64, "BLOCK_F": 128, "BLOCK_N": 32}),
+    LaunchRow("fused", "interpreter", 0, 128, {"BLOCK_R": 128, "BLOCK_F": 256, "BLOCK_N": 128}),
+    LaunchRow("gate_up", "interpreter", 0, ANY, {"BLOCK_R": 128, "BLOCK_F": 256, "BLOCK_N": 256}),
+    LaunchRow("residual_gemm", "interpreter", 0, ANY, {"BLOCK_R": 128, "BLOCK_N": 256, "BLOCK_K": 256}),
+    LaunchRow("norm", "interpreter", 0, ANY, {"BLOCK_R": 128, "BLOCK_N": 128}),
+    LaunchRow("norm_backward", "interpreter", 0, ANY, {"BLOCK_R": 128, "BLOCK_N": 128}),
+    LaunchRow("hidden_backward", "interpreter", 0, ANY, {"BLOCK_R": 128, "BLOCK_F": 256, "BLOCK_N": 256}),
+    LaunchRow("weight_grad", "interpreter", 0, ANY, {"BLOCK_R": 128, "BLOCK_P": 256, "BLOCK_N": 128, "SPLITS": 2}),
+)

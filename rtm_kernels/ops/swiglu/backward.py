@@ -1,0 +1,123 @@
+"""Backward kernels of `rms_norm(h + swiglu(h))` over strided [batch, rows, features] views.
+
+`dr` is the gradient of the un-normalised row `r = h + swiglu(h)`; gate and up are recomputed, never saved.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from rtm_kernels.ops.swiglu.tiles import below, load_sum, row_block, silu_gate_backward
+
+
+@triton.jit
+def norm_backward_kernel(
+    dr_ptr, dy_ptr, y_ptr, rstd_ptr, eps, R, N: tl.constexpr, stride_b, stride_r, stride_n,
+    ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """`dr = rstd * (dy - y * mean(dy * y))` over the features, one block of rows; dr, dy and y share their strides.
+
+    One feature alone leaves `dr = dy * rstd * (1 - y^2)` with `1 - y^2 = eps * rstd^2`, which y is too coarse for.
+    """
+    batch, offs_r = row_block(tl.program_id(0), R, BLOCK_R)
+    offs_n = tl.arange(0, BLOCK_N)
+    mask_r = offs_r < R
+    wide_stride = tl.cast(stride_n, tl.int64)
+    offs = batch * stride_b + offs_r[:, None] * stride_r + offs_n[None, :] * wide_stride
+    products = tl.zeros((BLOCK_R, BLOCK_N), dtype=ACC)
+    for n in range(0, N, BLOCK_N):
+        mask = mask_r[:, None] & below(n + offs_n, N, BLOCK_N)[None, :]
+        dy = tl.load(dy_ptr + offs + n * wide_stride, mask=mask, other=0.0).to(ACC)
+        y = tl.load(y_ptr + offs + n * wide_stride, mask=mask, other=0.0).to(ACC)
+        products += dy * y
+    rstd = tl.load(rstd_ptr + batch * R + offs_r, mask=mask_r, other=0.0)
+    projection = tl.sum(products, axis=1) / N
+    for n in range(0, N, BLOCK_N):
+        mask = mask_r[:, None] & below(n + offs_n, N, BLOCK_N)[None, :]
+        dy = tl.load(dy_ptr + offs + n * wide_stride, mask=mask, other=0.0).to(ACC)
+        y = tl.load(y_ptr + offs + n * wide_stride, mask=mask, other=0.0).to(ACC)
+        if N == 1:
+            tangent = dy * (tl.cast(eps, ACC) * rstd * rstd)[:, None]
+        else:
+            tangent = dy - y * projection[:, None]
+        tl.store(dr_ptr + offs + n * wide_stride, (rstd[:, None] * tangent).to(dr_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def hidden_backward_kernel(
+    dz_ptr, a_ptr, dr_ptr, x_ptr, first_ptr, second_ptr, gate_up_ptr, down_ptr,
+    R, N: tl.constexpr, N_PAD: tl.constexpr, F: tl.constexpr,
+    x_stride_b, x_stride_r, x_stride_n, dr_stride_b, dr_stride_r, dr_stride_n,
+    TERMS: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Recompute `a` [batch * R, F] and write `dz` [batch * R, 2F], the gradients of gate and up; one tile of F."""
+    blocks_f = tl.cdiv(F, BLOCK_F)
+    pid = tl.program_id(0)
+    batch, offs_r = row_block(pid // blocks_f, R, BLOCK_R)
+    offs_f = (pid % blocks_f) * BLOCK_F + tl.arange(0, BLOCK_F)
+    offs_n = tl.arange(0, BLOCK_N)
+    mask_r, mask_f = offs_r < R, below(offs_f, F, BLOCK_F)
+    wide_n = offs_n.to(tl.int64)[None, :]
+    x_offs = batch * x_stride_b + offs_r[:, None] * x_stride_r + wide_n * x_stride_n
+    dr_offs = batch * dr_stride_b + offs_r[:, None] * dr_stride_r + wide_n * dr_stride_n
+    gate_ptrs = gate_up_ptr + offs_f[None, :] * N_PAD + offs_n[:, None]
+    down_ptrs = down_ptr + offs_n[:, None] * F + offs_f[None, :]
+
+    gate = tl.zeros((BLOCK_R, BLOCK_F), dtype=ACC)
+    up = tl.zeros((BLOCK_R, BLOCK_F), dtype=ACC)
+    d_act = tl.zeros((BLOCK_R, BLOCK_F), dtype=ACC)
+    for n in range(0, N, BLOCK_N):
+        mask_x = mask_r[:, None] & below(n + offs_n, N, BLOCK_N)[None, :]
+        mask_w = mask_f[None, :] & below(n + offs_n, N_PAD, BLOCK_N)[:, None]
+        h = load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask_x, TERMS, ACC)  # [BR, BN]
+        dr = tl.load(dr_ptr + dr_offs, mask=mask_x, other=0.0)
+        w_gate = tl.load(gate_ptrs, mask=mask_w, other=0.0)  # [BN, BF]
+        w_up = tl.load(gate_ptrs + F * N_PAD, mask=mask_w, other=0.0)
+        w_down = tl.load(down_ptrs, mask=mask_f[None, :] & below(n + offs_n, N, BLOCK_N)[:, None], other=0.0)
+        gate = tl.dot(h, w_gate, gate, out_dtype=ACC, input_precision="ieee")
+        up = tl.dot(h, w_up, up, out_dtype=ACC, input_precision="ieee")
+        d_act = tl.dot(dr, w_down, d_act, out_dtype=ACC, input_precision="ieee")
+        x_offs += BLOCK_N * tl.cast(x_stride_n, tl.int64)
+        dr_offs += BLOCK_N * tl.cast(dr_stride_n, tl.int64)
+        gate_ptrs += BLOCK_N
+        down_ptrs += BLOCK_N * F
+
+    act, d_gate, d_up = silu_gate_backward(d_act, gate, up)
+    mask = mask_r[:, None] & mask_f[None, :]
+    row = (batch * R + offs_r)[:, None]
+    tl.store(a_ptr + row * F + offs_f[None, :], act.to(a_ptr.dtype.element_ty), mask=mask)
+    dz_ptrs = dz_ptr + row * (2 * F) + offs_f[None, :]
+    tl.store(dz_ptrs, d_gate.to(dz_ptr.dtype.element_ty), mask=mask)
+    tl.store(dz_ptrs + F, d_up.to(dz_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def weight_grad_kernel(
+    out_ptr, z_ptr, x_ptr, first_ptr, second_ptr,
+    B, R, P: tl.constexpr, N: tl.constexpr, x_stride_b, x_stride_r, x_stride_n,
+    TERMS: tl.constexpr, ACC: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """`out[s] = z^T h` over the rows of split s, one [BLOCK_P, BLOCK_N] tile; out [SPLITS, P, N], z [B * R, P]."""
+    blocks_n = tl.cdiv(N, BLOCK_N)
+    pid, split = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    offs_p = (pid // blocks_n) * BLOCK_P + tl.arange(0, BLOCK_P)
+    offs_n = (pid % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_p, mask_n = below(offs_p, P, BLOCK_P), below(offs_n, N, BLOCK_N)
+    x_cols = offs_n.to(tl.int64)[None, :] * x_stride_n
+    blocks_r = tl.cdiv(R, BLOCK_R)
+    share = tl.cdiv(B * blocks_r, SPLITS)
+    acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
+    for block in range(split * share, tl.minimum((split + 1) * share, B * blocks_r)):
+        batch, offs_r = row_block(tl.cast(block, tl.int64), R, BLOCK_R)
+        mask_r = offs_r < R
+        z_ptrs = z_ptr + (batch * R + offs_r)[None, :] * P + offs_p[:, None]
+        z = tl.load(z_ptrs, mask=mask_p[:, None] & mask_r[None, :], other=0.0)  # [BP, BR]
+        x_offs = batch * x_stride_b + offs_r[:, None] * x_stride_r + x_cols
+        mask_x = mask_r[:, None] & mask_n[None, :]
+        h = load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask_x, TERMS, ACC)  # [BR, BN]
+        acc = tl.dot(z, h, acc, out_dtype=ACC, input_precision="ieee")
+    out_ptrs = out_ptr + (split * P + offs_p)[:, None] * N + offs_n[None, :]
+    tl.store(out_ptrs, acc, mask=mask_p[:, None] & mask_n[None, :])

@@ -1,0 +1,37 @@
+"""Launch sequence of swiglu_norm's backward pass: the SwiGLU backward kernels over the view [1, B*L, D]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rtm_kernels.ops.swiglu.launchers import foldable, norm_backward, swiglu_backward
+from rtm_kernels.ops.swiglu.weights import pack, unpack_grads
+from rtm_kernels.ops.swiglu_norm.forward import rows_view
+from rtm_kernels.ops.swiglu_norm.launch import TABLE
+
+
+def swiglu_norm_backward(
+    dy: Tensor,
+    y: Tensor,
+    rstd: Tensor,
+    x: Tensor,
+    gate_up_weight: Tensor,
+    down_weight: Tensor,
+    injection: Sequence[Tensor],
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of h (x's shape), gate_up_weight and down_weight from the op's inputs, its output y and rstd."""
+    dh = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if not x.numel():
+        return dh, torch.zeros_like(gate_up_weight), torch.zeros_like(down_weight)
+    x, injection = foldable(x, injection)
+    rows = rows_view(x)
+    dy, y, dr = (t.contiguous().view(rows.shape) for t in (dy, y, torch.empty_like(dh)))
+    norm_backward(dr, dy, y, rstd, eps, TABLE)
+    weights = pack(gate_up_weight, down_weight, x.dtype)
+    terms = [rows_view(term) for term in injection]
+    grads = swiglu_backward(dh.view(rows.shape), dr, rows, terms, weights, TABLE)
+    return dh, *unpack_grads(*grads, gate_up_weight, down_weight)
