@@ -103,7 +103,7 @@ def accelerate(model: Model, *, impl: str = "auto", attention: str = "sdpa") -> 
     one_of("impl", impl, IMPLS)
     one_of("attention", attention, ("sdpa", "flash"))
     restore(model)
-    found = {name: module for name, module in model.named_modules() if _holds_blocks(module)}
+    found = {name or type(model).__name__: module for name, module in model.named_modules() if _holds_blocks(module)}
     if not found:
         raise InputError(f"{type(model).__name__} holds nothing to accelerate; looked for {LOOKED_FOR}")
     for name, module in found.items():
@@ -112,24 +112,17 @@ def accelerate(model: Model, *, impl: str = "auto", attention: str = "sdpa") -> 
     axes = {name: _norm_axis(name, module) for name, module in found.items()}
     for name, module in found.items():
         _swap(module, axes[name], impl, attention)
-    _forget_compiled(model)
     return model
 
 
 def restore(model: Model) -> Model:
     """Undo `accelerate` on every module of `model`, in place; returns it. A model that is not accelerated stays so."""
-    if _unswap(model):
-        _forget_compiled(model)
+    _unswap(model)
     return model
 
 
-def _forget_compiled(model: nn.Module) -> None:
-    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
-        torch.compiler.reset()
-
-
 def _holds_blocks(module: nn.Module) -> bool:
-    layers = getattr(module, "layers", None)
+    layers = module._modules.get("layers")  # not getattr: the wrapper of torch.compile passes on what it wraps
     if not isinstance(layers, nn.ModuleList) or isinstance(module, Accelerated):
         return False
     return any(hasattr(layer, "mlp") and (hasattr(layer, "self_attn") or hasattr(layer, "mlp_t")) for layer in layers)
@@ -240,12 +233,11 @@ def _swap(stack: nn.Module, norm_axis: str, impl: str, attention: str) -> None:
     stack.__class__ = _subclass(cls, type(stack))
 
 
-def _unswap(model: nn.Module) -> bool:
-    """Give every accelerated module inside `model` its class back; returns whether there was any."""
+def _unswap(model: nn.Module) -> None:
+    """Give every accelerated module inside `model` its class back."""
     changed: list[Any] = [module for module in model.modules() if isinstance(module, Accelerated)]
     for module in changed:
         if isinstance(module, AcceleratedBlock):
             for option in OPTIONS:
                 delattr(module, option)
         module.__class__ = module.official
-    return bool(changed)
