@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PY := $(BIN)/python
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+PIP := $(PY) -m pip install -qq --disable-pip-version-check
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 PYTEST := $(PY) -m pytest
 
@@ -61,7 +61,8 @@ profile: .venv/.installed  ## where the time of one ACT step goes
 native: .venv/.environment  ## build the native extensions, and fail where they cannot be built
 	@rm -f rtm_kernels/_cpu*.so rtm_kernels/_cuda*.so
 	@$(PY) setup.py --quiet build_ext --inplace
-	@$(PY) -c 'import torch, rtm_kernels._cpu; print("built", rtm_kernels._cpu.__file__)'
+	@$(PY) -c 'import torch, rtm_kernels._cpu as cpu; print("built", cpu.__file__)' 2>/dev/null || \
+	  { echo "error: rtm_kernels._cpu was not built, or does not load; the lines above say why"; exit 1; }
 
 clean:  ## remove what the targets built, .venv included
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
