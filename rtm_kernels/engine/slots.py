@@ -21,16 +21,27 @@ from rtm_kernels.ops.halting.reference import relative_change
 
 @dataclass(frozen=True)
 class Sample:
-    """One encoded puzzle: tokens [seq_len] and what the caller recognises it by."""
+    """One encoded puzzle: tokens [seq_len] and what the caller recognises it by.
+
+    Before each step, noise * N(0, 1) is added to its carried latents, drawn from `seed` and the step alone.
+    `max_steps` lowers the policy's cap.
+    """
 
     key: Any
     tokens: np.ndarray
     puzzle_identifier: int = 0
+    noise: float = 0.0
+    seed: int = 0
+    max_steps: int | None = None
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A sample that left the batch. `answer` [seq_len] is None when it was not finite."""
+    """A sample that left the batch. `answer` [seq_len] is None when it was not finite, or took no step.
+
+    `residual` is |dy| / |y| of its last step: large where the trajectory has not settled. `total_steps` counts the
+    steps of all `rollouts` of the puzzle.
+    """
 
     key: Any
     answer: np.ndarray | None
@@ -39,7 +50,10 @@ class Finished:
     steps: int
     answer_step: int
     halt_probability: float | None
+    residual: float | None
     seconds: float
+    rollout: int = 0
+    total_steps: int = 0
 
 
 class Slots:
@@ -67,7 +81,8 @@ class Slots:
             self.latents = {k: v.clone() for k, v in model.initial_latents(capacity).items()}
             shape = (capacity, config.latent_len, config.hidden_size)
             self.x = torch.zeros(shape, dtype=model.dtype, device=model.device)
-        self._keys: list[Any] = [None] * capacity
+        self._samples: list[Sample | None] = [None] * capacity
+        self._generator = torch.Generator(model.device)
         self._since = np.zeros(capacity)
         self._occupied = np.zeros(capacity, dtype=bool)
 
@@ -94,19 +109,24 @@ class Slots:
         self.x[rows] = self.model.embed(torch.from_numpy(tokens).to(device), identifiers)
         for name, fresh in self.model.initial_latents(len(samples)).items():
             self.latents[name][rows] = fresh
-        self.tracker.reset(slots, tokens)
+        self.tracker.reset(slots, tokens, [s.max_steps for s in samples])
         self._occupied[slots], self._since[slots] = True, time.perf_counter()
         for slot, sample in zip(slots.tolist(), samples, strict=True):
-            self._keys[slot] = sample.key
+            self._samples[slot] = sample
 
-    @torch.inference_mode()
-    def remove(self, key: Any) -> bool:
-        """Take the sample of `key` out without an answer; False when it is not in the batch."""
-        for slot in np.flatnonzero(self._occupied).tolist():
-            if self._keys[slot] == key:
-                self._release(slot)
-                return True
-        return False
+    def tighten(self, key: Any, max_steps: int) -> None:
+        """Lower the cap of the sample of `key`, if it is in the batch: it leaves with the next step that reaches it."""
+        for slot in self._slots_of(key):
+            self.tracker.limit[slot] = min(self.tracker.limit[slot], max_steps)
+
+    def evict(self, key: Any, reason: str) -> Finished | None:
+        """Take the sample of `key` out with its best answer so far; None when it is not in the batch."""
+        for slot in self._slots_of(key):
+            return self._finish({slot: reason})[0]
+        return None
+
+    def _slots_of(self, key: Any) -> list[int]:
+        return [slot for slot, sample in enumerate(self._samples) if sample is not None and sample.key == key]
 
     @torch.inference_mode()
     def step(self) -> list[Finished]:
@@ -115,13 +135,27 @@ class Slots:
             return []
         n = self.capacity if self.fixed_shape else self._close_gaps()
         before = {k: v[:n] for k, v in self.latents.items()}
-        after, logits, q = self.executor.step(before, self.x[:n])
+        after, logits, q = self.executor.step(self._perturbed(before), self.x[:n])
         seen = self._observe(before, after, logits, q)
         for name, buffer in self.latents.items():
             buffer[:n] = after[name]
         signals = self.tracker.observe(seen)
         leaving = self.tracker.leaving(signals, seen.finite)
         return self._finish({slot: reason for slot, reason in leaving.items() if self._occupied[slot]})
+
+    def _perturbed(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`latents` with the noise of this step added to the samples that have any."""
+        noisy = [(i, s) for i, s in enumerate(self._samples) if s is not None and s.noise > 0]
+        if not noisy:
+            return latents
+        latents = {name: latent.clone() for name, latent in latents.items()}
+        for slot, sample in noisy:
+            self._generator.manual_seed((sample.seed << 16) + int(self.tracker.steps[slot]))
+            for latent in latents.values():
+                row = latent[slot]
+                noise = torch.randn(row.shape, generator=self._generator, device=row.device)
+                row += (sample.noise * noise).to(row.dtype)
+        return latents
 
     def _close_gaps(self) -> int:
         order = np.flatnonzero(self._occupied)
@@ -132,7 +166,8 @@ class Slots:
                 buffer[:n] = buffer[rows]
             self.tracker.compact(order)
             self._since[:n] = self._since[order]
-            self._keys[:n] = [self._keys[i] for i in order]
+            self._samples[:n] = [self._samples[i] for i in order]
+            self._samples[n:] = [None] * (self.capacity - n)
             self._occupied[:n], self._occupied[n:] = True, False
         return n
 
@@ -148,7 +183,7 @@ class Slots:
             halt = q[..., 0] - q[..., 1] if self.model.config.halting == "q_continue" else q[..., 0]
         change = None
         output = self.model.program.output
-        if self.policy.settle_tolerance > 0 and output in before:
+        if output in before:
             change = relative_change(after[output], before[output])
         return Observation(
             answers=logits.argmax(-1).to(torch.int32).cpu().numpy(),
@@ -159,29 +194,31 @@ class Slots:
 
     def _finish(self, leaving: dict[int, str]) -> list[Finished]:
         tracker, now = self.tracker, time.perf_counter()
-        slots = [slot for slot, reason in leaving.items() if reason != "non_finite"]
+        slots = [slot for slot, reason in leaving.items() if reason != "non_finite" and tracker.steps[slot]]
         answers = {slot: tracker.answer(slot, leaving[slot]) for slot in slots}
         verified = dict(zip(slots, tracker.confirmed(slots, [answers[slot][0] for slot in slots]), strict=True))
         finished = []
         for slot, reason in leaving.items():
+            sample = self._samples[slot]
+            assert sample is not None
             tokens, logit, answer_step = answers.get(slot, (None, math.nan, 0))
+            steps, residual = int(tracker.steps[slot]), float(tracker.residual[slot])
             finished.append(
                 Finished(
-                    key=self._keys[slot],
+                    key=sample.key,
                     answer=tokens,
                     verified=verified.get(slot, False),
                     reason=reason,
-                    steps=int(tracker.steps[slot]),
+                    steps=steps,
                     answer_step=answer_step,
                     halt_probability=None if math.isnan(logit) else float(sigmoid(logit)),
+                    residual=None if tokens is None or math.isnan(residual) else residual,
                     seconds=float(now - self._since[slot]),
+                    total_steps=steps,
                 )
             )
-            self._release(slot)
+            self._occupied[slot], self._samples[slot] = False, None
         return finished
-
-    def _release(self, slot: int) -> None:
-        self._occupied[slot], self._keys[slot] = False, None
 
 
 def _peak(values: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from rtm_kernels.data.task import Puzzle, Task, get_task, task_names
 from rtm_kernels.data.text import printable
 from rtm_kernels.engine.executor import executor as build_executor
 from rtm_kernels.engine.policy import HaltingPolicy
+from rtm_kernels.engine.rollouts import Rollouts
+from rtm_kernels.engine.rollouts import run as run_rollouts
 from rtm_kernels.engine.slots import Finished, Sample, Slots
 from rtm_kernels.engine.solution import Solution
 from rtm_kernels.errors import BackendUnavailable, InputError, require
@@ -39,6 +41,8 @@ class Solver:
         device: cpu, cuda or cuda:N; the model is moved there first.
         executor: `auto` or a name of `EXECUTORS`; a named one that cannot run raises.
 
+        rollouts: `Rollouts`, or how many of them an unconfirmed puzzle gets; the best one answers.
+
     Errors: `InputError` for arguments, `BackendUnavailable` for an executor that cannot run here. A puzzle that
     cannot be read is no error but a `Solution` with status `invalid`.
     """
@@ -54,6 +58,7 @@ class Solver:
         device: torch.device | str | None = None,
         executor: str = "auto",
         batch_invariant: bool = False,
+        rollouts: Rollouts | int = 1,
     ) -> None:
         require(isinstance(batch_size, int) and 1 <= batch_size <= MAX_BATCH, "batch_size", batch_size,
                 f"an integer from 1 to {MAX_BATCH}")  # fmt: skip
@@ -62,6 +67,7 @@ class Solver:
         self.model = model if device is None else model.to(usable_device(device))
         self.executor = build_executor(executor, self.model)
         self.batch_size, self.batch_invariant = batch_size, batch_invariant
+        self.rollouts = rollouts if isinstance(rollouts, Rollouts) else Rollouts(rollouts)
 
     def solve(self, puzzles: Iterable[str | Puzzle]) -> list[Solution]:
         """The solutions of `puzzles` in the order given."""
@@ -80,6 +86,9 @@ class Solver:
 
     def run(self, samples: Iterable[Sample]) -> Iterator[Finished]:
         """Samples as they leave the batch; `samples` is read only as fast as slots become free."""
+        if self.rollouts.count > 1:
+            yield from run_rollouts(self.slots(), samples, self.rollouts)
+            return
         slots, queue = self.slots(), iter(samples)
         while True:
             slots.admit(list(islice(queue, slots.free)))
@@ -128,7 +137,9 @@ class Solver:
 
     def solution(self, text: str, done: Finished) -> Solution:
         """What a finished sample means for the puzzle `text`."""
-        status = "non_finite" if done.answer is None else "verified" if done.verified else "unverified"
+        status = "verified" if done.verified else "unverified"
+        if done.reason == "non_finite":
+            status = "non_finite"
         return Solution(
             task=self.task.name,
             input=text,
@@ -137,8 +148,11 @@ class Solver:
             steps=done.steps,
             halt_probability=done.halt_probability,
             seconds=done.seconds,
-            reason=None if done.answer is None else done.reason,
+            reason=done.reason,
             answer_step=done.answer_step,
+            residual=done.residual,
+            rollout=done.rollout,
+            total_steps=done.total_steps,
         )
 
 

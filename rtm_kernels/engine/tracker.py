@@ -30,7 +30,7 @@ class Observation:
     halt_logits: np.ndarray | None
     """float32 [n], p_halt = sigmoid of it; None without a halting head."""
     change: np.ndarray | None
-    """float32 [n], |dy| / |y|; None unless the policy asks for it."""
+    """float32 [n], |dy| / |y| of the output latent; None when the program does not carry it."""
 
 
 class Tracker:
@@ -47,16 +47,20 @@ class Tracker:
         self.steps = np.zeros(capacity, dtype=np.int64)
         self.stable = np.zeros(capacity, dtype=np.int64)
         self.accumulated = np.zeros(capacity)
+        self.residual = np.full(capacity, np.nan)
+        self.limit = np.full(capacity, policy.max_steps)
         self.verified = np.zeros(capacity, dtype=bool)
 
     def _arrays(self) -> list[np.ndarray]:
         return [v for v in vars(self).values() if isinstance(v, np.ndarray)]
 
-    def reset(self, slots: np.ndarray, inputs: np.ndarray) -> None:
-        """Fresh samples with tokens `inputs` [N, S] in `slots` [N]."""
+    def reset(self, slots: np.ndarray, inputs: np.ndarray, limits: list[int | None]) -> None:
+        """Fresh samples with tokens `inputs` [N, S] in `slots` [N], each with its own cap where `limits` has one."""
         for array in self._arrays():
             array[slots] = 0
         self.inputs[slots], self.answers[slots], self.best_logit[slots] = inputs, -1, -np.inf
+        cap = self.policy.max_steps
+        self.limit[slots] = [cap if limit is None else min(limit, cap) for limit in limits]
 
     def compact(self, order: np.ndarray) -> None:
         """Move the samples of slots `order` to the front, in this order."""
@@ -75,9 +79,10 @@ class Tracker:
         if "verified" in policy.on:
             self._confirm(np.flatnonzero(changed & seen.finite & ~self.verified[:n]))
         self._keep(np.flatnonzero(~self.verified[:n] & ~(logits < self.best_logit[:n])))
+        self.residual[:n] = np.nan if seen.change is None else seen.change
         settled = self.stable[:n] >= policy.settle_steps
-        if seen.change is not None:
-            settled &= seen.change < policy.settle_tolerance
+        if policy.settle_tolerance > 0:
+            settled &= self.residual[:n] < policy.settle_tolerance
         signals = {"verified": self.verified[:n].copy(), "settle": settled}
         if seen.halt_logits is not None:
             self.accumulated[:n] += sigmoid(logits)
@@ -100,7 +105,7 @@ class Tracker:
         """Slots whose sample leaves after this step, with the reason, in slot order."""
         n = len(finite)
         reasons = np.full(n, "", dtype=object)
-        reasons[self.steps[:n] >= self.policy.max_steps] = "max_steps"
+        reasons[self.steps[:n] >= self.limit[:n]] = "max_steps"
         for name in reversed(self.policy.on):
             if name in signals:
                 reasons[signals[name] & (self.steps[:n] >= self.policy.min_steps)] = name
@@ -108,9 +113,9 @@ class Tracker:
         return {int(slot): str(reasons[slot]) for slot in np.flatnonzero(reasons != "")}
 
     def answer(self, slot: int, reason: str) -> tuple[np.ndarray, float, int]:
-        """(tokens, halting logit, step) of what the sample answers: the confirmed answer; at the cap of an adaptive
-        policy the one the head was most sure of, the latest among equals; else the current one."""
-        if self.verified[slot] or (reason == "max_steps" and self.policy.on):
+        """(tokens, halting logit, step) of what the sample answers: the confirmed answer; when no signal of the
+        policy ended it, the one the head was most sure of, the latest among equals; else the current one."""
+        if self.verified[slot] or (reason not in self.policy.on and self.policy.on):
             return self.best[slot].copy(), float(self.best_logit[slot]), int(self.best_step[slot])
         return self.answers[slot].copy(), float(self.logits[slot]), int(self.steps[slot])
 

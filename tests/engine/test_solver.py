@@ -94,7 +94,7 @@ def test_a_sample_that_is_not_finite_never_answers_and_leaves_the_others_alone()
     alone = [scripted().solve([p])[0] for p in puzzles]
     together = scripted(batch_size=4).solve(puzzles)
     assert [outcome(s) for s in together] == [outcome(s) for s in alone]
-    assert outcome(together[0]) == ("4007", None, "non_finite", 2, None)
+    assert outcome(together[0]) == ("4007", None, "non_finite", 2, "non_finite")
     assert together[3].status == "verified"
 
 

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from rtm_kernels.engine import Rollouts, Solution, Solver
+from rtm_kernels.engine.executor import Latents
+from rtm_kernels.engine.rollouts import preference
+from rtm_kernels.engine.slots import Finished
+from rtm_kernels.errors import InputError
+from rtm_kernels.model import RecursiveReasoner
+from tests.engine.fakes import TASK, ScriptedExecutor, model
+
+
+class NoisyExecutor(ScriptedExecutor):
+    """Plays the script of a puzzle, but only while the noise has carried a fixed coordinate above 0.5.
+
+    Without noise no puzzle that starts with 5 is ever answered, whatever the depth.
+    """
+
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+        clean = {name: torch.zeros_like(latent) for name, latent in latents.items()}
+        _, right, q = super().step({name: latent + 9 for name, latent in clean.items()}, x)
+        stuck = (x[:, 0, 0] / x.shape[-1] ** 0.5).round() == 6
+        lucky = latents["z_H"][:, 0, 0] > 0.5
+        wrong = torch.nn.functional.one_hot(torch.full(right.shape[:2], 2), right.shape[-1]).float()
+        logits = torch.where((stuck & ~lucky)[:, None, None], wrong, right)
+        new = {name: latent.clone() for name, latent in latents.items()}
+        return new, logits, q
+
+
+def solver(count: int, batch_size: int = 4, noise: float = 0.25, seed: int = 0, max_steps: int = 8) -> Solver:
+    result = Solver(
+        model(), task=TASK, rollouts=Rollouts(count, noise, seed), batch_size=batch_size, max_steps=max_steps
+    )
+    result.executor = NoisyExecutor(result.model)
+    return result
+
+
+def chosen(solution: Solution) -> tuple[object, ...]:
+    return solution.answer, solution.status, solution.steps, solution.rollout, solution.residual
+
+
+def test_noise_finds_what_one_run_does_not() -> None:
+    (alone,) = solver(1).solve(["5012"])
+    assert (alone.status, alone.steps, alone.rollout, alone.total_steps) == ("unverified", 8, 0, 8)
+    (wide,) = solver(16).solve(["5012"])
+    assert wide.status == "verified" and wide.rollout > 0
+    assert wide.total_steps > 8 + wide.steps
+
+
+def test_a_puzzle_that_one_run_solves_gets_no_further_rollouts() -> None:
+    solutions = solver(16).solve(["1012", "2012"])
+    assert [(s.status, s.rollout, s.total_steps) for s in solutions] == [("verified", 0, 1)] * 2
+
+
+def test_the_choice_does_not_depend_on_batch_size_or_order() -> None:
+    puzzles = ["5012", "1000", "5555", "5000", "2345", "5021", "5012"]
+    expected = {p: chosen(solver(6, batch_size=1).solve([p])[0]) for p in puzzles}
+    assert len({v[3] for v in expected.values()}) > 2
+    for size, shift in itertools.product((2, 5, 64), (0, 3)):
+        order = puzzles[shift:] + puzzles[:shift]
+        assert [chosen(s) for s in solver(6, batch_size=size).solve(order)] == [expected[p] for p in order]
+
+
+def test_the_seed_changes_the_rollouts() -> None:
+    puzzles = [f"50{i}{j}" for i in range(4) for j in range(4)]
+    runs = [[chosen(s) for s in solver(4, seed=seed, batch_size=32).solve(puzzles)] for seed in (0, 0, 1)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_more_rollouts_solve_more() -> None:
+    puzzles = [f"50{i}{j}" for i in range(4) for j in range(4)]
+
+    def solved(count: int) -> int:
+        return sum(s.status == "verified" for s in solver(count, batch_size=32, max_steps=3).solve(puzzles))
+
+    assert solved(1) == 0 < solved(2) < solved(8)
+
+
+def test_once_confirmed_the_others_stop_at_its_depth() -> None:
+    (wide,) = solver(16, batch_size=64).solve(["5012"])
+    assert wide.status == "verified"
+    assert wide.total_steps <= 8 + 15 * (wide.steps + 1)
+
+
+def finished(rollout: int, **changes: object) -> Finished:
+    values: dict[str, object] = {
+        "key": 0, "answer": TASK.encode("1111"), "verified": False, "reason": "max_steps", "steps": 8,
+        "answer_step": 8, "halt_probability": 0.5, "residual": 0.1, "seconds": 0.0, "rollout": rollout,
+    }  # fmt: skip
+    return Finished(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_preference_verifier_then_head_then_residual() -> None:
+    broken = finished(0, answer=None, halt_probability=None, residual=None)
+    unsure = finished(1, halt_probability=0.2)
+    moving = finished(2, halt_probability=0.9, residual=0.3)
+    settled = finished(3, halt_probability=0.9, residual=0.01)
+    late = finished(4, verified=True, steps=5, halt_probability=0.1)
+    early = finished(5, verified=True, steps=4, halt_probability=0.0)
+    ranked = sorted([broken, unsure, moving, settled, late, early], key=preference)
+    assert [d.rollout for d in ranked] == [5, 4, 3, 2, 1, 0]
+    headless = [finished(i, halt_probability=None, residual=r) for i, r in enumerate((0.3, 0.1))]
+    assert min(headless, key=preference).rollout == 1
+
+
+@pytest.mark.parametrize(("field", "value"), [("rollouts", 0), ("rollouts", 10**6), ("noise", -1.0), ("seed", 0.5)])
+def test_bad_rollouts_are_named(field: str, value: object) -> None:
+    with pytest.raises(InputError, match=field):
+        Rollouts(**{"count" if field == "rollouts" else field: value})  # type: ignore[arg-type]
+
+
+def test_noise_on_a_real_model_is_repeatable_and_spreads() -> None:
+    torch.manual_seed(5)
+    reasoner = RecursiveReasoner(model().config)
+    runs = []
+    for batch_size in (3, 3, 7):
+        wide = Solver(reasoner, task=TASK, rollouts=Rollouts(5, 0.5), batch_size=batch_size, max_steps=3)
+        runs.append([chosen(s)[:4] for s in wide.solve(["0123", "7654"])])
+    assert runs[0] == runs[1] == runs[2]
