@@ -1,0 +1,127 @@
+"""Source and binary distributions hold what they should, and an install without a compiler works and says so."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import rtm_kernels
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("rtm_kernels", "csrc", "constraints", "tests")
+FILES = (
+    "pyproject.toml", "setup.py", "MANIFEST.in", "Makefile", "LICENSE",
+    "CHANGELOG.md", "DESIGN.md", "SECURITY.md", "README.md",
+)  # fmt: skip
+GENERATED = shutil.ignore_patterns("__pycache__", "*.so", "*.pyc")
+ASSET = "rtm_kernels/assets/probe/nested/model.safetensors"
+STRAYS = (
+    "notes.txt", ".env", "runs/log.json", "rtm_kernels/_cpu.so", "rtm_kernels/__pycache__/x.pyc", "csrc/cpu/pack.o",
+)  # fmt: skip
+
+
+def build(kind: str, source: Path, out: Path, compiler: str) -> tuple[Path, str]:
+    """Build an sdist or a wheel of `source`; returns the archive and everything that the build printed."""
+    out.mkdir(exist_ok=True)
+    code = f"from setuptools import build_meta\nbuild_meta.build_{kind}({str(out)!r})"
+    env = os.environ | {"CXX": compiler}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=source, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    (archive,) = out.iterdir()
+    return archive, done.stdout
+
+
+def files_below(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project as checked out, with one asset more."""
+    copy = tmp_path_factory.mktemp("source")
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, copy / folder, ignore=GENERATED)
+    for file in FILES:
+        if (ROOT / file).exists():
+            shutil.copy(ROOT / file, copy)
+    (copy / ASSET).parent.mkdir(parents=True)
+    (copy / ASSET).write_text("weights")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def unpacked(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The content of the sdist, built from a checkout that is littered with files which do not belong in it."""
+    littered = tmp_path_factory.mktemp("littered") / "project"
+    shutil.copytree(source, littered)
+    for stray in STRAYS:
+        (littered / stray).parent.mkdir(parents=True, exist_ok=True)
+        (littered / stray).write_text("stray")
+    archive, _ = build("sdist", littered, tmp_path_factory.mktemp("sdist"), "/nonexistent")
+    folder = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    (inner,) = folder.iterdir()
+    return inner
+
+
+@pytest.fixture(scope="module")
+def wheel(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The wheel that the sdist gives on a machine without a compiler, and what the build printed."""
+    return build("wheel", unpacked, tmp_path_factory.mktemp("wheel"), "/nonexistent")
+
+
+def test_the_sdist_holds_the_project_and_nothing_else(source: Path, unpacked: Path) -> None:
+    made = {"PKG-INFO", "setup.cfg"}
+    found = {f for f in files_below(unpacked) if ".egg-info/" not in f and not f.startswith("build/")}
+    assert found - made == files_below(source)
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(source: Path, wheel: tuple[Path, str]) -> None:
+    archive, _ = wheel
+    names = set(zipfile.ZipFile(archive).namelist())
+    found = {n for n in names if ".dist-info/" not in n}
+    assert found == {f for f in files_below(source) if f.startswith("rtm_kernels/")}
+    assert ASSET in found
+    assert {n.split("/", 1)[1] for n in names - found} >= {"METADATA", "entry_points.txt", "licenses/LICENSE"}
+
+
+def test_without_a_compiler_the_wheel_is_pure_and_says_so(wheel: tuple[Path, str]) -> None:
+    archive, printed = wheel
+    assert archive.name == f"rtm_kernels-{rtm_kernels.__version__}-py3-none-any.whl"
+    notes = [line for line in printed.splitlines() if line.startswith("note:")]
+    assert notes == ["note: rtm_kernels._cpu is not built: no C++ compiler (/nonexistent was not found)"]
+
+
+def test_the_pure_wheel_imports_and_computes(wheel: tuple[Path, str], tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel[0]).extractall(tmp_path)
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import torch, rtm_kernels\n"
+        "print(rtm_kernels.__file__)\n"
+        "print(rtm_kernels.FusedTRMBlock(hidden_size=16, seq_len=5)(torch.ones(2, 5, 16)).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(tmp_path / "rtm_kernels" / "__init__.py"), "torch.Size([2, 5, 16])"]
+
+
+@pytest.mark.skipif(shutil.which("false") is None, reason="needs a program that always fails")
+def test_a_failing_compiler_fails_no_install(source: Path, tmp_path: Path) -> None:
+    if not list((source / "csrc" / "cpu").glob("*.cpp")):
+        pytest.skip("no native sources to fail on")
+    copy = tmp_path / "project"
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("golden"))
+    archive, printed = build("wheel", copy, tmp_path / "out", str(shutil.which("false")))
+    assert "note: rtm_kernels._cpu is not built: the build failed" in printed
+    assert not [n for n in zipfile.ZipFile(archive).namelist() if n.endswith(".so")]
