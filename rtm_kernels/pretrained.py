@@ -214,35 +214,45 @@ def _check_header(path: Path, specs: Mapping[str, Tensor]) -> int:
             if available < 8 or length > min(MAX_HEADER, available - 8):
                 allowed = f"at most {MAX_HEADER} bytes and no longer than the file"
                 raise InputError(f"{path}: truncated, or its header of {length} bytes is not {allowed}")
-            raw = file.read(length)
+            declared = _parse_header(path, file.read(length))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
-    try:
-        header = json.loads(raw)
-        entries = {k: v for k, v in header.items() if k != "__metadata__"}
-        declared = {k: (v["dtype"], tuple(v["shape"]), tuple(v["data_offsets"])) for k, v in entries.items()}
-        if not all(type(n) is int for _, *numbers in declared.values() for part in numbers for n in part):
-            raise TypeError
-    except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: its header is not a table of tensors") from error
     if len(declared) > MAX_TENSORS:
         raise InputError(f"{path}: {len(declared)} tensors, more than the {MAX_TENSORS} allowed")
     for problem, names in (("lacks", set(specs) - set(declared)), ("has unexpected", set(declared) - set(specs))):
         if names:
-            raise InputError(f"{path}: {problem} {', '.join(sorted(names)[:8])}")
+            raise InputError(f"{path}: {problem} {', '.join(f'{name!r:.80}' for name in sorted(names)[:8])}")
     end = 0
     for name, (dtype, shape, offsets) in declared.items():
         spec = specs[name]
         if shape != tuple(spec.shape):
-            raise InputError(f"{path}: {name} has shape {shape}; the config asks for {tuple(spec.shape)}")
+            raise InputError(f"{path}: {name} has shape {shape!r:.60}; the config asks for {tuple(spec.shape)}")
         if dtype not in DTYPES or (dtype == "F64" and spec.dtype != torch.float64):
-            raise InputError(f"{path}: {name} has dtype {dtype}; expected F32, BF16 or F16")
+            raise InputError(f"{path}: {name} has dtype {dtype!r:.20}; expected F32, BF16 or F16")
         if len(offsets) != 2 or offsets[1] - offsets[0] != spec.numel() * DTYPES[dtype].itemsize:
-            raise InputError(f"{path}: {name} is stored at {offsets}, which is not its size")
+            raise InputError(f"{path}: {name} is stored at {offsets!r:.60}, which is not its size")
         end = max(end, offsets[1])
     if available != 8 + length + end:
         raise InputError(f"{path}: truncated or padded: {available} bytes, expected {8 + length + end}")
     return available
+
+
+Entry = tuple[str, tuple[int, ...], tuple[int, ...]]
+"""dtype, shape and data offsets of a tensor, as a safetensors header declares them."""
+
+
+def _parse_header(path: Path, raw: bytes) -> dict[str, Entry]:
+    declared: dict[str, Entry] = {}
+    try:
+        for name, entry in json.loads(raw).items():
+            if name != "__metadata__":
+                shape, offsets = tuple(entry["shape"]), tuple(entry["data_offsets"])
+                if not isinstance(entry["dtype"], str) or any(type(n) is not int for n in (*shape, *offsets)):
+                    raise TypeError(name)
+                declared[name] = entry["dtype"], shape, offsets
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: its header is not a table of tensors") from error
+    return declared
 
 
 def _check_finite(state: Mapping[str, Tensor], where: str) -> None:

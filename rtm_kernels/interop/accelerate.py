@@ -117,13 +117,18 @@ def accelerate(model: Model, *, impl: str = "auto", attention: str = "sdpa") -> 
 
 def restore(model: Model) -> Model:
     """Undo `accelerate` on every module of `model`, in place; returns it. A model that is not accelerated stays so."""
-    _unswap(model)
+    changed: list[Any] = [module for module in model.modules() if isinstance(module, Accelerated)]
+    for module in changed:
+        if isinstance(module, AcceleratedBlock):
+            for option in OPTIONS:
+                delattr(module, option)
+        module.__class__ = module.official
     return model
 
 
 def _holds_blocks(module: nn.Module) -> bool:
     layers = module._modules.get("layers")  # not getattr: the wrapper of torch.compile passes on what it wraps
-    if not isinstance(layers, nn.ModuleList) or isinstance(module, Accelerated):
+    if not isinstance(layers, nn.ModuleList):
         return False
     return any(hasattr(layer, "mlp") and (hasattr(layer, "self_attn") or hasattr(layer, "mlp_t")) for layer in layers)
 
@@ -189,7 +194,7 @@ def _norm_axis(name: str, stack: nn.Module) -> str:
             try:
                 difference = (stack(**inputs) - expected).float().norm() / expected.float().norm()
             finally:
-                _unswap(stack)
+                restore(stack)
             if difference < (1e-4 if expected.dtype == torch.float32 else 5e-2):
                 return axis
     raise InputError(f"{name} computes something else than the official block normalised over {' or '.join(NORM_AXES)}")
@@ -231,13 +236,3 @@ def _swap(stack: nn.Module, norm_axis: str, impl: str, attention: str) -> None:
             setattr(layer, option, value)
         layer.__class__ = _subclass(AcceleratedBlock, type(layer))
     stack.__class__ = _subclass(cls, type(stack))
-
-
-def _unswap(model: nn.Module) -> None:
-    """Give every accelerated module inside `model` its class back."""
-    changed: list[Any] = [module for module in model.modules() if isinstance(module, Accelerated)]
-    for module in changed:
-        if isinstance(module, AcceleratedBlock):
-            for option in OPTIONS:
-                delattr(module, option)
-        module.__class__ = module.official

@@ -160,7 +160,7 @@ def check_state(state: Mapping[str, Any], config: ModelConfig) -> None:
         specs[head] = specs[table]
     problems = []
     for problem, names in (("missing", set(specs) - set(state)), ("unexpected", set(state) - set(specs))):
-        problems += [f"{problem} {', '.join(sorted(names))}"] if names else []
+        problems += [f"{problem} {', '.join(f'{name!r:.80}' for name in sorted(names))}"] if names else []
     if problems:
         raise InputError(f"the state dict does not fit the config: {'; '.join(problems)}")
     for name, value in state.items():

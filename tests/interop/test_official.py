@@ -105,8 +105,8 @@ def test_refusals() -> None:
         "lacks L_cycles, vocab_size", config={k: v for k, v in config.items() if k not in ("L_cycles", "vocab_size")}
     )
     refuses("hidden_size=0", config=config | {"hidden_size": 0})
-    refuses("missing lm_head.weight", state={k: v for k, v in state.items() if k != key})
-    refuses("unexpected extra.bias", state=state | {"extra.bias": torch.zeros(1)})
+    refuses("missing 'lm_head.weight'", state={k: v for k, v in state.items() if k != key})
+    refuses("unexpected 'extra.bias'", state=state | {"extra.bias": torch.zeros(1)})
     refuses(
         r"lm_head.weight has shape \(11, 31\); the config asks for \(11, 32\)", state=state | {key: torch.ones(11, 31)}
     )

@@ -1,0 +1,286 @@
+"""Saved models: the round trip, atomic writing, and one clear line for every way a folder can be wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import struct
+import sys
+import types
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rtm_kernels import pretrained
+from rtm_kernels.config import ModelConfig
+from rtm_kernels.errors import BackendUnavailable, InputError
+from rtm_kernels.model import RecursiveReasoner
+
+SMALL = {
+    "vocab_size": 7, "seq_len": 5, "hidden_size": 16, "num_heads": 2, "H_cycles": 1, "L_cycles": 1,
+    "puzzle_emb_ndim": 16, "num_puzzle_identifiers": 3,
+}  # fmt: skip
+
+
+def small(**changes) -> RecursiveReasoner:
+    torch.manual_seed(0)
+    return RecursiveReasoner(ModelConfig(**SMALL | changes))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with a small saved model."""
+    return small().save_pretrained(tmp_path / "model")
+
+
+def refused(folder, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        RecursiveReasoner.from_pretrained(folder)
+    assert "\n" not in str(error.value)
+
+
+def rehash(folder) -> None:
+    """Make the manifest agree with the files as they are, as someone who tampers would."""
+    digests = {name: pretrained.hashlib.sha256((folder / name).read_bytes()).hexdigest()
+               for name in (pretrained.WEIGHTS, pretrained.CONFIG)}  # fmt: skip
+    (folder / pretrained.MANIFEST).write_text(json.dumps({"sha256": digests}))
+
+
+ARCHS = {
+    "trm": {},
+    "trm_hier6": {"arch": "trm_hier6", "mixer": "attention", "pos_encodings": "rope"},
+    "hrm": {"arch": "hrm", "layers": {"H_level": 1, "L_level": 2}, "pos_encodings": "learned"},
+    "rsm": {"arch": "rsm", "layers": {"core": 1}, "tied_lm_head": True, "halting": "settle", "norm_axis": "hidden"},
+    "bfloat16": {"forward_dtype": "bfloat16"},
+    "float64": {"forward_dtype": "float64"},
+}
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_round_trip(name: str, tmp_path) -> None:
+    model = small(**ARCHS[name])
+    folder = model.save_pretrained(tmp_path / "deep" / "model")
+    assert sorted(os.listdir(folder)) == ["config.json", "manifest.json", "model.safetensors"]
+    again = RecursiveReasoner.from_pretrained(folder, impl="reference")
+    assert again.config == model.config and not again.training
+    assert again.state_dict().keys() == model.state_dict().keys()
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value) and again.state_dict()[key].dtype == value.dtype
+    if model.config.tied_lm_head:
+        assert again.lm_head.weight is again.embed_tokens.embedding_weight
+        assert "lm_head.weight" not in load_file(folder / pretrained.WEIGHTS)
+    assert {layer.impl for layer in again.modules() if hasattr(layer, "impl")} == {"reference"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_files_load_to_float32(saved, dtype) -> None:
+    weights = saved / pretrained.WEIGHTS
+    state = {key: value.to(dtype) for key, value in load_file(weights).items()}
+    save_file(state, weights)
+    rehash(saved)
+    model = RecursiveReasoner.from_pretrained(saved)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert all(torch.equal(model.state_dict()[key], value.float()) for key, value in state.items())
+
+
+def test_existing_folders_are_replaced_only_on_request(saved) -> None:
+    other = small(seq_len=6)
+    with pytest.raises(InputError, match=r"model' .*|it is not empty \(overwrite=True replaces it\)"):
+        other.save_pretrained(saved)
+    assert RecursiveReasoner.from_pretrained(saved).config.seq_len == 5
+    other.save_pretrained(saved, overwrite=True)
+    assert RecursiveReasoner.from_pretrained(saved).config.seq_len == 6
+    assert os.listdir(saved.parent) == ["model"]
+    (saved.parent / "empty").mkdir()
+    other.save_pretrained(saved.parent / "empty")
+    (saved.parent / "file").write_text("x")
+    with pytest.raises(InputError, match="it is a file"):
+        other.save_pretrained(saved.parent / "file", overwrite=True)
+
+
+@pytest.mark.parametrize("call", range(6))
+def test_a_failing_disk_leaves_the_old_folder_whole(saved, monkeypatch, call: int) -> None:
+    """Every fsync and rename fails in turn; the folder is the old or the new one, and nothing lies around."""
+    other, calls = small(seq_len=6), []
+
+    def failing(original):
+        def run(*args):
+            calls.append(args)
+            if len(calls) == call + 1:
+                raise OSError(28, "No space left on device")
+            return original(*args)
+
+        return run
+
+    monkeypatch.setattr(pretrained.os, "fsync", failing(os.fsync))
+    monkeypatch.setattr(pretrained.os, "rename", failing(os.rename))
+    with pytest.raises(OSError, match="No space left"):
+        other.save_pretrained(saved, overwrite=True)
+    monkeypatch.undo()
+    assert RecursiveReasoner.from_pretrained(saved).config.seq_len == 5
+    assert os.listdir(saved.parent) == ["model"]
+
+
+def test_non_finite_weights_are_neither_saved_nor_loaded(saved) -> None:
+    model = small()
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = torch.inf
+    with pytest.raises(InputError, match=r"the model: lm_head\.weight holds values that are not finite"):
+        model.save_pretrained(saved.parent / "other")
+    assert os.listdir(saved.parent) == ["model"]
+    state = load_file(saved / pretrained.WEIGHTS)
+    state["H_init"][3] = torch.nan
+    save_file(state, saved / pretrained.WEIGHTS)
+    rehash(saved)
+    refused(saved, "H_init holds values that are not finite")
+
+
+def test_unknown_names_list_the_known_ones(saved, monkeypatch) -> None:
+    refused("sudok", r"unknown model 'sudok'; bundled: .*; or give an existing folder or a hub id owner/name")
+    refused(saved.parent / "nowhere", "unknown model")
+    monkeypatch.setattr(pretrained, "MODELS", saved.parent)
+    shutil.copytree(saved, saved.parent / "another")
+    assert pretrained.known_models() == ("another", "model")
+    refused("sudok", "bundled: another, model;")
+    assert RecursiveReasoner.from_pretrained("model").config.seq_len == 5
+    refused("../model", "unknown model")
+
+
+def test_hub_ids(saved, monkeypatch) -> None:
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailable, match=r"'owner/name' is no folder here.*needs the package huggingface_hub"):
+        RecursiveReasoner.from_pretrained("owner/name")
+    monkeypatch.undo()
+
+    asked = []
+
+    def snapshot_download(repo_id, *, revision, allow_patterns):
+        asked.append((repo_id, revision, sorted(allow_patterns)))
+        if repo_id == "owner/absent":
+            raise OSError("404: not found\nmore")
+        return str(saved)
+
+    module = types.ModuleType("huggingface_hub")
+    module.snapshot_download = snapshot_download  # type: ignore[attr-defined]
+    module.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    assert RecursiveReasoner.from_pretrained("owner/name", revision="v1").config.seq_len == 5
+    assert asked == [("owner/name", "v1", ["config.json", "manifest.json", "model.safetensors"])]
+    refused("owner/absent", "hub model 'owner/absent' cannot be fetched: 404: not found")
+
+
+@pytest.mark.parametrize("name", [pretrained.WEIGHTS, pretrained.CONFIG, pretrained.MANIFEST])
+def test_missing_files(saved, name: str) -> None:
+    (saved / name).unlink()
+    refused(saved, f"{name}: No such file or directory")
+
+
+def test_every_truncation_and_flip_is_noticed(saved) -> None:
+    weights = saved / pretrained.WEIGHTS
+    whole, draw = weights.read_bytes(), random.Random(0)
+    cuts = [0, 1, 7, 8, 9, 100, len(whole) - 1, *(draw.randrange(len(whole)) for _ in range(12))]
+    for cut in cuts:
+        weights.write_bytes(whole[:cut])
+        refused(saved, "truncated|sha256|header")
+    weights.write_bytes(whole + b"\0")
+    refused(saved, "truncated or padded")
+    for place in [*range(12), *(draw.randrange(len(whole)) for _ in range(24))]:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << draw.randrange(8)
+        weights.write_bytes(flipped)
+        refused(saved, "sha256|header|lacks|shape|dtype|stored|truncated")
+    weights.write_bytes(whole)
+    RecursiveReasoner.from_pretrained(saved)
+
+
+def write_header(folder, header: object, body: bytes = b"") -> None:
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    (folder / pretrained.WEIGHTS).write_bytes(struct.pack("<Q", len(raw)) + raw + body)
+    rehash(folder)
+
+
+def read_header(folder) -> tuple[dict, bytes]:
+    content = (folder / pretrained.WEIGHTS).read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def test_hostile_headers_with_a_matching_manifest(saved) -> None:
+    header, body = read_header(saved)
+    first, second = list(header)[:2]
+
+    def changed(**fields) -> dict:
+        return {**header, first: {**header[first], **fields}}
+
+    hostile = {
+        "not a table of tensors": [
+            b"{", b"[1]", b"[" * 100_000, b'{"a": 3}', b"{}"[:1] + b"\xff}", changed(shape=["a"]), changed(shape=[1.0]),
+            changed(data_offsets=["0", "1"]), changed(data_offsets=3), changed(dtype=["F32"]), changed(dtype=None),
+        ],
+        "lacks": [{}, {k: v for k, v in header.items() if k != first}],
+        "has unexpected 'evil": [{**header, "evil": header[first]}, {**header, "evil\n": header[first]}],
+        "more than the 1024 allowed": [{f"t{i}": header[first] for i in range(1025)}],
+        "has shape": [changed(shape=[1 << 40]), changed(shape=[])],
+        "has dtype": [changed(dtype="I8"), changed(dtype="F64"), changed(dtype="\n")],
+        "is stored at": [changed(data_offsets=[0, 1 << 50]), changed(data_offsets=[5, 0]), changed(data_offsets=[0])],
+        "truncated or padded|not a valid safetensors file": [
+            {**header, second: {**header[second], "data_offsets": [
+                n + 4 for n in header[second]["data_offsets"]
+            ]}},
+        ],
+    }  # fmt: skip
+    for message, headers in hostile.items():
+        for bad in headers:
+            write_header(saved, bad, body)
+            refused(saved, message)
+    write_header(saved, b" " * (pretrained.MAX_HEADER + 1), body)
+    refused(saved, "header of 1048577 bytes is not at most 1048576")
+    (saved / pretrained.WEIGHTS).write_bytes(struct.pack("<Q", 1 << 63) + b"{}")
+    refused(saved, "header of 9223372036854775808 bytes")
+
+
+def test_hostile_configs(saved) -> None:
+    path = saved / pretrained.CONFIG
+    good = json.loads(path.read_text())
+    for bad, message in (
+        ("{", "config.json: not valid JSON"),
+        ("[" * 20_000, "config.json: not valid JSON"),
+        ("[1]", "config.json: expected a JSON object"),
+        (" " * (1 << 17), "more than the 65536 allowed"),
+        (good | {"surprise": 1}, "unknown config field"),
+        ({k: v for k, v in good.items() if k != "seq_len"}, "missing config field"),
+        (good | {"hidden_size": 1 << 40}, "hidden_size="),
+        (good | {"hidden_size": 1 << 20, "vocab_size": 1 << 20, "num_heads": 1}, "has shape"),
+        (good | {"H_cycles": 1 << 20, "L_cycles": 1 << 20}, "H_cycles="),
+        (good | {"expansion": 1e300}, "expansion="),
+        (good | {"layers": 5}, "layers=5"),
+        (good | {"layers": {"L_level": 10**9}}, "from 1 to 256"),
+        (good | {"arch": ["trm"]}, "arch="),
+        (good | {"causal": "no"}, "causal='no'"),
+        (good | {"rms_norm_eps": float("nan")}, "rms_norm_eps=nan"),
+        (good | {"seq_len": 6}, "has shape"),
+        (good | {"arch": "trm_singlez"}, "has unexpected 'H_init'"),
+    ):
+        path.write_text(bad if isinstance(bad, str) else json.dumps(bad))
+        rehash(saved)
+        refused(saved, message)
+
+
+def test_manifest_must_name_both_files(saved) -> None:
+    path = saved / pretrained.MANIFEST
+    for bad, message in (("{}", "no sha256 table"), ('{"sha256": {}}', "config.json: sha256 differs")):
+        path.write_text(bad)
+        refused(saved, message)
+    config = saved / pretrained.CONFIG
+    rehash(saved)
+    config.write_text(config.read_text().replace("0.1", "0.2"))
+    refused(saved, r"config\.json: sha256 differs from manifest\.json; the file was altered or damaged")
+
+
+def test_bundled_models_load() -> None:
+    for name in pretrained.known_models():
+        model = RecursiveReasoner.from_pretrained(name)
+        assert sum(p.numel() for p in model.parameters()) > 0 and not model.training
