@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rtm_kernels.cli.options import BatchSize, Device, Executor, Halt, Json, Limit, MaxSteps, Model
+from rtm_kernels.cli.options import (
+    BatchSize,
+    Device,
+    Executor,
+    Halt,
+    Json,
+    Limit,
+    MaxSteps,
+    Model,
+    Noise,
+    Rollouts,
+    Seed,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +38,9 @@ def evaluate(
     device: Device = None,
     executor: Executor = "auto",
     halt: Halt = "verified",
+    rollouts: Rollouts = 1,
+    noise: Noise = 0.3,
+    seed: Seed = 0,
     limit: Limit = None,
     json_object: Json = False,
 ) -> None:
@@ -42,10 +57,13 @@ def evaluate(
 
     from rtm_kernels.cli.load import load_solver
 
-    solver = load_solver(model, max_steps, batch_size, device, executor, halt)
+    solver = load_solver(
+        model, max_steps=max_steps, batch_size=batch_size, device=device, executor=executor, halt=halt,
+        rollouts=rollouts, noise=noise, seed=seed,
+    )  # fmt: skip
     inputs, labels, identifiers = read_labelled(data, solver.task, limit)
     adaptive = measure(solver, inputs, labels, identifiers, str(solver.policy))
-    solver.policy = replace(solver.policy, on=())
+    solver.policy, solver.rollouts = replace(solver.policy, on=()), replace(solver.rollouts, count=1)
     fixed = measure(solver, inputs, labels, identifiers, "fixed")
     if json_object:
         report = {"model": model, "data": str(data), **asdict(adaptive), "fixed": asdict(fixed)}
@@ -55,22 +73,48 @@ def evaluate(
 
 
 def read_labelled(path: Path, task: Task, limit: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs and labels [N, seq_len] and puzzle identifiers [N] of a file of puzzles with solutions.
+    """Inputs and labels [N, seq_len], -100 where a label does not count, and puzzle identifiers [N].
 
-    Errors: `InputError` for a file that cannot be read or holds a puzzle without a solution.
+    `path` is a file of puzzles with solutions, or a data set folder in the official layout (its split `test`), or
+    one of its splits.
+
+    Errors: `InputError` for data that cannot be read, and for a puzzle without a solution.
     """
     import numpy as np
 
     from rtm_kernels.cli.source import read_all
-    from rtm_kernels.errors import InputError
+    from rtm_kernels.errors import InputError, require
 
+    require(limit is None or limit >= 1, "--limit", limit, "at least 1")
+    if path.is_dir():
+        return read_folder(path, limit)
     puzzles = read_all([str(path)], task, limit)
     for puzzle in puzzles:
         if puzzle.error is not None or puzzle.solution is None:
             raise InputError(puzzle.error or f"{path}: line {puzzle.line}: no solution to compare with")
     inputs = np.stack([task.encode(puzzle.text) for puzzle in puzzles])
     labels = np.stack([task.encode(str(puzzle.solution)) for puzzle in puzzles])
-    return inputs, labels, np.zeros(len(puzzles), dtype=np.int64)
+    return inputs, labels.astype(np.int32), np.zeros(len(puzzles), dtype=np.int32)
+
+
+def read_folder(path: Path, limit: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`read_labelled` for a data set in the official layout; its sets one after the other."""
+    import numpy as np
+
+    from rtm_kernels.data.dataset import IGNORE_LABEL, PuzzleDataset
+
+    split = (path, "test") if not (path / "dataset.json").exists() else (path.parent, path.name)
+    dataset = PuzzleDataset.open(*split)
+    parts = []
+    for name, examples in dataset.sets.items():
+        rows = np.arange(len(examples.inputs))[:limit]
+        examples.check_tokens(dataset.metadata, f"{dataset.name}/{name}", rows)
+        owners = np.repeat(examples.puzzle_identifiers, np.diff(examples.puzzle_indices))
+        parts.append((examples.inputs[rows], examples.labels[rows].astype(np.int32), owners[rows]))
+    inputs, labels, identifiers = (np.concatenate(arrays)[:limit] for arrays in zip(*parts, strict=True))
+    if dataset.metadata.ignore_label_id is not None:
+        labels[labels == dataset.metadata.ignore_label_id] = IGNORE_LABEL
+    return inputs, labels, identifiers
 
 
 def measure(solver: Solver, inputs: np.ndarray, labels: np.ndarray, identifiers: np.ndarray, name: str) -> Evaluation:

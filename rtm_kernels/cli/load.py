@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from rtm_kernels.engine import Solver
+from rtm_kernels.engine import Rollouts, Solver
 from rtm_kernels.pretrained import from_pretrained
 
 
 def load_solver(
-    model: str, max_steps: int | None, batch_size: int, device: str | None, executor: str, halt: str
+    model: str,
+    *,
+    max_steps: int | None,
+    batch_size: int,
+    device: str | None,
+    executor: str,
+    halt: str,
+    rollouts: int,
+    noise: float,
+    seed: int,
 ) -> Solver:
     """A solver for the model called `model`, on CUDA where there is one and `device` does not say otherwise."""
     return Solver(
@@ -19,4 +28,5 @@ def load_solver(
         batch_size=batch_size,
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         executor=executor,
+        rollouts=Rollouts(rollouts, noise, seed),
     )

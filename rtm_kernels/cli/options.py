@@ -20,5 +20,10 @@ Halt = Annotated[
         metavar="POLICY",
     ),
 ]
+Rollouts = Annotated[
+    int, typer.Option(help="Runs of a puzzle whose answer is not confirmed, all but the first noisy.", metavar="K")
+]
+Noise = Annotated[float, typer.Option(help="Deviation of their noise (latents have rms 1).", metavar="SIGMA")]
+Seed = Annotated[int, typer.Option(help="Seed of their noise.", metavar="SEED")]
 Limit = Annotated[int | None, typer.Option(help="Read only the first N puzzles.", metavar="N")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")]

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rtm_kernels.cli.group import ALL_VERIFIED, BAD_INPUT, NOT_ALL_VERIFIED, complain
-from rtm_kernels.cli.options import BatchSize, Device, Executor, Halt, Json, Limit, MaxSteps, Model
+from rtm_kernels.cli.options import (
+    BatchSize,
+    Device,
+    Executor,
+    Halt,
+    Json,
+    Limit,
+    MaxSteps,
+    Model,
+    Noise,
+    Rollouts,
+    Seed,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +49,9 @@ def solve(
     device: Device = None,
     executor: Executor = "auto",
     halt: Halt = "verified",
+    rollouts: Rollouts = 1,
+    noise: Noise = 0.3,
+    seed: Seed = 0,
     limit: Limit = None,
     show: Annotated[int, typer.Option(help="Grids to print, of the first puzzles.", metavar="N")] = 3,
     json_lines: Json = False,
@@ -54,12 +69,16 @@ def solve(
       rtm solve
       rtm solve puzzles.csv --limit 1000 --max-steps 32 --json
       rtm solve 53..7....6..195....98....6.(and so on, 81 in all)
+      rtm solve hard.csv --max-steps 256 --rollouts 16
       cat grids.txt | rtm solve - --show 1
     """
     from rtm_kernels.cli.load import load_solver
     from rtm_kernels.cli.source import read_all
 
-    solver = load_solver(model, max_steps, batch_size, device, executor, halt)
+    solver = load_solver(
+        model, max_steps=max_steps, batch_size=batch_size, device=device, executor=executor, halt=halt,
+        rollouts=rollouts, noise=noise, seed=seed,
+    )  # fmt: skip
     read = read_all(puzzles or [], solver.task, limit)
     start = time.perf_counter()
     if json_lines:

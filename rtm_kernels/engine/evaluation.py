@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rtm_kernels.data.dataset import IGNORE_LABEL
 from rtm_kernels.engine.slots import Finished, Sample
 from rtm_kernels.engine.solver import Solver
 from rtm_kernels.errors import require
-
-IGNORED = (0, -100)
-"""Labels that do not count: padding, and the ignore label of the losses."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,9 @@ def evaluate(
     puzzle_identifiers: np.ndarray | None = None,
     on_finished: Callable[[Finished], None] | None = None,
 ) -> Evaluation:
-    """Solve `inputs` [N, seq_len] and compare with `labels` [N, seq_len]; `on_finished` sees each as it leaves.
+    """Solve `inputs` [N, seq_len] and compare with `labels` [N, seq_len], of which -100 does not count.
+
+    `on_finished` sees each puzzle as it leaves.
 
     Errors: `InputError` for shapes that do not fit, and for no puzzles.
     """
@@ -47,8 +47,14 @@ def evaluate(
     require(inputs.shape == shape and len(inputs) > 0, "inputs.shape", inputs.shape, f"[N, {shape[1]}] with N >= 1")
     require(labels.shape == shape, "labels.shape", labels.shape, f"{shape}, as the inputs")
     identifiers = np.zeros(len(inputs), dtype=np.int64) if puzzle_identifiers is None else puzzle_identifiers
+    for name, values, size in (
+        ("inputs", inputs, solver.model.config.vocab_size),
+        ("puzzle_identifiers", identifiers, solver.model.config.num_puzzle_identifiers),
+    ):
+        low, high = int(values.min()), int(values.max())
+        require(low >= 0 and high < size, name, f"{low} to {high}", f"the model knows 0 to {size - 1}")
     samples = (Sample(i, inputs[i], int(identifiers[i])) for i in range(len(inputs)))
-    counted = ~np.isin(labels, IGNORED)
+    counted = labels != IGNORE_LABEL
     correct = np.zeros(shape, dtype=bool)
     steps, verified = np.zeros(len(inputs), dtype=np.int64), 0
     start = time.perf_counter()

@@ -3,7 +3,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from rtm_kernels.data.dataset import Examples, describe
+from rtm_kernels.data.task import get_task
+from rtm_kernels.data.write import write_dataset
 
 KEYS = {"model", "data", "n", "exact_accuracy", "token_accuracy", "verified", "mean_steps", "depth_histogram",
         "seconds", "puzzles_per_second"}  # fmt: skip
@@ -58,3 +63,19 @@ def test_eval_refuses_data_it_cannot_score(rtm, tmp_path, content: str, expected
     assert result.exit_code == 2 and result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert expected in line
+
+
+@pytest.mark.usefixtures("oracle")
+def test_eval_reads_the_official_layout(rtm, tmp_path: Path, puzzles) -> None:
+    task = get_task("sudoku")
+    inputs, labels = (np.stack([task.encode(pair[i]) for pair in puzzles]) for i in (0, 1))
+    labels[0, :5] = 0  # padding, which does not count
+    sets = {"all": Examples.of_single(inputs, labels)}
+    write_dataset(tmp_path / "data", {"test": (describe(sets, vocab_size=11), sets)})
+    for path in ("data", "data/test"):
+        result = rtm("eval", str(tmp_path / path), "--json", "--executor", "oracle", "--limit", "3")
+        assert result.exit_code == 0, result.stderr
+        report = json.loads(result.stdout)
+        assert (report["n"], report["exact_accuracy"], report["token_accuracy"]) == (3, 1, 1)
+    result = rtm("eval", str(tmp_path))
+    assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1

@@ -70,6 +70,13 @@ def test_without_arguments_the_bundled_examples_are_solved(rtm) -> None:
     assert [s["status"] for s in lines(result.stdout)] == ["verified"] * 5
 
 
+def test_rollouts_are_repeatable(rtm, puzzles) -> None:
+    command = ("solve", puzzles[0][0], "--json", "--max-steps", "2", "--rollouts", "4")
+    first, again = (lines(rtm(*command, "--noise", "1.5").stdout)[0] for _ in range(2))
+    assert first["total_steps"] == 8 and first["status"] == "unverified"
+    assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in again.items() if k != "seconds"}
+
+
 def test_answers_that_break_the_rules_are_not_called_solved(rtm, puzzles) -> None:
     result = rtm("solve", puzzles[0][0], "--show", "1")
     assert result.exit_code == 1
@@ -127,6 +134,8 @@ def test_bad_puzzles_end_in_one_line_and_code_2(rtm, tmp_path, case: str, as_fil
         (["--executor", "warp", "1"], "executor='warp' is not allowed"),
         (["--halt", "never", "1"], "policy='never' is not allowed"),
         (["--limit", "0", "1"], "--limit=0 is not allowed"),
+        (["--rollouts", "0", "1"], "rollouts=0 is not allowed"),
+        (["--noise", "nan", "1"], "noise=nan is not allowed"),
     ],
 )
 def test_bad_arguments_end_in_one_line_and_code_2(rtm, arguments: list[str], expected: str) -> None:
