@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from rtm_kernels.interop import official_loss_head
 from rtm_kernels.model import Carry, RecursiveReasoner
-from rtm_kernels.train.loss import act_loss
 from rtm_kernels.train.optim import build_optimizers, set_lr
 from rtm_kernels.train.recipe import Recipe
 from rtm_kernels.train.stream import SudokuStream
@@ -25,6 +25,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device = recipe, torch.device(device)
         self.model = RecursiveReasoner(recipe.model).to(self.device).train()
+        self.head = official_loss_head(self.model, recipe.loss)
         self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)).eval()
         self.optimizers = build_optimizers(self.model, recipe)
         self.stream = SudokuStream(recipe.sources, recipe.seed)
@@ -36,13 +37,13 @@ class Trainer:
 
     def step(self) -> Metrics:
         """One ACT step and one optimiser step. Returns means over the samples that halted, and the loss."""
-        recipe, stage = self.recipe, self.recipe.stage_at(self.step_count)
+        recipe = self.recipe
+        stage, _ = recipe.stage_at(self.step_count)
         batch = {k: v.to(self.device) for k, v in self.stream.batch(stage.batch_size, stage.mix).items()}
         if self.carry is None or len(self.carry.halted) != stage.batch_size:
             self.carry = self.model.initial_carry(batch)
         self.model.config = dataclasses.replace(self.model.config, halt_max_steps=stage.halt_max_steps)
-        self.carry, outputs = self.model(self.carry, batch)
-        loss, metrics = act_loss(self.carry, outputs, recipe.loss)
+        self.carry, loss, metrics, _, _ = self.head((), carry=self.carry, batch=batch)
         (loss / stage.batch_size).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.grad_clip)
         set_lr(self.optimizers, recipe.lr_factor(self.step_count))
