@@ -31,3 +31,19 @@ def swiglu_weights(features: int, inner: int, generator: torch.Generator) -> dic
     gate_up = torch.randn(2 * inner, features, generator=generator) * features**-0.5
     down = torch.randn(features, inner, generator=generator) * inner**-0.5
     return {"gate_up_weight": gate_up.requires_grad_(), "down_weight": down.requires_grad_()}
+
+
+def swiglu_inputs(
+    shape: tuple[int, ...], mixed_axis: int, inner: int, terms: int = 0, seed: int = 0, layout: str = "plain"
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+    """x of `shape`, gate_up_weight and down_weight over axis `mixed_axis`, and `terms` injection terms; leaves."""
+    generator = torch.Generator().manual_seed(seed)
+    x = laid_out(shape, layout, generator)
+    weights = swiglu_weights(shape[mixed_axis], inner, generator)
+    injection = tuple(laid_out(shape, "plain", generator) for _ in range(terms))
+    return x, weights["gate_up_weight"], weights["down_weight"], injection
+
+
+def to(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Leaves with the same values in another dtype."""
+    return tuple(t.detach().to(dtype).requires_grad_() for t in tensors)

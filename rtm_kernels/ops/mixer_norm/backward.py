@@ -26,7 +26,7 @@ def mixer_norm_backward(
     """Gradients of h [B, L, D], gate_up_weight and down_weight from the op's inputs, its output y and rstd."""
     dh = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not x.numel():
-        return dh, torch.zeros_like(gate_up_weight), torch.zeros_like(down_weight)
+        return dh, gate_up_weight.new_zeros(gate_up_weight.shape), down_weight.new_zeros(down_weight.shape)
     x, injection = foldable(x, injection)
     dy, y, dr = dy.contiguous(), y.contiguous(), torch.empty_like(dh)
     if norm_axis == "sequence":

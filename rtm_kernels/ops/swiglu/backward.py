@@ -3,6 +3,8 @@
 `dr` is the gradient of the un-normalised row `r = h + swiglu(h)`; gate and up are recomputed, never saved.
 """
 
+# mypy: disallow-untyped-defs=False
+
 from __future__ import annotations
 
 import triton
@@ -37,10 +39,7 @@ def norm_backward_kernel(
         mask = mask_r[:, None] & below(n + offs_n, N, BLOCK_N)[None, :]
         dy = tl.load(dy_ptr + offs + n * wide_stride, mask=mask, other=0.0).to(ACC)
         y = tl.load(y_ptr + offs + n * wide_stride, mask=mask, other=0.0).to(ACC)
-        if N == 1:
-            tangent = dy * (tl.cast(eps, ACC) * rstd * rstd)[:, None]
-        else:
-            tangent = dy - y * projection[:, None]
+        tangent = dy * (tl.cast(eps, ACC) * rstd * rstd)[:, None] if N == 1 else dy - y * projection[:, None]
         tl.store(dr_ptr + offs + n * wide_stride, (rstd[:, None] * tangent).to(dr_ptr.dtype.element_ty), mask=mask)
 
 

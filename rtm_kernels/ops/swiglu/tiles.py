@@ -1,5 +1,7 @@
 """Device functions that the SwiGLU kernels share."""
 
+# mypy: disallow-untyped-defs=False
+
 from __future__ import annotations
 
 import triton

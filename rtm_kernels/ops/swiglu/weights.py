@@ -44,4 +44,4 @@ def unpack_grads(
     """Gradients of the packed weights, [2, F_pad, N] and [F_pad, N], in the shapes and dtypes of the weights."""
     inner = down_weight.shape[1]
     d_gate_up = d_gate_up[:, :inner].reshape(gate_up_weight.shape).to(gate_up_weight.dtype)
-    return d_gate_up, d_down_t[:inner].t().to(down_weight.dtype, memory_format=torch.contiguous_format)
+    return d_gate_up, d_down_t[:inner].t().to(down_weight.dtype).contiguous()

@@ -26,7 +26,7 @@ def swiglu_norm_backward(
     """Gradients of h (x's shape), gate_up_weight and down_weight from the op's inputs, its output y and rstd."""
     dh = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not x.numel():
-        return dh, torch.zeros_like(gate_up_weight), torch.zeros_like(down_weight)
+        return dh, gate_up_weight.new_zeros(gate_up_weight.shape), down_weight.new_zeros(down_weight.shape)
     x, injection = foldable(x, injection)
     rows = rows_view(x)
     dy, y, dr = (t.contiguous().view(rows.shape) for t in (dy, y, torch.empty_like(dh)))
