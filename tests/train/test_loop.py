@@ -1,0 +1,96 @@
+"""The training loop: it learns, resumes bit for bit, and follows its recipe's stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from rtm_kernels.config import ModelConfig
+from rtm_kernels.errors import InputError
+from rtm_kernels.train.checkpoint import load_checkpoint, save_checkpoint
+from rtm_kernels.train.loop import Trainer
+from rtm_kernels.train.recipe import OPTIMIZERS, PRESETS, Recipe, Source, Stage
+from rtm_kernels.train.stream import SudokuStream
+
+MODEL = ModelConfig(vocab_size=11, seq_len=81, hidden_size=32, layers={"L_level": 1}, H_cycles=2, L_cycles=1)
+TINY = Recipe(
+    model=MODEL,
+    sources={"easy": Source(count=32, seed=1)},
+    stages=(
+        Stage(steps=3, batch_size=4, mix={"easy": 1.0}, halt_max_steps=2),
+        Stage(steps=5, batch_size=6, mix={"easy": 1.0}, halt_max_steps=3, lr=(0.5, 0.0)),
+    ),
+    optimizer="adamw",
+    lr=1e-2,
+    warmup_steps=2,
+)
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in {**trainer.model.state_dict(), **trainer.ema.state_dict()}.items()}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("cut", [1, 3, 5])
+def test_resuming_at_any_cut_gives_the_same_bits(optimizer: str, cut: int, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(TINY, optimizer=optimizer)
+    whole = Trainer(recipe)
+    losses = []
+    for step in range(recipe.total_steps):
+        if step == cut:
+            save_checkpoint(whole, tmp_path / "last")
+        losses.append(whole.step()["loss"])
+    resumed = Trainer(recipe)
+    torch.manual_seed(1234)  # the checkpoint, not the process, decides the random numbers
+    load_checkpoint(resumed, tmp_path / "last")
+    assert resumed.step_count == cut
+    assert [resumed.step()["loss"] for _ in range(cut, recipe.total_steps)] == losses[cut:]
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))
+
+
+def test_the_loss_falls() -> None:
+    recipe = dataclasses.replace(TINY, stages=(Stage(steps=40, batch_size=16, mix={"easy": 1.0}, halt_max_steps=2),))
+    losses: list[float] = []
+    Trainer(recipe).fit(lambda _, metrics: losses.append(metrics["loss"]))
+    assert len(losses) == 40
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_the_learning_rate_follows_the_stages() -> None:
+    factors = [TINY.lr_factor(step) for step in range(TINY.total_steps)]
+    assert factors == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.4, 0.3, 0.2, 0.1])
+
+
+def test_a_folder_without_a_state_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="state.json"):
+        load_checkpoint(Trainer(TINY), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"optimizer": "sgd"}, "optimizer='sgd'"), ({"stages": ()}, "stages"), ({"sources": {}}, "mix='easy'")],
+)
+def test_bad_recipes_are_refused_by_name(change: dict[str, object], named: str) -> None:
+    with pytest.raises(InputError, match=named.replace("'", ".")):
+        dataclasses.replace(TINY, **change)
+
+
+def test_the_stream_mixes_by_weight_and_every_label_solves_its_input() -> None:
+    sources = {"easy": Source(count=16, seed=1), "full": Source(count=16, seed=2, clues=(40, 60))}
+    batch = SudokuStream(sources, seed=3).batch(400, {"easy": 0.25, "full": 0.75})
+    again = SudokuStream(sources, seed=3).batch(400, {"easy": 0.25, "full": 0.75})
+    assert all(torch.equal(batch[k], again[k]) for k in batch)
+    inputs, labels = batch["inputs"], batch["labels"]
+    given = inputs > 1
+    assert torch.equal(inputs[given], labels[given])
+    assert labels.min() == 2 and labels.max() == 10
+    assert 0.65 < (given.sum(-1) >= 40).float().mean() < 0.85
+
+
+def test_presets_name_their_whole_schedule() -> None:
+    for recipe in PRESETS.values():
+        assert recipe.total_steps == sum(s.steps for s in recipe.stages)
+        assert 0 < recipe.lr_factor(recipe.total_steps - 1) < 0.1
