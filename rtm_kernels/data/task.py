@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rtm_kernels.data.text import numbered_lines, printable
 from rtm_kernels.errors import InputError, one_of, require
 
+__all__ = ["PAD", "Pair", "Puzzle", "Task", "Verdict", "get_task", "printable", "register", "task_names"]
+
 PAD = 0
-MAX_LINE = 65_536
 Pair = tuple[np.ndarray, np.ndarray]
 
 
@@ -78,9 +80,11 @@ class Task(ABC):
         """Puzzles of a text or of lines, one per line. `errors`: `raise`, or `report` in `Puzzle.error`."""
         lines = source.splitlines() if isinstance(source, str) else source
         one_of("errors", errors, ("raise", "report"))
-        for number, line in enumerate(lines, start=1):
+        found = False
+        for number, line in numbered_lines(lines):
             text = line.rstrip("\r\n")
             if text:
+                found = True
                 try:
                     self.encode(text)
                     yield Puzzle(text, line=number)
@@ -88,6 +92,7 @@ class Task(ABC):
                     if errors == "raise":
                         raise InputError(f"line {number}: {error}") from None
                     yield Puzzle("", line=number, error=f"line {number}: {error}")
+        require(found, "puzzles", 0, "the input is empty")
 
     def render(self, puzzle: str, answer: str | None = None, emphasis: Callable[[str], str] = str) -> str:
         """The puzzle, or its answer, for a person; `emphasis` is applied to each character the answer filled in."""
@@ -101,11 +106,6 @@ class Task(ABC):
 
 
 _TASKS: dict[str, Task] = {}
-
-
-def printable(text: str) -> str:
-    """`text` without control characters, for messages."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def register(task: Task) -> Task:

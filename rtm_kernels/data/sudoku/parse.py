@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -25,17 +22,13 @@ from rtm_kernels.data.sudoku.rules import (
     illegal_column,
     verify,
 )
-from rtm_kernels.data.task import MAX_LINE, Puzzle, printable
+from rtm_kernels.data.task import Puzzle
+from rtm_kernels.data.text import MAX_LINE, Source, csv_fields, header_columns, numbered_lines, source_prefix
 from rtm_kernels.errors import InputError, one_of
 
 SEPARATORS = " \t|"
 RULERS = SEPARATORS + "-+="
-PUZZLE_COLUMNS = ("puzzle", "puzzles", "quiz", "quizzes", "question")
-SOLUTION_COLUMNS = ("solution", "solutions", "answer", "answers")
-RATING_COLUMNS = ("rating", "difficulty")
 CHUNK = 1024
-
-Source = str | os.PathLike[str] | Iterable[str]
 
 
 def read_puzzles(source: Source, *, size: int = 9, errors: str = "raise", chunk: int = CHUNK) -> Iterator[Puzzle]:
@@ -50,9 +43,9 @@ def read_puzzles(source: Source, *, size: int = 9, errors: str = "raise", chunk:
     """
     check_size(size)
     one_of("errors", errors, ("raise", "report"))
-    prefix = f"{printable(os.fspath(source))}: " if isinstance(source, (str, os.PathLike)) else ""
+    prefix = source_prefix(source)
     found = False
-    scan = _Scanner(size).scan(_lines(source))
+    scan = _Scanner(size).scan(numbered_lines(source))
     while part := list(islice(scan, chunk)):
         found = True
         for puzzle in _check(part, size):
@@ -74,26 +67,6 @@ def read_boards(source: Source, *, size: int = 9, min_rating: float | None = Non
         puzzles.append(boards_from_texts([p.text for p in part], size))
         solutions.append(boards_from_texts([p.solution or "." * size * size for p in part], size))
     return np.concatenate(puzzles), np.concatenate(solutions)
-
-
-def _lines(source: Source) -> Iterator[tuple[int, str]]:
-    """Numbered lines; of a line longer than `MAX_LINE` only so many characters are ever held."""
-    if isinstance(source, (str, os.PathLike)):
-        try:
-            with open(source, encoding="utf-8-sig", errors="replace") as file:
-                yield from _lines(file)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(f"{printable(os.fspath(source))[:200]}: cannot be read: {reason}") from None
-    elif isinstance(source, io.TextIOBase):
-        number, rest = 0, False
-        while line := source.readline(MAX_LINE + 1):
-            if not rest:
-                number += 1
-                yield number, line
-            rest = not line.endswith("\n")
-    else:
-        yield from enumerate(source, start=1)
 
 
 @dataclass
@@ -118,7 +91,7 @@ class _Scanner:
                 yield _fault(number, f"longer than {MAX_LINE} characters")
             elif not line or line[0] == "#":
                 yield from self._gap(number, blank=not line)
-            elif not started and (columns := _header(line)):
+            elif not started and (columns := header_columns(line)):
                 started, self.columns = True, columns
             elif self.columns is not None:
                 yield self._row(number, raw, self.columns)
@@ -166,10 +139,10 @@ class _Scanner:
 
     def _row(self, number: int, raw: str, columns: dict[str, int]) -> Puzzle:
         """One line of a csv."""
-        fields = next(csv.reader([raw.rstrip("\r\n")])) if '"' in raw else raw.rstrip("\r\n").split(",")
+        fields = csv_fields(raw, columns)
         texts: dict[str, str] = {}
         for name in ("puzzle", "solution"):
-            text = fields[columns[name]].strip() if columns.get(name, len(fields)) < len(fields) else ""
+            text = fields[name].strip()
             start = raw.find(text) + 1 if name == "puzzle" else raw.rfind(text) + 1
             column = illegal_column(text, self.size)
             if column is not None:
@@ -177,20 +150,12 @@ class _Scanner:
             if len(text) != self.size**2 and (text or name == "puzzle"):
                 return _fault(number, f"{name} of {len(text)} cells, expected {self.size**2}", start + len(text))
             texts[name] = _plain(text)
-        rating = fields[columns["rating"]] if columns.get("rating", len(fields)) < len(fields) else ""
+        rating = fields["rating"]
         try:
             value = float(rating) if rating.strip() else None
         except ValueError:
             return _fault(number, f"rating {rating[:40]!a} is not a number", raw.rfind(rating) + 1)
         return Puzzle(texts["puzzle"], texts["solution"] or None, number, value)
-
-
-def _header(line: str) -> dict[str, int] | None:
-    """Positions of the known columns if `line` is a csv header, else None."""
-    names = [name.strip().strip('"').lower() for name in line.split(",")]
-    kinds = {"puzzle": PUZZLE_COLUMNS, "solution": SOLUTION_COLUMNS, "rating": RATING_COLUMNS}
-    found = {kind: i for kind, known in kinds.items() for i, name in enumerate(names) if name in known}
-    return found if "puzzle" in found else None
 
 
 def _whole(size: int) -> re.Pattern[str]:

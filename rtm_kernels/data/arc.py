@@ -1,0 +1,170 @@
+"""ARC grids as sequences, and the augmentations of the official data with their inverses."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rtm_kernels.data.task import PAD, Task, Verdict, register
+from rtm_kernels.errors import InputError, require
+
+SIDE = 30
+EOS = 1
+COLOURS = 10
+SEPARATOR = "|||"
+Example = tuple[np.ndarray, np.ndarray]
+Puzzles = Mapping[str, Mapping[str, list[Example]]]
+"""Name -> `train` and `test` -> pairs of input and output grids."""
+
+
+def encode_grid(grid: np.ndarray, row: int = 0, column: int = 0) -> np.ndarray:
+    """Tokens uint8 [900] of a grid [h, w] of colours 0..9 put at (row, column): colour + 2, an edge of EOS, else 0."""
+    grid = check_grid("grid", grid)
+    height, width = grid.shape
+    require(0 <= row <= SIDE - height and 0 <= column <= SIDE - width, "offset", (row, column), "the grid has to fit")
+    canvas = np.full((SIDE, SIDE), PAD, dtype=np.uint8)
+    canvas[row : row + height, column : column + width] = grid + 2
+    if row + height < SIDE:
+        canvas[row + height, column : column + width] = EOS
+    if column + width < SIDE:
+        canvas[row : row + height, column + width] = EOS
+    return canvas.reshape(-1)
+
+
+def decode_grid(tokens: np.ndarray) -> np.ndarray:
+    """The grid uint8 [h, w] of tokens [900]: the largest rectangle of colours from the top left corner."""
+    canvas = np.asarray(tokens).reshape(SIDE, SIDE)
+    colour = (canvas >= 2) & (canvas < COLOURS + 2)
+    widths = np.minimum.accumulate(np.logical_and.accumulate(colour, axis=1).sum(axis=1))
+    height = int((widths * np.arange(1, SIDE + 1)).argmax()) + 1
+    return (canvas[:height, : widths[height - 1]] - 2).astype(np.uint8)
+
+
+def check_grid(name: str, grid: object) -> np.ndarray:
+    """`grid` as uint8 [h, w]. Raises `InputError` unless it is a rectangle, 1 to 30 a side, of colours 0 to 9."""
+    try:
+        array = np.array(grid)
+    except ValueError:
+        raise InputError(f"{name} is not allowed: its rows differ in length") from None
+    shape_fits = array.ndim == 2 and min(array.shape) >= 1 and max(array.shape) <= SIDE
+    require(shape_fits, f"{name}.shape", array.shape, f"expected 1 to {SIDE} rows and columns")
+    in_range = array.dtype.kind in "iu" and array.min() >= 0 and array.max() < COLOURS
+    require(bool(in_range), name, "another value", "expected integers 0 to 9")
+    return array.astype(np.uint8)
+
+
+def dihedral(grid: np.ndarray, turn: int) -> np.ndarray:
+    """One of the eight symmetries of the square, numbered as in the official data."""
+    require(0 <= turn < 8, "turn", turn, "expected 0 to 7")
+    if turn < 4:
+        return np.rot90(grid, turn)
+    return (np.fliplr(grid), np.flipud(grid), grid.T, np.fliplr(np.rot90(grid)))[turn - 4]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Recolour, then turn: `colours[c]` is the new colour of c (0 stays 0), `turn` one of `dihedral`."""
+
+    turn: int = 0
+    colours: tuple[int, ...] = tuple(range(COLOURS))
+
+    @classmethod
+    def random(cls, rng: np.random.Generator) -> Augmentation:
+        return cls(int(rng.integers(8)), (0, *(1 + rng.permutation(COLOURS - 1)).tolist()))
+
+    @classmethod
+    def from_name(cls, name: str) -> tuple[str, Augmentation]:
+        """The puzzle's own name and the augmentation that `name`, as in `identifiers.json`, stands for."""
+        if SEPARATOR not in name:
+            return name, cls()
+        parts = name.split(SEPARATOR)
+        turned = len(parts) == 3 and parts[1] in {f"t{turn}" for turn in range(8)}
+        expected = f"expected NAME{SEPARATOR}t0-7{SEPARATOR}ten digits"
+        require(turned and sorted(parts[2]) == list("0123456789"), "identifier", name[:80], expected)
+        return parts[0], cls(int(parts[1][1]), tuple(map(int, parts[2])))
+
+    def name(self, puzzle: str) -> str:
+        if self == Augmentation():
+            return puzzle
+        return f"{puzzle}{SEPARATOR}t{self.turn}{SEPARATOR}{''.join(map(str, self.colours))}"
+
+    def apply(self, grid: np.ndarray) -> np.ndarray:
+        return dihedral(np.array(self.colours, dtype=np.uint8)[grid], self.turn)
+
+    def invert(self, grid: np.ndarray) -> np.ndarray:
+        """The grid that `apply` turned into this one."""
+        inverse = (0, 3, 2, 1, 4, 5, 6, 7)[self.turn]
+        return np.argsort(self.colours).astype(np.uint8)[dihedral(grid, inverse)]
+
+
+class Arc(Task):
+    """One ARC grid, as text with `/` between rows; without the solution no answer can be verified."""
+
+    name = "arc"
+    vocabulary = "|0123456789"
+    seq_len = SIDE * SIDE
+
+    def encode(self, text: str) -> np.ndarray:
+        rows = text.replace("\n", "/").strip("/").split("/")
+        for row in rows:
+            digits = row.isascii() and row.isdigit()
+            require(digits, "grid row", row[:40], "expected digits 0 to 9, with / between rows")
+        return encode_grid(check_grid("grid", [[int(c) for c in row] for row in rows]))
+
+    def decode(self, tokens: np.ndarray) -> str:
+        return "/".join("".join(map(str, row)) for row in decode_grid(tokens).tolist())
+
+    def verify(self, puzzle: str, answer: str) -> Verdict:
+        try:
+            height, width = decode_grid(self.encode(answer)).shape
+        except InputError as error:
+            return Verdict(False, f"the answer is not a grid: {error}")
+        return Verdict(False, f"a {height} x {width} grid; ARC has no rule that checks an answer")
+
+    def render(self, puzzle: str, answer: str | None = None, emphasis: Any = str) -> str:
+        return (answer if answer is not None else puzzle).replace("/", "\n")
+
+
+def read_arc(path: str | os.PathLike[str], solutions: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """Puzzles of a folder with one JSON file each, or of one `challenges` file and perhaps its `solutions`.
+
+    Test outputs that no file gives are left out. Raises `InputError` naming the file and puzzle.
+    """
+    folder = Path(path)
+    files = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    raw = {file.stem: _load(file) for file in files} if files else _load(folder)
+    outputs = _load(Path(solutions)) if solutions is not None else {}
+    puzzles: dict[str, dict[str, list[Example]]] = {}
+    for name, puzzle in raw.items():
+        for index, grid in enumerate(outputs.get(name, [])):
+            puzzle["test"][index]["output"] = grid
+        try:
+            puzzles[name] = {
+                part: [
+                    (check_grid("input", pair["input"]), check_grid("output", pair["output"]))
+                    for pair in puzzle[part]
+                    if "output" in pair
+                ]
+                for part in ("train", "test")
+            }
+        except (KeyError, TypeError, InputError) as error:
+            raise InputError(f"{folder}: puzzle {name[:40]!a}: {error}") from None
+    return puzzles
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
+    require(isinstance(content, dict), str(path), type(content).__name__, "expected a JSON object")
+    return content
+
+
+register(Arc())

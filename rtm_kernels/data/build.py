@@ -1,0 +1,166 @@
+"""Builders of Sudoku and Maze data sets in the official layout, seeded, with held-out splits free of twins."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from rtm_kernels.data.dataset import Examples
+from rtm_kernels.data.files import StrPath
+from rtm_kernels.data.maze import VOCABULARY, Maze, dihedral_indices
+from rtm_kernels.data.sudoku import Sudoku, augment, read_boards, solve
+from rtm_kernels.data.sudoku.canonical import canonical
+from rtm_kernels.data.task import Pair
+from rtm_kernels.data.write import write_splits
+from rtm_kernels.errors import InputError, require
+
+Boards = StrPath | Pair
+"""A file of puzzles, or (puzzles, solutions) as `generate` returns them."""
+
+
+def build_sudoku(
+    out: StrPath,
+    source: Boards,
+    *,
+    test: Boards | int,
+    size: int = 9,
+    subsample: int | None = None,
+    augmentations: int = 0,
+    min_rating: float | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, int]:
+    """Write Sudokus as a data set. Returns counts: `train`, `test`, `twins_dropped`.
+
+    `source`, `test`: csv with solutions or without (then solved), Sudoku-Extreme csv, plain lists, or arrays;
+    `test` may be a number of puzzles to hold out of the source. Training puzzles that are symmetric to a test
+    puzzle, or to another training puzzle, are dropped (sizes 4 and 9, by exact canonical form; above only equal ones).
+    `subsample` training puzzles are kept; each is followed by `augmentations` random twins in its group, as in the
+    official builder.
+    """
+    rng = np.random.default_rng(seed)
+    puzzles, solutions = _boards(source, size, min_rating)
+    keys = _keys(puzzles, solutions)
+    if isinstance(test, int):
+        held_out, rest = _split(keys, test, rng)
+        test_boards, test_keys = (puzzles[held_out], solutions[held_out]), keys[held_out]
+    else:
+        test_boards, rest = _boards(test, size, min_rating), np.arange(len(puzzles))
+        test_keys = _keys(*test_boards)
+    kept = _without_twins(keys, rest, test_keys)
+    dropped = len(rest) - len(kept)
+    if subsample is not None:
+        require(0 < subsample <= len(kept), "subsample", subsample, f"there are {len(kept)} training puzzles")
+        kept = np.sort(rng.permutation(kept)[:subsample])
+    train = [(puzzles[kept], solutions[kept])]
+    train += [augment(*train[0], rng) for _ in range(augmentations)]
+    inputs, labels = (
+        np.stack(part, axis=1).reshape(-1, size * size) + np.uint8(1) for part in zip(*train, strict=True)
+    )
+    made_by = {"builder": "sudoku", "source": _name(source), "test": _name(test), "size": size, "subsample": subsample,
+               "augmentations": augmentations, "min_rating": min_rating, "seed": seed}  # fmt: skip
+    splits = {
+        "train": Examples.of_single(inputs, labels, 1 + augmentations),
+        "test": Examples.of_single(test_boards[0] + np.uint8(1), test_boards[1] + np.uint8(1)),
+    }
+    write_splits(out, splits, Sudoku(size).vocab_size, made_by, overwrite)
+    return {"train": len(inputs), "test": len(test_boards[0]), "twins_dropped": dropped}
+
+
+def build_maze(
+    out: StrPath,
+    source: Boards,
+    *,
+    test: Boards | int,
+    side: int = 30,
+    augmented: bool = False,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, int]:
+    """Write mazes as a data set. Returns counts: `train`, `test`, `twins_dropped`.
+
+    `source`, `test`: the official csv or any text of mazes with solutions, or token arrays as `maze.generate` returns
+    them; `test` may be a number to hold out. Training mazes that are a turned or mirrored test maze, or one another,
+    are dropped. `augmented` writes all eight symmetries of each training maze as one group.
+    """
+    rng = np.random.default_rng(seed)
+    mazes, answers = _mazes(source, side)
+    turns = dihedral_indices(side)
+    keys = np.array([min(maze[turn].tobytes() for turn in turns) for maze in mazes], dtype=object)
+    if isinstance(test, int):
+        held_out, rest = _split(keys, test, rng)
+        tested, test_keys = (mazes[held_out], answers[held_out]), keys[held_out]
+    else:
+        tested, rest = _mazes(test, side), np.arange(len(mazes))
+        test_keys = np.array([min(maze[turn].tobytes() for turn in turns) for maze in tested[0]], dtype=object)
+    kept = _without_twins(keys, rest, test_keys)
+    views = turns if augmented else turns[:1]
+    inputs, labels = (part[kept][:, views].reshape(-1, side * side) for part in (mazes, answers))
+    made_by = {"builder": "maze", "source": _name(source), "test": _name(test), "side": side, "augmented": augmented,
+               "seed": seed}  # fmt: skip
+    splits = {"train": Examples.of_single(inputs, labels, len(views)), "test": Examples.of_single(*tested)}
+    write_splits(out, splits, len(VOCABULARY) + 1, made_by, overwrite)
+    return {"train": len(inputs), "test": len(tested[0]), "twins_dropped": len(rest) - len(kept)}
+
+
+def _boards(source: Boards, size: int, min_rating: float | None) -> Pair:
+    """Puzzles and solutions of a source, the missing ones solved."""
+    if isinstance(source, (str, os.PathLike)):
+        puzzles, solutions = read_boards(source, size=size, min_rating=min_rating)
+    else:
+        puzzles, solutions = (np.array(part, dtype=np.uint8) for part in source)
+    require(len(puzzles) > 0, "source", _name(source), "no puzzle is left")
+    unsolved = np.flatnonzero(~solutions.any(axis=1))
+    counts, solutions[unsolved] = solve(puzzles[unsolved])
+    if (counts != 1).any():
+        index = int(np.flatnonzero(counts != 1)[0])
+        found = "no solution" if counts[index] == 0 else "more than one solution"
+        raise InputError(f"{_name(source)}: puzzle {unsolved[index] + 1} has {found}")
+    return puzzles, solutions
+
+
+def _mazes(source: Boards, side: int) -> Pair:
+    """Tokens of mazes and of their solutions."""
+    if not isinstance(source, (str, os.PathLike)):
+        return source
+    task = Maze(side)
+    with open(source, encoding="utf-8-sig", errors="replace") as file:
+        found = list(task.parse(file))
+    missing = [puzzle.line for puzzle in found if puzzle.solution is None]
+    require(not missing, "source", str(source), f"line {missing[:1]} has no solution")
+    texts = ([p.text for p in found], [p.solution or "" for p in found])
+    mazes, answers = (np.stack([task.encode(text) for text in part]) for part in texts)
+    return mazes, answers
+
+
+def _keys(puzzles: np.ndarray, solutions: np.ndarray) -> np.ndarray:
+    """One key per puzzle, equal for symmetric ones; above size 9 only for equal ones."""
+    boards = canonical(puzzles, solutions) if puzzles.shape[1] <= 81 else puzzles
+    return np.array([board.tobytes() for board in boards], dtype=object)
+
+
+def _split(keys: np.ndarray, count: int, rng: np.random.Generator) -> Pair:
+    """`count` random puzzles that are no twins of each other, and all the others."""
+    distinct = np.sort(np.unique(keys, return_index=True)[1])
+    require(0 < count < len(distinct), "test", count, f"expected 1 to {len(distinct) - 1} of the distinct puzzles")
+    held_out = np.sort(rng.permutation(distinct)[:count])
+    return held_out, np.setdiff1d(np.arange(len(keys)), held_out)
+
+
+def _without_twins(keys: np.ndarray, rows: np.ndarray, test_keys: np.ndarray) -> np.ndarray:
+    """Those of `rows` that are no twin of a test puzzle or of an earlier row."""
+    seen, kept = set(test_keys.tolist()), []
+    for row in rows.tolist():
+        if keys[row] not in seen:
+            seen.add(keys[row])
+            kept.append(row)
+    require(bool(kept), "source", "nothing", "every training puzzle is a twin of a test puzzle")
+    return np.array(kept)
+
+
+def _name(source: Boards | int) -> str | int:
+    if isinstance(source, int):
+        return source
+    return Path(source).name if isinstance(source, (str, os.PathLike)) else f"{len(source[0])} puzzles in memory"

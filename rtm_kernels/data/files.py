@@ -1,0 +1,83 @@
+"""Files of a data set: JSON of bounded size, mapped arrays whose size was compared with their header, digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rtm_kernels.data.text import printable
+from rtm_kernels.errors import InputError, require
+
+MAX_JSON_BYTES = 1 << 20
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+StrPath = str | os.PathLike[str]
+
+
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
+    """The content of a JSON file of at most `limit` bytes. Raises `InputError`."""
+    where = printable(str(path))
+    require(path.is_file(), where, "absent", "expected a file")
+    try:
+        size = path.stat().st_size
+        require(size <= limit, f"size of {where}", size, f"expected at most {limit} bytes")
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{where}: is not JSON: {error}") from None
+
+
+def open_array(path: Path) -> np.ndarray:
+    """The integers of a .npy file, mapped, after its size has been compared with its header. Nothing is unpickled."""
+    where = printable(str(path))
+    require(path.is_file(), where, "absent", "expected a file")
+    try:
+        with open(path, "rb") as file:
+            version = np.lib.format.read_magic(file)
+            require(version in HEADERS, f"{where}: version", version, "expected 1.0 or 2.0")
+            shape, fortran, dtype = HEADERS[version](file)
+            start, size = file.tell(), os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read: {error.strerror}") from None
+    except (ValueError, SyntaxError, TypeError, EOFError, RecursionError, MemoryError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{where}: is not a .npy array: {printable(str(error))[:200]}") from None
+    require(dtype.kind in "iu" and not dtype.hasobject, f"{where}: dtype", str(dtype), "expected integers")
+    require(not fortran, f"{where}: order", "Fortran", "expected C order")
+    count = math.prod(shape)
+    require(all(n >= 0 for n in shape), f"{where}: shape", shape, "expected sizes of at least 0")
+    expected = start + count * dtype.itemsize
+    require(size == expected, f"{where}: size", size, f"its header tells {expected} bytes")
+    if not count:
+        return np.zeros(shape, dtype)
+    return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape)
+
+
+def write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Bring a file or folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,256 @@
+"""Mazes: a square field of walls, a start S and a goal G; the answer marks a shortest path with `o`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from rtm_kernels.data.task import Pair, Puzzle, Task, Verdict, register
+from rtm_kernels.data.text import MAX_LINE, csv_fields, header_columns, numbered_lines
+from rtm_kernels.errors import InputError, RTMError, one_of, require
+
+WALL, OPEN, START, GOAL, PATH = 1, 2, 3, 4, 5
+VOCABULARY = "# SGo"
+WALL_SHARE = (0.28, 0.45)
+BATCH = 1024
+FRUITLESS_ROUNDS = 40
+
+
+def distances(free: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """Steps from the source cells over free cells, int32 [N, side, side], -1 where there is no way; bool inputs."""
+    steps = np.where(sources, 0, -1)
+    front, step = sources, 0
+    while front.any():
+        step += 1
+        front = _beside(front) & free & (steps < 0)
+        steps[front] = step
+    return steps
+
+
+def _beside(cells: np.ndarray) -> np.ndarray:
+    """Cells that touch a cell of bool [N, side, side] by an edge."""
+    padded = np.pad(cells, ((0, 0), (1, 1), (1, 1)))
+    return padded[:, :-2, 1:-1] | padded[:, 2:, 1:-1] | padded[:, 1:-1, :-2] | padded[:, 1:-1, 2:]
+
+
+def _neighbours(cells: np.ndarray) -> np.ndarray:
+    """How many of the four neighbours are in bool [N, side, side]."""
+    padded = np.pad(cells, ((0, 0), (1, 1), (1, 1))).astype(np.int8)
+    return padded[:, :-2, 1:-1] + padded[:, 2:, 1:-1] + padded[:, 1:-1, :-2] + padded[:, 1:-1, 2:]
+
+
+def shortest(mazes: np.ndarray) -> np.ndarray:
+    """Steps of a shortest path from S to G of token boards [N, side, side], -1 without one; int64 [N]."""
+    steps = distances(mazes != WALL, mazes == START)
+    return np.where(mazes == GOAL, steps, -1).max(axis=(1, 2))
+
+
+def verify(mazes: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Whether each answer keeps the maze and marks a shortest path; tokens [N, side, side] twice, bool [N].
+
+    On a shortest path every marked cell has two neighbours on the path, and S and G have one; with that shape and
+    as many marked cells as a shortest path has, there is room neither for a detour nor for a stray cell.
+    """
+    marked = answers == PATH
+    kept = np.where(marked, mazes == OPEN, answers == mazes).all(axis=(1, 2))
+    on_path = marked | (mazes == START) | (mazes == GOAL)
+    wanted = np.where(marked, 2, np.where(on_path, 1, 0))
+    shaped = np.where(on_path, _neighbours(on_path) == wanted, True).all(axis=(1, 2))
+    found = kept & shaped
+    found[found] = shortest(mazes[found]) == marked[found].sum(axis=(1, 2)) + 1
+    return found
+
+
+def generate(
+    count: int, *, seed: int, side: int = 30, path_cells: int | None = None, walls: tuple[float, float] = WALL_SHARE
+) -> tuple[np.ndarray, np.ndarray]:
+    """`count` mazes and their solutions, tokens uint8 [count, side * side] each, the same for the same arguments.
+
+    Each cell is a wall with a probability drawn per maze from `walls`; start and goal are far apart: their shortest
+    path has at least `path_cells` cells, both ends included (110 at side 30, as in Maze-Hard; else in proportion to
+    the area). Among equally short paths the solution prefers, seen from the goal, up, left, right, then down.
+    Raises `RTMError` when such mazes are too rare to be found.
+    """
+    require(2 <= side <= 64, "side", side, "expected 2 to 64")
+    require(0 <= walls[0] <= walls[1] < 1, "walls", walls, "expected least <= most share, from 0 to below 1")
+    least = path_cells if path_cells is not None else round(side * side * 110 / 900)
+    require(2 <= least <= side * side, "path_cells", least, f"expected 2 to {side * side}")
+    rng = np.random.default_rng(seed)
+    puzzles, missing, fruitless = [np.zeros((0, side, side), dtype=np.uint8)], count, 0
+    while missing > 0:
+        density = rng.uniform(*walls, (BATCH, 1, 1))
+        found = _place_ends(rng.random((BATCH, side, side)) >= density, least - 1, rng)[:missing]
+        puzzles.append(found)
+        missing -= len(found)
+        fruitless = 0 if len(found) else fruitless + 1
+        if fruitless == FRUITLESS_ROUNDS:
+            raise RTMError(f"no maze of side {side} with a path of {least} cells in {fruitless * BATCH} fields")
+    mazes = np.concatenate(puzzles)
+    return mazes.reshape(count, -1), solve(mazes).reshape(count, -1)
+
+
+def _place_ends(free: np.ndarray, steps: int, rng: np.random.Generator) -> np.ndarray:
+    """Mazes of those fields where some cell is `steps` or more away from the cell farthest from a random one."""
+    end = _random_cell(free, rng)
+    end, _ = _farthest(free, end)
+    far_enough = _farthest(free, end)[1] >= steps
+    free, start = free[far_enough], end[far_enough]
+    goal = _random_cell(distances(free, start) >= steps, rng)
+    swap = (rng.random(len(free)) < 0.5)[:, None, None]
+    mazes = np.where(free, OPEN, WALL).astype(np.uint8)
+    mazes[np.where(swap, goal, start)] = START
+    mazes[np.where(swap, start, goal)] = GOAL
+    return mazes
+
+
+def _random_cell(cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One of the cells in bool [N, side, side] at random, as bool of the same shape; none where there is none."""
+    flat = cells.reshape(len(cells), cells.shape[1] * cells.shape[2])
+    chosen = np.where(flat, rng.random(flat.shape), -1).argmax(axis=1)
+    return (np.arange(flat.shape[1]) == chosen[:, None]).reshape(cells.shape) & cells
+
+
+def _farthest(free: np.ndarray, sources: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A cell farthest from the source cell of each field, bool [N, side, side], and its distance [N]."""
+    side = free.shape[1]
+    bits = np.uint64(1) << np.arange(side, dtype=np.uint64)
+    left, front = free @ bits, sources @ bits  # rows as bits, [N, side]
+    last, steps, step = front.copy(), np.zeros(len(free), dtype=np.int64), 0
+    live = np.arange(len(free))
+    while live.size:
+        last[live], steps[live] = front, step
+        open_rows = left[live] & ~front
+        left[live] = open_rows
+        grown = front << np.uint64(1) | front >> np.uint64(1)
+        grown[:, 1:] |= front[:, :-1]
+        grown[:, :-1] |= front[:, 1:]
+        front = grown & open_rows
+        moved = front.any(axis=1)
+        live, front, step = live[moved], front[moved], step + 1
+    cells = (last[:, :, None] & bits) != 0
+    first = cells.reshape(len(cells), side * side).argmax(axis=1)
+    return (np.arange(side * side) == first[:, None]).reshape(cells.shape) & cells, steps
+
+
+def solve(mazes: np.ndarray) -> np.ndarray:
+    """The mazes [N, side, side] with a shortest path marked. Raises `InputError` where there is none."""
+    steps = distances(mazes != WALL, mazes == START)
+    answers = mazes.copy()
+    for index, (maze, away) in enumerate(zip(mazes, steps, strict=True)):
+        row, column = np.argwhere(maze == GOAL)[0].tolist()
+        require(away[row, column] > 0, f"mazes[{index}]", "unsolvable", "expected a way from S to G")
+        for step in range(int(away[row, column]) - 1, 0, -1):
+            beside = ((row - 1, column), (row, column - 1), (row, column + 1), (row + 1, column))
+            inside = ((r, c) for r, c in beside if 0 <= r < len(maze) and 0 <= c < len(maze))
+            row, column = next((r, c) for r, c in inside if away[r, c] == step)
+            answers[index, row, column] = PATH
+    return answers
+
+
+class Maze(Task):
+    """Mazes of one side length as tokens: 0 padding, then `#`, open, `S`, `G`, `o`, as in the official data."""
+
+    vocabulary = VOCABULARY
+
+    def __init__(self, side: int = 30) -> None:
+        self.side = side
+        self.seq_len = side * side
+        self.name = "maze" if side == 30 else f"maze{side}"
+
+    def encode(self, text: str) -> np.ndarray:
+        """Tokens of a maze or of an answer; a dot is an open cell, line ends are left out."""
+        tokens = super().encode(text.replace("\n", "").replace(".", " "))
+        for name, token in (("S", START), ("G", GOAL)):
+            found = int((tokens == token).sum())
+            require(found == 1, f"number of {name}", found, "a maze has one start S and one goal G")
+        return tokens
+
+    def verify(self, puzzle: str, answer: str) -> Verdict:
+        maze = self._field(self.encode(puzzle))
+        try:
+            marked = self._field(self.encode(answer))
+        except InputError as error:
+            return Verdict(False, f"the answer cannot be read: {error}")
+        if verify(maze, marked)[0]:
+            return Verdict(True)
+        path = marked == PATH
+        changed = np.argwhere(np.where(path, maze != OPEN, marked != maze)[0])
+        if len(changed):
+            row, column = (changed[0] + 1).tolist()
+            return Verdict(False, f"the cell in row {row}, column {column} does not keep the maze")
+        inside = path | (maze == START) | (maze == GOAL)
+        length = int(distances(inside, maze == START)[maze == GOAL][0])
+        if length < 0:
+            return Verdict(False, "the marked cells do not lead from S to G")
+        best, stray = int(shortest(maze)[0]), int(path.sum()) + 1 - length
+        if length > best:
+            return Verdict(False, f"a path of {length} steps; a shortest one has {best}")
+        return Verdict(False, f"a shortest path, but {stray} more cells are marked")
+
+    def verify_tokens(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        return verify(self._field(inputs), self._field(answers))
+
+    def parse(self, source: str | Iterable[str], errors: str = "raise") -> Iterator[Puzzle]:
+        """Mazes: csv with a header (`question,answer`), one maze per line, or grids of one line per row."""
+        one_of("errors", errors, ("raise", "report"))
+        lines = source.splitlines() if isinstance(source, str) else source
+        found = False
+        for number, text, solution in self._texts(lines):
+            found = True
+            try:
+                tokens = self.encode(text)
+                require(not (tokens == PATH).any(), "maze", "o", "a puzzle holds no path")
+                reason = self.verify(text, solution).reason if solution else ""
+                require(not reason, "solution", "", reason)
+            except InputError as error:
+                if errors == "raise":
+                    raise InputError(f"line {number}: {error}") from None
+                yield Puzzle("", line=number, error=f"line {number}: {error}")
+            else:
+                yield Puzzle(self.decode(tokens), solution or None, number)
+        require(found, "puzzles", 0, "the input is empty")
+
+    def _texts(self, lines: Iterable[str]) -> Iterator[tuple[int, str, str]]:
+        """Line number, maze and solution as they stand in the source."""
+        columns: dict[str, int] | None = None
+        rows: list[str] = []
+        for number, raw in numbered_lines(lines):
+            line = raw.rstrip("\r\n")
+            if columns is not None:
+                fields = csv_fields(line, columns)
+                yield number, fields["puzzle"], fields["solution"]
+            elif (not rows and not line.strip()) or (not rows and (columns := header_columns(line))):
+                continue
+            elif not rows and len(line) > self.side:
+                yield number, line[:MAX_LINE], ""
+            else:
+                rows.append(line.ljust(self.side))
+                if len(rows) == self.side:
+                    yield number - self.side + 1, "".join(rows), ""
+                    rows = []
+        if rows:
+            yield number, "".join(rows), ""
+
+    def render(self, puzzle: str, answer: str | None = None, emphasis: Callable[[str], str] = str) -> str:
+        cells = [a if a == p else emphasis(a) for p, a in zip(puzzle, answer or puzzle, strict=True)]
+        return "\n".join("".join(cells[start : start + self.side]) for start in range(0, self.seq_len, self.side))
+
+    def augment(self, inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Pair:
+        """Each pair turned and mirrored by one of the eight symmetries of the square."""
+        turn = rng.integers(0, 8, len(inputs))
+        index = dihedral_indices(self.side)[turn]
+        return np.take_along_axis(inputs, index, axis=1), np.take_along_axis(labels, index, axis=1)
+
+    def _field(self, tokens: np.ndarray) -> np.ndarray:
+        return np.asarray(tokens).reshape(-1, self.side, self.side)
+
+
+def dihedral_indices(side: int) -> np.ndarray:
+    """Source cell of every cell under the eight symmetries of the square, [8, side * side]."""
+    cells = np.arange(side * side).reshape(side, side)
+    turned = [np.rot90(view, k) for view in (cells, cells.T) for k in range(4)]
+    return np.stack(turned).reshape(8, -1)
+
+
+register(Maze())

@@ -1,0 +1,111 @@
+"""Writing puzzle data sets in the official layout, whole or not at all, with a manifest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rtm_kernels.data.dataset import FIELDS, Examples, Metadata, describe
+from rtm_kernels.data.files import StrPath, flush, read_json, sha256, write_json
+from rtm_kernels.errors import require
+
+
+def write_dataset(
+    out: StrPath,
+    splits: Mapping[str, tuple[Metadata, Mapping[str, Examples]]],
+    *,
+    identifiers: Sequence[str] = ("<blank>",),
+    made_by: Mapping[str, object] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write splits in the official layout, with `manifest.json`: `made_by`, and size and sha256 of every file.
+
+    Everything is checked, written to a folder beside `out`, flushed to disk and renamed, so `out` is either absent,
+    as before, or complete. Raises `InputError` when `out` exists and `overwrite` is not set.
+    """
+    out = Path(out)
+    require(overwrite or not out.exists(), "out", str(out), "it exists already; pass overwrite to replace it")
+    for split, (metadata, sets) in splits.items():
+        require(set(metadata.sets) == set(sets), f"{split}: sets", tuple(sets), f"the metadata names {metadata.sets}")
+        for name, examples in sets.items():
+            examples.check(metadata, f"{split}/{name}")
+            examples.check_tokens(metadata, f"{split}/{name}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        for split, (metadata, sets) in splits.items():
+            (folder / split).mkdir()
+            write_json(folder / split / "dataset.json", asdict(metadata))
+            for name, examples in sets.items():
+                for field in FIELDS:
+                    array = _compact(getattr(examples, field), field)
+                    np.save(folder / split / f"{name}__{field}.npy", array, allow_pickle=False)
+        write_json(folder / "identifiers.json", list(identifiers))
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        digests = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
+        write_json(folder / "manifest.json", {"made_by": dict(made_by or {}), "files": digests})
+        for path in (*files, folder / "manifest.json", *(folder / split for split in splits), folder):
+            flush(path)
+        folder.chmod(0o755)
+        _replace(folder, out)
+        flush(out.parent)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return out
+
+
+def write_splits(
+    out: StrPath,
+    splits: Mapping[str, Examples],
+    vocab_size: int,
+    made_by: Mapping[str, object],
+    overwrite: bool,
+    identifiers: list[str] | None = None,
+) -> None:
+    """Write splits of one set called `all` each, described by what they hold."""
+    names = identifiers or ["<blank>"]
+    described: dict[str, tuple[Metadata, dict[str, Examples]]] = {
+        split: (describe({"all": examples}, vocab_size, len(names)), {"all": examples})
+        for split, examples in splits.items()
+    }
+    write_dataset(out, described, identifiers=names, made_by=made_by, overwrite=overwrite)
+
+
+def _compact(array: np.ndarray, field: str) -> np.ndarray:
+    """Tokens that fit into bytes as bytes, everything else as int32, as the official builders store them."""
+    small = field in FIELDS[:2] and array.size and array.min() >= 0 and array.max() < 256
+    return np.ascontiguousarray(array, np.uint8 if small else np.int32)
+
+
+def check_manifest(path: StrPath) -> dict[str, Any]:
+    """Compare every file of a data set with its `manifest.json`, and return what made it. Raises `InputError`."""
+    root = Path(path)
+    manifest = read_json(root / "manifest.json")
+    files = manifest.get("files", {}) if isinstance(manifest, dict) else {}
+    listed = isinstance(files, dict) and bool(files)
+    require(listed, f"{root}/manifest.json", "no files", "expected the manifest of a data set")
+    for name, entry in files.items():
+        file = root / name
+        inside = os.path.commonpath([os.path.realpath(file), os.path.realpath(root)]) == os.path.realpath(root)
+        require(inside and isinstance(entry, dict), "manifest entry", name[:80], "expected a file of the data set")
+        require(file.is_file(), str(file), "absent", "the manifest names it")
+        whole = file.stat().st_size == entry.get("bytes") and sha256(file) == entry.get("sha256")
+        require(whole, str(file), "changed", "it differs from what the manifest says")
+    return dict(manifest.get("made_by", {}))
+
+
+def _replace(folder: Path, out: Path) -> None:
+    """Put `folder` where `out` is; what was there goes only after that."""
+    old = folder.with_name(folder.name + ".old")
+    if out.exists():
+        os.rename(out, old)
+    os.rename(folder, out)
+    shutil.rmtree(old, ignore_errors=True)

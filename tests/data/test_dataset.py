@@ -1,0 +1,237 @@
+"""Data sets on disk: round trips, the published one, and what hostile files and arrays are answered with."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rtm_kernels.data import dataset as module
+from rtm_kernels.data.build import build_maze, build_sudoku
+from rtm_kernels.data.dataset import Examples, Metadata, PuzzleDataset, describe
+from rtm_kernels.data.maze import generate as generate_mazes
+from rtm_kernels.data.sudoku import Sudoku, augment, generate, to_text, verify
+from rtm_kernels.data.sudoku.canonical import canonical
+from rtm_kernels.data.write import check_manifest, write_dataset
+from rtm_kernels.errors import InputError
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "maze-30x30-hard-1k"
+BOARDS = generate(24, seed=9)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    build_sudoku(tmp_path / "sudoku", BOARDS, test=4, augmentations=2)
+    return tmp_path / "sudoku"
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    inputs = np.arange(24, dtype=np.uint8).reshape(6, 4) % 5
+    labels = (inputs.astype(np.int32) + 1) % 5
+    examples = Examples(inputs, labels, np.array([1, 0, 2]), np.array([0, 1, 3, 6]), np.array([0, 2, 3]))
+    metadata = describe({"all": examples}, 5, num_puzzle_identifiers=3)
+    write_dataset(tmp_path / "d", {"train": (metadata, {"all": examples})}, identifiers=["<blank>", "a", "b"])
+    found = PuzzleDataset.open(tmp_path / "d")
+    assert found.metadata == metadata and found.identifiers() == ["<blank>", "a", "b"]
+    assert (metadata.total_groups, metadata.total_puzzles, metadata.mean_puzzle_examples) == (2, 3, 2.0)
+    for name in module.FIELDS:
+        assert np.array_equal(getattr(found.sets["all"], name), getattr(examples, name))
+    arrays = {p.name: np.load(p, allow_pickle=False).dtype for p in (tmp_path / "d" / "train").glob("*.npy")}
+    assert arrays == {f"all__{n}.npy": np.uint8 if n in ("inputs", "labels") else np.int32 for n in module.FIELDS}
+    content = json.loads((tmp_path / "d" / "train" / "dataset.json").read_text())
+    assert content == {**content, "pad_id": 0, "ignore_label_id": 0, "sets": ["all"], "seq_len": 4, "vocab_size": 5}
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the published mazes are not here")
+def test_the_published_mazes_open(tmp_path: Path) -> None:
+    train, test = (PuzzleDataset.open(SHARED, split) for split in ("train", "test"))
+    train.check_tokens()
+    assert (
+        train.metadata.vocab_size == 6 and len(train.sets["all"].inputs) == 1000 and train.identifiers() == ["<blank>"]
+    )
+    pair = tuple(np.array(getattr(train.sets["all"], name)[:20]) for name in ("inputs", "labels"))
+    held_out = tuple(np.array(getattr(test.sets["all"], name)[:5]) for name in ("inputs", "labels"))
+    assert build_maze(tmp_path / "m", pair, test=held_out) == {"train": 20, "test": 5, "twins_dropped": 0}
+    for name in module.FIELDS[:2]:
+        written = np.load(tmp_path / "m" / "train" / f"all__{name}.npy")
+        assert np.array_equal(written, np.load(SHARED / "train" / f"all__{name}.npy")[:20])
+
+
+def test_sudoku_builder(folder: Path, tmp_path: Path) -> None:
+    train, test = (PuzzleDataset.open(folder, split).sets["all"] for split in ("train", "test"))
+    assert len(train.inputs) == 60 and len(test.inputs) == 4
+    assert np.array_equal(train.group_indices, np.arange(0, 61, 3))
+    for examples in (train, test):
+        assert verify(examples.inputs - 1, examples.labels - 1).all()
+    forms = [{bytes(f) for f in canonical(np.array(e.inputs) - 1, np.array(e.labels) - 1)} for e in (train, test)]
+    assert len(forms[0]) == 20 and len(forms[1]) == 4 and not forms[0] & forms[1]
+    made_by = check_manifest(folder)
+    assert made_by["builder"] == "sudoku" and made_by["augmentations"] == 2 and made_by["seed"] == 0
+    again = tmp_path / "again"
+    build_sudoku(again, BOARDS, test=4, augmentations=2)
+    assert (again / "manifest.json").read_bytes() == (folder / "manifest.json").read_bytes()
+
+
+def test_twins_never_straddle_the_split(tmp_path: Path) -> None:
+    puzzles, solutions = BOARDS
+    twins = augment(puzzles[:10], solutions[:10], np.random.default_rng(1))
+    counts = build_sudoku(tmp_path / "a", BOARDS, test=twins)
+    assert counts == {"train": 14, "test": 10, "twins_dropped": 10}
+    both = tuple(np.concatenate([a, b]) for a, b in zip(BOARDS, twins, strict=True))
+    counts = build_sudoku(tmp_path / "b", both, test=5, subsample=12)
+    assert counts["train"] == 12 and counts["test"] == 5
+    with pytest.raises(InputError, match="every training puzzle is a twin"):
+        build_sudoku(tmp_path / "c", tuple(b[:10] for b in BOARDS), test=twins)
+
+
+def test_csv_without_solutions_is_solved(tmp_path: Path) -> None:
+    texts = [to_text(p) for p in BOARDS[0]]
+    answers = [to_text(s) if i % 2 else "" for i, s in enumerate(BOARDS[1])]
+    rows = [f"x,{text},{answer},{i}" for i, (text, answer) in enumerate(zip(texts, answers, strict=True))]
+    (tmp_path / "s.csv").write_text("\n".join(["source,question,answer,rating", *rows]))
+    counts = build_sudoku(tmp_path / "a", tmp_path / "s.csv", test=2, min_rating=4)
+    assert counts == {"train": 18, "test": 2, "twins_dropped": 0}
+    labels = PuzzleDataset.open(tmp_path / "a").sets["all"].labels
+    assert {Sudoku().decode(row) for row in labels} <= {to_text(s) for s in BOARDS[1][4:]}
+    (tmp_path / "bad.csv").write_text("puzzle\n" + "\n".join([texts[0], "." * 81]))
+    with pytest.raises(InputError, match=r"bad\.csv: puzzle 2 has more than one solution"):
+        build_sudoku(tmp_path / "b", tmp_path / "bad.csv", test=1)
+    assert not (tmp_path / "b").exists()
+
+
+def test_maze_builder(tmp_path: Path) -> None:
+    mazes = generate_mazes(12, seed=1, side=9, path_cells=12)
+    counts = build_maze(tmp_path / "m", mazes, test=3, side=9, augmented=True)
+    assert counts == {"train": 72, "test": 3, "twins_dropped": 0}
+    train = PuzzleDataset.open(tmp_path / "m").sets["all"]
+    assert len({bytes(row) for row in train.inputs[:8]}) == 8 and len(train.group_indices) == 10
+
+
+def test_writing_is_all_or_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (folder / "manifest.json").read_bytes()
+    with pytest.raises(InputError, match="it exists already"):
+        build_sudoku(folder, BOARDS, test=5)
+    for step in ("rename", "fsync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, lambda *_: (_ for _ in ()).throw(OSError("disk")))
+            with pytest.raises(OSError, match="disk"):
+                build_sudoku(folder, BOARDS, test=5, overwrite=True)
+        assert (folder / "manifest.json").read_bytes() == before
+        assert [p.name for p in tmp_path.iterdir()] == ["sudoku"]
+    build_sudoku(folder, BOARDS, test=5, overwrite=True)
+    assert len(PuzzleDataset.open(folder, "test").sets["all"].inputs) == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["sudoku"]
+
+
+def test_manifest_finds_changes(folder: Path) -> None:
+    path = folder / "train" / "all__labels.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"all__labels\.npy='changed'"):
+        check_manifest(folder)
+    path.unlink()
+    with pytest.raises(InputError, match="absent"):
+        check_manifest(folder)
+    (folder / "manifest.json").write_text(json.dumps({"files": {"../../etc/passwd": {}}}))
+    with pytest.raises(InputError, match="manifest entry"):
+        check_manifest(folder)
+
+
+def save(name: str, array: np.ndarray) -> Callable[[Path], None]:
+    return lambda split: np.save(split / f"all__{name}.npy", array)
+
+
+def edit(**changes: object) -> Callable[[Path], None]:
+    def change(split: Path) -> None:
+        path = split / "dataset.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+def write(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda split: (split / name).write_bytes(content)
+
+
+def header(text: str) -> Callable[[Path], None]:
+    size = (len(text) + 1).to_bytes(2, "little")
+    return write("all__inputs.npy", b"\x93NUMPY\x01\x00" + size + text.encode() + b"\n")
+
+
+def pickled(split: Path) -> None:
+    np.save(split / "all__labels.npy", np.array([{}, None], dtype=object), allow_pickle=True)
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "pickle": (pickled, "dtype='object' is not allowed"),
+    "float": (save("inputs", np.zeros((60, 81))), "dtype='float64'"),
+    "shape": (save("labels", np.ones((60, 80), np.uint8)), r"labels.shape=\(60, 80\)"),
+    "ndim": (save("puzzle_indices", np.zeros((2, 2), int)), "puzzle_indices.shape"),
+    "fortran": (save("inputs", np.asfortranarray(np.ones((60, 81), np.uint8))), "order='Fortran'"),
+    "falling": (save("puzzle_indices", np.arange(60, -1, -1)), "puzzle_indices=.* expected increasing"),
+    "short": (save("group_indices", np.array([0, 3])), "group_indices=.*0 to 60"),
+    "negative": (save("group_indices", np.array([-1, 60])), "group_indices"),
+    "identifier": (save("puzzle_identifiers", np.full(60, 7)), "puzzle_identifiers=.* expected 0 to 0"),
+    "truncated": (header("{'descr':'|u1','fortran_order':False,'shape':(60,81)}"), "size="),
+    "huge": (header("{'descr':'<i8','fortran_order':False,'shape':(2**62,)}"), "not a .npy"),
+    "vast": (header("{'descr':'<i8','fortran_order':False,'shape':(4611686018427387904,4)}"), "size="),
+    "minus": (header("{'descr':'|u1','fortran_order':False,'shape':(-5,81)}"), "shape="),
+    "code": (header("__import__('os').abort()"), "not a .npy"),
+    "garbage": (write("all__inputs.npy", b"\x00\x1b[31m"), "not a .npy"),
+    "empty": (write("all__inputs.npy", b""), "not a .npy"),
+    "version": (write("all__inputs.npy", b"\x93NUMPY\x03\x00" + b"\x00" * 80), "version="),
+    "no json": (write("dataset.json", b"{"), "is not JSON"),
+    "nested": (write("dataset.json", b"[" * 100_000), "is not JSON"),
+    "list": (write("dataset.json", b"[]"), "expected a JSON object"),
+    "long json": (write("dataset.json", b" " * (1 << 21)), "size of .*expected at most"),
+    "traversal": (edit(sets=["../../secret"]), "sets="),
+    "no sets": (edit(sets=[]), "sets="),
+    "text": (edit(seq_len="81"), "seq_len='81'"),
+    "bool": (edit(vocab_size=True), "vocab_size=True"),
+    "much": (edit(vocab_size=10**30), "vocab_size="),
+    "nan": (edit(mean_puzzle_examples=float("nan")), "mean_puzzle_examples=nan"),
+    "pad": (edit(pad_id=11), "pad_id=11"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_get_one_clear_error(folder: Path, name: str) -> None:
+    attack, message = HOSTILE[name]
+    attack(folder / "train")
+    with pytest.raises(InputError, match=message) as caught:
+        PuzzleDataset.open(folder)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+def test_tokens_outside_the_vocabulary_are_named(folder: Path) -> None:
+    path = folder / "train" / "all__inputs.npy"
+    tokens = np.load(path)
+    tokens[7, 3] = 11
+    np.save(path, tokens)
+    found = PuzzleDataset.open(folder)
+    with pytest.raises(InputError, match=r"train/all: inputs\[7, 3\]=11 is not allowed: expected 0 to 10"):
+        found.check_tokens()
+
+
+def test_absent_files_are_named(folder: Path) -> None:
+    (folder / "train" / "all__labels.npy").unlink()
+    with pytest.raises(InputError, match=r"all__labels\.npy='absent'"):
+        PuzzleDataset.open(folder)
+    with pytest.raises(InputError, match=r"nothing/train/dataset\.json='absent'"):
+        PuzzleDataset.open(folder.parent / "nothing")
+    os.mkfifo(folder / "train" / "all__labels.npy")
+    with pytest.raises(InputError, match="absent"):
+        PuzzleDataset.open(folder)
+
+
+def test_metadata_of_the_published_mazes_lacks_a_count() -> None:
+    content = {"pad_id": 0, "ignore_label_id": 0, "blank_identifier_id": 0, "vocab_size": 6, "seq_len": 900}
+    content |= {"num_puzzle_identifiers": 1, "total_groups": 1000, "mean_puzzle_examples": 1.0, "sets": ["all"]}
+    assert Metadata.from_json(content).total_puzzles == 0
+    with pytest.raises(InputError, match="seq_len='absent'"):
+        Metadata.from_json({"vocab_size": 6})
