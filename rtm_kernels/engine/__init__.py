@@ -6,7 +6,20 @@ from rtm_kernels.engine.evaluation import Evaluation, evaluate
 from rtm_kernels.engine.executor import EXECUTORS, Executor
 from rtm_kernels.engine.policy import HaltingPolicy
 from rtm_kernels.engine.rollouts import Rollouts
+from rtm_kernels.engine.service import Closed, Overloaded, Service
 from rtm_kernels.engine.solution import Solution
 from rtm_kernels.engine.solver import Solver
 
-__all__ = ["EXECUTORS", "Evaluation", "Executor", "HaltingPolicy", "Rollouts", "Solution", "Solver", "evaluate"]
+__all__ = [
+    "EXECUTORS",
+    "Closed",
+    "Evaluation",
+    "Executor",
+    "HaltingPolicy",
+    "Overloaded",
+    "Rollouts",
+    "Service",
+    "Solution",
+    "Solver",
+    "evaluate",
+]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 from rtm_kernels.engine.slots import Finished, Sample, Slots
 from rtm_kernels.errors import require
@@ -87,31 +88,59 @@ class _Puzzle:
         return replace(min(self.done, key=preference), total_steps=sum(d.steps for d in self.done))
 
 
-def run(slots: Slots, samples: Iterable[Sample], rollouts: Rollouts) -> Iterator[Finished]:
-    """The best rollout of each sample, as soon as it is decided."""
-    fresh = iter(samples)
-    puzzles: dict[object, _Puzzle] = {}
-    unfinished: deque[_Puzzle] = deque()
+class RolloutSlots:
+    """A latent buffer (see `Slots`) whose samples are puzzles with several rollouts each."""
 
-    def following() -> Iterator[Sample]:
-        """Further rollouts before new puzzles, so that few puzzles are open at a time."""
-        while unfinished:
-            rollout = unfinished[0].start()
-            if unfinished[0].started == rollouts.count:
-                unfinished.popleft()
-            yield rollout
-        for sample in fresh:
-            puzzles[sample.key] = _Puzzle(sample, rollouts)
-            yield puzzles[sample.key].start()
+    def __init__(self, slots: Slots, rollouts: Rollouts) -> None:
+        self._slots, self.rollouts = slots, rollouts
+        self._puzzles: dict[Any, _Puzzle] = {}
+        self._unfinished: deque[_Puzzle] = deque()
 
-    while True:
-        slots.admit(list(islice(following(), slots.free)))
-        if not slots.active:
-            return
-        for done in slots.step():
-            puzzle = puzzles[done.key[0]]
-            puzzle.ended(done, slots)
+    @property
+    def free(self) -> int:
+        """How many puzzles `admit` takes now: none while further rollouts wait, so that few puzzles are open."""
+        return 0 if self._unfinished else self._slots.free
+
+    @property
+    def active(self) -> int:
+        """How many puzzles are open."""
+        return len(self._puzzles)
+
+    def admit(self, samples: Sequence[Sample]) -> None:
+        """Open puzzles, at most `free`: the first rollout of each enters the batch."""
+        puzzles = {sample.key: _Puzzle(sample, self.rollouts) for sample in samples}
+        self._puzzles |= puzzles
+        self._slots.admit([puzzle.start() for puzzle in puzzles.values()])
+
+    def step(self) -> list[Finished]:
+        """One ACT step of every rollout in the batch; returns the best rollout of each puzzle that is decided."""
+        self._slots.admit(list(islice(self._further(), self._slots.free)))
+        chosen = []
+        for done in self._slots.step():
+            puzzle = self._puzzles[done.key[0]]
+            puzzle.ended(done, self._slots)
             if puzzle.decided:
-                yield puzzles.pop(done.key[0]).choice()
+                chosen.append(self._puzzles.pop(done.key[0]).choice())
             elif puzzle.started == 1:
-                unfinished.append(puzzle)
+                self._unfinished.append(puzzle)
+        return chosen
+
+    def _further(self) -> Iterator[Sample]:
+        while self._unfinished:
+            rollout = self._unfinished[0].start()
+            if self._unfinished[0].started == self.rollouts.count:
+                self._unfinished.popleft()
+            yield rollout
+
+    def evict(self, key: Any, reason: str) -> Finished | None:
+        """Take the puzzle of `key` out with its best answer so far; None when it is not open."""
+        puzzle = self._puzzles.pop(key, None)
+        if puzzle is None:
+            return None
+        if puzzle in self._unfinished:
+            self._unfinished.remove(puzzle)
+        for number in range(puzzle.started):
+            done = self._slots.evict((key, number), reason)
+            if done is not None:
+                puzzle.done.append(replace(done, key=key, rollout=number))
+        return replace(puzzle.choice(), reason=reason)

@@ -13,8 +13,7 @@ from rtm_kernels.data.task import Puzzle, Task, get_task, task_names
 from rtm_kernels.data.text import printable
 from rtm_kernels.engine.executor import executor as build_executor
 from rtm_kernels.engine.policy import HaltingPolicy
-from rtm_kernels.engine.rollouts import Rollouts
-from rtm_kernels.engine.rollouts import run as run_rollouts
+from rtm_kernels.engine.rollouts import Rollouts, RolloutSlots
 from rtm_kernels.engine.slots import Finished, Sample, Slots
 from rtm_kernels.engine.solution import Solution
 from rtm_kernels.errors import BackendUnavailable, InputError, require
@@ -78,17 +77,14 @@ class Solver:
         require(not isinstance(puzzles, (str, Puzzle)), "puzzles", puzzles, "expected a list of puzzles, not one")
         return self._stream(puzzles)
 
-    def slots(self) -> Slots:
+    def slots(self) -> Slots | RolloutSlots:
         """An empty latent buffer of this solver's size and policy."""
-        return Slots(
-            self.model, self.executor, self.policy, self.task.verify_tokens, self.batch_size, self.batch_invariant
-        )
+        verify = self.task.verify_tokens
+        slots = Slots(self.model, self.executor, self.policy, verify, self.batch_size, self.batch_invariant)
+        return slots if self.rollouts.count == 1 else RolloutSlots(slots, self.rollouts)
 
     def run(self, samples: Iterable[Sample]) -> Iterator[Finished]:
         """Samples as they leave the batch; `samples` is read only as fast as slots become free."""
-        if self.rollouts.count > 1:
-            yield from run_rollouts(self.slots(), samples, self.rollouts)
-            return
         slots, queue = self.slots(), iter(samples)
         while True:
             slots.admit(list(islice(queue, slots.free)))
