@@ -62,7 +62,8 @@ class Trainer:
     @property
     def averaged(self) -> RecursiveReasoner:
         """The model with the moving average of the weights."""
-        module: RecursiveReasoner = self.ema.module
+        module = self.ema.module
+        assert isinstance(module, RecursiveReasoner)
         return module
 
 

@@ -14,14 +14,15 @@ def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optim
     named = list(model.named_parameters())
     blocks = [p for name, p in named if ".layers." in name]
     rest = [p for name, p in named if ".layers." not in name]
-    common = {"weight_decay": recipe.weight_decay}
+    decay = recipe.weight_decay
     if recipe.optimizer == "muon":
         return [
-            torch.optim.Muon(blocks, lr=recipe.lr, adjust_lr_fn="match_rms_adamw", **common),
-            torch.optim.AdamW(rest, lr=recipe.aux_lr, betas=recipe.betas, **common),
+            torch.optim.Muon(blocks, lr=recipe.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, lr=recipe.aux_lr, betas=recipe.betas, weight_decay=decay),
         ]
-    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else AdamATan2
-    return [kind(blocks + rest, lr=recipe.lr, betas=recipe.betas, **common)]
+    if recipe.optimizer == "adamw":
+        return [torch.optim.AdamW(blocks + rest, lr=recipe.lr, betas=recipe.betas, weight_decay=decay)]
+    return [AdamATan2(blocks + rest, lr=recipe.lr, betas=recipe.betas, weight_decay=decay)]
 
 
 def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import one_of, require
@@ -40,8 +40,9 @@ class Stage:
 class Recipe:
     """Deep supervision with the ACT carry: every ACT step is one optimiser step, halted samples are replaced.
 
-    The learning rate is `lr` times the factor of the stage, after a linear warm-up over `warmup_steps`. `muon` orthogonalises the updates of the blocks' matrices (torch.optim.Muon,
-    scaled to AdamW's root mean square); every other parameter is then updated by AdamW at `aux_lr`.
+    The learning rate is `lr` times the factor of the stage, after a linear warm-up over `warmup_steps`. `muon`
+    orthogonalises the updates of the blocks' matrices (torch.optim.Muon, scaled to AdamW's root mean square); every
+    other parameter is then updated by AdamW at `aux_lr`.
     """
 
     model: ModelConfig

@@ -65,7 +65,7 @@ def test_the_learning_rate_follows_the_stages() -> None:
 
 
 def test_a_folder_without_a_state_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="state.json"):
+    with pytest.raises(InputError, match=r"state\.json"):
         load_checkpoint(Trainer(TINY), tmp_path)
 
 
