@@ -114,9 +114,7 @@ class RecursiveReasoner(nn.Module):
         if c.pos_encodings != "rope":
             return None
         if self.device not in self._rope:
-            self._rope[self.device] = rope_tables(
-                c.latent_len, c.hidden_size // c.num_heads, c.rope_theta, self.device
-            )
+            self._rope[self.device] = rope_tables(c.latent_len, c.hidden_size // c.num_heads, c.rope_theta, self.device)
         return self._rope[self.device]
 
     def stacks(self) -> dict[str, reference.Stack]:
@@ -151,8 +149,7 @@ class RecursiveReasoner(nn.Module):
         """Fresh latents [B, L, D], every position the learned-once initial state."""
         c = self.config
         return {
-            name: self.get_buffer(init_name(name)).expand(batch_size, c.latent_len, -1)
-            for name in self.program.carried
+            name: self.get_buffer(init_name(name)).expand(batch_size, c.latent_len, -1) for name in self.program.carried
         }
 
     def heads(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -174,6 +171,7 @@ class RecursiveReasoner(nn.Module):
 
     def initial_carry(self, batch: Batch) -> Carry:
         """A carry in which every sample is halted, so that the first step resets it and takes its data."""
+        self._check_batch(batch)
         inputs = batch["inputs"]
         size, device = inputs.shape[0], inputs.device
         return Carry(
@@ -192,6 +190,7 @@ class RecursiveReasoner(nn.Module):
         latter, as in the official code (per-sample halting at inference is the solver's).
         """
         self._check_batch(batch)
+        self._check_carry(carry, batch)
         halted = carry.halted
         fresh = self.initial_latents(len(halted))
         latents = {k: torch.where(halted.view(-1, 1, 1), fresh[k], v) for k, v in carry.latents.items()}
@@ -237,6 +236,15 @@ class RecursiveReasoner(nn.Module):
         shape = tuple(batch["inputs"].shape)
         if len(shape) != 2 or shape[1] != self.config.seq_len:
             raise InputError(f"batch['inputs'] has shape {shape}; expected [B, seq_len={self.config.seq_len}]")
+        ids = tuple(batch["puzzle_identifiers"].shape)
+        if ids != shape[:1]:
+            raise InputError(f"batch['puzzle_identifiers'] has shape {ids}; expected [B] = {shape[:1]}")
+
+    def _check_carry(self, carry: Carry, batch: Batch) -> None:
+        if set(carry.current_data) != set(batch):
+            raise InputError(f"the carry holds {sorted(carry.current_data)}, but the batch {sorted(batch)}")
+        if len(carry.halted) != len(batch["inputs"]):
+            raise InputError(f"the carry is of {len(carry.halted)} samples, but the batch of {len(batch['inputs'])}")
 
 
 def _drop_official_prefixes(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -74,7 +74,10 @@ class _Head(nn.Module):
         """The model's carry in which every sample is halted."""
         return self.model.initial_carry(batch)
 
-    def _score(self, logits: Tensor, labels: Tensor) -> Score:
+    def _score(self, logits: Tensor, data: Batch) -> Score:
+        if "labels" not in data:
+            raise InputError(f"batch has no 'labels'; it has {sorted(data)}")
+        labels = data["labels"]
         counted = labels != IGNORE_INDEX  # [B, seq_len]
         labelled = counted.sum(-1)
         divisor = labelled.clamp_min(1).unsqueeze(-1)
@@ -98,7 +101,7 @@ class ACTLossHead(_Head):
     def forward(self, return_keys: Sequence[str], *, carry: Carry, batch: Batch) -> Result:
         """One ACT step of the model, its loss and metrics; see `official_loss_head`."""
         carry, outputs = self.model(carry=carry, batch=batch)
-        score = self._score(outputs["logits"], carry.current_data["labels"])
+        score = self._score(outputs["logits"], carry.current_data)
         outputs["preds"] = score.predictions
         q_halt, q_continue = outputs["q_halt_logits"], outputs["q_continue_logits"]
         q_loss = F.binary_cross_entropy_with_logits(q_halt, score.solved.to(q_halt.dtype), reduction="sum")
@@ -138,7 +141,7 @@ class LossHead(_Head):
         """Loss and metrics of `batch`; `carry` is accepted as in the official call and not read."""
         program = self._program(override_H_cycles)
         carry, outputs = self.model(carry=self.model.initial_carry(batch), batch=batch, program=program)
-        score = self._score(outputs["logits"], carry.current_data["labels"])
+        score = self._score(outputs["logits"], carry.current_data)
         outputs["preds"] = score.predictions
         metrics = {
             "count": score.labelled.sum().to(torch.float32).clamp_min(1.0),

@@ -180,6 +180,10 @@ def test_state_dict_has_the_official_prefix() -> None:
 
 def test_refusals() -> None:
     model = model_of(config())
+    unlabelled = {key: value for key, value in batch_of().items() if key != "labels"}
+    for head in (official_loss_head(model), official_loss_head(model_of(rsm_config()))):
+        with pytest.raises(InputError, match="batch has no 'labels'; it has"):
+            head([], carry=head.initial_carry(unlabelled), batch=unlabelled)
     with pytest.raises(InputError, match="loss_type='mse' is not allowed: expected one of stablemax_cross_entropy"):
         official_loss_head(model, "mse")
     with pytest.raises(InputError, match=r"prob_detach_prev_H=-1\.0"):
