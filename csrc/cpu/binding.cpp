@@ -31,12 +31,26 @@ class NativeModel : public torch::CustomClassHolder {
     rtm::PackedLayer packed;
     packed.mixer = rtm::pack_mixer(k, data(mixer_gate_up, "mixer gate_up"), data(mixer_down, "mixer down"),
                                    mixer_down.size(1), mixer_down.size(0));
-    packed.channel = rtm::pack_channel(k, data(gate_up, "gate_up"), data(down, "down"), down.size(1), down.size(0));
     packed.layer.norm_hidden = norm_hidden;
-    packed.layer.eps = static_cast<float>(eps);
     packed.layer.mixer = packed.mixer.view();
-    packed.layer.channel = packed.channel.view();
-    executor_.add_layer(stack, std::move(packed));
+    add(stack, std::move(packed), gate_up, down, eps);
+  }
+
+  void add_attention_layer(i64 stack, const Tensor& qkv, const Tensor& out, const Tensor& gate_up, const Tensor& down,
+                           i64 heads, bool causal, bool qk_norm, const std::optional<Tensor>& cos,
+                           const std::optional<Tensor>& sin, double eps) {
+    const i64 D = executor_.hidden_size();
+    rtm::PackedLayer packed;
+    packed.qkv = pack_linear(qkv, "qkv");
+    packed.out = pack_linear(out, "out");
+    if (cos && sin) {
+      packed.cos = copy(*cos, "cos");
+      packed.sin = copy(*sin, "sin");
+    }
+    packed.layer.attends = true;
+    packed.layer.attention = {packed.qkv.get(), packed.out.get(), heads,           D / heads,
+                              causal,           qk_norm,          packed.cos.get(), packed.sin.get()};
+    add(stack, std::move(packed), gate_up, down, eps);
   }
 
   void add_step(i64 dst, i64 stack, std::vector<i64> state, std::vector<i64> inject) {
@@ -55,6 +69,26 @@ class NativeModel : public torch::CustomClassHolder {
   }
 
  private:
+  void add(i64 stack, rtm::PackedLayer packed, const Tensor& gate_up, const Tensor& down, double eps) {
+    packed.channel = rtm::pack_channel(executor_.kernels(), data(gate_up, "gate_up"), data(down, "down"), down.size(1),
+                                       down.size(0));
+    packed.layer.channel = packed.channel.view();
+    packed.layer.eps = static_cast<float>(eps);
+    executor_.add_layer(stack, std::move(packed));
+  }
+
+  rtm::Buffer pack_linear(const Tensor& weight, const char* name) const {
+    const float* w = data(weight, name);
+    const i64 N = weight.size(0), K = weight.size(1);
+    return rtm::pack_columns(executor_.kernels(), N, K, K, [&](i64 n) { return w + n * K; });
+  }
+
+  static rtm::Buffer copy(const Tensor& t, const char* name) {
+    rtm::Buffer buffer(t.numel());
+    std::copy_n(data(t, name), t.numel(), buffer.get());
+    return buffer;
+  }
+
   rtm::Executor executor_;
 };
 
@@ -69,6 +103,7 @@ TORCH_LIBRARY(rtm_kernels_native, m) {
   m.class_<NativeModel>("NativeModel")
       .def(torch::init<const std::string&, i64, i64>())
       .def("add_mlp_layer", &NativeModel::add_mlp_layer)
+      .def("add_attention_layer", &NativeModel::add_attention_layer)
       .def("add_step", &NativeModel::add_step)
       .def("run", &NativeModel::run);
 }

@@ -17,37 +17,57 @@ struct Executor::Sample {
   Workspace& workspace;
 };
 
-namespace {
-
-// f(first, last, thread) over all of [0, n): split over the team, or by the calling thread alone.
+// f(first, last, scratch) over all of [0, n): split over the team, or by the calling thread alone.
 template <class F>
-void split(bool team, int thread, i64 n, const F& f) {
-  if (team)
-    at::parallel_for(0, n, 1, [&](i64 first, i64 last) { f(first, last, at::get_thread_num()); });
+void Executor::split(const Sample& s, i64 n, const F& f) {
+  const auto& scratch = s.workspace.scratch;
+  if (s.team)
+    at::parallel_for(0, n, 1, [&](i64 first, i64 last) { f(first, last, scratch[at::get_thread_num()].get()); });
   else
-    f(0, n, thread);
+    f(0, n, scratch[s.thread].get());
 }
 
-i64 row_chunks(i64 L, i64 threads) { return std::min(L, round_up(ceil_div(L, kRowChunk), threads)); }
-
-}  // namespace
+// The same over the rows of a sample, in chunks of at most kRowChunk.
+template <class F>
+void Executor::split_rows(const Sample& s, const F& f) {
+  const i64 chunks = std::min(s.L, round_up(ceil_div(s.L, kRowChunk), s.team ? s.workspace.threads : 1));
+  split(s, chunks, [&](i64 first, i64 last, float* scratch) {
+    for (i64 i = first; i < last; ++i) f(part(s.L, chunks, i), part(s.L, chunks, i + 1), scratch);
+  });
+}
 
 void Executor::add_layer(i64 stack, PackedLayer layer) {
   if (stack >= static_cast<i64>(stacks_.size())) stacks_.resize(stack + 1);
   stacks_[stack].push_back(std::move(layer));
 }
 
-void Executor::run_layer(const Layer& layer, const Sources& sources, float* dst, const Sample& s) const {
-  Workspace& memory = s.workspace;
-  float* work = memory.work[s.thread].get();
-  split(s.team, s.thread, ceil_div(D_, 2 * kernels_->width), [&](i64 first, i64 last, int thread) {
-    kernels_->token_mix(layer, sources, work, s.L, D_, first, last, memory.scratch[thread].get());
+void Executor::run_mlp(const Layer& layer, const Sources& sources, float* dst, const Sample& s) const {
+  float* work = s.workspace.work[s.thread].get();
+  split(s, ceil_div(D_, 2 * kernels_->width), [&](i64 first, i64 last, float* scratch) {
+    kernels_->token_mix(layer, sources, work, s.L, D_, first, last, scratch);
   });
-  const i64 chunks = row_chunks(s.L, s.team ? at::get_num_threads() : 1);
-  split(s.team, s.thread, chunks, [&](i64 first, i64 last, int thread) {
+  split_rows(s, [&](i64 first, i64 last, float* scratch) {
+    kernels_->channel_mix(layer, work, dst, D_, first, last, scratch);
+  });
+}
+
+void Executor::run_attention(const Layer& layer, const Sources& sources, float* dst, const Sample& s) const {
+  const Workspace& memory = s.workspace;
+  float* work = memory.work[s.thread].get();
+  const Heads heads{memory.query[s.thread].get(), memory.key[s.thread].get(), memory.value[s.thread].get(),
+                    memory.mixed[s.thread].get()};
+  split_rows(s, [&](i64 first, i64 last, float* scratch) {
+    kernels_->attention_project(layer, sources, work, heads, s.L, D_, first, last, scratch);
+  });
+  const i64 count = layer.attention.heads;
+  const i64 parts = s.team ? std::min(s.L, ceil_div(4 * s.workspace.threads, count)) : 1;  // of the rows of a head
+  split(s, count * parts, [&](i64 first, i64 last, float* scratch) {
     for (i64 i = first; i < last; ++i)
-      kernels_->channel_mix(layer, work, dst, D_, part(s.L, chunks, i), part(s.L, chunks, i + 1),
-                            memory.scratch[thread].get());
+      kernels_->attend(layer, heads, s.L, D_, i / parts, part(s.L, parts, i % parts), part(s.L, parts, i % parts + 1),
+                       scratch);
+  });
+  split_rows(s, [&](i64 first, i64 last, float* scratch) {
+    kernels_->attention_channel_mix(layer, heads.mixed, work, dst, D_, first, last, scratch);
   });
 }
 
@@ -64,7 +84,7 @@ void Executor::run_sample(const Sample& s, i64 begin, i64 end) const {
     float* dst = s.latents[step.dst] + s.offset;
     const float* previous = dst;  // a layer after the first reads what the one before it wrote
     for (const PackedLayer& packed : stacks_[step.stack]) {
-      run_layer(packed.layer, sources, dst, s);
+      packed.layer.attends ? run_attention(packed.layer, sources, dst, s) : run_mlp(packed.layer, sources, dst, s);
       sources = {&previous, 1, nullptr, 0};
     }
   }
@@ -97,14 +117,24 @@ std::unique_ptr<Workspace> Executor::lease(i64 L, i64 threads) const {
     }
   }
   i64 scratch = 0;
+  HeadSizes heads{0, 0, 0};
   for (const auto& stack : stacks_)
-    for (const PackedLayer& layer : stack) scratch = std::max(scratch, kernels_->scratch_size(layer.layer, L, D_));
+    for (const PackedLayer& packed : stack) {
+      scratch = std::max(scratch, kernels_->scratch_size(packed.layer, L, D_));
+      if (!packed.layer.attends) continue;
+      const HeadSizes size = kernels_->head_sizes(packed.layer, L);
+      heads = {std::max(heads.query, size.query), std::max(heads.key, size.key), std::max(heads.value, size.value)};
+    }
   auto workspace = std::make_unique<Workspace>();
   workspace->L = L;
   workspace->threads = threads;
   for (i64 t = 0; t < threads; ++t) {
     workspace->scratch.emplace_back(scratch);
     workspace->work.emplace_back(L * D_);
+    workspace->query.emplace_back(heads.query);
+    workspace->key.emplace_back(heads.key);
+    workspace->value.emplace_back(heads.value);
+    workspace->mixed.emplace_back(heads.query ? L * D_ : 0);
   }
   return workspace;
 }

@@ -18,13 +18,15 @@ struct Step {
 struct PackedLayer {
   Layer layer{};
   PackedSwiGLU mixer, channel;
+  Buffer qkv, out, cos, sin;
 };
 
 // Memory of one call, leased and given back so that calls from several threads never share it.
 struct Workspace {
   i64 L, threads;
   std::vector<Buffer> scratch;  // one per thread
-  std::vector<Buffer> work;     // one [L, D] per sample in flight
+  std::vector<Buffer> work;     // one [L, D] for each sample in flight, as the next four
+  std::vector<Buffer> query, key, value, mixed;
 };
 
 class Executor {
@@ -44,7 +46,12 @@ class Executor {
  private:
   struct Sample;
   void run_sample(const Sample& sample, i64 begin, i64 end) const;
-  void run_layer(const Layer& layer, const Sources& sources, float* dst, const Sample& sample) const;
+  template <class F>
+  static void split(const Sample& sample, i64 n, const F& f);
+  template <class F>
+  static void split_rows(const Sample& sample, const F& f);
+  void run_mlp(const Layer& layer, const Sources& sources, float* dst, const Sample& sample) const;
+  void run_attention(const Layer& layer, const Sources& sources, float* dst, const Sample& sample) const;
   std::unique_ptr<Workspace> lease(i64 L, i64 threads) const;
   void give_back(std::unique_ptr<Workspace> workspace) const;
 

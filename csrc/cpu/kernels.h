@@ -60,6 +60,10 @@ struct Heads {
   float* mixed;  // [L, D]
 };
 
+struct HeadSizes {
+  i64 query, key, value;
+};
+
 struct Kernels {
   const char* name;
   i64 width;     // W
@@ -71,7 +75,18 @@ struct Kernels {
   // dst[rows] = rms_norm(h + swiglu over D of h), h = work[rows], rows [first, last) at most kRowChunk of them.
   void (*channel_mix)(const Layer&, const float* work, float* dst, i64 D, i64 first, i64 last, float* scratch);
 
+
+  // work[rows] = sum of sources; q, k and v of these rows into `heads`.
+  void (*attention_project)(const Layer&, const Sources&, float* work, const Heads& heads, i64 L, i64 D, i64 first,
+                            i64 last, float* scratch);
+  // heads.mixed[rows, head] = softmax(q k^T) v.
+  void (*attend)(const Layer&, const Heads& heads, i64 L, i64 D, i64 head, i64 first, i64 last, float* scratch);
+  // dst[rows] = channel mix of h, h = rms_norm(work + out_proj(mixed)).
+  void (*attention_channel_mix)(const Layer&, const float* mixed, const float* work, float* dst, i64 D, i64 first,
+                                i64 last, float* scratch);
+
   i64 (*scratch_size)(const Layer&, i64 L, i64 D);  // floats that any of the calls needs
+  HeadSizes (*head_sizes)(const Layer&, i64 L);
 };
 
 const Kernels* portable_kernels();

@@ -43,13 +43,34 @@ static void unpack_rows(const float* packed, i64 D, i64 first, i64 rows, float* 
       store_first(x + (first + r) * D + d, load(packed + (d / W * rows + r) * W), D - d);
 }
 
+// out[N][W] = silu(gate) * up
+template <int N>
+RTM_INLINE void store_swiglu(const V (&gate)[N], const V (&up)[N], float* out) {
+  constexpr int G = 4;
+  for (int i = 0; i < N; i += G) {
+    V g[G], u[G];
+    for (int j = 0; j < G; ++j) {
+      const int at = i + j < N ? i + j : N - 1;
+      g[j] = gate[at];
+      u[j] = up[at];
+    }
+    swiglu(g, u);
+    for (int j = 0; j < G && i + j < N; ++j) store(out + (i + j) * W, g[j]);
+  }
+}
+
 // out[R][W] = silu(a gate) * (a up); the panel holds W gate columns and W up columns.
 template <int R>
 void gate_up_tile(const float* a, i64 a_block, const float* b, i64 K, float* out) {
   Tile<R> t;
   multiply(t, a, a_block, b, K);
+  V gate[R], up[R];
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) store(out + r * W, swiglu(t.c[r][0], t.c[r][1]));
+  for (int r = 0; r < R; ++r) {
+    gate[r] = t.c[r][0];
+    up[r] = t.c[r][1];
+  }
+  store_swiglu(gate, up, out);
 }
 
 template <int R>
@@ -74,14 +95,20 @@ static void swiglu_rows(const SwiGLU& w, const float* x, i64 D, i64 rows, float*
   }
 }
 
+// dst[rows] = rms_norm(x + swiglu over D of x); out like x and inner are scratch.
+static void mix_rows(const Layer& layer, const float* x, float* dst, i64 D, i64 first, i64 rows, float* out,
+                     float* inner) {
+  swiglu_rows(layer.channel, x, D, rows, out, inner);
+  norm_rows(out, x, D, rows, layer.eps);
+  unpack_rows(out, D, first, rows, dst);
+}
+
 static void channel_mix(const Layer& layer, const float* work, float* dst, i64 D, i64 first, i64 last, float* scratch) {
   const i64 rows = last - first, size = row_blocks(D) * rows * W;
   float *x = scratch, *out = x + size, *inner = out + size;
   pack_rows(work, D, first, rows, x);
-  if (layer.norm_hidden && !layer.attends) norm_rows(x, nullptr, D, rows, layer.eps);
-  swiglu_rows(layer.channel, x, D, rows, out, inner);
-  norm_rows(out, x, D, rows, layer.eps);
-  unpack_rows(out, D, first, rows, dst);
+  if (layer.norm_hidden) norm_rows(x, nullptr, D, rows, layer.eps);
+  mix_rows(layer, x, dst, D, first, rows, out, inner);
 }
 
 // --- columns: activations [L, 2W] of one tile of channels, contiguous ---
@@ -102,9 +129,13 @@ template <int R>
 void gate_up_columns(const float* a, const float* b, i64 K, float* out) {
   Tile<R> t;
   multiply(t, a, R * W, b, K);
-#pragma GCC unroll 16
-  for (int r = 0; r < R / 2; ++r)
-    for (int v = 0; v < 2; ++v) store(out + r * NR + v * W, swiglu(t.c[r][v], t.c[r + R / 2][v]));
+  V gate[R], up[R];
+#pragma GCC unroll 32
+  for (int i = 0; i < R; ++i) {
+    gate[i] = t.c[i / 2][i % 2];
+    up[i] = t.c[R / 2 + i / 2][i % 2];
+  }
+  store_swiglu(gate, up, out);
 }
 
 // out = residual + a b; adds the squares of out to squares [2W].

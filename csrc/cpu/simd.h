@@ -24,6 +24,10 @@ RTM_INLINE V sqrt(V a) { return _mm512_sqrt_ps(a); }
 RTM_INLINE V shift_exponent(V p, V n) {
   return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(n), 23)));
 }
+// a where index < limit, else other
+RTM_INLINE V keep_below(V a, V index, float limit, float other) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(index, set1(limit), _CMP_LT_OQ), set1(other), a);
+}
 #elif RTM_WIDTH == 8
 using V = __m256;
 RTM_INLINE V set1(float a) { return _mm256_set1_ps(a); }
@@ -35,6 +39,9 @@ RTM_INLINE V min(V a, V b) { return _mm256_min_ps(a, b); }
 RTM_INLINE V sqrt(V a) { return _mm256_sqrt_ps(a); }
 RTM_INLINE V shift_exponent(V p, V n) {
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(n), 23)));
+}
+RTM_INLINE V keep_below(V a, V index, float limit, float other) {
+  return _mm256_blendv_ps(set1(other), a, _mm256_cmp_ps(index, set1(limit), _CMP_LT_OQ));
 }
 #else
 typedef float V __attribute__((vector_size(4 * RTM_WIDTH)));
@@ -58,6 +65,7 @@ RTM_INLINE V sqrt(V a) {
   return a;
 }
 RTM_INLINE V shift_exponent(V p, V n) { return (V)((VI)p + ((VI)n << 23)); }
+RTM_INLINE V keep_below(V a, V index, float limit, float other) { return index < set1(limit) ? a : set1(other); }
 #endif
 
 RTM_INLINE V load_first(const float* p, i64 n) {
@@ -82,24 +90,43 @@ RTM_INLINE float sum(V a) {
   return lanes[0];
 }
 
-// e^x to about one unit in the last place: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r, then 2^n. The
-// argument is clamped to where the result is a normal number; NaN passes through.
-RTM_INLINE V exp(V x) {
-  x = min(set1(88.0f), max(set1(-87.0f), x));
-  const V round = set1(12582912.0f);  // 1.5 * 2^23: adding it leaves n in the low bits
-  const V biased = fma(x, set1(1.44269504f), round);
-  const V n = biased - round;
-  const V r = fma(n, set1(2.12194440e-4f), fma(n, set1(-0.693359375f), x));
-  V p = fma(set1(1.9875691500e-4f), r, set1(1.3981999507e-3f));
-  p = fma(p, r, set1(8.3334519073e-3f));
-  p = fma(p, r, set1(4.1665795894e-2f));
-  p = fma(p, r, set1(1.6666665459e-1f));
-  p = fma(p, r, set1(5.0000001201e-1f));
-  p = fma(p, r * r, r) + set1(1.0f);
-  return shift_exponent(p, biased);
+RTM_INLINE float largest(V a) {
+  float lanes[W];
+  store(lanes, a);
+  float top = lanes[0];
+  for (i64 i = 1; i < W; ++i) top = lanes[i] > top ? lanes[i] : top;
+  return top;
 }
 
-RTM_INLINE V swiglu(V gate, V up) { return gate / (set1(1.0f) + exp(set1(0.0f) - gate)) * up; }
+// e^x of N vectors, to about one unit in the last place: x = n ln 2 + r, |r| <= ln 2 / 2, a polynomial in r, then
+// 2^n. The argument is clamped to where the result is a normal number; NaN passes through. Each line is done for all
+// N before the next one, because one chain of these instructions is mostly waiting.
+template <int N>
+RTM_INLINE void exp(V (&x)[N]) {
+#define RTM_EACH _Pragma("GCC unroll 8") for (int i = 0; i < N; ++i)
+  const V round = set1(12582912.0f);  // 1.5 * 2^23: adding it leaves n in the low bits
+  V n[N], p[N];
+  RTM_EACH x[i] = min(set1(88.0f), max(set1(-87.0f), x[i]));
+  RTM_EACH n[i] = fma(x[i], set1(1.44269504f), round);
+  RTM_EACH x[i] = fma(n[i] - round, set1(-0.693359375f), x[i]);
+  RTM_EACH x[i] = fma(n[i] - round, set1(2.12194440e-4f), x[i]);
+  RTM_EACH p[i] = fma(set1(1.9875691500e-4f), x[i], set1(1.3981999507e-3f));
+  RTM_EACH p[i] = fma(p[i], x[i], set1(8.3334519073e-3f));
+  RTM_EACH p[i] = fma(p[i], x[i], set1(4.1665795894e-2f));
+  RTM_EACH p[i] = fma(p[i], x[i], set1(1.6666665459e-1f));
+  RTM_EACH p[i] = fma(p[i], x[i], set1(5.0000001201e-1f));
+  RTM_EACH p[i] = fma(p[i], x[i] * x[i], x[i]) + set1(1.0f);
+  RTM_EACH x[i] = shift_exponent(p[i], n[i]);
+}
+
+// gate = silu(gate) * up for N vectors.
+template <int N>
+RTM_INLINE void swiglu(V (&gate)[N], const V (&up)[N]) {
+  V e[N];
+  RTM_EACH e[i] = set1(0.0f) - gate[i];
+  exp(e);
+  RTM_EACH gate[i] = gate[i] / (set1(1.0f) + e[i]) * up[i];
+}
 
 RTM_INLINE float inverse_rms(float sum_of_squares, i64 n, float eps) {
   return 1.0f / std::sqrt(sum_of_squares / static_cast<float>(n) + eps);

@@ -134,12 +134,30 @@ class NativeExecutor:
             )  # fmt: skip
 
     def _add_layer(self, number: int, name: str, stack: StackWeights, layer: Mapping[str, Tensor]) -> None:
-        gate_up, down = _swiglu_weights(layer, CHANNEL, name, self.hidden_size)
+        channel = _swiglu_weights(layer, CHANNEL, name, self.hidden_size)
         if MLP_MIXER[0] in layer:
-            length = int(layer[MLP_MIXER[1]].shape[0])
-            self.seq_len = self.seq_len or length
-            mixer = _swiglu_weights(layer, MLP_MIXER, name, self.seq_len)
-            self._model.add_mlp_layer(number, *mixer, gate_up, down, stack.norm_axis == "hidden", stack.eps)
+            self._fix_length(name, int(layer[MLP_MIXER[1]].shape[0]))
+            mixer = _swiglu_weights(layer, MLP_MIXER, name, self.seq_len or 0)
+            self._model.add_mlp_layer(number, *mixer, *channel, stack.norm_axis == "hidden", stack.eps)
+            return
+        width, heads = self.hidden_size, stack.num_heads
+        require(heads >= 1 and width % heads == 0, "num_heads", heads, f"a divisor of hidden_size={width}")
+        attention = _checked(layer, ATTENTION, name, ((3 * width, width), (width, width)))
+        tables: list[Tensor | None] = [None, None]
+        if stack.cos_sin is not None:
+            tables = [_float32(table) for table in stack.cos_sin]
+            shape = (tables[0].shape[0], width // heads)
+            require(tables[0].shape == tables[1].shape == shape, "cos_sin", [tuple(t.shape) for t in tables], f"two tables [L, head_dim={width // heads}]")
+            require(shape[1] % 2 == 0, "head_dim", shape[1], "even with rotary positions")
+            self._fix_length(name, shape[0])
+        self._model.add_attention_layer(
+            number, *attention, *channel, heads, stack.causal, stack.qk_norm, *tables, stack.eps
+        )  # fmt: skip
+
+    def _fix_length(self, stack: str, length: int) -> None:
+        known = self.seq_len
+        require(known in (None, length), f"{stack}: L", length, f"other layers have L={known}")
+        self.seq_len = length
 
     def run(
         self, latents: Mapping[str, Tensor], x: Tensor, begin: int = 0, end: int | None = None
@@ -183,12 +201,17 @@ class NativeExecutor:
 
 
 def _swiglu_weights(layer: Mapping[str, Tensor], names: Sequence[str], stack: str, width: int) -> list[Tensor]:
-    gate_up, down = (_float32(layer[name]) for name in names)
-    inner = down.shape[-1]
-    for name, value, shape in zip(names, (gate_up, down), ((2 * inner, width), (width, inner)), strict=True):
-        if value.shape != shape:
-            raise InputError(f"{stack}: {name} has shape {tuple(value.shape)}; expected {shape}")
-    return [gate_up, down]
+    inner = int(layer[names[1]].shape[-1])
+    return _checked(layer, names, stack, ((2 * inner, width), (width, inner)))
+
+
+def _checked(
+    layer: Mapping[str, Tensor], names: Sequence[str], stack: str, shapes: Sequence[tuple[int, int]]
+) -> list[Tensor]:
+    for name, shape in zip(names, shapes, strict=True):
+        if tuple(layer[name].shape) != shape:
+            raise InputError(f"{stack}: {name} has shape {tuple(layer[name].shape)}; expected {shape}")
+    return [_float32(layer[name]) for name in names]
 
 
 def _float32(weight: Tensor) -> Tensor:
