@@ -1,4 +1,4 @@
-"""RecursiveReasoner: the ACT step, its carry, heads, halting with exploration, and embeddings."""
+"""RecursiveReasoner: the ACT step, its carry, heads and embeddings."""
 
 from __future__ import annotations
 
@@ -12,45 +12,7 @@ from rtm_kernels import program as programs
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import InputError
 from rtm_kernels.model import Carry, RecursiveReasoner
-
-SMALL = {
-    "vocab_size": 7, "seq_len": 6, "hidden_size": 16, "num_heads": 2, "expansion": 1, "H_cycles": 2, "L_cycles": 2,
-    "puzzle_emb_ndim": 16, "num_puzzle_identifiers": 5, "halt_max_steps": 4, "halt_exploration_prob": 0.0,
-}  # fmt: skip
-ARCHS = {
-    "trm": {},
-    "trm_singlez": {"arch": "trm_singlez", "mixer": "attention", "pos_encodings": "rope"},
-    "trm_hier6": {"arch": "trm_hier6"},
-    "hrm": {
-        "arch": "hrm", "layers": {"H_level": 1, "L_level": 2}, "mixer": "attention", "pos_encodings": "rope",
-        "halting": "q_continue", "q_continue_target": True,
-    },
-    "rsm": {"arch": "rsm", "layers": {"core": 2}, "tied_lm_head": True, "halting": "settle", "norm_axis": "hidden"},
-    "rins": {"arch": "rins", "layers": {"A": 1, "B": 1}, "mixer": "attention", "causal": True, "halting": "fixed"},
-    "rtm": {"arch": "rtm", "layers": {"core": 1}, "halting": "cumulative_sequence"},
-    "transformer": {"arch": "transformer", "layers": {"H_level": 2}, "mixer": "attention", "halting": "q_continue"},
-}  # fmt: skip
-
-
-def make(arch: str = "trm", **changes) -> RecursiveReasoner:
-    """A small model whose halting head and puzzle embeddings are not zero."""
-    torch.manual_seed(0)
-    model = RecursiveReasoner(ModelConfig(**SMALL | ARCHS[arch] | changes), impl="reference")
-    if model.config.has_q_head:
-        with torch.no_grad():
-            model.q_head.weight.normal_()
-            model.q_head.bias.zero_()
-    if model.config.puzzle_emb_ndim:
-        model.puzzle_emb.weights.normal_()
-    return model.eval()
-
-
-def batch_of(size: int = 4, seed: int = 0) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "inputs": torch.randint(0, 7, (size, 6), generator=generator),
-        "puzzle_identifiers": torch.randint(0, 5, (size,), generator=generator),
-    }
+from tests.small_models import ARCHS, batch_of, make
 
 
 def tensors(carry: Carry, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -117,94 +79,6 @@ def test_halted_samples_restart_and_others_go_on(arch: str) -> None:
     for index in range(4):
         expected = row(goes_on if index % 2 else restarts, index)
         assert all(torch.equal(value, expected[key]) for key, value in row(got, index).items())
-
-
-@torch.no_grad()
-def test_evaluation_halts_at_the_last_step_only() -> None:
-    model, batch = make(), batch_of()
-    model.q_head.bias.fill_(100.0)
-    carry = model.initial_carry(batch)
-    halted = []
-    for _ in range(5):
-        carry, _ = model(carry, batch)
-        halted.append(carry.halted.tolist())
-    assert halted == [[False] * 4] * 3 + [[True] * 4, [False] * 4]
-    assert carry.steps.tolist() == [1] * 4
-
-
-@pytest.mark.parametrize(("bias", "halts"), [((3.0, 0.0), True), ((-3.0, -5.0), False)])
-def test_training_halts_when_q_halt_is_positive(bias: tuple[float, float], halts: bool) -> None:
-    model, batch = make().train(), batch_of()
-    with torch.no_grad():
-        model.q_head.weight.zero_()
-        model.q_head.bias.copy_(torch.tensor(bias))
-    carry, outputs = model(model.initial_carry(batch), batch)
-    assert outputs["q_halt_logits"].tolist() == [bias[0]] * 4 and outputs["q_continue_logits"].tolist() == [bias[1]] * 4
-    assert carry.halted.tolist() == [halts] * 4
-
-
-@pytest.mark.parametrize(("bias", "halts"), [((-3.0, -5.0), True), ((3.0, 5.0), False), ((3.0, 3.0), False)])
-def test_training_halts_when_q_halt_exceeds_q_continue(bias: tuple[float, float], halts: bool) -> None:
-    model, batch = make("transformer").train(), batch_of()
-    with torch.no_grad():
-        model.q_head.weight.zero_()
-        model.q_head.bias.copy_(torch.tensor(bias))
-    carry, _ = model(model.initial_carry(batch), batch)
-    assert carry.halted.tolist() == [halts] * 4
-
-
-def test_exploration_makes_samples_run_two_steps_to_the_maximum() -> None:
-    model, batch = make(halt_exploration_prob=1.0).train(), batch_of(64)
-    with torch.no_grad():
-        model.q_head.weight.zero_()
-        model.q_head.bias.fill_(5.0)  # every sample wants to halt at once
-    torch.manual_seed(7)
-    carry = model.initial_carry(batch)
-    halted = []
-    for step in range(1, 5):
-        state = torch.get_rng_state()
-        carry, outputs = model(carry, batch)
-        torch.set_rng_state(state)
-        torch.rand_like(outputs["q_halt_logits"])
-        minimum = torch.randint_like(carry.steps, low=2, high=5)
-        assert torch.equal(carry.halted, carry.steps >= minimum)
-        halted.append(carry.halted.float().mean().item())
-        carry.halted = torch.zeros_like(carry.halted)  # keep every sample going
-        assert carry.steps.tolist() == [step] * 64
-    assert halted[0] == 0 and 0.1 < halted[1] < 0.6 < halted[2] < 0.9 and halted[3] == 1
-
-
-def test_exploration_is_a_share_of_the_samples() -> None:
-    model, batch = make(halt_exploration_prob=0.25).train(), batch_of(400)
-    with torch.no_grad():
-        model.q_head.weight.zero_()
-        model.q_head.bias.fill_(5.0)
-        carry, _ = model(model.initial_carry(batch), batch)
-    assert 0.65 < carry.halted.float().mean() < 0.85  # three quarters do not explore and halt at step 1
-
-
-@pytest.mark.parametrize("arch", ["trm", "hrm", "rsm"])
-def test_a_single_step_model_always_halts(arch: str) -> None:
-    model, batch = make(arch, halt_max_steps=1, halt_exploration_prob=1.0).train(), batch_of()
-    carry, outputs = model(model.initial_carry(batch), batch)
-    assert carry.halted.all() and "target_q_continue" not in outputs
-
-
-def test_target_q_continue_looks_one_step_ahead() -> None:
-    model, batch = make("hrm").train(), batch_of()
-    carry = model.initial_carry(batch)
-    for step in range(1, 5):
-        before = carry
-        carry, outputs = model(carry, batch)
-        with torch.no_grad():
-            x = model.embed(carry.current_data["inputs"], carry.current_data["puzzle_identifiers"])
-            q = model.act_step(carry.latents, x)[2]
-        value = q[:, 0] if step == 4 else torch.maximum(q[:, 0], q[:, 1])
-        assert torch.equal(outputs["target_q_continue"], torch.sigmoid(value))
-        assert not outputs["target_q_continue"].requires_grad and before is not carry
-        carry.halted = torch.zeros_like(carry.halted)
-    _, outputs = model.eval()(carry, batch)
-    assert "target_q_continue" not in outputs
 
 
 def test_carry_and_batch_are_not_written_to() -> None:

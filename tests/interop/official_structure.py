@@ -156,11 +156,7 @@ class ReasoningModule(nn.Module):
         return hidden_states
 
 
-class RSMModule(nn.Module):
-    def __init__(self, layers):
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
+class RSMModule(ReasoningModule):
     def forward(self, hidden_states, injection, cos_sin):
         hidden_states = hidden_states + injection
         for layer in self.layers:
@@ -168,11 +164,7 @@ class RSMModule(nn.Module):
         return hidden_states
 
 
-class SingleZModule(nn.Module):
-    def __init__(self, layers):
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
+class SingleZModule(ReasoningModule):
     def forward(self, hidden_states, **kwargs):
         for layer in self.layers:
             hidden_states = layer(hidden_states=hidden_states, **kwargs)
