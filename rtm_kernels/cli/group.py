@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import warnings
 from typing import Any
 
 import typer
@@ -18,6 +19,7 @@ class Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the arguments name."""
+        warnings.showwarning = lambda message, *_: typer.echo(f"note: {message}", err=True)
         try:
             return super().invoke(ctx)
         except RTMError as error:

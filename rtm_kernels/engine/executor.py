@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
@@ -80,14 +82,23 @@ EXECUTORS: dict[str, Backend] = {
 def executor(name: str, model: RecursiveReasoner) -> Executor:
     """The executor `name` for `model`; `auto` takes the first of `EXECUTORS` that can run it.
 
+    Where `auto` would have preferred a compiled one that is missing, it warns once and says why.
+
     Errors: `InputError` for an unknown name, `BackendUnavailable` for a named one that cannot run here.
     """
     one_of("executor", name, ("auto", *EXECUTORS))
     candidates = EXECUTORS if name == "auto" else {name: EXECUTORS[name]}
-    reasons = []
+    reasons: list[str] = []
     for candidate, backend in candidates.items():
         reason = backend.why_not(model)
         if reason is None:
+            if reasons and native.why_not() is not None and model.device.type == "cpu":
+                _warn_once(f"using the slower PyTorch executor: {native.why_not()}")
             return backend.build(model)
         reasons.append(f"executor={candidate!r} cannot run: {reason}")
     raise BackendUnavailable("; ".join(reasons))
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)

@@ -8,7 +8,7 @@ import torch
 
 from rtm_kernels.data.task import Puzzle
 from rtm_kernels.engine import HaltingPolicy, Solution, Solver
-from rtm_kernels.errors import BackendUnavailable, InputError
+from rtm_kernels.errors import InputError
 from rtm_kernels.model import RecursiveReasoner
 from tests.engine.fakes import TASK, ScriptedExecutor, config, model
 
@@ -186,15 +186,12 @@ def test_bad_arguments_are_named() -> None:
         scripted().solve("1000")
 
 
-def test_a_named_executor_that_cannot_run_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rtm_kernels.engine import executor
-
-    monkeypatch.setitem(
-        executor.EXECUTORS, "absent", executor.Backend(ScriptedExecutor, lambda model: "it is not built")
-    )
-    with pytest.raises(BackendUnavailable, match="executor='absent' cannot run: it is not built"):
-        Solver(model(), task=TASK, executor="absent")
-    assert Solver(model(), task=TASK, executor="auto").executor.name in executor.EXECUTORS
+def test_depth_of_thousands_of_steps_ends_where_the_latent_settles() -> None:
+    # the scripted latent grows by 1 per step: |dy| / |y| = 1 / step falls below 5e-4 after step 2000
+    policy = HaltingPolicy(("settle",), max_steps=20_000, settle_tolerance=5e-4)
+    for solution in scripted(policy).solve(["3000", "5100"]):
+        assert (solution.reason, solution.steps, solution.status) == ("settle", 2001, "verified")
+        assert solution.residual == pytest.approx(1 / 2001)
 
 
 @pytest.mark.parametrize("arch", ["trm", "hrm", "trm_singlez", "trm_hier6", "rsm", "rtm", "transformer"])
