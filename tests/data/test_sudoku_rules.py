@@ -93,14 +93,13 @@ def test_verify_agrees_with_the_rules_spelled_out(seed: int, box: int) -> None:
     assert [not explain(p, a) for p, a in zip(puzzles, answers, strict=True)] == expected
 
 
-@quick
+@settings(max_examples=4, deadline=None)
 @given(SEEDS)
 def test_counts_of_solutions_agree_with_trying_everything(seed: int) -> None:
     rng = np.random.default_rng(seed)
     boards = random_grids(4, 4, rng)
     puzzles = np.where(rng.random(boards.shape) < 0.35, boards, 0).astype(np.uint8)
     puzzles[0, :2] = 1  # contradictory
-    puzzles[1] = 0
     counts, solutions = solve(puzzles, limit=1000)
     assert counts.tolist() == [slow_count(p, 2) for p in puzzles]
     assert verify(puzzles, solutions).tolist() == (counts > 0).tolist()
@@ -136,8 +135,8 @@ def test_techniques_never_remove_the_solution(level: int) -> None:
 
 @pytest.mark.parametrize(
     ("difficulty", "count", "size"),
-    [("singles", 300, 9), ("locked", 20, 9), ("subsets", 6, 9), ("fish", 1, 9), ("search", 6, 9),
-     ("singles", 60, 4), ("singles", 3, 16)],
+    [("singles", 300, 9), ("locked", 20, 9), ("subsets", 3, 9), ("fish", 1, 9), ("search", 4, 9),
+     ("singles", 60, 4), ("singles", 2, 16)],
 )  # fmt: skip
 def test_generated_puzzles_are_unique_and_of_their_level(difficulty: str, count: int, size: int) -> None:
     puzzles, solutions = generate(count, seed=7, difficulty=difficulty, size=size)

@@ -10,6 +10,8 @@ from rtm_kernels.data.sudoku.search import consistent, fewest, solve
 from rtm_kernels.errors import RTMError, one_of, require
 
 BATCH = 512
+LEAST_ROUND = (16, 64, 128, 256, 16)
+"""Grids dug at once, at least: the rarer a level is among dug puzzles, the more."""
 FRUITLESS_ROUNDS = 40
 
 
@@ -63,7 +65,7 @@ def generate(
     solutions = list(puzzles)
     missing, fruitless = count, 0
     while missing > 0:
-        grids = random_grids(min(BATCH, max(missing, 16 if level == 0 else 128)), size, rng)
+        grids = random_grids(min(BATCH, max(missing, LEAST_ROUND[level])), size, rng)
         most = high if level == 0 else low
         dug = dig(grids, level, rng.integers(low, most + 1, len(grids)), rng)
         kept = ((dug > 0).sum(axis=1) <= high) & (rate(dug) == level)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -35,12 +36,19 @@ class Symmetry:
     def apply(self, boards: np.ndarray) -> np.ndarray:
         """Transformed boards uint8 [N, cells]."""
         boards = as_boards("boards", boards)
-        size, count = side(boards), len(boards)
-        require(len(self.rows) == count, "boards", count, f"this symmetry holds {len(self.rows)} elements")
-        row, column = self.rows[:, :, None], self.columns[:, None, :]
-        source = np.where(self.transpose[:, None, None], column * size + row, row * size + column).reshape(count, -1)
-        moved = np.take_along_axis(boards, source, axis=1)
-        return np.take_along_axis(self.digits, moved.astype(np.intp), axis=1)
+        count, size = self.rows.shape
+        fits = boards.shape == (count, size * size)
+        require(fits, "boards.shape", boards.shape, f"this symmetry is for {(count, size * size)}")
+        moved = boards.reshape(-1)[self._source]
+        return self.digits.reshape(-1)[moved + np.arange(count)[:, None] * (size + 1)]
+
+    @cached_property
+    def _source(self) -> np.ndarray:
+        """The cell that each cell comes from, counted over all boards, [N, cells]."""
+        count, size = self.rows.shape
+        row_step, column_step = np.where(self.transpose, [[1], [size]], [[size], [1]])[:, :, None]
+        first = np.arange(count)[:, None] * size**2 + self.rows * row_step
+        return (first[:, :, None] + (self.columns * column_step)[:, None, :]).reshape(count, size**2)
 
     def inverse(self) -> Symmetry:
         """The elements that undo these."""
