@@ -242,7 +242,10 @@ def test_named_impl_that_cannot_run_is_an_error(monkeypatch) -> None:
     assert accelerated(model) == []
 
 
-@pytest.mark.skipif(why_not_triton(torch.device("cpu")) is not None, reason="Triton does not interpret here: unproven")
+@pytest.mark.skipif(
+    why_not_triton(torch.device("cpu")) is not None,
+    reason="Triton is not interpreted here: fused blocks on CPU tensors stay unproven",
+)
 @pytest.mark.parametrize("name", ["trm_mlp", "rsm_att"])
 def test_triton_blocks_in_an_official_model(name: str) -> None:
     torch.manual_seed(0)
