@@ -6,6 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 
 from rtm_kernels.errors import InputError
 
@@ -62,5 +63,8 @@ def header_columns(line: str) -> dict[str, int] | None:
 def csv_fields(line: str, columns: Mapping[str, int]) -> dict[str, str]:
     """The fields of one csv line by column name; absent ones are empty."""
     bare = line.rstrip("\r\n")
-    fields = next(csv.reader([bare])) if '"' in bare else bare.split(",")
+    fields = bare.split(",")
+    if '"' in bare:
+        with suppress(csv.Error):  # what is no csv after all is told as an illegal character of a field
+            fields = next(csv.reader([bare]))
     return {kind: fields[columns[kind]] if columns.get(kind, len(fields)) < len(fields) else "" for kind in COLUMNS}

@@ -175,10 +175,10 @@ def test_a_million_lines_stream() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text(alphabet=st.sampled_from("123.0*_|-+ ,\n\t#x\x1bé"), max_size=400))
-def test_any_text_gives_puzzles_or_one_clear_line(text: str) -> None:
+@given(st.sampled_from(["", "puzzle,solution\n"]), st.text(alphabet='123.0*_|-+ ,\n\r\t#x\x1bé"\0', max_size=400))
+def test_any_text_gives_puzzles_or_one_clear_line(header: str, text: str) -> None:
     try:
-        puzzles = read(text)
+        puzzles = [p.text for p in read_puzzles((header + text).split("\n"))]
     except InputError as error:
         assert str(error).isprintable() and len(str(error)) < 300
     else:
