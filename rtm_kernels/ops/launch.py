@@ -62,11 +62,13 @@ def family() -> str:
 
 
 def find(table: Iterable[LaunchRow], kernel: str, dtype: torch.dtype, size: int) -> LaunchRow | None:
-    """The first row of `table` for this kernel, GPU, dtype and size, or None."""
+    """The first row of `table` for this kernel, GPU, dtype and size, `portable` rows last; or None."""
     here, bits = family(), dtype.itemsize * 8
-    for row in table:
-        if row.kernel == kernel and row.family == here and row.bits in (0, bits) and size <= row.limit:
-            return row
+    fits = [row for row in table if row.kernel == kernel and row.bits in (0, bits) and size <= row.limit]
+    for wanted in (here,) if here == "interpreter" else (here, "portable"):
+        for row in fits:
+            if row.family == wanted:
+                return row
     return None
 
 

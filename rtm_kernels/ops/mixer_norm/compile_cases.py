@@ -27,6 +27,8 @@ def _run(length: int, features: int, inner: int, terms: int, norm_axis: str, dty
 def compile_cases() -> Iterator[CompileCase]:
     """Forward and backward at the sizes of every shape class."""
     for length, features, inner in SIZES:
-        for terms, norm_axis in ((0, "hidden"), (2, "sequence")):
-            name = f"mixer_norm L={length} D={features} F={inner} {norm_axis} terms={terms} bf16"
-            yield CompileCase(name, partial(_run, length, features, inner, terms, norm_axis, torch.bfloat16))
+        for terms, norm_axis, dtype in ((0, "hidden", torch.float16), (2, "sequence", torch.bfloat16)):
+            name = f"L={length} D={features} F={inner} {norm_axis} terms={terms} {str(dtype)[6:]}"
+            yield CompileCase(name, partial(_run, length, features, inner, terms, norm_axis, dtype))
+    case = partial(_run, 97, 512, 512, 2, "sequence", torch.float32)
+    yield CompileCase("L=97 D=512 F=512 sequence terms=2 float32", case)

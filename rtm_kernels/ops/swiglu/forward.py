@@ -109,7 +109,11 @@ def residual_gemm_kernel(
     a_ptrs = a_ptr + (batch * R + offs_r)[:, None] * K + offs_k[None, :]
     w_ptrs = w_ptr + offs_n[None, :] * w_stride_n + offs_k[:, None] * w_stride_k
 
-    acc = tl.zeros((BLOCK_R, BLOCK_N), dtype=ACC)
+    mask = mask_r[:, None] & below(offs_n, N, BLOCK_N)[None, :]
+    wide_n = offs_n.to(tl.int64)[None, :]
+    x_offs = batch * x_stride_b + offs_r[:, None] * x_stride_r + wide_n * x_stride_n
+    # the accumulator starts with the residual: adding it at the end would need its registers twice
+    acc = load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask, TERMS, ACC).to(ACC)
     for k in range(0, K, BLOCK_K):
         mask_k = below(k + offs_k, K, BLOCK_K)
         a = tl.load(a_ptrs, mask=mask_r[:, None] & mask_k[None, :], other=0.0)  # [BR, BK]
@@ -118,12 +122,7 @@ def residual_gemm_kernel(
         a_ptrs += BLOCK_K
         w_ptrs += BLOCK_K * w_stride_k
 
-    mask = mask_r[:, None] & below(offs_n, N, BLOCK_N)[None, :]
-    wide_n = offs_n.to(tl.int64)[None, :]
-    x_offs = batch * x_stride_b + offs_r[:, None] * x_stride_r + wide_n * x_stride_n
-    acc += load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask, TERMS, ACC).to(ACC)
     if NORMALISE:
-        acc = tl.where(mask, acc, 0.0)
         rstd = 1.0 / tl.sqrt(tl.sum(acc * acc, axis=1) / N + tl.cast(eps, ACC))
         tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=mask_r)
         acc *= rstd[:, None]

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rtm_kernels.ops.launch import LaunchRow, find, launch, select
-from rtm_kernels.ops.swiglu import backward, forward
+from rtm_kernels.ops.swiglu import backward, forward, fused_backward
 from rtm_kernels.ops.swiglu.weights import PackedWeights
 
 Table = Sequence[LaunchRow]
@@ -87,7 +87,8 @@ def _down(
     y: Tensor, rstd: Tensor | None, act: Tensor, x: Tensor, injection: Sequence[Tensor], weights: PackedWeights,
     eps: float, table: Table,
 ) -> None:  # fmt: skip
-    row = None if rstd is None else find(table, "down_norm", x.dtype, x.shape[2])
+    # with injection terms the full row does not fit the registers
+    row = find(table, "down_norm", x.dtype, x.shape[2]) if rstd is not None and not injection else None
     inside = row is not None
     row = row or select(table, "residual_gemm", x.dtype, x.shape[2])
     residual_gemm(y, rstd if inside else None, act, weights.down, x, injection, eps, row)
@@ -132,6 +133,8 @@ def swiglu_backward(
 ) -> tuple[Tensor, Tensor]:
     """`dh` from `dr`; returns the gradients [2, F_pad, N] and [F_pad, N] of the packed weights, accumulator dtype."""
     rows, inner = x.shape[0] * x.shape[1], weights.down.shape[1]
+    if find(table, "fused_input_grad", x.dtype, x.shape[2]) is not None:
+        return _fused_backward(dh, dr, x, injection, weights, table)
     dz, act = x.new_empty(rows, 2 * inner), x.new_empty(rows, inner)
     row = select(table, "hidden_backward", x.dtype, x.shape[2])
     grid = row_blocks(x, row.blocks["BLOCK_R"]) * triton.cdiv(inner, row.blocks["BLOCK_F"])
@@ -145,6 +148,26 @@ def swiglu_backward(
     residual_gemm(dh, None, dz, weights.gate_up.flatten(0, 1).t(), dr, (), 0.0, row)
     d_gate_up = weight_grad(dz, x, injection, table)
     return d_gate_up.view(2, inner, -1), weight_grad(act, dr, (), table)
+
+
+def _fused_backward(
+    dh: Tensor, dr: Tensor, x: Tensor, injection: Sequence[Tensor], weights: PackedWeights, table: Table
+) -> tuple[Tensor, Tensor]:
+    batch, rows, features = x.shape
+    _, inner, padded = weights.gate_up.shape
+    tensors = (dr, *terms_of(x, injection), weights.gate_up, weights.down)
+    sizes = (rows, features, padded, inner, *x.stride(), *dr.stride())
+    constants = {"TERMS": len(injection), "ACC": accumulator(x.dtype)}
+    row = select(table, "fused_input_grad", x.dtype, features)
+    grid = (row_blocks(x, row.blocks["BLOCK_R"]),)
+    launch(fused_backward.fused_input_grad_kernel, row, grid, dh, *tensors, *sizes, **constants)
+    row = select(table, "fused_weight_grad", x.dtype, features)
+    splits = row.blocks["SPLITS"]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    partial = torch.empty(splits, 3, inner, features, dtype=wide, device=x.device)
+    grid = (triton.cdiv(inner, row.blocks["BLOCK_F"]), splits)
+    launch(fused_backward.fused_weight_grad_kernel, row, grid, partial, *tensors, batch, *sizes, **constants)
+    return partial[:, :2].sum(0), partial[:, 2].sum(0)
 
 
 def weight_grad(z: Tensor, x: Tensor, injection: Sequence[Tensor], table: Table) -> Tensor:

@@ -27,6 +27,7 @@ def _run(features: int, inner: int, terms: int, dtype: torch.dtype) -> None:
 def compile_cases() -> Iterator[CompileCase]:
     """Forward and backward at the sizes of every shape class."""
     for features, inner in SIZES:
-        for terms in (0, 2):
-            name = f"swiglu_norm D={features} F={inner} terms={terms} bf16"
-            yield CompileCase(name, partial(_run, features, inner, terms, torch.bfloat16))
+        for terms, dtype in ((0, torch.float16), (2, torch.bfloat16)):
+            name = f"D={features} F={inner} terms={terms} {str(dtype)[6:]}"
+            yield CompileCase(name, partial(_run, features, inner, terms, dtype))
+    yield CompileCase("D=512 F=1536 terms=2 float32", partial(_run, 512, 1536, 2, torch.float32))
