@@ -1,0 +1,92 @@
+"""Small stacks, states and the error budget that the tests of the executors share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from rtm_kernels.block import FusedTRMBlock, Stack
+from rtm_kernels.program import INPUT, Program, Step
+from rtm_kernels.recursion import reference
+
+ODD = Program(
+    "odd",
+    (
+        Step("b", (INPUT, "a", "a"), ("a", INPUT), stack="low"),
+        Step("c", ("b",), stack="high"),
+        Step("a", ("c", "b"), ("a", "c", "b", INPUT), stack="mid"),
+        Step("b", ("a",), ("b",), stack="high"),
+    ),
+    output="c",
+)
+"""A program of no published system: a latent written from nothing, repeated terms, three stacks."""
+
+BAND = 4 * torch.finfo(torch.float32).eps
+"""Rounding band of one step, relative to the largest element of the truth."""
+
+
+def small_block(length: int, width: int, inner: tuple[int, int], norm_axis: str) -> FusedTRMBlock:
+    """A block whose two MLPs have inner widths `inner` (sequence, channel), so that interpreting it is quick."""
+    block = FusedTRMBlock(width, length, norm_axis=norm_axis, impl="reference")
+    for mlp, n, hidden in ((block.mlp_t, length, inner[0]), (block.mlp, width, inner[1])):
+        mlp.gate_up_proj.weight = nn.Parameter(torch.randn(2 * hidden, n) * n**-0.5)
+        mlp.down_proj.weight = nn.Parameter(torch.randn(n, hidden) * hidden**-0.5)
+    return block
+
+
+def small_stacks(
+    names: tuple[str, ...],
+    length: int,
+    width: int,
+    inner: tuple[int, int] = (20, 40),
+    norm_axis: str = "sequence",
+    layers: int = 1,
+) -> dict[str, nn.Module]:
+    """Stacks of small blocks with random weights, always the same."""
+    torch.manual_seed(len(names))
+    return {
+        name: Stack([small_block(length, width, inner, norm_axis) for _ in range(layers)]).requires_grad_(False)
+        for name in names
+    }
+
+
+def in_double(stacks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Copies of the stacks in float64."""
+    return {name: copy.deepcopy(stack).double() for name, stack in stacks.items()}
+
+
+def random_state(program: Program, batch: int, length: int, width: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Carried latents and input [B, L, D], random and always the same."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch, length, width)
+    latents = {name: torch.randn(shape, generator=generator) for name in program.carried}
+    return latents, torch.randn(shape, generator=generator)
+
+
+def assert_within_budget(
+    got: Mapping[str, Tensor],
+    program: Program,
+    latents: Mapping[str, Tensor],
+    x: Tensor,
+    stacks: Mapping[str, nn.Module],
+) -> None:
+    """Every latent's error is at most twice the reference's in the same dtype plus one rounding band per step.
+
+    Both errors are against the reference in float64, in the maximum and in the Frobenius norm.
+    """
+    base = reference.run(program, latents, x, stacks)
+    truth = reference.run(program, {n: t.double() for n, t in latents.items()}, x.double(), in_double(stacks))
+    assert set(got) == set(truth)
+    for name, true in truth.items():
+        assert got[name].shape == true.shape and got[name].dtype == x.dtype, name
+        for size in (lambda t: t.abs().max(), torch.linalg.vector_norm):
+            error, allowed = size(got[name] - true), 2 * size(base[name] - true) + len(program) * BAND * size(true)
+            assert error <= allowed, f"{name} after {len(program)} steps: error {error:.3g}, allowed {allowed:.3g}"
+
+
+def bits(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """The bytes of every tensor, for comparisons in which NaN equals NaN and -0.0 differs from 0.0."""
+    return {name: t.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes() for name, t in tensors.items()}
