@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rtm_kernels.block import FusedTRMBlock
     from rtm_kernels.config import ModelConfig
     from rtm_kernels.engine import Solver
-    from rtm_kernels.interop import accelerate, restore
+    from rtm_kernels.interop.accelerate import accelerate, restore
     from rtm_kernels.model import RecursiveReasoner
     from rtm_kernels.program import Program
 
