@@ -52,8 +52,9 @@ bench: .venv/.installed  ## benchmarks; writes .benchmarks/latest.json
 	@mkdir -p .benchmarks
 	@$(PYTEST) benchmarks --benchmark-json=.benchmarks/latest.json
 
-gpu: .venv/.installed  ## tests, benchmarks and profiles that need a GPU
-	@$(PY) -m benchmarks.gpu
+gpu: .venv/.installed  ## the tests that need a GPU
+	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("error: PyTorch finds no CUDA device here")'
+	@$(PYTEST) -m gpu
 
 profile: .venv/.installed  ## where the time of one ACT step goes
 	@$(PY) -m benchmarks.profile

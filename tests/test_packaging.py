@@ -15,7 +15,7 @@ import pytest
 import rtm_kernels
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("rtm_kernels", "csrc", "constraints", "tests")
+FOLDERS = ("rtm_kernels", "csrc", "constraints", "tests", "benchmarks")
 FILES = (
     "pyproject.toml", "setup.py", "MANIFEST.in", "Makefile", "LICENSE",
     "CHANGELOG.md", "DESIGN.md", "SECURITY.md", "README.md",
@@ -49,7 +49,7 @@ def files_below(folder: Path) -> set[str]:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project as checked out, with one asset more."""
     copy = tmp_path_factory.mktemp("source")
-    for folder in FOLDERS:
+    for folder in filter(lambda name: (ROOT / name).is_dir(), FOLDERS):
         shutil.copytree(ROOT / folder, copy / folder, ignore=GENERATED)
     for file in FILES:
         if (ROOT / file).exists():
