@@ -1,5 +1,6 @@
 // torch.classes.rtm_kernels.NativeModel: the executor as PyTorch sees it. Methods run without the GIL.
 #include <Python.h>
+#include <ATen/ops/empty.h>
 #include <torch/custom_class.h>
 
 #include "executor.h"
@@ -58,17 +59,41 @@ class NativeModel : public torch::CustomClassHolder {
   }
 
   void run(const std::vector<Tensor>& latents, const Tensor& x, i64 begin, i64 end) {
-    TORCH_CHECK(static_cast<i64>(latents.size()) == executor_.latents(), "one tensor for each latent is needed");
-    TORCH_CHECK(x.dim() == 3 && x.size(2) == executor_.hidden_size(), "x must be [B, L, D]");
-    std::vector<float*> pointers;
-    for (const Tensor& t : latents) {
-      TORCH_CHECK(t.sizes() == x.sizes(), "latents must have the shape of x");
-      pointers.push_back(const_cast<float*>(data(t, "latent")));
-    }
-    executor_.run(pointers, data(x, "x"), x.size(0), x.size(1), begin, end);
+    executor_.run(pointers(latents, x), data(x, "x"), x.size(0), x.size(1), begin, end);
+  }
+
+  // Returns (steps [B], reason [B], logits [B, K]).
+  std::tuple<Tensor, Tensor, Tensor> solve(const std::vector<Tensor>& latents, const Tensor& x, i64 output, i64 policy,
+                                           bool mean_pool, const std::optional<Tensor>& weight,
+                                           const std::optional<Tensor>& bias, i64 min_steps, i64 max_steps,
+                                           double tolerance) {
+    const i64 B = x.size(0), K = weight ? weight->size(0) : 0;
+    Tensor steps = at::empty({B}, at::kLong), reason = at::empty({B}, at::kLong), logits = at::empty({B, K}, at::kFloat);
+    const rtm::Halting halting{static_cast<rtm::Halting::Policy>(policy),
+                               mean_pool,
+                               weight ? data(*weight, "weight") : nullptr,
+                               bias ? data(*bias, "bias") : nullptr,
+                               K,
+                               min_steps,
+                               max_steps,
+                               static_cast<float>(tolerance)};
+    executor_.solve(pointers(latents, x), data(x, "x"), B, x.size(1), output, halting,
+                    {steps.mutable_data_ptr<i64>(), reason.mutable_data_ptr<i64>(), logits.mutable_data_ptr<float>()});
+    return {steps, reason, logits};
   }
 
  private:
+  std::vector<float*> pointers(const std::vector<Tensor>& latents, const Tensor& x) const {
+    TORCH_CHECK(static_cast<i64>(latents.size()) == executor_.latents(), "one tensor for each latent is needed");
+    TORCH_CHECK(x.dim() == 3 && x.size(2) == executor_.hidden_size(), "x must be [B, L, D]");
+    std::vector<float*> result;
+    for (const Tensor& t : latents) {
+      TORCH_CHECK(t.sizes() == x.sizes(), "latents must have the shape of x");
+      result.push_back(const_cast<float*>(data(t, "latent")));
+    }
+    return result;
+  }
+
   void add(i64 stack, rtm::PackedLayer packed, const Tensor& gate_up, const Tensor& down, double eps) {
     packed.channel = rtm::pack_channel(executor_.kernels(), data(gate_up, "gate_up"), data(down, "down"), down.size(1),
                                        down.size(0));
@@ -105,7 +130,8 @@ TORCH_LIBRARY(rtm_kernels_native, m) {
       .def("add_mlp_layer", &NativeModel::add_mlp_layer)
       .def("add_attention_layer", &NativeModel::add_attention_layer)
       .def("add_step", &NativeModel::add_step)
-      .def("run", &NativeModel::run);
+      .def("run", &NativeModel::run)
+      .def("solve", &NativeModel::solve);
 }
 
 }  // namespace

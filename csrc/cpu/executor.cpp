@@ -1,5 +1,7 @@
 #include "executor.h"
 
+#include "halting.h"
+
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -90,18 +92,51 @@ void Executor::run_sample(const Sample& s, i64 begin, i64 end) const {
   }
 }
 
-void Executor::run(const std::vector<float*>& latents, const float* x, i64 B, i64 L, i64 begin, i64 end) const {
+// f(sample, b) for every sample: one thread each as long as all threads have one, then the team for the rest.
+template <class F>
+void Executor::for_each_sample(const std::vector<float*>& latents, const float* x, i64 B, i64 L, const F& f) const {
   const i64 threads = at::in_parallel_region() ? 1 : at::get_num_threads();
   auto workspace = lease(L, threads);
-  const i64 alone = threads == 1 ? B : B / threads * threads;  // samples that have a thread of their own
+  const i64 alone = B / threads * threads;
   std::atomic<i64> next{0};
   at::parallel_for(0, alone ? threads : 0, 1, [&](i64 first, i64 last) {
     for (i64 slot = first; slot < last; ++slot)
       for (i64 b = next++; b < alone; b = next++)
-        run_sample({latents, x, b * L * D_, L, false, static_cast<int>(slot), *workspace}, begin, end);
+        f(Sample{latents, x, b * L * D_, L, false, static_cast<int>(slot), *workspace}, b);
   });
-  for (i64 b = alone; b < B; ++b) run_sample({latents, x, b * L * D_, L, true, 0, *workspace}, begin, end);
+  for (i64 b = alone; b < B; ++b) f(Sample{latents, x, b * L * D_, L, true, 0, *workspace}, b);
   give_back(std::move(workspace));
+}
+
+void Executor::run(const std::vector<float*>& latents, const float* x, i64 B, i64 L, i64 begin, i64 end) const {
+  for_each_sample(latents, x, B, L, [&](const Sample& s, i64) { run_sample(s, begin, end); });
+}
+
+void Executor::solve(const std::vector<float*>& latents, const float* x, i64 B, i64 L, i64 output,
+                     const Halting& halting, const Outcome& outcome) const {
+  for_each_sample(latents, x, B, L, [&](const Sample& s, i64 b) {
+    solve_sample(s, output, halting, outcome.steps[b], outcome.reason[b], outcome.logits + b * halting.logits);
+  });
+}
+
+void Executor::solve_sample(const Sample& s, i64 output, const Halting& h, i64& steps, i64& reason,
+                            float* logits) const {
+  const float* y = s.latents[output] + s.offset;
+  Buffer& previous = s.workspace.previous[s.thread];
+  if (h.policy == Halting::settle && !previous.get()) previous = Buffer(s.L * D_);
+  double accumulated = 0;
+  reason = Outcome::max_steps;
+  for (steps = 1;; ++steps) {
+    if (h.policy == Halting::settle) std::copy_n(y, s.L * D_, previous.get());
+    run_sample(s, 0, this->steps());
+    head_logits(h, y, s.L, D_, logits);
+    for (const float* latent : s.latents)
+      if (!all_finite(latent + s.offset, s.L * D_)) reason = Outcome::non_finite;
+    if (reason == Outcome::non_finite) return;
+    const bool wants = wants_to_halt(h, logits, y, previous.get(), s.L * D_, accumulated);
+    if (wants && steps >= h.min_steps) reason = Outcome::halted;
+    if (reason == Outcome::halted || steps >= h.max_steps) return;
+  }
 }
 
 std::unique_ptr<Workspace> Executor::lease(i64 L, i64 threads) const {
@@ -134,6 +169,7 @@ std::unique_ptr<Workspace> Executor::lease(i64 L, i64 threads) const {
     workspace->query.emplace_back(heads.query);
     workspace->key.emplace_back(heads.key);
     workspace->value.emplace_back(heads.value);
+    workspace->previous.emplace_back();
     workspace->mixed.emplace_back(heads.query ? L * D_ : 0);
   }
   return workspace;

@@ -26,7 +26,27 @@ struct Workspace {
   i64 L, threads;
   std::vector<Buffer> scratch;  // one per thread
   std::vector<Buffer> work;     // one [L, D] for each sample in flight, as the next four
-  std::vector<Buffer> query, key, value, mixed;
+  std::vector<Buffer> query, key, value, mixed, previous;
+};
+
+// When a sample stops between two passes of the program: `ops/halting/reference.py` with one unit per sample.
+struct Halting {
+  enum Policy : i64 { fixed, q, q_continue, settle, cumulative_sequence };
+  Policy policy;
+  bool mean_pool;       // the head reads the mean over L instead of the first position
+  const float* weight;  // [logits, D], or null without a head
+  const float* bias;    // [logits], or null
+  i64 logits;
+  i64 min_steps, max_steps;
+  float tolerance;  // of settle
+};
+
+// What became of each sample.
+struct Outcome {
+  enum Reason : i64 { max_steps, halted, non_finite };
+  i64* steps;     // [B]
+  i64* reason;    // [B]
+  float* logits;  // [B, logits] after the last step
 };
 
 class Executor {
@@ -43,8 +63,17 @@ class Executor {
   // Steps [begin, end) of the tape for B samples in place: latents[i] and x are [B, L, D].
   void run(const std::vector<float*>& latents, const float* x, i64 B, i64 L, i64 begin, i64 end) const;
 
+  // Passes of the whole tape for each sample until its policy halts it; a thread that is done with a sample takes the
+  // next one. `output` is the latent that the head reads.
+  void solve(const std::vector<float*>& latents, const float* x, i64 B, i64 L, i64 output, const Halting& halting,
+             const Outcome& outcome) const;
+
  private:
   struct Sample;
+  template <class F>
+  void for_each_sample(const std::vector<float*>& latents, const float* x, i64 B, i64 L, const F& f) const;
+  void solve_sample(const Sample& sample, i64 output, const Halting& halting, i64& steps, i64& reason,
+                    float* logits) const;
   void run_sample(const Sample& sample, i64 begin, i64 end) const;
   template <class F>
   static void split(const Sample& sample, i64 n, const F& f);

@@ -105,6 +105,25 @@ class StackWeights:
         )  # fmt: skip
 
 
+POLICIES = ("fixed", "q", "q_continue", "settle", "cumulative_sequence")
+"""Halting policies that `NativeExecutor.solve` knows, in the order of csrc/cpu/executor.h."""
+
+REASONS = ("max_steps", "halted", "non_finite")
+
+
+@dataclass(frozen=True)
+class Halted:
+    """What `NativeExecutor.solve` found: the new latents [B, L, D], and for each sample how it ended.
+
+    steps [B] int64, reasons (one of `REASONS` each), logits [B, K] of the head after the last step.
+    """
+
+    latents: dict[str, Tensor]
+    steps: Tensor
+    reasons: tuple[str, ...]
+    logits: Tensor
+
+
 class NativeExecutor:
     """Executes `program` with the weights of `stacks`, packed once; later changes of the weights are not seen.
 
@@ -143,15 +162,14 @@ class NativeExecutor:
         width, heads = self.hidden_size, stack.num_heads
         require(heads >= 1 and width % heads == 0, "num_heads", heads, f"a divisor of hidden_size={width}")
         attention = _checked(layer, ATTENTION, name, ((3 * width, width), (width, width)))
-        tables: list[Tensor | None] = [None, None]
-        if stack.cos_sin is not None:
-            tables = [_float32(table) for table in stack.cos_sin]
-            shape = (tables[0].shape[0], width // heads)
-            require(tables[0].shape == tables[1].shape == shape, "cos_sin", [tuple(t.shape) for t in tables], f"two tables [L, head_dim={width // heads}]")
-            require(shape[1] % 2 == 0, "head_dim", shape[1], "even with rotary positions")
-            self._fix_length(name, shape[0])
+        tables = [] if stack.cos_sin is None else [_float32(table) for table in stack.cos_sin]
+        if tables:
+            shapes, wanted = [tuple(table.shape) for table in tables], (len(tables[0]), width // heads)
+            require(shapes == [wanted] * 2, "cos_sin", shapes, f"two tables [L, head_dim={width // heads}]")
+            require(wanted[1] % 2 == 0, "head_dim", wanted[1], "even with rotary positions")
+            self._fix_length(name, wanted[0])
         self._model.add_attention_layer(
-            number, *attention, *channel, heads, stack.causal, stack.qk_norm, *tables, stack.eps
+            number, *attention, *channel, heads, stack.causal, stack.qk_norm, *(tables or (None, None)), stack.eps
         )  # fmt: skip
 
     def _fix_length(self, stack: str, length: int) -> None:
@@ -169,7 +187,51 @@ class NativeExecutor:
         """
         end = len(self.program) if end is None else end
         require(0 <= begin <= end <= len(self.program), "begin, end", (begin, end), f"0 to {len(self.program)}")
-        part = self.program[begin:end]
+        buffers, new = self._buffers(self.program[begin:end], latents, x)
+        self._model.run(buffers, x.contiguous(), begin, end)
+        return {**latents, **new}
+
+    def solve(
+        self,
+        latents: Mapping[str, Tensor],
+        x: Tensor,
+        *,
+        policy: str = "q",
+        max_steps: int,
+        min_steps: int = 1,
+        head: tuple[Tensor, Tensor | None] | None = None,
+        pool: str = "first",
+        tolerance: float = 1e-3,
+    ) -> Halted:
+        """Passes of the program (ACT steps) until the policy halts each sample, without Python in between.
+
+        A thread that is done with a sample takes the next one, so B may be far larger than the number of threads.
+        `policy` is one of `POLICIES`, with the meaning of `ops.halting` for one unit per sample; `head` is the
+        weight [K, D] and bias [K] of the halting head, `pool` "first" or "mean", `tolerance` that of `settle`.
+        A sample with a value that is not finite stops at once and says so.
+        """
+        one_of("policy", policy, POLICIES)
+        one_of("pool", pool, ("first", "mean"))
+        require(1 <= min_steps <= max_steps, "min_steps, max_steps", (min_steps, max_steps), "1 <= min <= max")
+        needed = {"q": 1, "q_continue": 2, "cumulative_sequence": 1}.get(policy, 0)
+        weight, bias = (None, None) if head is None else (None if t is None else _float32(t) for t in head)
+        shape = (0, self.hidden_size) if weight is None else tuple(weight.shape)
+        require(shape[1:] == (self.hidden_size,) and shape[0] >= needed, "head", shape,
+                f"a weight [K, D={self.hidden_size}] with K >= {needed} for the policy {policy}")  # fmt: skip
+        output = self.names.index(self.program.output)
+        require(policy != "settle" or self.program.output in latents, "latents", sorted(latents),
+                f"settle compares with the {self.program.output!r} given")  # fmt: skip
+        buffers, new = self._buffers(self.program, latents, x)
+        steps, reasons, logits = self._model.solve(
+            buffers, x.contiguous(), output, POLICIES.index(policy), pool == "mean", weight, bias,
+            min_steps, max_steps, tolerance,
+        )  # fmt: skip
+        return Halted({**latents, **new}, steps, tuple(REASONS[i] for i in reasons.tolist()), logits)
+
+    def _buffers(
+        self, part: Program, latents: Mapping[str, Tensor], x: Tensor
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """A tensor for every latent, fresh where `part` writes it, and those that it writes by name."""
         self._check(INPUT, x, x)
         for name in part.carried:
             require(name in latents, "latents", sorted(latents), f"the program reads {name!r} first")
@@ -178,14 +240,12 @@ class NativeExecutor:
         for name in self.names:
             value = latents.get(name)
             if value is None:
-                buffers.append(torch.empty_like(x, memory_format=torch.contiguous_format))
+                buffers.append(torch.zeros_like(x, memory_format=torch.contiguous_format))
                 continue
             self._check(name, value, x)
             fresh = name in written
             buffers.append(value.detach().clone(memory_format=torch.contiguous_format) if fresh else value.contiguous())
-        self._model.run(buffers, x.contiguous(), begin, end)
-        new = {name: value for name, value in zip(self.names, buffers, strict=True) if name in written}
-        return {**latents, **new}
+        return buffers, {name: value for name, value in zip(self.names, buffers, strict=True) if name in written}
 
     def _check(self, name: str, value: Tensor, x: Tensor) -> None:
         if value.dtype != torch.float32 or value.device.type != "cpu":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,9 @@ from torch import Tensor
 
 from rtm_kernels import program as programs
 from rtm_kernels.block import FusedTRMBlock, Stack
+from rtm_kernels.errors import BackendUnavailable, InputError
+from rtm_kernels.ops.attention_norm.reference import rope_tables
+from rtm_kernels.ops.halting import reference as halting
 from rtm_kernels.program import Program
 from rtm_kernels.recursion import native, reference
 
@@ -27,23 +33,23 @@ PROGRAMS = {
 
 needs_native = pytest.mark.skipif(not native.available(), reason=f"{native.why_not()}")
 Stacks = dict[str, Stack]
+CosSin = tuple[Tensor, Tensor]
+
+MLP: dict[str, Any] = {"mixer": "mlp"}
+RSM: dict[str, Any] = {"mixer": "mlp", "norm_axis": "hidden"}
+ATTENTION: dict[str, Any] = {"mixer": "attention", "num_heads": 4, "causal": True, "qk_norm": True}
 
 
 @pytest.fixture(autouse=True)
-def no_autograd() -> Iterator[None]:
+def one_thread_without_autograd() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     with torch.no_grad():
         yield
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Restores the number of threads that a test sets."""
-    before = torch.get_num_threads()
-    yield
     torch.set_num_threads(before)
 
 
-def make_stacks(program: Program, L: int, D: int, *, layers: int = 2, seed: int = 0, **options: object) -> Stacks:
+def make_stacks(program: Program, L: int, D: int, *, layers: int = 2, seed: int = 0, **options: Any) -> Stacks:
     torch.manual_seed(seed)
     return {name: Stack([FusedTRMBlock(D, L, **options) for _ in range(layers)]) for name in program.stacks}
 
@@ -53,16 +59,30 @@ def make_latents(program: Program, B: int, L: int, D: int) -> tuple[dict[str, Te
     return latents, torch.randn(B, L, D)
 
 
-def weights(stacks: Stacks) -> dict[str, native.StackWeights]:
-    return {name: native.StackWeights.from_module(stack) for name, stack in stacks.items()}
+def tables(stacks: Stacks, L: int, rope: bool) -> CosSin | None:
+    block = next(iter(stacks.values())).layers[0]
+    width = block.mlp.down_proj.weight.shape[0]
+    return rope_tables(L, width // block.num_heads, 10000.0) if rope else None
 
 
-def callables(stacks: Stacks) -> dict[str, reference.Stack]:
-    return {name: lambda state, injection, stack=stack: stack(state, injection) for name, stack in stacks.items()}
+def weights(stacks: Stacks, cos_sin: CosSin | None = None) -> dict[str, native.StackWeights]:
+    return {name: native.StackWeights.from_module(stack, cos_sin) for name, stack in stacks.items()}
+
+
+def callables(stacks: Stacks, cos_sin: CosSin | None = None) -> dict[str, reference.Stack]:
+    def bind(stack: Stack) -> reference.Stack:
+        return lambda state, injection: stack(state, injection, cos_sin)
+
+    return {name: bind(stack) for name, stack in stacks.items()}
 
 
 def double(latents: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.double() for name, value in latents.items()}
+
+
+def enough(L: int, D: int) -> int:
+    """Samples for an error to be a statistic and not one draw: at least 500 elements."""
+    return max(2, 500 // (L * D))
 
 
 def relative_error(value: Tensor, truth: Tensor) -> float:
@@ -78,43 +98,239 @@ def assert_within_budget(value: dict[str, Tensor], float32: dict[str, Tensor], t
 
 
 def after_every_prefix(
-    program: Program, stacks: Stacks, latents: dict[str, Tensor], x: Tensor
+    program: Program, stacks: dict[str, reference.Stack], latents: dict[str, Tensor], x: Tensor
 ) -> list[dict[str, Tensor]]:
     """The reference's latents after 0, 1, ... steps, in the dtype of x."""
     states = [latents]
     for n in range(len(program)):
-        states.append(reference.run(program[n : n + 1], states[-1], x, callables(stacks)))
+        states.append(reference.run(program[n : n + 1], states[-1], x, stacks))
     return states
 
 
 def reference_and_truth(
-    program: Program, stacks: Stacks, latents: dict[str, Tensor], x: Tensor
-) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    program: Program, stacks: Stacks, latents: dict[str, Tensor], x: Tensor, cos_sin: CosSin | None = None
+) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """After every prefix: the latents of the float32 reference and of the float64 one."""
-    float32 = after_every_prefix(program, stacks, latents, x)
-    wide = {name: copy.deepcopy(stack).double() for name, stack in stacks.items()}
-    return zip(float32, after_every_prefix(program, wide, double(latents), x.double()), strict=True)
+    float32 = after_every_prefix(program, callables(stacks, cos_sin), latents, x)
+    wide = callables({name: copy.deepcopy(stack).double() for name, stack in stacks.items()}, cos_sin)
+    return list(zip(float32, after_every_prefix(program, wide, double(latents), x.double()), strict=True))
 
 
 @needs_native
-@pytest.mark.parametrize("norm_axis", ["sequence", "hidden"])
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_every_prefix_is_within_the_error_budget(name: str, norm_axis: str) -> None:
+@pytest.mark.parametrize("options", [MLP, RSM, ATTENTION], ids=["mlp", "hidden_norm", "attention"])
+def test_every_prefix_is_within_the_error_budget(name: str, options: dict[str, Any]) -> None:
     program = PROGRAMS[name]
-    stacks = make_stacks(program, 17, 48, norm_axis=norm_axis)
+    stacks = make_stacks(program, 17, 48, **options)
     latents, x = make_latents(program, 2, 17, 48)
-    executor = native.NativeExecutor(program, weights(stacks))
-    for n, (float32, truth) in enumerate(reference_and_truth(program, stacks, latents, x)):
+    cos_sin = tables(stacks, 17, rope=options is ATTENTION)
+    executor = native.NativeExecutor(program, weights(stacks, cos_sin))
+    for n, (float32, truth) in enumerate(reference_and_truth(program, stacks, latents, x, cos_sin)):
         assert_within_budget(executor.run(latents, x, end=n), float32, truth)
 
 
 @needs_native
 @pytest.mark.parametrize("norm_axis", ["sequence", "hidden"])
 @pytest.mark.parametrize("L, D", [(7, 24), (81, 64), (97, 100), (81, 128), (1, 1), (131, 33), (97, 512)])
-def test_sizes_and_instruction_sets(L: int, D: int, norm_axis: str) -> None:
+def test_mlp_sizes_and_instruction_sets(L: int, D: int, norm_axis: str) -> None:
     program = programs.trm(1, 1)
     stacks = make_stacks(program, L, D, norm_axis=norm_axis, seed=L + D)
-    latents, x = make_latents(program, 2, L, D)
+    latents, x = make_latents(program, enough(L, D), L, D)
     *_, (float32, truth) = reference_and_truth(program, stacks, latents, x)
     for isa in native.isas():
         assert_within_budget(native.NativeExecutor(program, weights(stacks), isa=isa).run(latents, x), float32, truth)
+
+
+@needs_native
+@pytest.mark.parametrize("causal, qk_norm, rope", [(False, False, True), (True, True, False), (True, True, True)])
+@pytest.mark.parametrize("L, D, heads", [(7, 24, 2), (81, 64, 8), (97, 100, 2), (81, 128, 2), (200, 66, 3), (1, 2, 1)])
+def test_attention_sizes_and_instruction_sets(
+    L: int, D: int, heads: int, causal: bool, qk_norm: bool, rope: bool
+) -> None:
+    program = programs.trm(1, 1)
+    stacks = make_stacks(program, L, D, mixer="attention", num_heads=heads, causal=causal, qk_norm=qk_norm, seed=L + D)
+    latents, x = make_latents(program, enough(L, D), L, D)
+    cos_sin = tables(stacks, L, rope)
+    *_, (float32, truth) = reference_and_truth(program, stacks, latents, x, cos_sin)
+    for isa in native.isas():
+        executor = native.NativeExecutor(program, weights(stacks, cos_sin), isa=isa)
+        assert_within_budget(executor.run(latents, x), float32, truth)
+
+
+@needs_native
+@pytest.mark.parametrize("isa", native.isas() if native.available() else [])
+@pytest.mark.parametrize("options", [MLP, RSM, ATTENTION], ids=["mlp", "hidden_norm", "attention"])
+def test_bits_depend_on_neither_batch_nor_threads(options: dict[str, Any], isa: str) -> None:
+    L, D = 101, 40
+    program = programs.trm(1, 1)
+    stacks = make_stacks(program, L, D, **options)
+    latents, x = make_latents(program, 65, L, D)
+    executor = native.NativeExecutor(program, weights(stacks, tables(stacks, L, options is ATTENTION)), isa=isa)
+    torch.set_num_threads(1)
+    alone = [executor.run(sliced(latents, i), x[i : i + 1]) for i in range(65)]
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        for batch in (1, 2, 3, 7, 8, 65):
+            start = 65 - batch
+            together = executor.run(sliced(latents, start, batch), x[start:])
+            for i in range(batch):
+                for name, value in alone[start + i].items():
+                    assert torch.equal(together[name][i : i + 1], value), (count, batch, i, name)
+
+
+def sliced(latents: dict[str, Tensor], start: int, count: int = 1) -> dict[str, Tensor]:
+    return {name: value[start : start + count] for name, value in latents.items()}
+
+
+@needs_native
+@pytest.mark.parametrize("options", [MLP, RSM, ATTENTION], ids=["mlp", "hidden_norm", "attention"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_sample_that_is_not_finite_leaves_the_others_alone(options: dict[str, Any], poison: float) -> None:
+    L, D = 33, 40
+    program = programs.trm(1, 2)
+    stacks = make_stacks(program, L, D, **options)
+    latents, x = make_latents(program, 5, L, D)
+    executor = native.NativeExecutor(program, weights(stacks))
+    clean = executor.run(latents, x)
+    x[2, 5, 7] = poison
+    dirty = executor.run(latents, x)
+    again = executor.run(latents, torch.where(torch.isfinite(x), x, 0.0))
+    others = [0, 1, 3, 4]
+    for name, value in dirty.items():
+        assert not torch.isfinite(value[2]).all(), name
+        assert torch.equal(value[others], clean[name][others]), name
+        assert torch.equal(again[name][others], clean[name][others]), name
+        assert torch.isfinite(again[name]).all(), name
+
+
+@needs_native
+def test_several_python_threads_run_one_executor_at_once() -> None:
+    program = programs.trm(2, 2)
+    stacks = make_stacks(program, 81, 64)
+    latents, x = make_latents(program, 6, 81, 64)
+    executor = native.NativeExecutor(program, weights(stacks))
+    expected = executor.run(latents, x)
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(executor.run, sliced(latents, i % 6), x[i % 6 : i % 6 + 1]) for i in range(24)]
+    for i, run in enumerate(runs):
+        for name, value in run.result().items():
+            assert torch.equal(value[0], expected[name][i % 6])
+
+
+@needs_native
+def test_inputs_are_read_as_they_lie_and_never_written() -> None:
+    program = programs.trm(1, 2)
+    stacks = make_stacks(program, 9, 32)
+    latents, x = make_latents(program, 3, 9, 32)
+    executor = native.NativeExecutor(program, weights(stacks))
+    expected = executor.run(latents, x)
+    strided = {name: value.transpose(1, 2).contiguous().transpose(1, 2) for name, value in latents.items()}
+    before = {name: value.clone() for name, value in strided.items()}
+    expanded = executor.run(strided, x.transpose(0, 1).contiguous().transpose(0, 1))
+    for name in expected:
+        assert torch.equal(expanded[name], expected[name])
+        assert torch.equal(strided[name], before[name])
+    assert executor.run(sliced(latents, 0, 0), x[:0])["z_H"].shape == (0, 9, 32)
+    assert torch.equal(executor.run({**latents, "other": x}, x)["other"], x)
+
+
+def loop(
+    executor: native.NativeExecutor, latents: dict[str, Tensor], x: Tensor, head: tuple[Tensor, Tensor], policy: str,
+    pool: str, min_steps: int, max_steps: int, tolerance: float,
+) -> tuple[dict[str, Tensor], int]:  # fmt: skip
+    """ACT steps of one sample under `ops.halting`."""
+    state = halting.initial_state(1)
+    while bool(state.active):
+        previous = latents["z_H"]
+        latents = executor.run(latents, x)
+        logits = halting.halting_logits(latents["z_H"], *head, pool=pool)
+        quiet = halting.settled(latents["z_H"], previous, tolerance)
+        state = halting.halting_update(
+            state, policy, logits=logits, quiet=quiet, max_steps=max_steps, min_steps=min_steps
+        )
+    return latents, int(state.steps)
+
+
+@needs_native
+@pytest.mark.parametrize("pool", ["first", "mean"])
+@pytest.mark.parametrize("policy", native.POLICIES)
+def test_solve_takes_the_steps_of_the_halting_reference(policy: str, pool: str) -> None:
+    L, D, N = 13, 32, 11
+    program = programs.trm(1, 2)
+    stacks = make_stacks(program, L, D)
+    latents, x = make_latents(program, N, L, D)
+    head = (torch.randn(2, D) * (0.4 if pool == "first" else 2.0), torch.tensor([-1.0, -1.0]))
+    limits = {"min_steps": 2, "max_steps": 9, "tolerance": 0.9}
+    executor = native.NativeExecutor(program, weights(stacks))
+    result = executor.solve(latents, x, policy=policy, head=head, pool=pool, **limits)
+    for i in range(N):
+        expected, steps = loop(executor, sliced(latents, i), x[i : i + 1], head, policy, pool, **limits)
+        assert result.steps[i] == steps
+        assert result.reasons[i] in (("halted", "max_steps") if steps == 9 else ("halted",))
+        logits = halting.halting_logits(expected["z_H"], *head, pool=pool)[0, 0]
+        torch.testing.assert_close(result.logits[i], logits, rtol=1e-5, atol=1e-5)
+        for name in program.latents:
+            assert torch.equal(result.latents[name][i], expected[name][0])
+    if policy != "fixed":
+        assert len(set(result.steps.tolist())) > 1
+
+
+@needs_native
+def test_solve_stops_a_sample_that_is_not_finite() -> None:
+    program = programs.trm(1, 2)
+    stacks = make_stacks(program, 9, 32)
+    latents, x = make_latents(program, 3, 9, 32)
+    executor = native.NativeExecutor(program, weights(stacks))
+    clean = executor.solve(latents, x, policy="fixed", max_steps=3)
+    x[1, 0, 0] = float("nan")
+    result = executor.solve(latents, x, policy="fixed", max_steps=3)
+    assert result.steps.tolist() == [3, 1, 3]
+    assert result.reasons == ("max_steps", "non_finite", "max_steps")
+    assert torch.equal(result.latents["z_H"][0], clean.latents["z_H"][0])
+
+
+@needs_native
+def test_bad_input_is_named() -> None:
+    program = programs.trm(1, 1)
+    stacks = make_stacks(program, 9, 32)
+    latents, x = make_latents(program, 2, 9, 32)
+    executor = native.NativeExecutor(program, weights(stacks))
+    wrong = [
+        (lambda: executor.run({"z_H": latents["z_H"]}, x), "reads 'z_L' first"),
+        (lambda: executor.run(latents, x.double()), "x is torch.float64"),
+        (lambda: executor.run(latents, x[:, :8]), r"x has shape \(2, 8, 32\); expected .* L=9, D=32"),
+        (lambda: executor.run({**latents, "z_L": x[:1]}, x), r"z_L has shape \(1, 9, 32\); expected \[B=2"),
+        (lambda: executor.run(latents, x, end=3), "begin, end=.*0 to 2"),
+        (lambda: native.NativeExecutor(program, {}), "stack 'L_level'"),
+        (lambda: native.NativeExecutor(program, weights(stacks), isa="sse"), "isa='sse'"),
+        (lambda: executor.solve(latents, x, policy="maybe", max_steps=2), "policy='maybe'"),
+        (lambda: executor.solve(latents, x, policy="q", max_steps=2), "head=.*K >= 1"),
+        (lambda: executor.solve(latents, x, policy="fixed", max_steps=0), "min_steps, max_steps"),
+        (lambda: native.StackWeights(layers=[{}]), r"layers\[0\]"),
+        (lambda: native.StackWeights.from_state_dict({"head.weight": x}), "layers.<i>.<name>"),
+    ]
+    for call, message in wrong:
+        with pytest.raises(InputError, match=message):
+            call()
+    with torch.enable_grad(), pytest.raises(InputError, match="no autograd"):
+        executor.run(latents, x.clone().requires_grad_())
+
+
+def test_without_the_extension_the_reason_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rtm_kernels._cpu", None)
+    native.why_not.cache_clear()
+    try:
+        assert not native.available()
+        with pytest.raises(BackendUnavailable, match=r"rtm_kernels\._cpu"):
+            native.isas()
+    finally:
+        native.why_not.cache_clear()
+
+
+@needs_native
+def test_run_packs_and_executes() -> None:
+    program = programs.hrm(1, 1)
+    stacks = make_stacks(program, 9, 32)
+    latents, x = make_latents(program, 2, 9, 32)
+    *_, (float32, truth) = reference_and_truth(program, stacks, latents, x)
+    assert_within_budget(native.run(program, latents, x, weights(stacks)), float32, truth)
