@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rtm_kernels.ops.attention_norm.launch import TABLE
+from rtm_kernels.ops.attention_norm.launch import TABLE, named
 from rtm_kernels.ops.attention_norm.tiles import accumulator
 from rtm_kernels.ops.launch import launch, select
 
@@ -24,26 +24,28 @@ def input_grad_kernel(
     """`dx = dy w (+ residual)`, one [BLOCK_M, BLOCK_N] tile; dy [M, K], w [K, N]."""
     blocks_n = tl.cdiv(N, BLOCK_N)
     pid = tl.program_id(0).to(tl.int64)
-    offs_m = (pid // blocks_n) * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_n = (pid % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
+    start = (pid // blocks_n) * BLOCK_M
+    rows = tl.arange(0, BLOCK_M)
+    offs_n = (pid % blocks_n).to(tl.int32) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K)
-    mask_m, mask_n = offs_m < M, offs_n < N
-    dy_ptrs = dy_ptr + offs_m[:, None] * K + offs_k[None, :]
-    w_ptrs = w_ptr + offs_k[:, None] * N + offs_n[None, :]
+    mask_m, mask_n = rows < M - start, offs_n < N
+    dy_ptrs = dy_ptr + start * K + rows[:, None] * K + offs_k[None, :]
+    w_ptrs = w_ptr + offs_k.to(tl.int64)[:, None] * N + offs_n[None, :]
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)
     for k in range(0, K, BLOCK_K):
         mask_k = k + offs_k < K
-        dy = tl.load(dy_ptrs + k, mask=mask_m[:, None] & mask_k[None, :], other=0.0)  # [BM, BK]
+        dy = tl.load(dy_ptrs, mask=mask_m[:, None] & mask_k[None, :], other=0.0)  # [BM, BK]
         w = tl.load(w_ptrs, mask=mask_k[:, None] & mask_n[None, :], other=0.0)  # [BK, BN]
         acc = tl.dot(dy, w, acc, out_dtype=ACC, input_precision="ieee")
+        dy_ptrs += BLOCK_K
         w_ptrs += BLOCK_K * N
 
     mask = mask_m[:, None] & mask_n[None, :]
-    offs = offs_m[:, None] * N + offs_n[None, :]
+    offs = rows[:, None] * N + offs_n[None, :]
     if RESIDUAL:
-        acc += tl.load(residual_ptr + offs, mask=mask, other=0.0).to(ACC)
-    tl.store(dx_ptr + offs, acc.to(dx_ptr.dtype.element_ty), mask=mask)
+        acc += tl.load(residual_ptr + start * N + offs, mask=mask, other=0.0).to(ACC)
+    tl.store(dx_ptr + start * N + offs, acc.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -55,30 +57,31 @@ def weight_grad_kernel(
     blocks_k = tl.cdiv(K, BLOCK_K)
     pid = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1).to(tl.int64)
-    offs_n = (pid // blocks_k) * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_k = (pid % blocks_k) * BLOCK_K + tl.arange(0, BLOCK_K)
-    offs_m = split * SPLIT_ROWS + tl.arange(0, BLOCK_M)
+    start = split * SPLIT_ROWS
+    rows = tl.arange(0, BLOCK_M)
+    offs_n = ((pid // blocks_k) * BLOCK_N).to(tl.int32) + tl.arange(0, BLOCK_N)
+    offs_k = ((pid % blocks_k) * BLOCK_K).to(tl.int32) + tl.arange(0, BLOCK_K)
     mask_n, mask_k = offs_n < N, offs_k < K
-    end = tl.minimum(split * SPLIT_ROWS + SPLIT_ROWS, M)
-    dy_ptrs = dy_ptr + offs_m[None, :] * N + offs_n[:, None]
-    x_ptrs = x_ptr + offs_m[:, None] * K + offs_k[None, :]
+    end = tl.minimum(M - start, SPLIT_ROWS)
+    dy_ptrs = dy_ptr + start * N + rows[None, :] * N + offs_n[:, None]
+    x_ptrs = x_ptr + start * K + rows[:, None] * K + offs_k[None, :]
 
     acc = tl.zeros((BLOCK_N, BLOCK_K), dtype=ACC)
     for m in range(0, SPLIT_ROWS, BLOCK_M):
-        mask_m = offs_m + m < end
+        mask_m = rows + m < end
         dy = tl.load(dy_ptrs, mask=mask_n[:, None] & mask_m[None, :], other=0.0)  # [BN, BM]
         x = tl.load(x_ptrs, mask=mask_m[:, None] & mask_k[None, :], other=0.0)  # [BM, BK]
         acc = tl.dot(dy, x, acc, out_dtype=ACC, input_precision="ieee")
         dy_ptrs += BLOCK_M * N
         x_ptrs += BLOCK_M * K
-    offs = split * N * K + offs_n[:, None] * K + offs_k[None, :]
-    tl.store(partial_ptr + offs, acc, mask=mask_n[:, None] & mask_k[None, :])
+    offs = offs_n.to(tl.int64)[:, None] * K + offs_k[None, :]
+    tl.store(partial_ptr + split * N * K + offs, acc, mask=mask_n[:, None] & mask_k[None, :])
 
 
 def input_grad(dx: Tensor, dy: Tensor, weight: Tensor, residual: Tensor | None = None) -> None:
     """Write dx = dy weight (+ residual): dx [M, N], dy [M, K], weight [K, N], all contiguous."""
     (rows, n), k = dx.shape, dy.shape[1]
-    row = select(TABLE, "attention_norm.input_grad", dx.dtype, n)
+    row = select(TABLE, named("attention_norm.input_grad", n), dx.dtype, n)
     grid = triton.cdiv(rows, row.blocks["BLOCK_M"]) * triton.cdiv(n, row.blocks["BLOCK_N"])
     launch(
         input_grad_kernel, row, (grid,), dx, dy, weight, dx if residual is None else residual, rows, n, k,
@@ -89,7 +92,7 @@ def input_grad(dx: Tensor, dy: Tensor, weight: Tensor, residual: Tensor | None =
 def weight_grad(dy: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """dy^T x [N, K] in `dtype`, summed in float32 over fixed splits of the rows; dy [M, N], x [M, K], contiguous."""
     (rows, n), k = dy.shape, x.shape[1]
-    row = select(TABLE, "attention_norm.weight_grad", x.dtype, n)
+    row = select(TABLE, named("attention_norm.weight_grad", n), x.dtype, n)
     split_rows = max(ROWS_PER_SPLIT, triton.cdiv(rows, MAX_SPLITS))
     splits = max(1, triton.cdiv(rows, split_rows))
     wide = torch.promote_types(x.dtype, torch.float32)

@@ -11,28 +11,42 @@ from collections.abc import Iterator
 from rtm_kernels.ops.launch import LaunchRow
 
 ANY = 1 << 30
+Rows = Iterator[LaunchRow]
 HALVES = (16, 32, 64, 128)
 """Padded sizes of half a head; heads above 256 have no row."""
+FEW_HALVES = (32, 128)
+"""The sizes that odd widths and float32 are padded to."""
 
 
-def _qkv(family: str, bits: int, rows: int, lanes: int, block_k: int, warps: int, stages: int) -> Iterator[LaunchRow]:
+def named(kernel: str, width: int) -> str:
+    """Name of the kernel's rows for this D. Rows of memory that are no multiple of 16 elements load without vectors,
+    which takes more registers, so they have rows of their own with smaller tiles."""
+    return kernel if width % 16 == 0 else f"{kernel}_odd"
+
+
+def _qkv(kernel: str, family: str, bits: int, rows: int, lanes: int, k: int, warps: int, stages: int) -> Rows:
     """One row per size of half a head, with as many heads as fill `lanes` columns."""
-    for half in HALVES:
-        blocks = {"BLOCK_M": rows, "BLOCK_H": max(1, lanes // half), "BLOCK_E": half, "BLOCK_K": block_k}
-        yield LaunchRow("attention_norm.qkv", family, bits, half, blocks, warps, stages)
+    for half in HALVES if kernel == "qkv" and bits == 16 else FEW_HALVES:
+        blocks = {
+            "BLOCK_M": rows // 2 if half == 128 and rows > 64 else rows,
+            "BLOCK_H": max(1, lanes // (2 * half)),
+            "BLOCK_E": half,
+            "BLOCK_K": k,
+        }
+        wide = 2 * half > lanes
+        yield LaunchRow(f"attention_norm.{kernel}", family, bits, half, blocks, 8 if wide else warps, stages)
 
 
-def _gemms(family: str, bits: int, m: int, n: int, k: int, warps: int, stages: int) -> Iterator[LaunchRow]:
+def _gemms(suffix: str, family: str, bits: int, m: int, n: int, k: int, warps: int, stages: int) -> Rows:
     """The plain GEMM tiles, used by the backward pass and by output rows too wide for one tile."""
     blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}
-    yield LaunchRow("attention_norm.output", family, bits, ANY, blocks, warps, stages)
-    yield LaunchRow("attention_norm.input_grad", family, bits, ANY, blocks, warps, stages)
-    yield LaunchRow(
-        "attention_norm.weight_grad", family, bits, ANY, {"BLOCK_M": k, "BLOCK_N": m, "BLOCK_K": n}, warps, stages
-    )
+    yield LaunchRow(f"attention_norm.output{suffix}", family, bits, ANY, blocks, warps, stages)
+    yield LaunchRow(f"attention_norm.input_grad{suffix}", family, bits, ANY, blocks, warps, stages)
+    blocks = {"BLOCK_M": k, "BLOCK_N": m, "BLOCK_K": n}
+    yield LaunchRow(f"attention_norm.weight_grad{suffix}", family, bits, ANY, blocks, warps, stages)
 
 
-def _elementwise(family: str, rows: int) -> Iterator[LaunchRow]:
+def _elementwise(family: str, rows: int) -> Rows:
     """The kernels that read and write each element once."""
     for half in HALVES:
         blocks = {"BLOCK_R": max(8, rows * 32 // half), "BLOCK_E": half}
@@ -44,26 +58,34 @@ def _elementwise(family: str, rows: int) -> Iterator[LaunchRow]:
 def _full_row(family: str, width: int, m: int, k: int, warps: int, stages: int) -> LaunchRow:
     """An output tile that holds a whole row, so that the norm is applied in registers."""
     blocks = {"BLOCK_M": m, "BLOCK_N": width, "BLOCK_K": k}
-    return LaunchRow("attention_norm.output", family, 16, width, blocks, warps, stages)
+    bits = 0 if family == "interpreter" else 16
+    return LaunchRow("attention_norm.output", family, bits, width, blocks, warps, stages)
+
+
+def _common(family: str) -> Rows:
+    """Rows that are alike on every GPU: odd widths, float32, and the elementwise kernels."""
+    for bits, rows in ((16, 64), (32, 32)):
+        yield from _qkv("qkv_odd", family, bits, rows, 64, 32, 4, 2)
+        yield from _gemms("_odd", family, bits, 64, 64, 32, 256 // rows, 2)
+    yield from _qkv("qkv", family, 32, 32, 64, 32, 4, 2)
+    yield from _gemms("", family, 32, 64, 64, 32, 4, 2)
+    yield from _elementwise(family, 32)
 
 
 TABLE: tuple[LaunchRow, ...] = (
-    *_qkv("hopper", 16, 128, 128, 64, 8, 3),
+    *_qkv("qkv", "hopper", 16, 128, 128, 64, 8, 3),
     _full_row("hopper", 128, 128, 64, 8, 3),
     _full_row("hopper", 256, 64, 64, 8, 3),
-    _full_row("hopper", 512, 64, 64, 8, 3),
-    *_gemms("hopper", 16, 128, 128, 64, 8, 3),
-    *_qkv("hopper", 32, 64, 32, 32, 4, 2),
-    *_gemms("hopper", 32, 64, 64, 32, 4, 2),
-    *_elementwise("hopper", 32),
-    *_qkv("portable", 16, 64, 64, 32, 4, 3),
+    _full_row("hopper", 512, 64, 32, 8, 4),
+    *_gemms("", "hopper", 16, 128, 128, 64, 8, 3),
+    *_qkv("qkv", "portable", 16, 64, 64, 32, 4, 3),
     _full_row("portable", 128, 64, 32, 4, 3),
-    *_gemms("portable", 16, 128, 64, 32, 4, 3),
-    *_qkv("portable", 32, 64, 32, 32, 4, 2),
-    *_gemms("portable", 32, 64, 64, 32, 4, 2),
-    *_elementwise("portable", 32),
-    *_qkv("interpreter", 0, 64, 64, 64, 1, 1),
-    LaunchRow("attention_norm.output", "interpreter", 0, 128, {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64}, 1, 1),
-    *_gemms("interpreter", 0, 64, 128, 64, 1, 1),
-    *_elementwise("interpreter", 256),
+    *_gemms("", "portable", 16, 128, 64, 32, 4, 3),
+    *_common("portable"),
+    *_qkv("qkv", "interpreter", 0, 128, 256, 128, 1, 1),
+    *_qkv("qkv_odd", "interpreter", 0, 128, 256, 128, 1, 1),
+    _full_row("interpreter", 128, 128, 128, 1, 1),
+    *_gemms("", "interpreter", 0, 128, 256, 128, 1, 1),
+    *_gemms("_odd", "interpreter", 0, 128, 256, 128, 1, 1),
+    *_elementwise("interpreter", 1024),
 )

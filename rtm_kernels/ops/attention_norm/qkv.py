@@ -6,81 +6,81 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rtm_kernels.ops.attention_norm.launch import TABLE
-from rtm_kernels.ops.attention_norm.tiles import accumulator, load_halves, load_sum
+from rtm_kernels.ops.attention_norm.launch import TABLE, named
+from rtm_kernels.ops.attention_norm.tiles import accumulator, load_halves, load_sum, store_halves
 from rtm_kernels.ops.launch import launch, select
 
 
 @triton.jit
 def qkv_kernel(
-    qkv_ptr, h_ptr, normed_ptr, rstd_ptr, x_ptr, first_ptr, second_ptr, w_ptr, cos_ptr, sin_ptr, eps,
+    qkv_ptr, h_ptr, rstd_ptr, x_ptr, first_ptr, second_ptr, w_ptr, cos_ptr, sin_ptr, eps,
     M, L, D, HEADS, HEAD_DIM,
-    TERMS: tl.constexpr, ROPE: tl.constexpr, QK_NORM: tl.constexpr, KEEP_NORMED: tl.constexpr, ACC: tl.constexpr,
+    TERMS: tl.constexpr, ROPE: tl.constexpr, QK_NORM: tl.constexpr, KEEP_RSTD: tl.constexpr, ACC: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """`qkv = rope(norm(h w^T))`, h = x + injection, for BLOCK_M rows and BLOCK_H heads; qkv is [M, 3 HEADS, HEAD_DIM].
 
-    Each head is computed as its two halves (a, b), so that RoPE's partner column sits in the same registers.
+    The columns of the two halves of a head are interleaved in the accumulator, so that RoPE's partners share a thread.
     """
     blocks_h = tl.cdiv(3 * HEADS, BLOCK_H)
     pid = tl.program_id(0).to(tl.int64)
-    pid_h = pid % blocks_h
-    offs_m = (pid // blocks_h) * BLOCK_M + tl.arange(0, BLOCK_M)
+    pid_h = (pid % blocks_h).to(tl.int32)
+    start = (pid // blocks_h) * BLOCK_M
+    rows = tl.arange(0, BLOCK_M)
+    mask_m = rows < M - start
     offs_k = tl.arange(0, BLOCK_K)
-    lanes = tl.arange(0, BLOCK_H * BLOCK_E)
     half = (HEAD_DIM + 1) // 2
-    head = pid_h * BLOCK_H + lanes // BLOCK_E
-    offs_e = lanes % BLOCK_E
-    mask_m = offs_m < M
-    lane_a = (head < 3 * HEADS) & (offs_e < half)
-    lane_b = lane_a & (offs_e + half < HEAD_DIM)
-    column = head * HEAD_DIM + offs_e
-    x_offs = offs_m[:, None] * D + offs_k[None, :]
-    w_ptrs = w_ptr + column[None, :] * D + offs_k[:, None]
+    lanes = tl.arange(0, 2 * BLOCK_H * BLOCK_E)  # (head, element of the half, half)
+    lane_e = lanes // 2 % BLOCK_E
+    lane_head = pid_h * BLOCK_H + lanes // (2 * BLOCK_E)
+    in_head = lane_e + lanes % 2 * half
+    mask_w = (lane_head < 3 * HEADS) & (lane_e < half) & (in_head < HEAD_DIM)
+    x_offs = rows[:, None] * D + offs_k[None, :]
+    x_start = start * D
+    w_ptrs = w_ptr + (lane_head * HEAD_DIM + in_head).to(tl.int64)[None, :] * D + offs_k[:, None]
 
-    a = tl.zeros((BLOCK_M, BLOCK_H * BLOCK_E), dtype=ACC)
-    b = tl.zeros((BLOCK_M, BLOCK_H * BLOCK_E), dtype=ACC)
+    acc = tl.zeros((BLOCK_M, 2 * BLOCK_H * BLOCK_E), dtype=ACC)
     for k in range(0, D, BLOCK_K):
         mask_k = k + offs_k < D
         mask_h = mask_m[:, None] & mask_k[None, :]
-        h = load_sum(x_ptr, first_ptr, second_ptr, x_offs + k, mask_h, TERMS, ACC)  # [BM, BK]
-        w_a = tl.load(w_ptrs + k, mask=mask_k[:, None] & lane_a[None, :], other=0.0)  # [BK, BH * BE]
-        w_b = tl.load(w_ptrs + k + half * D, mask=mask_k[:, None] & lane_b[None, :], other=0.0)
-        a = tl.dot(h, w_a, a, out_dtype=ACC, input_precision="ieee")
-        b = tl.dot(h, w_b, b, out_dtype=ACC, input_precision="ieee")
+        h = load_sum(x_ptr + x_start, first_ptr + x_start, second_ptr + x_start, x_offs + k, mask_h, TERMS, ACC)
+        w = tl.load(w_ptrs, mask=mask_k[:, None] & mask_w[None, :], other=0.0)  # [BK, 2 * BH * BE]
+        acc = tl.dot(h, w, acc, out_dtype=ACC, input_precision="ieee")
+        w_ptrs += BLOCK_K
         if TERMS > 0:
-            tl.store(h_ptr + x_offs + k, h, mask=mask_h & (pid_h == 0))
+            tl.store(h_ptr + x_start + x_offs + k, h, mask=mask_h & (pid_h == 0))
+    a, b = tl.split(tl.reshape(acc, (BLOCK_M, BLOCK_H * BLOCK_E, 2)))
 
+    pairs = tl.arange(0, BLOCK_H * BLOCK_E)
+    head, offs_e = pid_h * BLOCK_H + pairs // BLOCK_E, pairs % BLOCK_E
     turned = head < 2 * HEADS  # v is neither normalised nor rotated
-    mask_a, mask_b = mask_m[:, None] & lane_a[None, :], mask_m[:, None] & lane_b[None, :]
+    mask_a = mask_m[:, None] & ((head < 3 * HEADS) & (offs_e < half))[None, :]
+    mask_b = mask_a & (offs_e + half < HEAD_DIM)[None, :]
+    column = head * HEAD_DIM + offs_e
     if QK_NORM:
-        squares = tl.sum(tl.reshape(a * a + b * b, (BLOCK_M, BLOCK_H, BLOCK_E)), axis=2)  # [BM, BH]
         heads = pid_h * BLOCK_H + tl.arange(0, BLOCK_H)
-        rstd = tl.where(heads[None, :] < 2 * HEADS, 1.0 / tl.sqrt(squares / HEAD_DIM + tl.cast(eps, ACC)), 1.0)
+        squares = tl.sum(tl.reshape(a * a + b * b, (BLOCK_M, BLOCK_H, BLOCK_E)), axis=2)  # [BM, BH]
+        rstd = 1.0 / tl.sqrt(squares / HEAD_DIM + tl.cast(eps, ACC))
+        rstd = tl.where((heads < 2 * HEADS)[None, :], rstd, 1.0)
         scale = tl.broadcast_to(rstd[:, :, None], (BLOCK_M, BLOCK_H, BLOCK_E))
         scale = tl.reshape(scale, (BLOCK_M, BLOCK_H * BLOCK_E))
         a, b = a * scale, b * scale
-        if KEEP_NORMED:
-            rstd_offs = offs_m[:, None] * 2 * HEADS + heads[None, :]
-            tl.store(rstd_ptr + rstd_offs, rstd, mask=mask_m[:, None] & (heads < 2 * HEADS)[None, :])
-            offs = offs_m[:, None] * 2 * HEADS * HEAD_DIM + column[None, :]
-            tl.store(normed_ptr + offs, a.to(normed_ptr.dtype.element_ty), mask=mask_a & turned[None, :])
-            tl.store(normed_ptr + offs + half, b.to(normed_ptr.dtype.element_ty), mask=mask_b & turned[None, :])
+        if KEEP_RSTD:
+            kept = mask_m[:, None] & (heads < 2 * HEADS)[None, :]
+            tl.store(rstd_ptr + start * 2 * HEADS + rows[:, None] * 2 * HEADS + heads[None, :], rstd, mask=kept)
     if ROPE:
-        offs = (offs_m % L)[:, None] * HEAD_DIM + offs_e[None, :]
+        offs = ((start + rows) % L).to(tl.int32)[:, None] * HEAD_DIM + offs_e[None, :]
         table_a, table_b = mask_a & turned[None, :], mask_b & turned[None, :]
-        cos_a, cos_b = load_halves(cos_ptr, offs, offs + half, table_a, table_b, 1.0)
-        sin_a, sin_b = load_halves(sin_ptr, offs, offs + half, table_a, table_b, 0.0)
+        cos_a, cos_b = load_halves(cos_ptr + offs, half, table_a, table_b, 1.0, ACC)
+        sin_a, sin_b = load_halves(sin_ptr + offs, half, table_a, table_b, 0.0, ACC)
         a, b = a * cos_a - b * sin_a, b * cos_b + a * sin_b
-    offs = offs_m[:, None] * 3 * HEADS * HEAD_DIM + column[None, :]
-    tl.store(qkv_ptr + offs, a.to(qkv_ptr.dtype.element_ty), mask=mask_a)
-    tl.store(qkv_ptr + offs + half, b.to(qkv_ptr.dtype.element_ty), mask=mask_b)
+    ptrs = qkv_ptr + start * 3 * HEADS * HEAD_DIM + rows[:, None] * 3 * HEADS * HEAD_DIM + column[None, :]
+    store_halves(ptrs, a, b, half, mask_a, mask_b)
 
 
 def project_qkv(
     qkv: Tensor,
     h: Tensor,
-    normed: Tensor | None,
     rstd: Tensor | None,
     x: Tensor,
     terms: tuple[Tensor, ...],
@@ -91,18 +91,17 @@ def project_qkv(
 ) -> None:
     """Write qkv [B, L, 3, heads, head_dim] and, with terms, h [B, L, D]; all tensors contiguous, weight [3D, D].
 
-    `normed` [B, L, 2, heads, head_dim] and `rstd` [B, L, 2, heads] receive what the backward of QK-norm needs.
+    `rstd` [B, L, 2, heads], when given, receives the scales of QK-norm.
     """
     batch, length, _, heads, head_dim = qkv.shape
-    rows = batch * length
-    row = select(TABLE, "attention_norm.qkv", x.dtype, (head_dim + 1) // 2)
+    rows, width = batch * length, heads * head_dim
+    row = select(TABLE, named("attention_norm.qkv", width), x.dtype, (head_dim + 1) // 2)
     first, second = (*terms, x, x)[:2]
     cos, sin = cos_sin if cos_sin is not None else (x, x)
     grid = triton.cdiv(rows, row.blocks["BLOCK_M"]) * triton.cdiv(3 * heads, row.blocks["BLOCK_H"])
     launch(
-        qkv_kernel, row, (grid,), qkv, h, x if normed is None else normed, x if rstd is None else rstd,
-        x, first, second, weight, cos, sin, eps,
-        rows, length, heads * head_dim, heads, head_dim,
-        TERMS=len(terms), ROPE=cos_sin is not None, QK_NORM=qk_norm, KEEP_NORMED=normed is not None,
+        qkv_kernel, row, (grid,), qkv, h, x if rstd is None else rstd, x, first, second, weight, cos, sin, eps,
+        rows, length, width, heads, head_dim,
+        TERMS=len(terms), ROPE=cos_sin is not None, QK_NORM=qk_norm, KEEP_RSTD=rstd is not None,
         ACC=accumulator(x.dtype),
     )  # fmt: skip

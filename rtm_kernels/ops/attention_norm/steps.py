@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +58,7 @@ def forward(
     if x.numel() == 0:
         return y, rstd, h
     qkv = x.new_empty(batch, length, 3, num_heads, width // num_heads)
-    project_qkv(qkv, h, None, None, x, terms, cast(qkv_weight, x), cos_sin, eps, qk_norm)
+    project_qkv(qkv, h, None, x, terms, cast(qkv_weight, x), cos_sin, eps, qk_norm)
     mixed = (flash if use_flash else sdpa)(*heads_of(qkv), causal)
     mixed = mixed.transpose(1, 2).reshape(-1, width)
     project_output(y.view(-1, width), rstd, mixed, (h if terms else x).view(-1, width), cast(o_weight, x), eps)
@@ -74,9 +76,8 @@ def backward(
     head_dim = width // num_heads
     h, weight = h.contiguous(), cast(qkv_weight, h)
     qkv = h.new_empty(batch, length, 3, num_heads, head_dim)
-    normed = torch.empty_like(qkv[:, :, :2], memory_format=torch.contiguous_format) if qk_norm else None
     qk_rstd = rstd.new_empty(batch, length, 2, num_heads) if qk_norm else None
-    project_qkv(qkv, h, normed, qk_rstd, h, (), weight, cos_sin, eps, qk_norm)
+    project_qkv(qkv, h, qk_rstd, h, (), weight, cos_sin, eps, qk_norm)
 
     ds = torch.empty_like(h).view(-1, width)
     norm_backward(ds, dy.contiguous().view(-1, width), y.view(-1, width), rstd)
@@ -87,8 +88,8 @@ def backward(
 
     d_qkv = torch.empty_like(qkv)
     for i in range(2):
-        kept = (None, None) if normed is None or qk_rstd is None else (normed[:, :, i], qk_rstd[:, :, i])
-        turn_backward(d_qkv[:, :, i], d_qkv_heads[i], *kept, cos_sin)
+        scale = None if qk_rstd is None else qk_rstd[:, :, i]
+        turn_backward(d_qkv[:, :, i], d_qkv_heads[i], qkv[:, :, i], scale, cos_sin)
     d_qkv[:, :, 2].copy_(d_qkv_heads[2].transpose(1, 2))
     flat = d_qkv.view(-1, 3 * width)
     dh = torch.empty_like(h)
@@ -96,18 +97,38 @@ def backward(
     return dh, weight_grad(flat, h.view(-1, width), qkv_weight.dtype), d_o_weight
 
 
-def attention_grad(qkv: Tensor, d_mixed: Tensor, causal: bool) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """SDPA's output and its gradients of q, k and v, all [B, heads, L, head_dim], by PyTorch's deterministic kernels."""
+def attention_grad(qkv: Tensor, d_mixed: Tensor, causal: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """SDPA's output and its gradients of q, k and v, all [B, heads, L, head_dim], deterministic."""
+    with _recording(), _deterministic():
+        query, key, value = (t.detach().requires_grad_() for t in heads_of(qkv))
+        mixed = sdpa(query, key, value, causal)
+        return mixed.detach(), torch.autograd.grad(mixed, (query, key, value), d_mixed)
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Record gradients within a registered op, below which PyTorch leaves autograd out."""
+    keys = torch._C.DispatchKey
+    with ExitStack() as stack:
+        for key in (keys.AutogradFunctionality, keys.ADInplaceOrView):
+            stack.enter_context(torch._C._SetExcludeDispatchKeyGuard(key, False))
+        stack.enter_context(torch.enable_grad())
+        yield
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """PyTorch's deterministic kernels, without its filling of new memory where that was not asked for."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filling = torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    filling = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = before[0] and filling
+    memory.fill_uninitialized_memory = before[0] and filling
     try:
-        mixed, vjp = torch.func.vjp(lambda q, k, v: sdpa(q, k, v, causal), *heads_of(qkv))
-        return mixed, vjp(d_mixed)
+        yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = filling
+        memory.fill_uninitialized_memory = filling
 
 
 def cast(weight: Tensor, like: Tensor) -> Tensor:

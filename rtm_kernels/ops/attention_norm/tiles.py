@@ -22,9 +22,16 @@ def load_sum(x_ptr, first_ptr, second_ptr, offsets, mask, TERMS: tl.constexpr, A
 
 
 @triton.jit
-def load_halves(ptr, offs_a, offs_b, mask_a, mask_b, other):
-    """The values at `offs_a` and `offs_b`: the first and the second half of each head."""
-    return tl.load(ptr + offs_a, mask=mask_a, other=other), tl.load(ptr + offs_b, mask=mask_b, other=other)
+def load_halves(ptrs, half, mask_a, mask_b, other, ACC: tl.constexpr):
+    """The values at `ptrs` and `half` elements further: the first and the second half of each head."""
+    return tl.load(ptrs, mask=mask_a, other=other).to(ACC), tl.load(ptrs + half, mask=mask_b, other=other).to(ACC)
+
+
+@triton.jit
+def store_halves(ptrs, a, b, half, mask_a, mask_b):
+    """Store a at `ptrs` and b `half` elements further."""
+    tl.store(ptrs, a.to(ptrs.dtype.element_ty), mask=mask_a)
+    tl.store(ptrs + half, b.to(ptrs.dtype.element_ty), mask=mask_b)
 
 
 def accumulator(dtype: torch.dtype) -> Any:
