@@ -68,8 +68,8 @@ def recursion_kernel(
                              MIX_D, MIX_I, UP_M, UP_I, UP_K, DOWN_M, DOWN_D, DOWN_K)  # fmt: skip
                 i += 1
             norm_phase(latents_ptr, partials_ptr, busy_ptr, written_ptr, n_written, B, eps, L, D, N_PARTS, NORM_R)
+            grid_barrier(barrier_ptr)
             if POLICY != "none":
-                grid_barrier(barrier_ptr)
                 y_ptr = latents_ptr + output_slot.to(tl.int64) * B * L * D
                 halting_phase(logits_ptr, steps_ptr, active_ptr, accumulated_ptr, weight_ptr, remainder_ptr, busy_ptr,
                               previous_ptr, y_ptr, head_ptr, min_steps_ptr, max_steps, tolerance, B, L, D, POLICY,

@@ -28,4 +28,3 @@ def norm_phase(latents_ptr, partials_ptr, busy_ptr, slots_ptr, n_slots, B, eps,
                         D, N_PARTS)  # fmt: skip
         tl.store(x_ptr + rows[:, None] * D + offs_d[None, :], y, mask)
         tile += tl.num_programs(0)
-

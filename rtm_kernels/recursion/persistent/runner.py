@@ -78,9 +78,9 @@ class PersistentRecursion:
         self.row = select(TABLE, KERNEL, dtype, layout.length) if row is None else row
         self.grid = multiprocessors(device) if grid is None else grid
         tape = encode(program)
-        plan = instructions(tape, weights.stack_layers)
+        self.plan = instructions(tape, weights.stack_layers)
         self.slot = {name: i for i, name in enumerate(tape.slots)}
-        self.tape, self.written, self.output = plan.rows.to(device), plan.written.to(device), tape.output
+        self.tape, self.written, self.output = self.plan.rows.to(device), self.plan.written.to(device), tape.output
         self.latents = torch.empty(len(tape.slots), batch, layout.length, layout.width, dtype=dtype, device=device)
         self.busy = torch.ones(batch, dtype=torch.int32, device=device)
         self.barrier = torch.zeros(1, dtype=torch.int64, device=device)

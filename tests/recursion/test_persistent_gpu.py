@@ -1,0 +1,140 @@
+"""The persistent kernel on a GPU at the official sizes: what the interpreter cannot show."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rtm_kernels import program as programs
+from rtm_kernels.block import FusedTRMBlock, Stack
+from rtm_kernels.program import Program
+from rtm_kernels.recursion import reference
+from rtm_kernels.recursion.persistent.executor import run, run_act_step
+from rtm_kernels.recursion.persistent.head import HaltingHead
+from rtm_kernels.recursion.persistent.pack import PackedWeights
+from rtm_kernels.recursion.persistent.runner import PersistentRecursion, multiprocessors
+from tests.recursion.support import ODD, bits
+
+pytestmark = pytest.mark.gpu
+
+LENGTH, WIDTH = 97, 512
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+PROGRAMS = [
+    (programs.trm(1, 2), "sequence"),
+    (programs.trm_hier6(1, 2), "sequence"),
+    (programs.hrm(1, 1), "sequence"),
+    (programs.rsm(1, 1), "hidden"),
+    (programs.rins(2), "sequence"),
+    (ODD, "hidden"),
+]
+
+
+def make_stacks(program: Program, norm_axis: str) -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    return {
+        name: Stack([FusedTRMBlock(WIDTH, LENGTH, norm_axis=norm_axis, impl="reference") for _ in range(2)])
+        .requires_grad_(False)
+        .cuda()
+        for name in program.stacks
+    }
+
+
+def make_state(program: Program, batch: int, dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(1)
+
+    def draw() -> Tensor:
+        return torch.randn(batch, LENGTH, WIDTH, generator=generator).to("cuda", dtype)
+
+    return {name: draw() for name in program.carried}, draw()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("program", "norm_axis"), PROGRAMS, ids=lambda p: getattr(p, "name", str(p)))
+def test_every_step_is_within_the_budget(program: Program, norm_axis: str, dtype: torch.dtype) -> None:
+    stacks = make_stacks(program, norm_axis)
+    double = {name: copy.deepcopy(stack).double() for name, stack in stacks.items()}
+    weights = PackedWeights(stacks, dtype)
+    values, x = make_state(program, 2, dtype)
+    for n in range(len(program)):
+        step = program[n : n + 1]
+        truth = reference.run(step, {k: v.double() for k, v in values.items()}, x.double(), double)
+        base, got = reference.run(step, values, x, stacks), run(step, values, x, weights)
+        name = step.steps[0].dst
+        for size in (lambda t: t.abs().max(), torch.linalg.vector_norm):
+            error, floor = size(got[name] - truth[name]), 4 * torch.finfo(dtype).eps * size(truth[name])
+            assert error <= 2 * size(base[name] - truth[name]) + floor, f"step {n}"
+        values = base
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_launch_has_the_bits_of_one_launch_per_step(dtype: torch.dtype) -> None:
+    program = programs.trm(2, 3)
+    weights = PackedWeights(make_stacks(program, "sequence"), dtype)
+    values, x = make_state(program, 3, dtype)
+    together = run(program, values, x, weights)
+    for n in range(len(program)):
+        values = run(program[n : n + 1], values, x, weights)
+    assert bits(together) == bits(values)
+
+
+@pytest.mark.parametrize("norm_axis", ["sequence", "hidden"])
+def test_bits_do_not_depend_on_the_grid_and_250_runs_agree(norm_axis: str) -> None:
+    program = programs.trm(3, 6)
+    weights = PackedWeights(make_stacks(program, norm_axis), torch.bfloat16)
+    latents, x = make_state(program, 4, torch.bfloat16)
+    expected = None
+    everywhere = multiprocessors(x.device)
+    for grid in (1, 7, everywhere - 1, *[everywhere] * 250):
+        recursion = PersistentRecursion(program, weights, 4, grid=grid)
+        for buffer in recursion.scratch:
+            buffer.fill_(torch.nan)
+        recursion.load(latents, x)
+        recursion.step()
+        got = bits(recursion.values(latents))
+        expected = expected or got
+        assert got == expected, f"grid {grid}"
+
+
+def test_a_sample_does_not_depend_on_its_batch() -> None:
+    program = programs.trm(1, 2)
+    weights = PackedWeights(make_stacks(program, "hidden"), torch.bfloat16)
+    latents, x = make_state(program, 16, torch.bfloat16)
+    together = run(program, latents, x, weights)
+    for sample in (0, 5, 15):
+        alone = run(program, {n: t[[sample]] for n, t in latents.items()}, x[[sample]], weights)
+        assert bits(alone) == bits({name: t[[sample]] for name, t in together.items()})
+
+
+def test_replays_of_a_captured_launch_equal_launches() -> None:
+    program = programs.trm(1, 2)
+    weights = PackedWeights(make_stacks(program, "sequence"), torch.bfloat16)
+    recursion = PersistentRecursion(program, weights, 2)
+    recursion.load(*make_state(program, 2, torch.bfloat16))
+    recursion.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recursion.step()
+    for _ in range(100):
+        latents = {name: torch.randn_like(recursion.latents[0]) for name in program.carried}
+        x = torch.randn_like(recursion.latents[0])
+        recursion.load(latents, x)
+        graph.replay()
+        assert bits(recursion.values(latents)) == bits(run(program, latents, x, weights))
+
+
+@pytest.mark.parametrize(("policy", "pool"), [("q", "first"), ("settle", "first"), ("cumulative_token", "token")])
+def test_one_launch_until_all_have_halted_equals_one_launch_per_step(policy: str, pool: str) -> None:
+    program = programs.trm(1, 2)
+    weights = PackedWeights(make_stacks(program, "sequence"), torch.bfloat16)
+    latents, x = make_state(program, 8, torch.bfloat16)
+    weight = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(2)).cuda() * WIDTH**-0.5
+    head = HaltingHead(policy, 5, weight, torch.zeros(2).cuda(), pool, tolerance=0.5)
+    values, state = dict(latents), None
+    while state is None or state.active.any():
+        values, state, _ = run_act_step(program, values, x, weights, head, state)
+    together, final, _ = run_act_step(program, latents, x, weights, head, act_steps=5)
+    assert bits(together) == bits(values)
+    assert torch.equal(final.steps, state.steps) and torch.equal(final.accumulated, state.accumulated)
