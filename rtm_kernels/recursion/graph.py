@@ -1,0 +1,207 @@
+"""CUDA graphs of a step over named batch tensors: one per batch bucket, static buffers, one shared memory pool."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rtm_kernels.errors import BackendUnavailable, require
+
+BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 768)
+"""Batch sizes that graphs are captured for; a batch runs in the next larger one."""
+
+WARM_UPS = 3
+"""Runs before a capture: kernels compile, libraries choose and allocate their workspaces there."""
+
+logger = logging.getLogger(__name__)
+
+Tensors = dict[str, Tensor]
+Step = Callable[[Tensors], Tensors]
+"""A step on named tensors [B, ...] to named tensors [B, ...]; it may also update tensors it closes over."""
+
+
+def why_not() -> str | None:
+    """What keeps CUDA graphs from running here, or None when they can."""
+    return None if torch.cuda.is_available() else "no CUDA device is available"
+
+
+def bucket_of(batch: int, buckets: Sequence[int] = BUCKETS) -> int:
+    """The smallest of the ascending `buckets` that holds `batch` samples.
+
+    Errors: `InputError` when none does.
+    """
+    require(1 <= batch <= buckets[-1], "batch", batch, f"1 to {buckets[-1]}, the largest bucket")
+    return buckets[bisect_left(buckets, batch)]
+
+
+class Capture(Protocol):
+    """Records what a function launches, so that it can be launched again at once."""
+
+    def capture(self, fn: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
+        """Run `fn` to warm up, then record it: the replay, and the tensors that every replay writes its results to."""
+        ...
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Order what runs inside after what ran inside before, whichever stream each is on."""
+        ...
+
+    def pool_bytes(self) -> int:
+        """Device memory reserved for this process."""
+        ...
+
+
+class CudaGraphs:
+    """`Capture` by CUDA graphs that share one memory pool.
+
+    Errors: `BackendUnavailable` without a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        reason = why_not()
+        if reason is not None:
+            raise BackendUnavailable(f"CUDA graphs cannot run: {reason}")
+        self.device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: list[torch.cuda.CUDAGraph] = []
+        self._stream = torch.cuda.Stream(device)
+        self._last_use: torch.cuda.Event | None = None
+
+    def capture(self, fn: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
+        """See `Capture`. Other threads may use the GPU meanwhile."""
+        current = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            for _ in range(WARM_UPS):
+                fn()
+        current.wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            outputs = fn()
+        self._graphs.append(graph)
+        return graph.replay, outputs
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """See `Capture`."""
+        stream = torch.cuda.current_stream(self.device)
+        if self._last_use is not None:
+            stream.wait_event(self._last_use)
+        try:
+            with torch.cuda.device(self.device):
+                yield
+        finally:
+            self._last_use = stream.record_event()
+
+    def pool_bytes(self) -> int:
+        """See `Capture`."""
+        return torch.cuda.memory_reserved(self.device)
+
+
+class GraphRunner:
+    """A step replayed from CUDA graphs, with the bits of the step run eagerly on the padded batch.
+
+    A batch is copied into static buffers, padded with zeros to its bucket, and the results are copied out. The first
+    call captures the largest bucket, so that its memory serves all smaller ones, and then each bucket when it is
+    first met; every capture writes one log line. Tensors that the step closes over (weights) are read where they lie:
+    update them in place. One call runs at a time; calls from several threads and streams are ordered.
+
+    Args:
+        step: what is captured. It must not synchronise with the host, and must not depend on rows being padding.
+        max_batch: the largest batch that will come. buckets: ascending batch sizes.
+        mutates: tensors that the step updates besides its results (parameters, optimiser state); the runs before a
+            capture leave no trace in them.
+        exact: refuse batches that would be padded, for steps that reduce over the batch, such as training; their
+            results may have any shape.
+        capture: the recorder; by default CUDA graphs on the device of the first batch.
+
+    Errors: `InputError` for a batch beyond `max_batch` or of other names, shapes or dtypes than the first.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        *,
+        max_batch: int,
+        buckets: Sequence[int] = BUCKETS,
+        mutates: Iterable[Tensor] = (),
+        exact: bool = False,
+        capture: Capture | None = None,
+    ) -> None:
+        require(list(buckets) == sorted(set(buckets)) and buckets[0] >= 1, "buckets", buckets, "ascending from 1 on")
+        self._step, self._mutates, self._exact, self._capture = step, tuple(mutates), exact, capture
+        self.buckets = tuple(b for b in buckets if b <= bucket_of(max_batch, buckets))
+        self._buffers: Tensors = {}
+        self._captured: dict[int, tuple[Callable[[], None], Tensors]] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensors:
+        """The results of the step on `inputs`, named tensors [B, ...]; copies that later calls leave alone."""
+        batch = self._batch_of(inputs)
+        if batch == 0:
+            return self._step(dict(inputs))
+        bucket = bucket_of(batch, self.buckets)
+        require(not self._exact or bucket == batch, "batch", batch, f"one of {self.buckets}")
+        with self._lock:
+            capture = self._prepare(inputs)
+            with capture.exclusive():
+                for size in (self.buckets[-1], bucket):
+                    if size not in self._captured:
+                        self._captured[size] = self._record(capture, size)
+                for name, buffer in self._buffers.items():
+                    buffer[:batch].copy_(inputs[name])
+                    buffer[batch:bucket].zero_()
+                replay, outputs = self._captured[bucket]
+                replay()
+                return {name: (t if self._exact else t[:batch]).clone() for name, t in outputs.items()}
+
+    @property
+    def captured(self) -> tuple[int, ...]:
+        """Buckets captured so far, in order of capture."""
+        return tuple(self._captured)
+
+    def _batch_of(self, inputs: Mapping[str, Tensor]) -> int:
+        require(len(inputs) > 0, "inputs", dict(inputs), "at least one tensor that starts with the batch")
+        sizes = {name: tensor.shape[0] for name, tensor in inputs.items()}
+        require(len(set(sizes.values())) == 1, "batch", sizes, "the same first dimension for every input")
+        if self._buffers:
+            require(set(inputs) == set(self._buffers), "inputs", sorted(inputs), f"the names {sorted(self._buffers)}")
+        for name, buffer in self._buffers.items():
+            given, wanted = _signature(inputs[name]), _signature(buffer)
+            require(given == wanted, name, given, f"{wanted}, as in the first call")
+        return next(iter(sizes.values()))
+
+    def _prepare(self, inputs: Mapping[str, Tensor]) -> Capture:
+        if self._capture is None:
+            self._capture = CudaGraphs(next(iter(inputs.values())).device)
+        if not self._buffers:
+            largest = self.buckets[-1]
+            self._buffers = {name: t.new_zeros(largest, *t.shape[1:]) for name, t in inputs.items()}
+        return self._capture
+
+    def _record(self, capture: Capture, bucket: int) -> tuple[Callable[[], None], Tensors]:
+        start = time.perf_counter()
+        views = {name: buffer[:bucket] for name, buffer in self._buffers.items()}
+        before = [tensor.detach().clone() for tensor in self._mutates]
+        recorded = capture.capture(lambda: self._step(dict(views)))
+        with torch.no_grad():
+            for tensor, value in zip(self._mutates, before, strict=True):
+                tensor.copy_(value)
+        for name, output in recorded[1].items() if not self._exact else ():
+            first = output.shape[0] if output.dim() else None
+            require(first == bucket, name, tuple(output.shape), f"a result of the step starts with the batch, {bucket}")
+        seconds, memory = time.perf_counter() - start, capture.pool_bytes() / 2**20
+        logger.info("captured batch %d in %.2f s; %.0f MiB reserved on the device", bucket, seconds, memory)
+        return recorded
+
+
+def _signature(tensor: Tensor) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
+    return tuple(tensor.shape[1:]), tensor.dtype, tensor.device

@@ -1,0 +1,221 @@
+"""The graph runner: buckets, padding, capture order and static buffers, with a recorder that needs no GPU."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rtm_kernels import program as programs
+from rtm_kernels.errors import BackendUnavailable, InputError
+from rtm_kernels.recursion import reference
+from rtm_kernels.recursion.graph import BUCKETS, WARM_UPS, CudaGraphs, GraphRunner, Tensors, bucket_of, why_not
+from tests.recursion.support import bits, random_state, small_stacks
+
+
+class Recorder:
+    """A `Capture` that behaves as a CUDA graph does: a replay runs the recorded function over the same memory."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.inside = False
+
+    def capture(self, fn: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
+        assert self.inside
+        for _ in range(WARM_UPS):
+            fn()
+        outputs = {name: torch.full_like(t, torch.nan) for name, t in fn().items()}
+
+        def replay() -> None:
+            assert self.inside
+            self.runs += 1
+            for name, value in fn().items():
+                outputs[name].copy_(value)
+
+        return replay, outputs
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        self.inside = True
+        yield
+        self.inside = False
+
+    def pool_bytes(self) -> int:
+        return 3 << 20
+
+
+def double(inputs: Tensors) -> Tensors:
+    return {"y": inputs["x"] * 2}
+
+
+def batch_of(n: int, *shape: int) -> Tensor:
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(n))
+
+
+@pytest.mark.parametrize(("batch", "bucket"), [(1, 1), (2, 2), (3, 4), (5, 8), (64, 64), (65, 128), (513, 768)])
+def test_a_batch_goes_to_the_next_larger_bucket(batch: int, bucket: int) -> None:
+    assert bucket_of(batch) == bucket
+
+
+@pytest.mark.parametrize("batch", [0, -1, 769])
+def test_a_batch_without_a_bucket_is_refused(batch: int) -> None:
+    with pytest.raises(InputError, match=rf"batch={batch} is not allowed: 1 to 768"):
+        bucket_of(batch)
+
+
+def test_results_are_those_of_the_step_whatever_the_padding_held_before() -> None:
+    seen: list[Tensor] = []
+
+    def step(inputs: Tensors) -> Tensors:
+        seen.append(inputs["x"].clone())
+        return double(inputs)
+
+    run = GraphRunner(step, max_batch=8, capture=Recorder())
+    for n in (7, 3, 8, 5, 1):
+        x = batch_of(n, 4)
+        assert torch.equal(run({"x": x})["y"], x * 2)
+        assert len(seen[-1]) == bucket_of(n) and not seen[-1][n:].any()
+
+
+def test_the_largest_bucket_is_captured_first_and_the_others_when_met(caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder()
+    run = GraphRunner(double, max_batch=20, capture=recorder)
+    assert run.buckets == (1, 2, 4, 8, 16, 32)
+    with caplog.at_level(logging.INFO, logger="rtm_kernels.recursion.graph"):
+        for n in (3, 4, 1, 3):
+            run({"x": batch_of(n)})
+    assert run.captured == (32, 4, 1)
+    assert recorder.runs == 4
+    assert [r.getMessage().split(" in ")[0] for r in caplog.records] == [f"captured batch {n}" for n in (32, 4, 1)]
+    assert all(r.getMessage().endswith("3 MiB reserved on the device") for r in caplog.records)
+
+
+def test_earlier_results_are_not_overwritten() -> None:
+    run = GraphRunner(double, max_batch=4, capture=Recorder())
+    first = run({"x": torch.ones(3, 2)})["y"]
+    run({"x": torch.zeros(3, 2)})
+    assert torch.equal(first, torch.full((3, 2), 2.0))
+
+
+def test_weights_updated_in_place_are_seen() -> None:
+    layer = nn.Linear(4, 4).requires_grad_(False)
+    run = GraphRunner(lambda t: {"y": layer(t["x"])}, max_batch=2, capture=Recorder())
+    x = batch_of(2, 4)
+    run({"x": x})
+    layer.weight.mul_(-3)
+    assert torch.equal(run({"x": x})["y"], layer(x))
+
+
+def test_a_training_step_leaves_no_trace_of_its_warm_up() -> None:
+    torch.manual_seed(0)
+    trained, eager = nn.Linear(3, 1), nn.Linear(3, 1)
+    eager.load_state_dict(trained.state_dict())
+
+    def sgd(layer: nn.Linear) -> Callable[[Tensors], Tensors]:
+        def step(batch: Tensors) -> Tensors:
+            loss = (layer(batch["x"]) - batch["y"]).square().mean()
+            gradients = torch.autograd.grad(loss, list(layer.parameters()))
+            with torch.no_grad():
+                for parameter, gradient in zip(layer.parameters(), gradients, strict=True):
+                    parameter -= 0.1 * gradient
+            return {"loss": loss.detach()}
+
+        return step
+
+    run = GraphRunner(
+        sgd(trained), max_batch=6, buckets=(6,), exact=True, mutates=trained.parameters(), capture=Recorder()
+    )
+    for seed in range(3):
+        batch = {"x": batch_of(6, 3) + seed, "y": batch_of(6, 1) - seed}
+        assert torch.equal(run(batch)["loss"], sgd(eager)(batch)["loss"])
+    assert bits(dict(trained.named_parameters())) == bits(dict(eager.named_parameters()))
+    with pytest.raises(InputError, match=r"batch=5 is not allowed: one of \(6,\)"):
+        run({"x": batch_of(5, 3), "y": batch_of(5, 1)})
+
+
+def test_a_whole_program_has_the_bits_of_the_reference_on_the_padded_batch() -> None:
+    program = programs.trm(2, 2)
+    stacks = small_stacks(program.stacks, 9, 24)
+    latents, x = random_state(program, 3, 9, 24)
+
+    def step(inputs: Tensors) -> Tensors:
+        return reference.run(program, {n: t for n, t in inputs.items() if n != "x"}, inputs["x"], stacks)
+
+    got = GraphRunner(step, max_batch=3, capture=Recorder())({**latents, "x": x})
+    padded = {n: torch.cat((t, torch.zeros(1, 9, 24))) for n, t in {**latents, "x": x}.items()}
+    assert bits(got) == bits({n: t[:3] for n, t in step(padded).items()})
+
+
+def test_an_empty_batch_runs_without_a_capture() -> None:
+    run = GraphRunner(double, max_batch=4, capture=Recorder())
+    assert run({"x": torch.zeros(0, 5)})["y"].shape == (0, 5)
+    assert run.captured == ()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"x": torch.zeros(5, 2)}, "batch=5 is not allowed: 1 to 4"),
+        ({"x": torch.zeros(2, 3)}, r"x=\(\(3,\), torch\.float32, .*as in the first call"),
+        ({"x": torch.zeros(2, 2, dtype=torch.float64)}, r"x=\(\(2,\), torch\.float64"),
+        ({"x": torch.zeros(2, 2), "y": torch.zeros(2)}, r"inputs=\['x', 'y'\]"),
+        ({"z": torch.zeros(2, 2)}, r"inputs=\['z'\]"),
+        ({}, r"inputs=\{\} is not allowed: at least one"),
+    ],
+)
+def test_inputs_unlike_the_first_are_refused(inputs: Tensors, message: str) -> None:
+    run = GraphRunner(double, max_batch=4, capture=Recorder())
+    run({"x": torch.zeros(1, 2)})
+    with pytest.raises(InputError, match=message):
+        run(inputs)
+
+
+def test_inputs_of_different_batches_are_refused() -> None:
+    run = GraphRunner(double, max_batch=4, capture=Recorder())
+    with pytest.raises(InputError, match="the same first dimension"):
+        run({"x": torch.zeros(2), "y": torch.zeros(3)})
+
+
+def test_a_result_without_a_batch_is_refused_where_batches_are_padded() -> None:
+    run = GraphRunner(lambda t: {"total": t["x"].sum()}, max_batch=4, capture=Recorder())
+    with pytest.raises(InputError, match="a result of the step starts with the batch, 4"):
+        run({"x": torch.zeros(3)})
+
+
+def test_buckets_must_ascend() -> None:
+    with pytest.raises(InputError, match="buckets"):
+        GraphRunner(double, max_batch=2, buckets=(4, 2))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
+def test_without_a_gpu_the_reason_is_given() -> None:
+    assert why_not() == "no CUDA device is available"
+    with pytest.raises(BackendUnavailable, match="no CUDA device is available"):
+        CudaGraphs(torch.device("cuda"))
+    with pytest.raises(BackendUnavailable, match="no CUDA device is available"):
+        GraphRunner(double, max_batch=2)({"x": torch.zeros(1)})
+
+
+@pytest.mark.gpu
+def test_replays_on_a_gpu_have_the_bits_of_eager_launches() -> None:
+    program = programs.trm(2, 2)
+    stacks = {name: stack.cuda() for name, stack in small_stacks(program.stacks, 97, 128, (256, 512)).items()}
+
+    def step(inputs: Tensors) -> Tensors:
+        with torch.no_grad():
+            return reference.run(program, {n: t for n, t in inputs.items() if n != "x"}, inputs["x"], stacks)
+
+    run = GraphRunner(step, max_batch=16)
+    side = torch.cuda.Stream()
+    for round_ in range(1000):
+        n = BUCKETS[round_ % 5]
+        inputs = {name: torch.randn(n, 97, 128, device="cuda") for name in ("z_L", "z_H", "x")}
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side if round_ % 3 == 0 else torch.cuda.current_stream()):
+            got = run(inputs)
+        torch.cuda.synchronize()
+        assert bits(got) == bits(step(inputs))
