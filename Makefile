@@ -35,7 +35,7 @@ solve: .venv/.installed  ## set everything up and solve the bundled example puzz
 	@$(BIN)/rtm solve
 
 test: .venv/.installed  ## set everything up and run every test, both gates included
-	@$(PYTEST)
+	@$(PYTEST) -n auto --maxprocesses 8 --dist worksteal
 
 check: .venv/.environment  ## lint, format check, types
 	@$(BIN)/ruff check

@@ -41,7 +41,7 @@ except BackendUnavailable as error:
 def python(code: str) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh interpreter, in which Triton would not interpret."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
 
 
 def output(code: str) -> str:
