@@ -13,6 +13,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "rtm_kernels").rglob("*.py"))
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 Rule = Callable[[ast.AST], bool]
 
 
@@ -97,7 +103,7 @@ def violations(tree: ast.AST, rule: Rule) -> list[int]:
 def test_never_written(rule: Rule) -> None:
     bad, good = RULES[rule]
     assert violations(ast.parse(bad), rule) and not violations(ast.parse(good), rule)
-    found = [f"{p.relative_to(ROOT)}:{n}" for p in SOURCES for n in violations(ast.parse(p.read_text()), rule)]
+    found = [f"{p.relative_to(ROOT)}:{n}" for p in SOURCES for n in violations(tree(p), rule)]
     assert not found
 
 
@@ -182,8 +188,7 @@ def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
 @cache
 def widening() -> frozenset[str]:
     """Device functions of the package that cast what they are given to int64."""
-    trees = (ast.parse(p.read_text()) for p in SOURCES)
-    return frozenset(f.name for tree in trees for f in functions(tree) if any(map(is_cast, ast.walk(f))))
+    return frozenset(f.name for p in SOURCES for f in functions(tree(p)) if any(map(is_cast, ast.walk(f))))
 
 
 def narrow_addresses(text: str, wide: frozenset[str]) -> list[int]:
