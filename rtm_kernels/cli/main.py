@@ -8,6 +8,7 @@ from rtm_kernels.cli.evaluate import evaluate
 from rtm_kernels.cli.group import Group
 from rtm_kernels.cli.info import info
 from rtm_kernels.cli.solve import solve
+from rtm_kernels.cli.train import train
 
 app = typer.Typer(
     cls=Group,
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(solve)
 app.command(name="eval")(evaluate)
+app.command()(train)
 app.command()(info)
 
 if __name__ == "__main__":

@@ -1,84 +1,196 @@
-"""Resumable state of a training run: one safetensors file and one json file, written aside and renamed."""
+"""Resumable states of a training run: complete or absent, checked when read, bit-exact when resumed."""
 
 from __future__ import annotations
 
-import json
-import os
+import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rtm_kernels.data.files import flush, read_json, sha256, write_json
 from rtm_kernels.errors import InputError
 from rtm_kernels.model import Carry
 from rtm_kernels.train.loop import Trainer
 
+TENSORS, SCALARS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
+ASIDE = ".partial-"
+NAME = re.compile(r"step-(\d+)")
 
-def _tensors(trainer: Trainer) -> dict[str, Tensor]:
+
+def save_checkpoint(trainer: Trainer, root: Path, keep: int = 2) -> Path:
+    """Write the whole state of `trainer` to `root/step-N`; keep the last `keep` and the best one, remove the others.
+
+    Files are written to a folder aside, synced and renamed, so a state is complete or absent whenever the process or
+    the machine stops; older states go only after that. With several ranks each has to call this; rank 0 writes.
+
+    Errors: `OSError` when the disk is full; the states that were there stay.
+    """
+    local = _gather_local(trainer)
+    folder = root / f"step-{trainer.step_count}"
+    if trainer.rank == 0 and not _complete(folder):
+        root.mkdir(parents=True, exist_ok=True)
+        clean(root)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=root))
+        try:
+            save_file(_shared_tensors(trainer) | local, aside / TENSORS)
+            write_json(aside / SCALARS, _scalars(trainer))
+            digests = {name: sha256(aside / name) for name in (TENSORS, SCALARS)}
+            write_json(aside / MANIFEST, {"sha256": digests, "score": trainer.score})
+            for name in (TENSORS, SCALARS, MANIFEST):
+                flush(aside / name)
+            flush(aside)
+            aside.rename(folder)
+            flush(root)
+        except SafetensorError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise OSError(f"{folder}: the state cannot be written: {error}") from error
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        _prune(root, keep)
+    if trainer.world_size > 1:
+        dist.barrier()
+    trainer.last_good = str(folder)
+    return folder
+
+
+def load_checkpoint(trainer: Trainer, root: Path) -> Path:
+    """Continue `trainer` from the newest state in `root` whose files are whole, bit for bit; returns its folder.
+
+    Errors: `InputError` when `root` holds no whole state, or one of another recipe.
+    """
+    folder = newest(root)
+    scalars = read_json(folder / SCALARS)
+    for name in ("world_size", "accumulate"):
+        own = trainer.world_size if name == "world_size" else trainer.recipe.accumulate
+        if scalars.get(name) != own:
+            raise InputError(f"{folder}: it was saved with {name}={scalars.get(name)}; this run has {own}")
+    tensors = load_file(folder / TENSORS)
+    try:
+        trainer.model.load_state_dict(_part(tensors, "model."))
+        trainer.average.load_state_dict(_part(tensors, "average."))
+    except RuntimeError as error:
+        raise InputError(f"{folder}: the state does not fit the recipe: {str(error).splitlines()[-1]}") from None
+    _load_optimizers(trainer, tensors)
+    own_part = _part(tensors, f"rank{trainer.rank}.")
+    trainer.carries = [_carry(_part(own_part, f"carry{i}."), trainer.device) for i in range(len(trainer.carries))]
+    trainer.step_count, trainer.score = int(scalars["step"]), float(scalars["score"])
+    trainer.skipped, trainer.in_a_row = int(scalars["skipped"]), int(scalars["in_a_row"])
+    trainer.stream.load_state(scalars["stream"])
+    trainer.last_good = str(folder)
+    torch.set_rng_state(own_part["rng"])
+    if "rng_cuda" in own_part:
+        torch.cuda.set_rng_state(own_part["rng_cuda"], trainer.device)
+    return folder
+
+
+def newest(root: Path) -> Path:
+    """The state of the highest step in `root` whose files equal its manifest. Errors: `InputError` for none."""
+    states = _states(root)
+    for folder in reversed(states):
+        if _complete(folder):
+            return folder
+    found = f"{len(states)} damaged ones" if states else "none"
+    raise InputError(f"checkpoint={str(root)!r} is not allowed: a folder with a whole step-N state; it holds {found}")
+
+
+def clean(root: Path) -> None:
+    """Remove what a run that was killed while it saved has left behind."""
+    for orphan in root.glob(f"{ASIDE}*"):
+        shutil.rmtree(orphan, ignore_errors=True)
+
+
+def _states(root: Path) -> list[Path]:
+    """Folders of states in `root`, by step."""
+    found = [(int(m[1]), path) for path in root.glob("step-*") if (m := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def _complete(folder: Path) -> bool:
+    try:
+        digests = read_json(folder / MANIFEST)["sha256"]
+        return all(sha256(folder / name) == digests[name] for name in (TENSORS, SCALARS))
+    except (InputError, OSError, KeyError, TypeError):
+        return False
+
+
+def _prune(root: Path, keep: int) -> None:
+    """Remove all states but the last `keep` and the best one."""
+    states = _states(root)
+    scores = [(float(read_json(path / MANIFEST).get("score", -1)), path) for path in states if _complete(path)]
+    best = max(scores)[1] if scores else None
+    for path in states[:-keep]:
+        if path != best:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _scalars(trainer: Trainer) -> dict[str, Any]:
+    return {
+        "step": trainer.step_count,
+        "stream": trainer.stream.state(),
+        "skipped": trainer.skipped,
+        "in_a_row": trainer.in_a_row,
+        "score": trainer.score,
+        "world_size": trainer.world_size,
+        "accumulate": trainer.recipe.accumulate,
+    }
+
+
+def _shared_tensors(trainer: Trainer) -> dict[str, Tensor]:
+    """What is the same on every rank: weights, moving average, optimisers."""
     state = {f"model.{k}": v for k, v in trainer.model.state_dict().items()}
-    state |= {f"ema.{k}": v for k, v in trainer.ema.state_dict().items()}
-    state["rng"] = torch.get_rng_state()
+    state |= {f"average.{k}": v for k, v in trainer.average.state_dict().items()}
     for i, optimizer in enumerate(trainer.optimizers):
         for index, slots in optimizer.state_dict()["state"].items():
             state |= {f"optimizer{i}.{index}.{k}": torch.as_tensor(v) for k, v in slots.items()}
-    if trainer.carry is not None:
-        carry = trainer.carry
-        state |= {f"carry.latent.{k}": v for k, v in carry.latents.items()}
-        state |= {f"carry.data.{k}": v for k, v in carry.current_data.items()}
-        state |= {"carry.steps": carry.steps, "carry.halted": carry.halted}
+    return _stored(state)
+
+
+def _gather_local(trainer: Trainer) -> dict[str, Tensor]:
+    """What each rank has of its own, carries and random numbers, of all ranks on rank 0."""
+    state = {"rng": torch.get_rng_state()}
+    if trainer.device.type == "cuda":
+        state["rng_cuda"] = torch.cuda.get_rng_state(trainer.device)
+    for i, carry in enumerate(trainer.carries):
+        if carry is not None:
+            state |= {f"carry{i}.latent.{k}": v for k, v in carry.latents.items()}
+            state |= {f"carry{i}.data.{k}": v for k, v in carry.current_data.items()}
+            state |= {f"carry{i}.steps": carry.steps, f"carry{i}.halted": carry.halted}
+    own = _stored(state)
+    ranks: list[Any] = [own]
+    if trainer.world_size > 1:
+        ranks = [None] * trainer.world_size
+        dist.all_gather_object(ranks, own)
+    return {f"rank{r}.{k}": v for r, part in enumerate(ranks) for k, v in part.items()}
+
+
+def _stored(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.detach().cpu().clone().contiguous() for k, v in state.items()}
 
 
-def save_checkpoint(trainer: Trainer, folder: Path) -> None:
-    """Write the whole state of `trainer` to `folder`, replacing an older one only when complete."""
-    aside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file(_tensors(trainer), aside / "state.safetensors")
-    scalars = {"step": trainer.step_count, "stream": trainer.stream.state()}
-    (aside / "state.json").write_text(json.dumps(scalars), encoding="utf-8")
-    for path in aside.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    aside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def load_checkpoint(trainer: Trainer, folder: Path) -> None:
-    """Continue `trainer` from a state that `save_checkpoint` wrote, bit for bit.
-
-    Errors: `InputError` when `folder` holds no complete state.
-    """
-    if not (folder / "state.json").is_file():
-        raise InputError(f"checkpoint={str(folder)!r} is not allowed: a folder with state.json and state.safetensors")
-    scalars = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    tensors = load_file(folder / "state.safetensors")
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    trainer.model.load_state_dict(part("model."))
-    trainer.ema.load_state_dict(part("ema."))
+def _load_optimizers(trainer: Trainer, tensors: dict[str, Tensor]) -> None:
     for i, optimizer in enumerate(trainer.optimizers):
         slots: dict[int, dict[str, Any]] = {}
-        for key, value in part(f"optimizer{i}.").items():
+        for key, value in _part(tensors, f"optimizer{i}.").items():
             index, name = key.split(".", 1)
             slots.setdefault(int(index), {})[name] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
-    if "carry.steps" in tensors:
-        trainer.carry = Carry(
-            {k: v.to(trainer.device) for k, v in part("carry.latent.").items()},
-            tensors["carry.steps"].to(trainer.device),
-            tensors["carry.halted"].to(trainer.device),
-            {k: v.to(trainer.device) for k, v in part("carry.data.").items()},
-        )
-    trainer.step_count = int(scalars["step"])
-    trainer.stream.load_state(scalars["stream"])
-    torch.set_rng_state(tensors["rng"])
+
+
+def _carry(tensors: dict[str, Tensor], device: torch.device) -> Carry | None:
+    if not tensors:
+        return None
+    moved = {k: v.to(device) for k, v in tensors.items()}
+    return Carry(_part(moved, "latent."), moved["steps"], moved["halted"], _part(moved, "data."))

@@ -1,58 +1,148 @@
-"""The training loop: ACT carry, loss, optimiser step, moving average."""
+"""The training loop: loss of the contract, gradient, optimiser step, moving average; and what happens when it fails."""
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rtm_kernels.interop import official_loss_head
+from rtm_kernels.errors import RTMError
 from rtm_kernels.model import Carry, RecursiveReasoner
-from rtm_kernels.train.optim import build_optimizers, set_lr
-from rtm_kernels.train.recipe import Recipe
-from rtm_kernels.train.stream import SudokuStream
+from rtm_kernels.ops.adam_atan2.api import sign_sgd_
+from rtm_kernels.train.compiling import compile_stacks
+from rtm_kernels.train.optim import Average, build_optimizers, set_lr
+from rtm_kernels.train.schema import Recipe, Stage
+from rtm_kernels.train.stream import build_stream
 
 Metrics = dict[str, float]
+PATIENCE = 3
+"""Steps in a row whose gradient may be non-finite; the last of them ends the run."""
+
+
+class Diverged(RTMError):
+    """Several gradients in a row were not finite."""
 
 
 class Trainer:
-    """Holds all state of a run: model, moving average, optimisers, stream, carry and step count."""
+    """Holds all state of a run: model, moving average, optimisers, stream, carries and step count.
+
+    Under torch.distributed every rank draws the same global batch and works off its share; gradients are summed over
+    the ranks, as in the official code.
+    """
 
     def __init__(self, recipe: Recipe, device: torch.device | str = "cpu") -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device = recipe, torch.device(device)
+        self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.model = RecursiveReasoner(recipe.model).to(self.device).train()
-        self.head = official_loss_head(self.model, recipe.loss)
-        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)).eval()
+        self.head = recipe.contract.head(self.model, recipe.loss)
+        self.average = Average(self.model, recipe.ema)
         self.optimizers = build_optimizers(self.model, recipe)
-        self.stream = SudokuStream(recipe.sources, recipe.seed)
-        self.carry: Carry | None = None
-        self.step_count = 0
+        self.stream = build_stream(recipe)
+        self.carries: list[Carry | None] = [None] * recipe.accumulate
+        self.step_count = self.skipped = self.in_a_row = 0
+        self.score = -1.0
+        """Exact accuracy on test puzzles at the last evaluation; -1 before the first."""
+        self.last_good: str | None = None
+        """Where the last state that can be resumed from was saved."""
+        self._stage: Stage | None = None
         if recipe.compile:
-            for name in recipe.model.layers:
-                self.model.get_submodule(name).compile(dynamic=False)
+            compile_stacks(self.model)
 
     def step(self) -> Metrics:
-        """One ACT step and one optimiser step. Returns means over the samples that halted, and the loss."""
-        recipe = self.recipe
-        stage, _ = recipe.stage_at(self.step_count)
-        batch = {k: v.to(self.device) for k, v in self.stream.batch(stage.batch_size, stage.mix).items()}
-        if self.carry is None or len(self.carry.halted) != stage.batch_size:
-            self.carry = self.model.initial_carry(batch)
-        self.model.config = dataclasses.replace(self.model.config, halt_max_steps=stage.halt_max_steps)
-        self.carry, loss, metrics, _, _ = self.head((), carry=self.carry, batch=batch)
-        (loss / stage.batch_size).backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.grad_clip)
-        set_lr(self.optimizers, recipe.lr_factor(self.step_count))
+        """One optimiser step. Returns the loss, the gradient's norm, and means over the samples that halted.
+
+        Errors: `Diverged` when `PATIENCE` gradients in a row are not finite; a single one skips the update.
+        """
+        stage, _ = self.recipe.stage_at(self.step_count)
+        self._enter(stage)
+        sums, rows, norm = self._gradients(stage)
+        if not math.isfinite(norm) or not all(bool(grad.isfinite().all()) for _, grad in rows):
+            self._skip()
+        else:
+            self._update(rows)
+        self.step_count += 1
+        return {"grad_norm": norm, "skipped": float(self.skipped), **_means(sums, stage.batch_size)}
+
+    def _enter(self, stage: Stage) -> None:
+        """Give the model the depth of the stage; the carry survives unless the batch size changes."""
+        self.head.progress = self.step_count / self.recipe.total_steps  # type: ignore[assignment]
+        if stage is self._stage:
+            return
+        self._stage = stage
+        self.model.config = stage.model(self.recipe.model)
+        self.model.program = self.model.config.program
+        size = stage.batch_size // self.recipe.accumulate // self.world_size
+        self.carries = [c if c is not None and len(c.halted) == size else None for c in self.carries]
+
+    def _gradients(self, stage: Stage) -> tuple[Metrics, list[tuple[Tensor, Tensor]], float]:
+        """Backward over the parts of a global batch: sums of metrics, puzzle rows with gradients, the clipped norm."""
+        batch = self.stream.batch(stage.batch_size, stage.mix)
+        size = stage.batch_size // self.world_size
+        share = {k: v[self.rank * size : (self.rank + 1) * size].to(self.device) for k, v in batch.items()}
+        parts = zip(*(v.chunk(self.recipe.accumulate) for v in share.values()), strict=True)
+        sums: dict[str, Tensor] = {}
+        rows: list[tuple[Tensor, Tensor]] = []
+        for i, values in enumerate(parts):
+            part = dict(zip(share, values, strict=True))
+            carry = self.carries[i]
+            if carry is None:
+                carry = self.model.initial_carry(part)
+            self.carries[i], loss, metrics, _, _ = self.head((), carry=carry, batch=part)
+            (loss / stage.batch_size).backward()
+            for name, value in (metrics | {"loss": loss.detach()}).items():
+                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=self.device)) + value
+            if self.recipe.model.puzzle_emb_ndim > 0:
+                table = self.model.puzzle_emb
+                assert table.local_weights.grad is not None
+                rows.append((table.local_ids, table.local_weights.grad))
+        sums, rows = self._reduce(sums, rows)
+        limit = math.inf if self.recipe.grad_clip is None else self.recipe.grad_clip
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        return {name: value.item() for name, value in sums.items()}, rows, norm.item()
+
+    def _reduce(
+        self, sums: dict[str, Tensor], rows: list[tuple[Tensor, Tensor]]
+    ) -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]]:
+        """Sums over all ranks of gradients and metrics, and the puzzle rows of all of them."""
+        if self.world_size == 1:
+            return sums, rows
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+        for value in sums.values():
+            dist.all_reduce(value)
+        return sums, [(_gather(ids), _gather(grad)) for ids, grad in rows]
+
+    def _update(self, rows: list[tuple[Tensor, Tensor]]) -> None:
+        recipe, factor = self.recipe, self.recipe.lr_factor(self.step_count)
+        set_lr(self.optimizers, factor)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        self.ema.update_parameters(self.model)
-        self.step_count += 1
-        return {"loss": loss.item() / stage.batch_size, "grad_norm": norm.item(), **_means(metrics, stage.batch_size)}
+        if rows:
+            ids, grad = (torch.cat(part) for part in zip(*rows, strict=True))
+            sign_sgd_(
+                self.model.puzzle_emb.weights, ids, grad,
+                lr=factor * recipe.puzzle_lr, weight_decay=recipe.puzzle_weight_decay,
+            )  # fmt: skip
+        self.average.update(self.model)
+        self.in_a_row = 0
+
+    def _skip(self) -> None:
+        """Leave the weights as they are, and start from fresh latents, which may be what is not finite."""
+        self.model.zero_grad(set_to_none=True)
+        self.carries = [None] * len(self.carries)
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        if self.in_a_row == PATIENCE:
+            good = self.last_good or "none was saved"
+            raise Diverged(
+                f"the gradient was not finite in {PATIENCE} steps in a row, up to step {self.step_count}; "
+                f"last good state: {good}"
+            )
 
     def fit(self, on_step: Callable[[Trainer, Metrics], None]) -> None:
         """Train to the end of the recipe, calling `on_step(trainer, metrics)` after each step."""
@@ -62,15 +152,17 @@ class Trainer:
     @property
     def averaged(self) -> RecursiveReasoner:
         """The model with the moving average of the weights."""
-        module = self.ema.module
-        assert isinstance(module, RecursiveReasoner)
-        return module
+        return self.average.model
 
 
-def _means(metrics: dict[str, Tensor], batch_size: int) -> Metrics:
-    count = max(1, int(metrics["count"]))
-    return {
-        name: value.item() / (batch_size if name.endswith("loss") else count)
-        for name, value in metrics.items()
-        if name != "count"
-    } | {"count": float(metrics["count"])}
+def _gather(value: Tensor) -> Tensor:
+    """The tensors of all ranks, one after the other."""
+    parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, value.contiguous())
+    return torch.cat(parts)
+
+
+def _means(sums: Metrics, batch_size: int) -> Metrics:
+    count = max(1.0, sums["count"])
+    means = {k: v / (batch_size if k.endswith("loss") else count) for k, v in sums.items() if k != "count"}
+    return means | {"count": sums["count"]}

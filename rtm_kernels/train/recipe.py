@@ -1,91 +1,28 @@
-"""Training recipes as data: what is trained, on which puzzles, in which stages, by which optimiser."""
+"""The named training recipes, as data. `paper` and `repo` differ where a paper and its published code do."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
 from rtm_kernels.config import ModelConfig
-from rtm_kernels.errors import one_of, require
+from rtm_kernels.train.contract import CumulativeHalting, FinalLoss, StochasticRounds
+from rtm_kernels.train.schema import OPTIMIZERS, Recipe, Source, Stage
 
-OPTIMIZERS = ("adamw", "adam_atan2", "muon")
+__all__ = ["ABOUT", "OPTIMIZERS", "PRESETS", "Recipe", "Source", "Stage"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A bank of Sudoku puzzles: generated from a seed at a difficulty, or read from a csv file with solutions."""
-
-    difficulty: str = "singles"
-    clues: tuple[int, int] | None = None
-    count: int = 30_000
-    seed: int = 0
-    path: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """`steps` optimiser steps on a mix of sources (name -> weight), with a batch size and a cap on ACT steps.
-
-    `lr` holds the first and the last learning-rate factor of the stage; it changes linearly between them.
-    """
-
-    steps: int
-    batch_size: int
-    mix: Mapping[str, float]
-    halt_max_steps: int = 16
-    lr: tuple[float, float] = (1.0, 1.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Deep supervision with the ACT carry: every ACT step is one optimiser step, halted samples are replaced.
-
-    The learning rate is `lr` times the factor of the stage, after a linear warm-up over `warmup_steps`. `muon`
-    orthogonalises the updates of the blocks' matrices (torch.optim.Muon, scaled to AdamW's root mean square); every
-    other parameter is then updated by AdamW at `aux_lr`.
-    """
-
-    model: ModelConfig
-    sources: Mapping[str, Source]
-    stages: tuple[Stage, ...]
-    optimizer: str = "adam_atan2"
-    lr: float = 1e-4
-    aux_lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.1
-    warmup_steps: int = 100
-    grad_clip: float = 1.0
-    ema: float = 0.999
-    loss: str = "stablemax_cross_entropy"
-    compile: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        one_of("optimizer", self.optimizer, OPTIMIZERS)
-        require(bool(self.stages), "stages", self.stages, "at least one stage")
-        for stage in self.stages:
-            for name in stage.mix:
-                one_of("mix", name, self.sources)
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps over all stages."""
-        return sum(stage.steps for stage in self.stages)
-
-    def stage_at(self, step: int) -> tuple[Stage, int]:
-        """The stage that optimiser step `step` (from 0) belongs to, and the step within it."""
-        for stage in self.stages[:-1]:
-            if step < stage.steps:
-                return stage, step
-            step -= stage.steps
-        return self.stages[-1], step
-
-    def lr_factor(self, step: int) -> float:
-        """Learning-rate factor at optimiser step `step` (from 0)."""
-        stage, within = self.stage_at(step)
-        first, last = stage.lr
-        return min(1.0, (step + 1) / max(1, self.warmup_steps)) * (first + (last - first) * within / stage.steps)
-
+SUDOKU_4X4 = Recipe(
+    model=ModelConfig(
+        vocab_size=6, seq_len=16, hidden_size=64, num_heads=4, layers={"L_level": 1}, H_cycles=2, L_cycles=2,
+        halt_max_steps=8, forward_dtype="bfloat16",
+    ),
+    sources={"all": Source(size=4, clues=(4, 9), count=4_000, seed=1)},
+    test=Source(size=4, clues=(4, 9), count=400, seed=2),
+    stages=(
+        Stage(steps=450, batch_size=64, mix={"all": 1.0}, halt_max_steps=2, lr=(1.0, 0.5)),
+        Stage(steps=250, batch_size=64, mix={"all": 1.0}, halt_max_steps=4, lr=(0.5, 0.02)),
+    ),
+    optimizer="muon", lr=8e-3, ema=0.99, warmup_steps=30, eval_every=100, eval_steps=8,
+)  # fmt: skip
 
 SUDOKU_SMALL = Recipe(
     model=ModelConfig(
@@ -95,20 +32,131 @@ SUDOKU_SMALL = Recipe(
     sources={
         "easy": Source(difficulty="singles", clues=(26, 40), count=40_000, seed=101),
         "sparse": Source(difficulty="singles", clues=(22, 28), count=20_000, seed=102),
-        "locked": Source(difficulty="locked", count=2_000, seed=103),
-        "subsets": Source(difficulty="subsets", count=1_000, seed=104),
-        "search": Source(difficulty="search", count=1_000, seed=105),
+        "locked": Source(difficulty="locked", count=1_000, seed=103),
+        "subsets": Source(difficulty="subsets", count=400, seed=104),
+        "search": Source(difficulty="search", count=600, seed=105),
     },
     stages=(
         Stage(steps=1592, batch_size=64, mix={"easy": 1.0}, halt_max_steps=4),
         Stage(steps=1_400, batch_size=128, mix={"easy": 0.8, "sparse": 0.2}, halt_max_steps=8, lr=(0.6, 0.3)),
         Stage(
-            steps=2_600, batch_size=128, lr=(0.3, 0.01),
+            steps=1_600, batch_size=128, lr=(0.3, 0.01),
             mix={"easy": 0.4, "sparse": 0.25, "locked": 0.1, "subsets": 0.05, "search": 0.2},
         ),
     ),
     optimizer="muon", lr=4e-3, ema=0.995, warmup_steps=50, compile=True,
 )  # fmt: skip
 
-PRESETS: dict[str, Recipe] = {"sudoku-small": SUDOKU_SMALL}
+TRM = ModelConfig(
+    vocab_size=11, seq_len=81, arch="trm", hidden_size=512, num_heads=8, layers={"L_level": 2}, H_cycles=3, L_cycles=6,
+    mixer="attention", pos_encodings="rope", puzzle_emb_ndim=512, puzzle_emb_len=16, forward_dtype="bfloat16",
+)  # fmt: skip
+TRM_MLP = replace(TRM, mixer="mlp", pos_encodings="none")
+HRM = replace(
+    TRM, arch="hrm", layers={"H_level": 4, "L_level": 4}, H_cycles=2, L_cycles=2, puzzle_emb_len=0,
+    halting="q_continue", q_continue_target=True,
+)  # fmt: skip
+TRANSFORMER = replace(
+    TRM, arch="transformer", layers={"H_level": 8}, H_cycles=1, L_cycles=1, puzzle_emb_len=0, halting="q_continue"
+)
+
+
+def official(
+    model: ModelConfig, epochs: int, eval_epochs: int, *, batch_size: int = 768, groups: int = 1000, lr: float = 1e-4,
+    puzzle_lr: float = 1e-4, decay: float = 1.0, optimizer: str = "adam_atan2",
+) -> Recipe:  # fmt: skip
+    """A run of the official `pretrain.py`: constant rate after warm-up, no clipping, moving average 0.999.
+
+    Steps are for a data set of `groups` puzzles of one example; `fit_to_data` counts again.
+    """
+    per_epoch = groups / batch_size
+    return Recipe(
+        model=model, data="", epochs=epochs, optimizer=optimizer, lr=lr, puzzle_lr=puzzle_lr, weight_decay=decay,
+        puzzle_weight_decay=decay, warmup_steps=2000, grad_clip=None, ema=0.999,
+        eval_every=int(eval_epochs * per_epoch),
+        stages=(Stage(steps=int(epochs * per_epoch), batch_size=batch_size, mix={"all": 1.0}),),
+    )  # fmt: skip
+
+
+def growth(total: int, batch_size: int, H: tuple[float, ...], L: tuple[float, ...]) -> tuple[Stage, ...]:
+    """RSM's growing depth as stages: from 2 and 2 cycles, one more at each of these percentages of the steps."""
+    at = sorted({0.0, *H, *L})
+    ends = [*at[1:], 100.0]
+    return tuple(
+        Stage(
+            steps=round(end * total / 100) - round(start * total / 100), batch_size=batch_size, mix={"all": 1.0},
+            halt_max_steps=1, H_cycles=2 + sum(p <= start for p in H), L_cycles=2 + sum(p <= start for p in L),
+        )
+        for start, end in zip(at, ends, strict=True)
+    )  # fmt: skip
+
+
+RSM_SUDOKU = Recipe(
+    model=replace(
+        TRM_MLP, arch="rsm", layers={"core": 1}, H_cycles=8, L_cycles=12, norm_axis="hidden", tied_lm_head=True,
+        halting="settle",
+    ),
+    data="", epochs=2, contract=FinalLoss(prob_detach_prev_H=0.99),
+    stages=growth(
+        14_969, 512, (20.1, 40.1, 55.1, 65.1, 75.1, 85.1),
+        (30.1, 50.1, 70.1, 80.1, 84.1, 86.1, 88.1, 90.1, 92.1, 94.1),
+    ),
+    optimizer="adam_atan2", lr=1e-3, puzzle_lr=1e-4, betas=(0.8, 0.9), weight_decay=0.1, puzzle_weight_decay=0.1,
+    warmup_steps=2000, min_lr_ratio=0.02, grad_clip=1.0, ema=0.999,
+)  # fmt: skip
+
+RTM_SUDOKU = Recipe(
+    model=ModelConfig(
+        vocab_size=11, seq_len=81, arch="rtm", hidden_size=512, num_heads=8, layers={"core": 2}, H_cycles=1,
+        L_cycles=1, mixer="attention", pos_encodings="rope", qk_norm=True, halting="cumulative_sequence",
+        forward_dtype="bfloat16",
+    ),
+    sources={"easy": Source(clues=(26, 40), count=40_000, seed=101), "search": Source(difficulty="search", count=2_000,
+                                                                                      seed=105)},
+    test=Source(clues=(26, 40), count=1_000, seed=106),
+    contract=CumulativeHalting(ponder=0.01, entropy=0.001, min_steps=2, anneal=0.3),
+    stages=(
+        Stage(steps=5_000, batch_size=256, mix={"easy": 1.0}, halt_max_steps=4),
+        Stage(steps=5_000, batch_size=256, mix={"easy": 0.8, "search": 0.2}, halt_max_steps=8),
+        Stage(steps=10_000, batch_size=256, mix={"easy": 0.6, "search": 0.4}, halt_max_steps=16),
+    ),
+    optimizer="adam_atan2", lr=3e-4, warmup_steps=1000, min_lr_ratio=0.1, eval_every=1000,
+)  # fmt: skip
+
+RINS_SUDOKU = replace(
+    RTM_SUDOKU,
+    model=replace(RTM_SUDOKU.model, arch="rins", layers={"A": 2, "B": 2}, H_cycles=8, halting="fixed", qk_norm=False),
+    contract=StochasticRounds(keep=0.75),
+    stages=(Stage(steps=20_000, batch_size=256, mix={"easy": 0.6, "search": 0.4}, halt_max_steps=1),),
+    eval_steps=1,
+)
+
+TRM_MAZE = replace(TRM, vocab_size=6, seq_len=900)
+TRM_ARC = replace(TRM, vocab_size=12, seq_len=900)
+
+PRESETS: dict[str, Recipe] = {
+    "sudoku-4x4": SUDOKU_4X4,
+    "sudoku-small": SUDOKU_SMALL,
+    "trm-sudoku-paper": official(TRM_MLP, 60_000, 6_000, optimizer="adamw"),
+    "trm-sudoku-repo": official(TRM_MLP, 50_000, 5_000),
+    "trm-sudoku-attention": official(TRM, 50_000, 5_000),
+    "trm-maze-paper": official(TRM_MAZE, 60_000, 6_000, optimizer="adamw"),
+    "trm-maze-repo": official(replace(TRM_MAZE, L_cycles=4), 50_000, 5_000),
+    "trm-arc-paper": official(TRM_ARC, 100_000, 10_000, puzzle_lr=1e-2, decay=0.1, groups=960, optimizer="adamw"),
+    "trm-arc-repo": official(replace(TRM_ARC, L_cycles=4), 100_000, 10_000, puzzle_lr=1e-2, decay=0.1, groups=960),
+    "hrm-sudoku": official(HRM, 20_000, 2_000),
+    "hrm-maze": official(replace(HRM, vocab_size=6, seq_len=900), 20_000, 2_000),
+    "transformer-sudoku": official(TRANSFORMER, 20_000, 2_000),
+    "rsm-sudoku": RSM_SUDOKU,
+    "rtm-sudoku": RTM_SUDOKU,
+    "rins-sudoku": RINS_SUDOKU,
+}
 """Recipes by the name that `rtm train` takes."""
+
+ABOUT = {
+    "sudoku-4x4": "4x4 Sudoku on a CPU, minutes",
+    "sudoku-small": "9x9 Sudoku on a CPU, an hour or more",
+    "rtm-sudoku": "cumulative halting, generated puzzles, a GPU",
+    "rins-sudoku": "stochastic rounds, generated puzzles, a GPU",
+}
+"""What a recipe that brings its own puzzles is; every other one needs `data=`."""

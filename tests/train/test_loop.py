@@ -12,7 +12,8 @@ from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import InputError
 from rtm_kernels.train.checkpoint import load_checkpoint, save_checkpoint
 from rtm_kernels.train.loop import Trainer
-from rtm_kernels.train.recipe import OPTIMIZERS, PRESETS, Recipe, Source, Stage
+from rtm_kernels.train.recipe import PRESETS
+from rtm_kernels.train.schema import OPTIMIZERS, Recipe, Source, Stage
 from rtm_kernels.train.stream import SudokuStream
 
 MODEL = ModelConfig(vocab_size=11, seq_len=81, hidden_size=32, layers={"L_level": 1}, H_cycles=2, L_cycles=1)
@@ -30,7 +31,7 @@ TINY = Recipe(
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {k: v.clone() for k, v in {**trainer.model.state_dict(), **trainer.ema.state_dict()}.items()}
+    return {k: v.clone() for k, v in {**trainer.model.state_dict(), **trainer.average.state_dict()}.items()}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -65,7 +66,7 @@ def test_the_learning_rate_follows_the_stages() -> None:
 
 
 def test_a_folder_without_a_state_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"state\.json"):
+    with pytest.raises(InputError, match=r"holds none"):
         load_checkpoint(Trainer(TINY), tmp_path)
 
 
@@ -93,4 +94,8 @@ def test_the_stream_mixes_by_weight_and_every_label_solves_its_input() -> None:
 def test_presets_name_their_whole_schedule() -> None:
     for recipe in PRESETS.values():
         assert recipe.total_steps == sum(s.steps for s in recipe.stages)
-        assert 0 < recipe.lr_factor(recipe.total_steps - 1) < 0.1
+        factors = [recipe.lr_factor(step) for step in range(0, recipe.total_steps, 97)]
+        assert all(0 < factor <= 1 for factor in factors)
+        assert factors[0] < 0.1  # warm-up
+    for name in ("sudoku-4x4", "sudoku-small", "rsm-sudoku"):
+        assert PRESETS[name].lr_factor(PRESETS[name].total_steps - 1) < 0.1

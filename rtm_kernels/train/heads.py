@@ -1,0 +1,125 @@
+"""Loss heads of the contracts that the official code lacks: cumulative halting (RTM) and stochastic rounds (RINS)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rtm_kernels import program as programs
+from rtm_kernels.errors import InputError
+from rtm_kernels.interop.loss_head import LOSSES, Result
+from rtm_kernels.model import Batch, Carry, RecursiveReasoner
+from rtm_kernels.ops.halting.reference import HaltingState, halting_logits, halting_update, initial_state
+from rtm_kernels.ops.stablemax_loss.reference import IGNORE_INDEX
+
+
+def mean_token_loss(logits: Tensor, labels: Tensor, loss: str, weight: Tensor | None = None) -> Tensor:
+    """Sum over the batch of each sample's mean loss over labelled tokens, weighted by `weight` [B, seq_len or 1]."""
+    losses = LOSSES[loss](logits, labels, ignore_index=IGNORE_INDEX)
+    divisor = (labels != IGNORE_INDEX).sum(-1, keepdim=True).clamp_min(1)
+    return ((losses if weight is None else losses * weight) / divisor).sum()
+
+
+@torch.no_grad()
+def answer_metrics(predictions: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """`count` of samples with labels, and over them the sums `accuracy` and `exact_accuracy`."""
+    counted = labels != IGNORE_INDEX
+    labelled = counted.sum(-1)
+    right = (counted & (predictions == labels)).sum(-1)
+    return {
+        "count": (labelled > 0).sum(),
+        "accuracy": (right / labelled.clamp_min(1)).sum(),
+        "exact_accuracy": ((right == labelled) & (labelled > 0)).sum(),
+    }
+
+
+class _FreshHead(nn.Module):
+    """A head whose every call starts from fresh latents; the carry it is given is handed back unread."""
+
+    progress = 0.0
+    """Share of the run that is done, set by the trainer."""
+
+    def __init__(self, model: RecursiveReasoner, loss: str) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def labels(self, batch: Batch) -> Tensor:
+        """The labels of a batch, `InputError` without them."""
+        if "labels" not in batch:
+            raise InputError(f"batch has no 'labels'; it has {sorted(batch)}")
+        return batch["labels"]
+
+    def result(self, carry: Carry, loss: Tensor, metrics: dict[str, Tensor]) -> Result:
+        return carry, loss, metrics, {}, torch.tensor(True, device=loss.device)
+
+
+class CumulativeHead(_FreshHead):
+    """The loss of `CumulativeHalting`: every ACT step answers, weighted by its share of the halting probability."""
+
+    def __init__(
+        self, model: RecursiveReasoner, loss: str, ponder: float, entropy: float, min_steps: int, anneal: float
+    ) -> None:
+        super().__init__(model, loss)
+        self.ponder, self.entropy, self.min_steps, self.anneal = ponder, entropy, min_steps, anneal
+
+    def forward(self, return_keys: Sequence[str], *, carry: Carry, batch: Batch) -> Result:
+        """All ACT steps of `batch`, their loss and metrics; called as the official heads are."""
+        model, labels = self.model, self.labels(batch)
+        config, size = model.config, len(labels)
+        policy, prefix = config.halting, config.prefix_len
+        x = model.embed(batch["inputs"], batch["puzzle_identifiers"])
+        latents = model.initial_latents(size)
+        token = policy == "cumulative_token"
+        state = initial_state(size, config.latent_len if token else 1, x.device)
+        lm_loss, ponder, entropy = (torch.zeros((), device=x.device) for _ in range(3))
+        answer = torch.zeros_like(labels, dtype=torch.int64)
+        for _ in range(config.halt_max_steps):
+            latents, logits, _ = model.act_step(latents, x)
+            head = halting_logits(latents[model.program.output], model.q_head.weight, model.q_head.bias,
+                                  "token" if token else "first")  # fmt: skip
+            active, p = state.active, torch.sigmoid(head[..., 0])
+            floor = min(self.min_steps, config.halt_max_steps)
+            state = halting_update(state, policy, logits=head, max_steps=config.halt_max_steps, min_steps=floor)
+            weight = state.weight[:, prefix:] if token else state.weight
+            lm_loss = lm_loss + mean_token_loss(logits, labels, self.loss, weight)
+            ponder = ponder + torch.where(active, 1 - p, 0).mean(-1).sum()
+            entropy = entropy - torch.xlogy(state.weight, state.weight.clamp_min(1e-12)).mean(-1).sum()
+            takes = active[:, prefix:] if token else active
+            answer = torch.where(takes, logits.argmax(-1), answer)
+        return self.result(carry, *self._total(lm_loss, ponder, entropy, state, answer, labels))
+
+    def _total(
+        self, lm_loss: Tensor, ponder: Tensor, entropy: Tensor, state: HaltingState, answer: Tensor, labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        rise = 1.0 if self.anneal == 0 else min(1.0, self.progress / self.anneal)
+        total = lm_loss + rise * (self.ponder * ponder - self.entropy * entropy)
+        metrics = answer_metrics(answer, labels) | {
+            "steps": state.sample_steps.sum(),
+            "lm_loss": lm_loss.detach(),
+            "ponder_loss": ponder.detach(),
+            "entropy_loss": -entropy.detach(),
+        }
+        return total, metrics
+
+
+class RoundsHead(_FreshHead):
+    """The loss of `StochasticRounds`: the token loss after a number of rounds that is drawn for each call."""
+
+    def __init__(self, model: RecursiveReasoner, loss: str, keep: float) -> None:
+        super().__init__(model, loss)
+        self.keep = keep
+
+    def forward(self, return_keys: Sequence[str], *, carry: Carry, batch: Batch) -> Result:
+        """One pass over `batch`, its loss and metrics; called as the official heads are."""
+        model, labels = self.model, self.labels(batch)
+        rounds = model.config.H_cycles
+        if self.training:
+            rounds = 1 + int((torch.rand(rounds - 1) < self.keep).sum())
+        x = model.embed(batch["inputs"], batch["puzzle_identifiers"])
+        _, logits, _ = model.act_step(model.initial_latents(len(labels)), x, programs.rins(rounds))
+        loss = mean_token_loss(logits, labels, self.loss)
+        metrics = answer_metrics(logits.argmax(-1), labels) | {"lm_loss": loss.detach()}
+        metrics["steps"] = torch.tensor(rounds * len(labels))
+        return self.result(carry, loss, metrics)

@@ -1,0 +1,171 @@
+"""One training run in one folder: recipe, metrics, states, evaluation, picture and the model at the end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch.distributed as dist
+
+from rtm_kernels.errors import BackendUnavailable, InputError
+from rtm_kernels.train.checkpoint import clean, load_checkpoint, save_checkpoint
+from rtm_kernels.train.configure import fit_to_data, load_recipe, save_recipe
+from rtm_kernels.train.evaluate import exact_by_step
+from rtm_kernels.train.loop import Metrics, Trainer
+from rtm_kernels.train.plot import plot_run
+from rtm_kernels.train.schema import Recipe
+from rtm_kernels.train.telemetry import Callback, CsvLog, read_csv
+
+RECIPE, METRICS, STATES, MODEL, PICTURE, SUMMARY = (
+    "recipe.json", "metrics.csv", "checkpoints", "model", "curve.png", "summary.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `summary` is what `summary.json` holds; `interrupted` when it can be resumed."""
+
+    interrupted: bool
+    summary: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def open_recipe(recipe: Recipe, out: Path, resume: bool) -> Recipe:
+    """The recipe of the run in `out`: the saved one when it resumes, else `recipe` fitted to its data and saved.
+
+    Errors: `InputError` when there is nothing to resume, or something that a new run would overwrite.
+    """
+    saved = out / RECIPE
+    if resume:
+        if not saved.is_file():
+            raise InputError(f"--resume: {out} holds no run ({RECIPE} is missing)")
+        return load_recipe(saved)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out {out} exists already; --resume continues the run in it, another name starts a new one")
+    recipe = fit_to_data(recipe)
+    out.mkdir(parents=True, exist_ok=True)
+    save_recipe(recipe, saved)
+    return recipe
+
+
+def run(
+    recipe: Recipe, out: Path, *, device: str, resume: bool, callbacks: Sequence[Callback], save_every: float = 60.0
+) -> Outcome:
+    """Train `recipe`, which `open_recipe` returned, in `out` to its end, or until SIGINT or SIGTERM arrives.
+
+    A state is saved every `save_every` seconds, at each evaluation, and at the end. Under torch.distributed only
+    rank 0 writes; states are saved at evaluations and at the end, so that the ranks agree when.
+    """
+    trainer = Trainer(recipe, device)
+    if resume and (out / STATES).is_dir():
+        load_checkpoint(trainer, out / STATES)
+    leading = trainer.rank == 0
+    if leading:
+        clean(out / STATES)
+    watchers = [CsvLog(out / METRICS), *callbacks] if leading else []
+    test = trainer.stream.test_arrays(recipe.eval_limit)
+    started, last_save, done = time.monotonic(), time.monotonic(), trainer.step_count
+    by_step: list[float] = []
+
+    def after(trainer: Trainer, metrics: Metrics) -> None:
+        nonlocal last_save, by_step
+        final = trainer.step_count == recipe.total_steps
+        due = recipe.eval_every > 0 and trainer.step_count % recipe.eval_every == 0
+        if test is not None and (due or final):
+            by_step = exact_by_step(trainer.averaged, test, recipe.eval_steps)
+            trainer.score = by_step[-1]
+            metrics["test_exact_accuracy"] = trainer.score
+        for watcher in watchers:
+            watcher.log(trainer, metrics)
+        timed = trainer.world_size == 1 and time.monotonic() - last_save > save_every
+        if due or final or timed:
+            save_checkpoint(trainer, out / STATES)
+            last_save = time.monotonic()
+
+    for watcher in watchers:
+        watcher.start(trainer)
+    try:
+        with stop_requested() as requested:
+            interrupted = _fit(trainer, after, requested)
+        if interrupted and trainer.world_size == 1:
+            save_checkpoint(trainer, out / STATES)
+    finally:
+        for watcher in watchers:
+            watcher.finish(trainer)
+    seconds = time.monotonic() - started
+    if not leading or interrupted:
+        return Outcome(interrupted, {"steps": trainer.step_count, "checkpoint": trainer.last_good}, ())
+    if test is not None and not by_step:
+        by_step = exact_by_step(trainer.averaged, test, recipe.eval_steps)
+    return _finish(trainer, out, by_step, 0 if test is None else len(test["inputs"]), seconds, done)
+
+
+def _fit(trainer: Trainer, after: Callable[[Trainer, Metrics], None], requested: Callable[[], bool]) -> bool:
+    """Train until the end or until a stop is requested; whether it was."""
+    while trainer.step_count < trainer.recipe.total_steps:
+        after(trainer, trainer.step())
+        if requested() and trainer.step_count < trainer.recipe.total_steps:
+            return True
+    return False
+
+
+def _finish(trainer: Trainer, out: Path, by_step: list[float], tested: int, seconds: float, done: int) -> Outcome:
+    """Export the moving average, write summary and picture."""
+    recipe, notes = trainer.recipe, []
+    model = trainer.averaged
+    if trainer.device.type == "cpu":
+        model.config = replace(recipe.model, forward_dtype="float32")
+    model.save_pretrained(out / MODEL, overwrite=True)
+    rows = read_csv(out / METRICS)
+    taken = trainer.step_count - done
+    tail = [row["loss"] for row in rows[-50:]]
+    summary = {
+        "model": str(out / MODEL),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": trainer.step_count,
+        "seconds": round(seconds, 2),
+        "steps_per_second": round(taken / seconds, 3) if taken else None,
+        "skipped_steps": trainer.skipped,
+        "loss": sum(tail) / len(tail) if tail else None,
+        "unseen_puzzles": tested,
+        "unseen": trainer.stream.unseen,
+        "exact_accuracy": by_step[-1] if by_step else None,
+        "exact_accuracy_by_step": by_step,
+        "picture": str(out / PICTURE),
+    }
+    try:
+        plot_run(rows, by_step, out / PICTURE)
+    except BackendUnavailable as error:
+        summary["picture"] = None
+        notes.append(str(error))
+    (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return Outcome(False, summary, tuple(notes))
+
+
+@contextmanager
+def stop_requested() -> Iterator[Callable[[], bool]]:
+    """Within it SIGINT and SIGTERM only set a flag, which the yielded function reads; a second one acts at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    try:
+        before = {number: signal.signal(number, handle) for number in numbers}
+    except ValueError:  # not the main thread, which alone receives signals
+        before = {}
+    try:
+        yield lambda: bool(received) and not dist.is_initialized()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
