@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rtm_kernels.engine.evaluation import Evaluation, evaluate
 from rtm_kernels.engine.executor import EXECUTORS, Executor
+from rtm_kernels.engine.observer import Observer, Step
 from rtm_kernels.engine.policy import HaltingPolicy
 from rtm_kernels.engine.rollouts import Rollouts
 from rtm_kernels.engine.service import Closed, Overloaded, Service
@@ -16,10 +17,12 @@ __all__ = [
     "Evaluation",
     "Executor",
     "HaltingPolicy",
+    "Observer",
     "Overloaded",
     "Rollouts",
     "Service",
     "Solution",
     "Solver",
+    "Step",
     "evaluate",
 ]

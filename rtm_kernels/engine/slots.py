@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.engine.executor import Executor
+from rtm_kernels.engine.observer import Observer, Step
 from rtm_kernels.engine.policy import HaltingPolicy
 from rtm_kernels.engine.tracker import Observation, Tracker, Verify, sigmoid
 from rtm_kernels.model import RecursiveReasoner
@@ -62,6 +63,7 @@ class Slots:
     Free slots are filled by `admit`. Those still free at the next step are closed by moving the others up, in
     order, so that the batch shrinks; with `fixed_shape` they stay and the batch always has `capacity` rows, which
     keeps the shapes of every step, and so the rounding of a sample, independent of how many others there are.
+    `observer` is called with every step of every sample, in slot order.
     """
 
     def __init__(
@@ -72,10 +74,11 @@ class Slots:
         verify: Verify,
         capacity: int,
         fixed_shape: bool = False,
+        observer: Observer | None = None,
     ) -> None:
         config = model.config
         self.model, self.executor, self.policy = model, executor, policy
-        self.capacity, self.fixed_shape = capacity, fixed_shape
+        self.capacity, self.fixed_shape, self.observer = capacity, fixed_shape, observer
         self.tracker = Tracker(policy, verify, capacity, config.seq_len)
         with torch.inference_mode():
             self.latents = {k: v.clone() for k, v in model.initial_latents(capacity).items()}
@@ -137,9 +140,12 @@ class Slots:
         before = {k: v[:n] for k, v in self.latents.items()}
         after, logits, q = self.executor.step(self._perturbed(before), self.x[:n])
         seen = self._observe(before, after, logits, q)
+        changes = {} if self.observer is None else {k: relative_change(after[k], before[k]).tolist() for k in before}
         for name, buffer in self.latents.items():
             buffer[:n] = after[name]
         signals = self.tracker.observe(seen)
+        if self.observer is not None:
+            self._report(self.observer, seen, q, changes)
         leaving = self.tracker.leaving(signals, seen.finite)
         return self._finish({slot: reason for slot, reason in leaving.items() if self._occupied[slot]})
 
@@ -191,6 +197,28 @@ class Slots:
             halt_logits=None if halt is None else halt.float().cpu().numpy(),
             change=None if change is None else change.float().cpu().numpy(),
         )
+
+    def _report(self, observer: Observer, seen: Observation, q: Tensor | None, changes: dict[str, list[float]]) -> None:
+        tracker, now = self.tracker, time.perf_counter()
+        head = None if q is None else q.tolist()
+        for slot in np.flatnonzero(self._occupied).tolist():
+            sample = self._samples[slot]
+            assert sample is not None
+            logits = seen.halt_logits
+            observer(
+                Step(
+                    key=sample.key,
+                    number=int(tracker.steps[slot]),
+                    answer=seen.answers[slot],
+                    finite=bool(seen.finite[slot]),
+                    q=None if head is None else tuple(head[slot]),
+                    halt_probability=None if logits is None else float(sigmoid(logits[slot])),
+                    accumulated=float(tracker.accumulated[slot]),
+                    change={name: values[slot] for name, values in changes.items()},
+                    active=self.active,
+                    seconds=float(now - self._since[slot]),
+                )
+            )
 
     def _finish(self, leaving: dict[int, str]) -> list[Finished]:
         tracker, now = self.tracker, time.perf_counter()

@@ -12,6 +12,7 @@ import torch
 from rtm_kernels.data.task import Puzzle, Task, get_task, task_names
 from rtm_kernels.data.text import printable
 from rtm_kernels.engine.executor import executor as build_executor
+from rtm_kernels.engine.observer import Observer
 from rtm_kernels.engine.policy import HaltingPolicy
 from rtm_kernels.engine.rollouts import Rollouts, RolloutSlots
 from rtm_kernels.engine.slots import Finished, Sample, Slots
@@ -77,15 +78,15 @@ class Solver:
         require(not isinstance(puzzles, (str, Puzzle)), "puzzles", puzzles, "expected a list of puzzles, not one")
         return self._stream(puzzles)
 
-    def slots(self) -> Slots | RolloutSlots:
-        """An empty latent buffer of this solver's size and policy."""
+    def slots(self, observer: Observer | None = None) -> Slots | RolloutSlots:
+        """An empty latent buffer of this solver's size and policy; `observer` is called with every step."""
         verify = self.task.verify_tokens
-        slots = Slots(self.model, self.executor, self.policy, verify, self.batch_size, self.batch_invariant)
+        slots = Slots(self.model, self.executor, self.policy, verify, self.batch_size, self.batch_invariant, observer)
         return slots if self.rollouts.count == 1 else RolloutSlots(slots, self.rollouts)
 
-    def run(self, samples: Iterable[Sample]) -> Iterator[Finished]:
+    def run(self, samples: Iterable[Sample], observer: Observer | None = None) -> Iterator[Finished]:
         """Samples as they leave the batch; `samples` is read only as fast as slots become free."""
-        slots, queue = self.slots(), iter(samples)
+        slots, queue = self.slots(observer), iter(samples)
         while True:
             slots.admit(list(islice(queue, slots.free)))
             if not slots.active:
