@@ -30,6 +30,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -230,8 +231,8 @@ def main(argv: list[str] | None = None) -> int:
             if not options.filters or any(f in module or f in case.name for f in options.filters):
                 jobs.append((module, index, options.arch))
                 modules.append(module)
-    with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-        compiled = [row for rows in pool.imap(compile_case, jobs) for row in rows]
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        compiled = [row for rows in pool.map(compile_case, jobs) for row in rows]
     distinct = {(c.kernel, c.options, c.case): c for c in compiled}
     print_table(list(distinct.values()), options.arch)
     unreached = [] if options.filters else unreached_rows(sorted(set(modules)), compiled, options.arch)

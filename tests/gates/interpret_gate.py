@@ -72,10 +72,10 @@ def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
     span = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1 if tensor.numel() else 0
-    storage = torch.zeros(tensor.storage_offset() + span, dtype=dtype)
-    copy = storage.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-    copy.copy_(tensor.detach())
-    return copy.requires_grad_(tensor.requires_grad)
+    offset = tensor.storage_offset()
+    storage = torch.zeros(offset + span, dtype=dtype)
+    storage[offset:] = tensor.detach().as_strided((span,), (1,), offset)
+    return storage.as_strided(tensor.shape, tensor.stride(), offset).requires_grad_(tensor.requires_grad)
 
 
 def run(case: OpCase, impl: str, tensors: Tensors, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Tensor]]:

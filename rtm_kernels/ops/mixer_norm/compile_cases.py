@@ -11,8 +11,15 @@ from rtm_kernels.ops.launch import CompileCase
 from rtm_kernels.ops.mixer_norm.backward import mixer_norm_backward
 from rtm_kernels.ops.mixer_norm.forward import mixer_norm_forward
 
-SIZES = ((97, 512, 512), (916, 512, 2560), (81, 512, 256), (49, 512, 256), (16, 128, 256))
-"""(L, D, F): the official sizes first, Sudoku and then ARC and Maze."""
+CASES = (  # L, D, F, norm axis, injection terms, dtype; Sudoku's L = 97, and 916 of ARC and Maze
+    (97, 512, 512, "sequence", 2, torch.bfloat16),
+    (97, 512, 512, "hidden", 0, torch.float16),
+    (97, 512, 512, "sequence", 2, torch.float32),
+    (916, 512, 2560, "sequence", 2, torch.bfloat16),
+    (916, 512, 2560, "hidden", 0, torch.bfloat16),
+    (49, 512, 256, "sequence", 2, torch.bfloat16),
+    (16, 128, 256, "sequence", 2, torch.bfloat16),
+)
 
 
 def _run(length: int, features: int, inner: int, terms: int, norm_axis: str, dtype: torch.dtype) -> None:
@@ -26,9 +33,6 @@ def _run(length: int, features: int, inner: int, terms: int, norm_axis: str, dty
 
 def compile_cases() -> Iterator[CompileCase]:
     """Forward and backward at the sizes of every shape class."""
-    for length, features, inner in SIZES:
-        for terms, norm_axis, dtype in ((0, "hidden", torch.float16), (2, "sequence", torch.bfloat16)):
-            name = f"L={length} D={features} F={inner} {norm_axis} terms={terms} {str(dtype)[6:]}"
-            yield CompileCase(name, partial(_run, length, features, inner, terms, norm_axis, dtype))
-    case = partial(_run, 97, 512, 512, 2, "sequence", torch.float32)
-    yield CompileCase("L=97 D=512 F=512 sequence terms=2 float32", case)
+    for length, features, inner, norm_axis, terms, dtype in CASES:
+        name = f"L={length} D={features} F={inner} {norm_axis} terms={terms} {str(dtype).removeprefix('torch.')}"
+        yield CompileCase(name, partial(_run, length, features, inner, terms, norm_axis, dtype))

@@ -18,7 +18,7 @@ def fused_input_grad_kernel(
     TERMS: tl.constexpr, ACC: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """`dh = dr + d_gate gate + d_up up` for one block of rows with all N <= BLOCK_N features; dh and dr alike laid out."""
+    """`dh = dr + d_gate gate + d_up up` for one block of rows with all N <= BLOCK_N features; dh shares dr's strides."""
     batch, offs_r = row_block(tl.program_id(0), R, BLOCK_R)
     offs_n = tl.arange(0, BLOCK_N)
     offs_f = tl.arange(0, BLOCK_F)

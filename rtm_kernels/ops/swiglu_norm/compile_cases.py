@@ -11,8 +11,15 @@ from rtm_kernels.ops.launch import CompileCase
 from rtm_kernels.ops.swiglu_norm.backward import swiglu_norm_backward
 from rtm_kernels.ops.swiglu_norm.forward import swiglu_norm_forward
 
-SIZES = ((512, 1536), (1024, 2816), (128, 512), (64, 256), (24, 256))
-"""(D, F): the official size first."""
+CASES = (  # D, F, injection terms, dtype
+    (512, 1536, 0, torch.bfloat16),
+    (512, 1536, 2, torch.float16),
+    (512, 1536, 2, torch.float32),
+    (1024, 2816, 0, torch.bfloat16),
+    (128, 512, 2, torch.bfloat16),
+    (64, 256, 2, torch.bfloat16),
+    (24, 256, 2, torch.bfloat16),
+)
 
 
 def _run(features: int, inner: int, terms: int, dtype: torch.dtype) -> None:
@@ -26,8 +33,6 @@ def _run(features: int, inner: int, terms: int, dtype: torch.dtype) -> None:
 
 def compile_cases() -> Iterator[CompileCase]:
     """Forward and backward at the sizes of every shape class."""
-    for features, inner in SIZES:
-        for terms, dtype in ((0, torch.float16), (2, torch.bfloat16)):
-            name = f"D={features} F={inner} terms={terms} {str(dtype)[6:]}"
-            yield CompileCase(name, partial(_run, features, inner, terms, dtype))
-    yield CompileCase("D=512 F=1536 terms=2 float32", partial(_run, 512, 1536, 2, torch.float32))
+    for features, inner, terms, dtype in CASES:
+        name = f"D={features} F={inner} terms={terms} {str(dtype).removeprefix('torch.')}"
+        yield CompileCase(name, partial(_run, features, inner, terms, dtype))

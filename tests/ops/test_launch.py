@@ -1,0 +1,87 @@
+"""Launch tables: which row is chosen, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from rtm_kernels.errors import BackendUnavailable, InputError
+from rtm_kernels.ops import launch
+from rtm_kernels.ops.launch import LaunchRow, find, select
+from rtm_kernels.ops.mixer_norm.backward import mixer_norm_backward
+from rtm_kernels.ops.mixer_norm.forward import mixer_norm_forward
+from rtm_kernels.ops.swiglu import launchers
+from rtm_kernels.ops.swiglu_norm.backward import swiglu_norm_backward
+from rtm_kernels.ops.swiglu_norm.forward import swiglu_norm_forward
+
+TABLE = (
+    LaunchRow("gemm", "hopper", 16, 128, num_warps=1),
+    LaunchRow("gemm", "portable", 16, 512, num_warps=2),
+    LaunchRow("gemm", "portable", 32, 512, num_warps=3),
+    LaunchRow("gemm", "interpreter", 0, 64, num_warps=4),
+)
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "size", "warps"),
+    [
+        ("hopper", torch.bfloat16, 128, 1),
+        ("hopper", torch.bfloat16, 129, 2),
+        ("hopper", torch.float32, 1, 3),
+        ("portable", torch.float16, 1, 2),
+        ("portable", torch.float16, 513, None),
+        ("interpreter", torch.float64, 64, 4),
+        ("interpreter", torch.float32, 65, None),
+    ],
+)
+def test_first_row_that_fits(
+    monkeypatch: pytest.MonkeyPatch, family: str, dtype: torch.dtype, size: int, warps: int | None
+) -> None:
+    monkeypatch.setattr(launch, "family", lambda: family)
+    row = find(TABLE, "gemm", dtype, size)
+    assert (row.num_warps if row else None) == warps
+
+
+def test_a_size_without_a_row_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "family", lambda: "interpreter")
+    with pytest.raises(BackendUnavailable, match=r"no launch row of gemm for interpreter, torch.float32 and size 65"):
+        select(TABLE, "gemm", torch.float32, 65)
+
+
+def test_an_unknown_family_is_an_error() -> None:
+    with pytest.raises(InputError, match="family='volta'"):
+        LaunchRow("gemm", "volta", 16, 1)
+
+
+def _channel(batch: int) -> None:
+    x, gate_up, down = (torch.empty(shape, device="meta") for shape in ((batch, 97, 512), (3072, 512), (512, 1536)))
+    y, rstd = swiglu_norm_forward(x, gate_up, down, [x], 1e-5)
+    swiglu_norm_backward(y, y, rstd, x, gate_up, down, [x], 1e-5)
+
+
+def _mixer(batch: int) -> None:
+    x, gate_up, down = (torch.empty(shape, device="meta") for shape in ((batch, 97, 512), (1024, 97), (97, 512)))
+    y, rstd = mixer_norm_forward(x, gate_up, down, [x], "sequence", 1e-5)
+    mixer_norm_backward(y, y, rstd, x, gate_up, down, [x], "sequence", 1e-5)
+
+
+@pytest.mark.parametrize("op", [_mixer, _channel])
+def test_nothing_but_the_grid_depends_on_the_batch(op: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[tuple[Any, ...]] = []
+
+    def record(kernel: Any, row: LaunchRow, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+        kinds = kernel.fn.__annotations__
+        constexprs = {name: value for name, value in zip(kernel.arg_names, args, strict=False) if name in kinds}
+        chosen.append((kernel.fn.__name__, row, constexprs, constants))
+
+    monkeypatch.setattr(launchers, "launch", record)
+    by_batch = []
+    for batch in (1, 2, 3, 7, 8, 63, 64, 65, 255, 257, 300):
+        chosen.clear()
+        op(batch)
+        by_batch.append(list(chosen))
+    assert len(by_batch[0]) >= 4
+    assert all(rows == by_batch[0] for rows in by_batch)
