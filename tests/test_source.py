@@ -95,8 +95,8 @@ RULES: dict[Rule, tuple[str, str]] = {
 """Rule -> a line that breaks it and a line that keeps it."""
 
 
-def violations(tree: ast.AST, rule: Rule) -> list[int]:
-    return [getattr(node, "lineno", 0) for node in ast.walk(tree) if rule(node)]
+def violations(module: ast.AST, rule: Rule) -> list[int]:
+    return [getattr(node, "lineno", 0) for node in ast.walk(module) if rule(node)]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
