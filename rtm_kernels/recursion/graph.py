@@ -71,23 +71,27 @@ class CudaGraphs:
             raise BackendUnavailable(f"CUDA graphs cannot run: {reason}")
         self.device = device
         self._pool = torch.cuda.graph_pool_handle()
-        self._graphs: list[torch.cuda.CUDAGraph] = []
         self._stream = torch.cuda.Stream(device)
         self._last_use: torch.cuda.Event | None = None
 
     def capture(self, fn: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
-        """See `Capture`. Other threads may use the GPU meanwhile."""
+        """See `Capture`."""
+        graph, outputs = self.record(fn)
+        return graph.replay, outputs
+
+    def record(self, fn: Callable[[], Tensors]) -> tuple[torch.cuda.CUDAGraph, Tensors]:
+        """Warm up and capture `fn`; other threads may use the GPU meanwhile. The raw graph is kept for nesting."""
         current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             for _ in range(WARM_UPS):
                 fn()
         current.wait_stream(self._stream)
-        graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             outputs = fn()
-        self._graphs.append(graph)
-        return graph.replay, outputs
+        graph.instantiate()
+        return graph, outputs
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:

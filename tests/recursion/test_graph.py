@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,39 +12,8 @@ from torch import Tensor, nn
 from rtm_kernels import program as programs
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.recursion import reference
-from rtm_kernels.recursion.graph import BUCKETS, WARM_UPS, CudaGraphs, GraphRunner, Tensors, bucket_of, why_not
-from tests.recursion.support import bits, random_state, small_stacks
-
-
-class Recorder:
-    """A `Capture` that behaves as a CUDA graph does: a replay runs the recorded function over the same memory."""
-
-    def __init__(self) -> None:
-        self.runs = 0
-        self.inside = False
-
-    def capture(self, fn: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
-        assert self.inside
-        for _ in range(WARM_UPS):
-            fn()
-        outputs = {name: torch.full_like(t, torch.nan) for name, t in fn().items()}
-
-        def replay() -> None:
-            assert self.inside
-            self.runs += 1
-            for name, value in fn().items():
-                outputs[name].copy_(value)
-
-        return replay, outputs
-
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        self.inside = True
-        yield
-        self.inside = False
-
-    def pool_bytes(self) -> int:
-        return 3 << 20
+from rtm_kernels.recursion.graph import BUCKETS, CudaGraphs, GraphRunner, Tensors, bucket_of, why_not
+from tests.recursion.support import Recorder, bits, random_state, small_stacks
 
 
 def double(inputs: Tensors) -> Tensors:

@@ -20,8 +20,8 @@ from rtm_kernels.ops.halting.reference import (
 )
 from rtm_kernels.program import Program
 from rtm_kernels.recursion import reference
+from rtm_kernels.recursion.head import HaltingHead
 from rtm_kernels.recursion.persistent.executor import run_act_step
-from rtm_kernels.recursion.persistent.head import HaltingHead
 from rtm_kernels.recursion.persistent.pack import PackedWeights
 from tests.recursion.support import bits, random_state, small_stacks
 

@@ -10,8 +10,8 @@ import torch
 from rtm_kernels import program as programs
 from rtm_kernels.block import FusedTRMBlock, Stack
 from rtm_kernels.program import Program
+from rtm_kernels.recursion.head import HaltingHead
 from rtm_kernels.recursion.persistent.cost import Cost, act_step_cost
-from rtm_kernels.recursion.persistent.head import HaltingHead
 from rtm_kernels.recursion.persistent.launch import TABLE
 from rtm_kernels.recursion.persistent.pack import PackedWeights
 from rtm_kernels.recursion.persistent.runner import PersistentRecursion

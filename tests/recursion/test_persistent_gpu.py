@@ -12,8 +12,8 @@ from rtm_kernels import program as programs
 from rtm_kernels.block import FusedTRMBlock, Stack
 from rtm_kernels.program import Program
 from rtm_kernels.recursion import reference
+from rtm_kernels.recursion.head import HaltingHead
 from rtm_kernels.recursion.persistent.executor import run, run_act_step
-from rtm_kernels.recursion.persistent.head import HaltingHead
 from rtm_kernels.recursion.persistent.pack import PackedWeights
 from rtm_kernels.recursion.persistent.runner import PersistentRecursion, multiprocessors
 from tests.recursion.support import ODD, bits

@@ -10,7 +10,7 @@ import torch
 from rtm_kernels.block import FusedTRMBlock, Stack
 from rtm_kernels.ops.launch import CompileCase
 from rtm_kernels.program import trm
-from rtm_kernels.recursion.persistent.head import HaltingHead
+from rtm_kernels.recursion.head import HaltingHead
 from rtm_kernels.recursion.persistent.pack import PackedWeights
 from rtm_kernels.recursion.persistent.runner import PersistentRecursion
 

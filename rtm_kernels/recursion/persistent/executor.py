@@ -10,7 +10,7 @@ from torch import Tensor
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.ops.halting.reference import HaltingState
 from rtm_kernels.program import Program
-from rtm_kernels.recursion.persistent.head import HaltingHead
+from rtm_kernels.recursion.head import HaltingHead
 from rtm_kernels.recursion.persistent.pack import PackedWeights, Stacks, why_not_stacks
 from rtm_kernels.recursion.persistent.runner import PersistentRecursion, why_not_here
 from rtm_kernels.recursion.tape import why_not_program

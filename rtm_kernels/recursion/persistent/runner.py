@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from rtm_kernels.impl import triton_interpreted, why_not_triton
 from rtm_kernels.ops.halting.reference import HaltingState, initial_state
 from rtm_kernels.ops.launch import LaunchRow, launch, select
 from rtm_kernels.program import INPUT, Program
-from rtm_kernels.recursion.persistent.head import HaltingHead
+from rtm_kernels.recursion.head import HaltingHead, copy_state
 from rtm_kernels.recursion.persistent.instructions import instructions
 from rtm_kernels.recursion.persistent.launch import KERNEL, TABLE
 from rtm_kernels.recursion.persistent.pack import PackedWeights
@@ -130,7 +129,7 @@ class PersistentRecursion:
             if name in self.slot:
                 require(tuple(value.shape) == shape, name, tuple(value.shape), f"[B, L, D] = {shape}")
                 self.latents[self.slot[name]].copy_(value)
-        _copy_state(self.state, initial_state(*self.state.steps.shape) if state is None else state)
+        copy_state(self.state, initial_state(*self.state.steps.shape) if state is None else state)
         self.busy.copy_(self.state.active_samples)
         if self.head is not None and self.head.policy == "settle":
             self.previous.copy_(latents[self.program.output])
@@ -167,10 +166,3 @@ class PersistentRecursion:
             POLICY=head.policy if head else "none", POOL=head.pool if head else "first",
             launch_cooperative_grid=True,
         )  # fmt: skip
-
-
-def _copy_state(target: HaltingState, source: HaltingState) -> None:
-    for field in fields(HaltingState):
-        mine, given = getattr(target, field.name), getattr(source, field.name)
-        require(mine.shape == given.shape, f"state.{field.name}", tuple(given.shape), f"[B, U] = {tuple(mine.shape)}")
-        mine.copy_(given)

@@ -1,14 +1,14 @@
-"""Halting head and policy of the persistent kernel, as plain data."""
+"""Halting head and policy of the executors that halt on the device, as plain data."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from rtm_kernels.errors import InputError, one_of, require
-from rtm_kernels.ops.halting.reference import POLICIES, POOLS
+from rtm_kernels.ops.halting.reference import POLICIES, POOLS, HaltingState
 
 
 @dataclass(frozen=True)
@@ -64,3 +64,11 @@ class HaltingHead:
             if self.bias is not None:
                 packed[2 * width : 2 * width + rows].copy_(self.bias.detach())
         return packed
+
+
+def copy_state(target: HaltingState, source: HaltingState) -> None:
+    """Copy `source` into the buffers of `target`. Errors: `InputError` for a state of other samples or units."""
+    for field in fields(HaltingState):
+        mine, given = getattr(target, field.name), getattr(source, field.name)
+        require(mine.shape == given.shape, f"state.{field.name}", tuple(given.shape), f"[B, U] = {tuple(mine.shape)}")
+        mine.copy_(given)

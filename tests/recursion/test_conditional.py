@@ -1,0 +1,86 @@
+"""The WHILE node's native code: it compiles for Hopper, loads, and says what is missing where it cannot run."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from rtm_kernels.errors import BackendUnavailable, InputError
+from rtm_kernels.recursion import conditional
+from tests.conftest import ROOT
+
+SOURCES = ROOT / "csrc" / "cuda"
+NVCC = shutil.which("nvcc")
+
+
+class Raw:
+    """A captured graph as far as the node needs it."""
+
+    def raw_cuda_graph(self) -> int:
+        return 0
+
+
+@pytest.fixture(scope="module")
+def extension_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """csrc/cuda compiled for sm_80 and sm_90a and linked as a Python extension named `_cuda`."""
+    if NVCC is None:
+        pytest.skip("nvcc was not found")
+    folder = tmp_path_factory.mktemp("cuda")
+    includes = [Path(torch.__file__).parent / "include", sysconfig.get_paths()["include"]]
+    flags = ["-O1", "-std=c++17", "-Xcompiler", "-fPIC", "-DTORCH_EXTENSION_NAME=_cuda", *(f"-I{i}" for i in includes)]
+    targets = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"]
+    library = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    sources = [str(SOURCES / name) for name in ("while_graph.cu", "binding.cpp")]
+    result = subprocess.run(
+        [NVCC, *flags, *targets, "-shared", "-o", str(library), *sources], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return library
+
+
+def test_the_sources_compile_and_hold_a_kernel_for_hopper(extension_path: Path) -> None:
+    triton = pytest.importorskip("triton")
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    usage = subprocess.run([tool, "--dump-resource-usage", extension_path], check=True, capture_output=True, text=True)
+    assert "sm_90a" in usage.stdout and "sm_80" in usage.stdout
+    assert usage.stdout.count("decide") == 2 and "STACK:0" in usage.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
+def test_the_extension_loads_without_a_gpu_and_names_the_call_that_fails(extension_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("_cuda", extension_path)
+    assert spec is not None and spec.loader is not None
+    extension = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extension)
+    assert extension.runtime_version >= conditional.MINIMUM
+    with pytest.raises(RuntimeError, match="cudaGraphCreate"):
+        extension.WhileGraph(step=0, active=0, count=1, steps=0, max_steps=3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
+def test_where_it_cannot_run_the_reason_is_given() -> None:
+    reason = conditional.why_not()
+    assert reason is not None
+    assert "rtm_kernels._cuda" in reason or "CUDA" in reason
+    flags, steps = torch.ones(2, dtype=torch.bool), torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(BackendUnavailable, match="loop='while' cannot run: "):
+        conditional.while_active(Raw(), flags, steps, 4)
+
+
+@pytest.mark.parametrize(
+    ("active", "steps", "message"),
+    [
+        (torch.ones(2), torch.zeros(1, dtype=torch.int32), r"active=torch\.float32"),
+        (torch.ones(4, dtype=torch.bool)[::2], torch.zeros(1, dtype=torch.int32), "active"),
+        (torch.ones(2, dtype=torch.bool), torch.zeros(1, dtype=torch.int64), r"steps=torch\.int64"),
+    ],
+)
+def test_tensors_that_the_node_cannot_read_are_refused(active: torch.Tensor, steps: torch.Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        conditional.while_active(Raw(), active, steps, 4)
