@@ -1,0 +1,130 @@
+"""What is measured, as data: models of the field at their published sizes, tasks, batch sizes, dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rtm_kernels.config import ModelConfig
+
+PUBLISHED: dict[str, Any] = {
+    "hidden_size": 512, "num_heads": 8, "puzzle_emb_ndim": 512, "puzzle_emb_len": 16, "num_puzzle_identifiers": 8,
+}  # fmt: skip
+ATTENTION: dict[str, Any] = {"mixer": "attention", "pos_encodings": "rope"}
+
+MODELS: dict[str, ModelConfig] = {
+    "sudoku": ModelConfig(vocab_size=11, seq_len=81, H_cycles=3, L_cycles=6, **PUBLISHED),
+    "maze": ModelConfig(vocab_size=6, seq_len=900, H_cycles=3, L_cycles=4, **PUBLISHED, **ATTENTION),
+    "arc1": ModelConfig(vocab_size=12, seq_len=900, H_cycles=3, L_cycles=4, **PUBLISHED, **ATTENTION),
+    "hrm": ModelConfig(
+        arch="hrm", vocab_size=11, seq_len=81, H_cycles=2, L_cycles=2, layers={"H_level": 4, "L_level": 4},
+        halting="q_continue", **{**PUBLISHED, "puzzle_emb_len": 0}, **ATTENTION,
+    ),
+    "small": ModelConfig(vocab_size=11, seq_len=81, hidden_size=128, num_heads=4, H_cycles=2, L_cycles=2),
+}  # fmt: skip
+"""TRM's Sudoku-Extreme (MLP mixer, L = 97), Maze-Hard and ARC-AGI-1 (attention, L = 916), HRM's Sudoku (L = 82), and
+the size of the bundled Sudoku model (L = 81). The tables of puzzle embeddings are cut short: a step reads B rows."""
+
+TASKS = ("mixer", "channel", "block", "act_step", "solve", "train")
+"""One half layer, the other, one layer, one ACT step with embeddings and heads, `halt_max_steps` ACT steps, and an ACT
+step with the gradients of its loss to every parameter (no optimiser)."""
+
+BATCHES = (1, 8, 64, 768)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison: every provider that can run it is measured in it, in turns."""
+
+    model: str
+    task: str
+    batch: int
+    dtype: str
+    device: str
+
+    @property
+    def name(self) -> str:
+        """`sudoku-act_step-B8-bfloat16-cuda`."""
+        return f"{self.model}-{self.task}-B{self.batch}-{self.dtype}-{self.device}"
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's configuration in the case's dtype."""
+        return replace(MODELS[self.model], forward_dtype=self.dtype)
+
+    @property
+    def calls(self) -> int:
+        """Applications of a layer in one call of the task."""
+        c = self.config
+        step = sum(c.layers[s.stack] for s in c.program.steps)
+        return {"mixer": 1, "channel": 1, "block": 1, "solve": c.halt_max_steps * step}.get(self.task, step)
+
+
+def layer_flops(config: ModelConfig, batch: int, half: str = "both") -> int:
+    """Useful FLOPs of one layer on [B, L, D], a multiply-add being two: the matrix products at their true sizes."""
+    from rtm_kernels.config import inner_width
+
+    length, width = config.latent_len, config.hidden_size
+    channel = 6 * length * width * inner_width(width, config.expansion)
+    mixer = 6 * length * width * inner_width(length, config.expansion)
+    if config.mixer == "attention":
+        mixer = 8 * length * width**2 + 4 * length**2 * width
+    return batch * {"mixer": mixer, "channel": channel, "both": mixer + channel}[half]
+
+
+def useful_flops(case: Case) -> int:
+    """Useful FLOPs of one call, without recomputation; the backward pass of a product counts as two products."""
+    config, half = case.config, case.task if case.task in ("mixer", "channel") else "both"
+    flops = layer_flops(config, case.batch, half) * case.calls
+    if case.task == "train":
+        with_grad = sum(config.layers[s.stack] for s in config.program.steps if s.grad)
+        flops += 2 * layer_flops(config, case.batch) * with_grad
+    return flops
+
+
+def useful_bytes(case: Case) -> int:
+    """Bytes that one call must move if everything in between stayed on chip: weights once, latents in and out."""
+    from rtm_kernels.config import inner_width
+
+    config, element = case.config, 2 if case.dtype in ("bfloat16", "float16") else 4
+    length, width = config.latent_len, config.hidden_size
+    channel = 3 * width * inner_width(width, config.expansion)
+    mixer = 4 * width**2 if config.mixer == "attention" else 3 * length * inner_width(length, config.expansion)
+    latent = case.batch * length * width
+    if case.task in ("mixer", "channel", "block"):
+        weights = {"mixer": mixer, "channel": channel, "block": mixer + channel}[case.task]
+        terms = 2 if case.task == "channel" else 4  # the mixer and the block read two injected latents as well
+        return element * (weights + terms * latent)
+    weights = (mixer + channel) * sum(config.layers.values())
+    return element * (weights + (2 * len(config.program.carried) + 1) * latent)
+
+
+CPU_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
+    "small": {"mixer": (16,), "channel": (16,), "block": (1, 16), "act_step": (1, 16), "solve": (1,), "train": (16,)},
+    "sudoku": {"mixer": (1,), "channel": (1,), "block": (1,), "act_step": (1,)},
+    "hrm": {"block": (1,)},
+}
+"""Model -> task -> batch sizes that two cores do in the time of one run; everything else is reported as not run."""
+
+GPU_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
+    "sudoku": {
+        "mixer": (8, 768), "channel": (8, 768), "block": (8, 768), "act_step": BATCHES, "solve": (1, 768),
+        "train": (768,),
+    },
+    "maze": {"act_step": (1, 64)},
+    "arc1": {"mixer": (64,), "act_step": (64,), "train": (64,)},
+    "hrm": {"act_step": (1, 64)},
+    "small": {"act_step": (1, 768), "solve": (768,)},
+}  # fmt: skip
+
+
+def cases(device: str) -> Iterator[tuple[Case, str | None]]:
+    """Every case for `device` ("cpu" or "cuda"), and why it is not run there (None when it is)."""
+    here, dtype = (CPU_SIZES, "float32") if device == "cpu" else (GPU_SIZES, "bfloat16")
+    for model in MODELS:
+        for task in TASKS:
+            wanted = here.get(model, {}).get(task, ())
+            for batch in sorted({*BATCHES, *wanted}):
+                reason = None if batch in wanted else f"not in the {device} set of benchmarks/cases.py"
+                yield Case(model, task, batch, dtype, device), reason

@@ -1,0 +1,154 @@
+"""Measures one case: gate every provider, time those that pass in turns, say what the rest lack."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from benchmarks import machine
+from benchmarks.cases import Case, useful_bytes, useful_flops
+from benchmarks.gate import refusal
+from benchmarks.problem import LATENT_TASKS, Problem, Run, make
+from benchmarks.providers import PROVIDERS, Provider, run_of
+from benchmarks.timing import Call, Clock, interleave, median_interval, speedup
+
+
+@dataclass
+class Row:
+    """What was found about one provider in one case. `status` is measured, refused (wrong answer) or not run."""
+
+    case: str
+    impl: str
+    status: str
+    reason: str = ""
+    baseline: str = ""
+    seconds: float | None = None
+    seconds_interval: tuple[float, float] | None = None
+    ratio: float | None = None
+    """Baseline's time over this one's, median over interleaved rounds; above 1 is faster."""
+    ratio_interval: tuple[float, float] | None = None
+    samples: list[float] = field(default_factory=list, repr=False)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the samples, flat."""
+        values = asdict(self)
+        values.pop("samples")
+        return {**values.pop("facts"), **values}
+
+
+def run_case(
+    case: Case, providers: Sequence[Provider] = PROVIDERS, *, seconds: float = 3.0, energy_seconds: float = 0.0
+) -> list[Row]:
+    """One row per provider. `seconds` bounds the timed rounds; with `energy_seconds` each window lasts that long."""
+    problem = make(case)
+    rows = {p.name: Row(case.name, p.name, "not run", p.why_not(case) or "") for p in providers}
+    calls: dict[str, Call] = {}
+    for provider in providers:
+        row = rows[provider.name]
+        if row.reason:
+            continue
+        row.reason = refusal(provider, problem) or ""
+        row.status = "refused" if row.reason else "measured"
+        if row.status == "measured":
+            with _reported(row):
+                calls[provider.name] = caller(provider, problem)
+    if calls:
+        clock = Clock(case.device, flush=case.task in LATENT_TASKS)
+        timed = interleave(calls, clock, seconds=seconds)
+        limits = machine.limits(case.device, case.dtype)
+        baseline = next(iter(calls))
+        for name, samples in timed.items():
+            _fill(rows[name], case, baseline, timed[baseline], samples, limits)
+            rows[name].facts |= _extras(calls[name], case, energy_seconds)
+    return list(rows.values())
+
+
+@contextlib.contextmanager
+def _reported(row: Row) -> Any:
+    """Turns an error while a provider is prepared into its reason not to run."""
+    try:
+        yield
+    except Exception as error:
+        row.status, row.reason = "not run", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def caller(provider: Provider, problem: Problem) -> Call:
+    """The i-th call of the task, on inputs in rotation; one captured graph per set of inputs where it replays."""
+    run, inputs = run_of(provider, problem), problem.inputs
+    if not provider.graph:
+        return lambda i: run(inputs[i % len(inputs)])
+    replays = [capture(run, one) for one in inputs]
+    return lambda i: replays[i % len(replays)]()
+
+
+def capture(run: Run, inputs: Any) -> Callable[[], None]:
+    """A CUDA graph of `run(inputs)`, as a function that replays it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # compilation and allocation happen before the capture
+            run(inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = run(inputs)
+
+    def replay(_outputs: object = kept) -> None:
+        graph.replay()
+
+    return replay
+
+
+def _fill(
+    row: Row, case: Case, baseline: str, base: Sequence[float], samples: list[float], limits: dict[str, float]
+) -> None:
+    seconds, low, high = median_interval(samples)
+    row.seconds, row.seconds_interval, row.samples, row.baseline = seconds, (low, high), samples, baseline
+    ratio, low, high = speedup(base, samples)
+    row.ratio, row.ratio_interval = ratio, (low, high)
+    flops, moved = useful_flops(case), useful_bytes(case)
+    tflops, gbs = flops / seconds / 1e12, moved / seconds / 1e9
+    fractions = {"fraction_of_gemm": tflops / limits["tflops"], "fraction_of_copy": gbs / limits["gbs"]}
+    row.facts = {
+        "task": case.task, "model": case.model, "batch": case.batch, "dtype": case.dtype, "device": case.device,
+        "machine": machine.device_name(case.device), "threads": torch.get_num_threads(),
+        "shapes": {"B": case.batch, "L": case.config.latent_len, "D": case.config.hidden_size},
+        "useful_flops": flops, "useful_bytes": moved, "tflops": tflops, "gbs": gbs,
+        "limit_tflops": limits["tflops"], "limit_gbs": limits["gbs"], **fractions,
+        "fraction_of_limit": max(fractions.values()),
+        "cache": "flushed before each call" if case.device == "cuda" and case.task in LATENT_TASKS else "as left",
+        "rounds": len(samples), "commit": machine.commit(), "versions": machine.versions(),
+        "clock_mhz": machine.clock_mhz(case.device),
+    }  # fmt: skip
+
+
+def _extras(call: Call, case: Case, energy_seconds: float) -> dict[str, Any]:
+    """Launches and peak memory of one call, and joules; None for what cannot be read here."""
+    found: dict[str, Any] = {"launches": None, "peak_memory_bytes": None, "energy": None, "joules": None}
+    if case.device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        call(0)
+        torch.cuda.synchronize()
+        found["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+        found["launches"] = _launches(call)
+    if energy_seconds > 0:
+        found["energy"] = machine.energy(call, case.device, energy_seconds)
+        found["joules"] = found["energy"] and found["energy"]["joules_per_call"]
+    return found
+
+
+def _launches(call: Call) -> int:
+    """Kernels, copies and fills that one call makes the GPU run."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
+        call(0)
+        torch.cuda.synchronize()
+    return sum(event.device_type == DeviceType.CUDA for event in profiler.events())

@@ -1,0 +1,167 @@
+"""The machine that a figure belongs to: its name, versions, commit, clocks, energy counters and measured limits."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.timing import Clock, interleave
+
+ROOT = Path(__file__).resolve().parent.parent
+RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
+
+
+def device_name(device: str) -> str:
+    """`NVIDIA H200`, or the processor's model name with the number of cores that this process may use."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        model = found[1].strip() if found else model
+    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+
+
+def slug(device: str) -> str:
+    """The folder below profiles/ that figures of this machine go to: `nvidia-h200`, `amd-epyc-2-cores`."""
+    return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+
+
+@functools.cache
+def commit() -> str:
+    """The commit of the checkout, with `+` when files differ from it; `unknown` outside of git."""
+    try:
+        run = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=True)
+        head = run(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
+        changed = run(["git", "status", "--porcelain", "--untracked-files=no", "rtm_kernels", "csrc"]).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if changed else "")
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of what decides speed, `none` for what is not installed."""
+    found = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda or "none"}
+    for package in ("triton", "numpy", "liger_kernel", "flash_attn"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "none"
+    return found
+
+
+class Nvml:
+    """The counters of one GPU, through the driver's own library. Errors: `OSError` where there is none."""
+
+    SM_CLOCK = 1
+
+    def __init__(self, index: int = 0) -> None:
+        self.library = ctypes.CDLL("libnvidia-ml.so.1")
+        self.handle = ctypes.c_void_p()
+        self._call("nvmlInit_v2")
+        self._call("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(self.handle))
+
+    def _call(self, name: str, *args: Any) -> None:
+        code = getattr(self.library, name)(*args)
+        if code != 0:
+            raise OSError(f"{name} failed with NVML error {code}")
+
+    def joules(self) -> float:
+        """The total-energy counter of the board, in joules since the driver was loaded."""
+        value = ctypes.c_ulonglong()
+        self._call("nvmlDeviceGetTotalEnergyConsumption", self.handle, ctypes.byref(value))
+        return value.value / 1e3
+
+    def clock_mhz(self) -> int:
+        """The clock of the multiprocessors now."""
+        value = ctypes.c_uint()
+        self._call("nvmlDeviceGetClockInfo", self.handle, ctypes.c_int(self.SM_CLOCK), ctypes.byref(value))
+        return value.value
+
+
+@functools.cache
+def nvml() -> Nvml | None:
+    """The GPU's counters, or None where the driver's library does not answer."""
+    try:
+        return Nvml()
+    except (OSError, AttributeError):
+        return None
+
+
+def clock_mhz(device: str) -> int | None:
+    """Clock of the GPU now, or None: a processor's clock is not read."""
+    counters = nvml() if device == "cuda" else None
+    return counters.clock_mhz() if counters else None
+
+
+def energy_counter(device: str) -> tuple[str, Any] | None:
+    """What an energy figure covers and a function that reads its counter in joules, or None where nothing is read."""
+    if device == "cuda":
+        counters = nvml()
+        return ("GPU board only, NVML total-energy counter", counters.joules) if counters else None
+    if os.access(RAPL, os.R_OK):
+        return "processor package 0, RAPL", lambda: int(RAPL.read_text()) / 1e6
+    return None
+
+
+def energy(call: Any, device: str, seconds: float = 30.0) -> dict[str, float | str] | None:
+    """Joules per call over a window of at least `seconds`, and watts; None where no counter can be read.
+
+    Gross: what the idle machine draws is included, see `idle_watts`.
+    """
+    counter = energy_counter(device)
+    if counter is None:
+        return None
+    covers, read = counter
+    call(0)
+    _synchronize(device)
+    count, start, begin = 0, read(), time.perf_counter()
+    while (elapsed := time.perf_counter() - begin) < seconds:
+        for _ in range(4):
+            call(count)
+            count += 1
+        _synchronize(device)
+    joules = read() - start
+    if joules <= 0:  # the counter has wrapped, or does not move
+        return None
+    return {"joules_per_call": joules / count, "watts": joules / elapsed, "window_s": elapsed, "covers": covers}
+
+
+def idle_watts(device: str, seconds: float = 10.0) -> float | None:
+    """Watts while nothing is submitted, or None where no counter can be read."""
+    counter = energy_counter(device)
+    if counter is None:
+        return None
+    _synchronize(device)
+    start, begin = counter[1](), time.perf_counter()
+    time.sleep(seconds)
+    return float((counter[1]() - start) / (time.perf_counter() - begin))
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+@functools.cache
+def limits(device: str, dtype: str) -> dict[str, float]:
+    """The best of many samples, here and now, on random data: `tflops` of a matrix product, `gbs` of a copy."""
+    n, elements = (8192, 1 << 30) if device == "cuda" else (512, 1 << 24)
+    a, b = (torch.randn(n, n, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
+    source = torch.randn(elements, device=device, dtype=torch.float32)
+    target, out = torch.empty_like(source), torch.empty_like(a)
+    calls = {"gemm": lambda i: torch.mm(a, b, out=out), "copy": lambda i: target.copy_(source)}
+    best = {name: min(times) for name, times in interleave(calls, Clock(device), seconds=2.0).items()}
+    return {"tflops": 2 * n**3 / best["gemm"] / 1e12, "gbs": 2 * 4 * elements / best["copy"] / 1e9}

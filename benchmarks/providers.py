@@ -1,0 +1,261 @@
+"""Who is compared: the official structure in the ways that people run it, other libraries, and every executor here."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import official
+from benchmarks.cases import Case
+from benchmarks.problem import LATENT_TASKS, Inputs, Problem, Run, clone, loss
+from rtm_kernels.engine.executor import executor
+from rtm_kernels.impl import why_not_triton
+from rtm_kernels.ops.attention_norm.api import attention_norm
+from rtm_kernels.ops.mixer_norm.api import mixer_norm
+from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
+from rtm_kernels.program import INPUT, Program, Step
+from rtm_kernels.recursion import native
+
+Layer = Callable[[Inputs], Tensor]
+StepFunction = Callable[[Inputs], tuple[Inputs, Tensor, Tensor | None]]
+"""One ACT step: inputs to (inputs with the new latents, logits, q logits)."""
+ONE_LAYER = Program("layer", (Step("h", ("h",), ("y", INPUT)),), output="h")
+
+
+@dataclass(frozen=True)
+class Provider:
+    """How one implementation does the tasks. `step` also returns the module whose parameters are trained."""
+
+    name: str
+    layer: Callable[[Problem], Layer]
+    step: Callable[[Problem], tuple[StepFunction, nn.Module]]
+    why_not: Callable[[Case], str | None] = lambda case: None
+    graph: bool = False
+    """Whether its calls are captured in a CUDA graph and replayed."""
+
+
+def run_of(provider: Provider, problem: Problem) -> Run:
+    """The task of the problem as `provider` does it."""
+    task = problem.case.task
+    if task in LATENT_TASKS:
+        layer = provider.layer(problem)
+        return torch.no_grad()(lambda inputs: (layer(inputs),))
+    step, module = provider.step(problem)
+    if task == "train":
+        return _train(step, module)
+    names, count = problem.model.program.carried, problem.config.halt_max_steps if task == "solve" else 1
+
+    def run(inputs: Inputs) -> list[Tensor]:
+        for _ in range(count):
+            inputs, logits, q = step(inputs)
+        return [*(inputs[name] for name in names), logits, *([] if q is None else [q])]
+
+    return torch.no_grad()(run)
+
+
+def _train(step: StepFunction, module: nn.Module) -> Run:
+    named = {name.replace("_orig_mod.", ""): p for name, p in module.named_parameters()}
+    parameters = [named[name] for name in sorted(named)]
+
+    def run(inputs: Inputs) -> list[Tensor]:
+        _, logits, q = step(inputs)
+        value = loss(logits, q, inputs["labels"])
+        return [value.detach(), *torch.autograd.grad(value, parameters)]
+
+    return run
+
+
+def _official(problem: Problem, *, cast: bool = False, compiled: str | None = None, liger: bool = False) -> Any:
+    model = official.inner(problem)
+    if cast:
+        official.precast(model, getattr(torch, problem.config.forward_dtype))
+    if liger:
+        official.use_liger(model)
+    if compiled is not None:
+        for name in problem.config.layers:
+            setattr(model, name, torch.compile(getattr(model, name), mode=compiled, dynamic=False))
+    return model
+
+
+def _official_layer(problem: Problem, *, compiled: str | None = None, **options: Any) -> Layer:
+    model = _official(problem, **options)
+    layer: Any = official.HalfLayer(model.L_level.layers[0], problem.case.task)
+    if compiled is not None:
+        layer = torch.compile(layer, mode=compiled, dynamic=False)
+    cos_sin = model.cos_sin()
+    return lambda inputs: layer(inputs, cos_sin)
+
+
+def _official_step(problem: Problem, **options: Any) -> tuple[StepFunction, nn.Module]:
+    model = _official(problem, **options)
+    return partial(official.act_step, model), model
+
+
+def _first_block(model: nn.Module) -> Any:
+    return model.get_submodule("L_level.layers.0")
+
+
+def _ours_layer(problem: Problem, *, impl: str) -> Layer:
+    model = clone(problem.model, impl=impl)
+    block = _first_block(model)
+    task, cos_sin = problem.case.task, model.cos_sin()
+    channel = (block.mlp.gate_up_proj.weight, block.mlp.down_proj.weight)
+    if task == "channel":
+        return lambda inputs: swiglu_norm(inputs["h"], *channel, eps=block.eps, impl=impl)
+    if task == "block":
+        return lambda inputs: block(inputs["h"], (inputs["y"], inputs["x"]), cos_sin)
+    if block.mixer == "mlp":
+        weights = (block.mlp_t.gate_up_proj.weight, block.mlp_t.down_proj.weight)
+        mixer = partial(mixer_norm, norm_axis=block.norm_axis, eps=block.eps, impl=impl)
+    else:
+        weights = (block.self_attn.qkv_proj.weight, block.self_attn.o_proj.weight)
+        mixer = partial(attention_norm, num_heads=block.num_heads, cos_sin=cos_sin, eps=block.eps, impl=impl)
+    return lambda inputs: mixer(inputs["h"], *weights, injection=(inputs["y"], inputs["x"]))
+
+
+def _ours_step(problem: Problem, *, impl: str) -> tuple[StepFunction, nn.Module]:
+    model = clone(problem.model, impl=impl)
+    return _with_embedding(model, model.act_step), model
+
+
+def _with_embedding(model: Any, act_step: Callable[..., Any]) -> StepFunction:
+    names = model.program.carried
+
+    def step(inputs: Inputs) -> tuple[Inputs, Tensor, Tensor | None]:
+        x = model.embed(inputs["inputs"], inputs["puzzle_identifiers"])
+        latents, logits, q = act_step({name: inputs[name] for name in names}, x)
+        return {**inputs, **{name: latents[name] for name in names}}, logits, q
+
+    return step
+
+
+def _native_layer(problem: Problem) -> Layer:
+    stack = nn.ModuleDict({"layers": nn.ModuleList([_first_block(problem.model)])})
+    weights = native.StackWeights.from_module(stack, problem.model.cos_sin())
+    run = native.NativeExecutor(ONE_LAYER, {"L_level": weights}).run
+    return lambda inputs: run({"h": inputs["h"], "y": inputs["y"]}, inputs["x"])["h"]
+
+
+def _native_step(problem: Problem) -> tuple[StepFunction, nn.Module]:
+    return _with_embedding(problem.model, executor("native", problem.model).step), problem.model
+
+
+def _persistent_layer(problem: Problem) -> Layer:
+    from rtm_kernels.recursion.persistent.executor import PersistentExecutor
+
+    stacks = {"L_level": [_first_block(problem.model)]}
+    run = PersistentExecutor(ONE_LAYER, stacks, problem.model.dtype).run
+    return lambda inputs: run({"h": inputs["h"], "y": inputs["y"]}, inputs["x"])["h"]
+
+
+def _persistent_step(problem: Problem) -> tuple[StepFunction, nn.Module]:
+    from rtm_kernels.recursion.persistent.executor import PersistentExecutor
+
+    model = problem.model
+    run = PersistentExecutor(model.program, {k: model.get_submodule(k) for k in model.config.layers}, model.dtype).run
+
+    def act_step(latents: Inputs, x: Tensor) -> Any:
+        values = run(latents, x)
+        return values, *model.heads(values[model.program.output])
+
+    return _with_embedding(model, act_step), model
+
+
+def _why_not_official(case: Case) -> str | None:
+    return official.why_not(case.config)
+
+
+def _why_not_precast(case: Case) -> str | None:
+    reason = "the weights are already float32" if case.dtype == "float32" else None
+    return _why_not_official(case) or reason
+
+
+def _why_not_compiled(case: Case) -> str | None:
+    measured = ("block", "act_step")
+    slow = case.device == "cpu" and (case.task not in measured or case.batch > 1)
+    return _why_not_official(case) or ("compiling it on this many cores takes the time of the run" if slow else None)
+
+
+def _why_not_graph(case: Case, inner: Callable[[Case], str | None]) -> str | None:
+    if case.device != "cuda":
+        return "CUDA graphs need a CUDA device"
+    return "captured for inference only" if case.task == "train" else inner(case)
+
+
+def _why_not_liger(case: Case) -> str | None:
+    if case.device != "cuda" or importlib.util.find_spec("liger_kernel") is None:
+        return "the package liger_kernel is not installed" if case.device == "cuda" else "it needs a CUDA device"
+    return _why_not_official(case)
+
+
+def _why_not_ours(case: Case) -> str | None:
+    return None if case.device == "cuda" else (why_not_triton(torch.device("cpu")) or "interpreted, so not timed")
+
+
+def _why_not_native(case: Case) -> str | None:
+    if case.device != "cpu" or case.dtype != "float32":
+        return "it computes in float32 on the CPU"
+    if case.task in ("mixer", "channel", "train"):
+        return "it runs whole layers, without gradients"
+    return native.why_not()
+
+
+def _why_not_persistent(case: Case) -> str | None:
+    if case.device != "cuda":
+        return "it needs a CUDA device"
+    if case.task in ("mixer", "channel", "train"):
+        return "it runs whole layers, without gradients"
+    from rtm_kernels.recursion.persistent.executor import why_not
+
+    with torch.device("meta"):
+        from rtm_kernels.model import RecursiveReasoner
+
+        model = RecursiveReasoner(case.config)
+    stacks = {name: model.get_submodule(name) for name in case.config.layers}
+    return why_not(case.config.program, stacks, torch.device("cuda"), model.dtype, case.config.latent_len)
+
+
+def _compiled(name: str, mode: str, graph: bool) -> Provider:
+    options: dict[str, Any] = {"compiled": mode, "cast": graph}
+    why_not = partial(_why_not_graph, inner=_why_not_compiled) if graph or mode != "default" else _why_not_compiled
+    layer, step = partial(_official_layer, **options), partial(_official_step, **options)
+    return Provider(name, layer, step, why_not, graph=graph)
+
+
+def _graphed(provider: Provider) -> Provider:
+    why_not = partial(_why_not_graph, inner=provider.why_not)
+    return Provider(f"{provider.name}_graph", provider.layer, provider.step, why_not, graph=True)
+
+
+BASELINE = Provider("official_eager", _official_layer, _official_step, _why_not_official)
+REFERENCE = Provider("rtm_reference", partial(_ours_layer, impl="reference"), partial(_ours_step, impl="reference"))
+TRITON = Provider("rtm_triton", partial(_ours_layer, impl="triton"), partial(_ours_step, impl="triton"), _why_not_ours)
+PERSISTENT = Provider("rtm_persistent", _persistent_layer, _persistent_step, _why_not_persistent)
+NATIVE = Provider("rtm_native", _native_layer, _native_step, _why_not_native)
+
+PROVIDERS: tuple[Provider, ...] = (
+    BASELINE,
+    Provider(
+        "official_precast", partial(_official_layer, cast=True), partial(_official_step, cast=True), _why_not_precast
+    ),
+    Provider(
+        "official_liger", partial(_official_layer, liger=True), partial(_official_step, liger=True), _why_not_liger
+    ),
+    _compiled("official_compiled", "default", graph=False),
+    _compiled("official_compiled_graph", "default", graph=True),
+    _compiled("official_autotuned_graph", "max-autotune-no-cudagraphs", graph=True),
+    REFERENCE,
+    TRITON,
+    _graphed(TRITON),
+    PERSISTENT,
+    _graphed(PERSISTENT),
+    NATIVE,
+)
+"""The baseline of every ratio comes first. A compiled one compiles its stacks of layers, in which all time is spent;
+`_graph` is one CUDA graph around the whole call, with the weights cast beforehand."""
