@@ -11,9 +11,16 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from rtm_kernels.errors import require
-from rtm_kernels.impl import resolve
+from rtm_kernels.errors import BackendUnavailable, one_of, require
+from rtm_kernels.impl import IMPLS
 from rtm_kernels.ops.adam_atan2 import reference
+from rtm_kernels.ops.adam_atan2.op import adam_atan2_op, sign_sgd_op
+from rtm_kernels.ops.launch import choose
+
+Row = tuple[Tensor, Tensor, Tensor, Tensor]
+"""param, grad, exp_avg, exp_avg_sq."""
+Bucket = tuple[int, torch.device, str]
+"""The step that is taken, the device, and the implementation that takes it."""
 
 
 def sign_sgd_(
@@ -22,7 +29,8 @@ def sign_sgd_(
     """Sign-SGD on the rows of an embedding that `ids` names, in place: `w <- w (1 - lr wd) - lr sign(g)`.
 
     weights [N, D] float32 or float64, ids [B] integer in 0..N-1, grad [B, D] of the same dtype. Gradients of a
-    repeated id are summed in batch order before the sign, so equal inputs give equal bits.
+    repeated id are summed in batch order before the sign, so equal inputs give equal bits. The kernel leaves ids
+    out of range alone, because refusing them would make the host wait; the reference raises `IndexError`.
 
     Errors: `InputError` for shapes or dtypes that do not fit, `BackendUnavailable` for a named `impl` that cannot run.
     Source: models/sparse_embedding.py of the TRM repository.
@@ -34,14 +42,20 @@ def sign_sgd_(
     wanted = (len(ids), weights.shape[1])
     require(tuple(grad.shape) == wanted, "grad.shape", tuple(grad.shape), f"{wanted}, one row per id")
     require(grad.dtype == weights.dtype, "grad.dtype", grad.dtype, f"the dtype of weights, {weights.dtype}")
-    resolve(impl, weights.device)
-    reference.sign_sgd_(weights, ids, grad, lr=lr, weight_decay=weight_decay)
+    require(ids.device == weights.device == grad.device, "ids.device", ids.device, f"as weights, {weights.device}")
+    _require_rates(lr, weight_decay)
+    if choose(impl, weights.device, weights.dtype) == "triton":
+        require(weights.is_contiguous(), "weights.stride()", weights.stride(), "contiguous with impl='triton'")
+        sign_sgd_op(weights, ids, grad, lr, weight_decay)
+    else:
+        reference.sign_sgd_(weights, ids, grad, lr=lr, weight_decay=weight_decay)
 
 
 class AdamATan2(Optimizer):
     """`p <- p (1 - lr wd) - lr/bc1 * atan2(m, sqrt(v / bc2))`: Adam without epsilon, invariant to the gradient's scale.
 
     Parameters are float32 or float64 master weights. The state holds `step`, `exp_avg` and `exp_avg_sq`, as Adam's.
+    With Triton all parameters of a group and device that take the same step are updated in one launch.
 
     Errors: `InputError` for a hyper-parameter out of range, a parameter of another dtype, or a sparse gradient.
     Source: arXiv 2407.05872, section 4; the update equals the CUDA kernel of the package adam-atan2.
@@ -64,7 +78,7 @@ class AdamATan2(Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 _require_master("params", param)
-                resolve(impl, param.device)
+                _choose_adam(impl, param)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -78,18 +92,21 @@ class AdamATan2(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for step, rows in self._buckets(group["params"]).items():
-                beta1, beta2 = group["betas"]
+            for (step, _, chosen), rows in self._buckets(group["params"]).items():
                 columns = [list(column) for column in zip(*rows, strict=True)]
-                reference.adam_atan2_(
-                    *columns, step=step, lr=float(group["lr"]), beta1=beta1, beta2=beta2,
-                    weight_decay=group["weight_decay"],
-                )  # fmt: skip
+                beta1, beta2 = group["betas"]
+                lr, weight_decay = float(group["lr"]), group["weight_decay"]
+                if chosen == "triton":
+                    adam_atan2_op(*columns, step, lr, beta1, beta2, weight_decay)
+                else:
+                    reference.adam_atan2_(
+                        *columns, step=step, lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay
+                    )
         return loss
 
-    def _buckets(self, params: list[Tensor]) -> dict[int, list[tuple[Tensor, Tensor, Tensor, Tensor]]]:
-        """(param, grad, exp_avg, exp_avg_sq) of every parameter with a gradient, by the step it is about to take."""
-        buckets: dict[int, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = defaultdict(list)
+    def _buckets(self, params: list[Tensor]) -> dict[Bucket, list[Row]]:
+        """The rows of every parameter with a gradient, by what one call can update together."""
+        buckets: dict[Bucket, list[Row]] = defaultdict(list)
         for param in params:
             if param.grad is None:
                 continue
@@ -102,8 +119,8 @@ class AdamATan2(Optimizer):
                 state["exp_avg"] = torch.zeros_like(param)
                 state["exp_avg_sq"] = torch.zeros_like(param)
             state["step"] += 1
-            row = (param, param.grad, state["exp_avg"], state["exp_avg_sq"])
-            buckets[int(state["step"])].append(row)
+            bucket = (int(state["step"]), param.device, _choose_adam(self.impl, param))
+            buckets[bucket].append((param, param.grad, state["exp_avg"], state["exp_avg_sq"]))
         return buckets
 
 
@@ -157,6 +174,16 @@ def _embedding_triple(params: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         "three tensors per group: local rows with gradient, their ids (1-D), the table (2-D)",
     )  # fmt: skip
     return local[0], ids[0], weights[0]
+
+
+def _choose_adam(impl: str, param: Tensor) -> str:
+    """`reference` or `triton`; the kernel is float32 only, so `auto` takes the reference for float64."""
+    if param.dtype == torch.float64:
+        one_of("impl", impl, IMPLS)
+        if impl == "triton":
+            raise BackendUnavailable("impl='triton' cannot run: the kernel of AdamATan2 updates float32 parameters")
+        return "reference"
+    return choose(impl, param.device, param.dtype)
 
 
 def _require_master(name: str, tensor: Tensor) -> None:

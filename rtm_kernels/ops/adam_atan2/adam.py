@@ -1,0 +1,91 @@
+"""Kernel of one AdamATan2 update of many tensors in one launch."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rtm_kernels.ops.adam_atan2.launch import TABLE
+from rtm_kernels.ops.launch import launch, select
+
+MAX_TABLES = 16
+_tables: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+"""Addresses of a list of tensors -> the same on the device; gradients that stay in place need no new copy."""
+
+
+@triton.jit
+def angle_of(y, x):
+    """`atan2(y, x)` for x >= 0, 0 at the origin, to 2 roundings of float32."""
+    size = tl.abs(y)
+    large, small = tl.maximum(size, x), tl.minimum(size, x)
+    ratio = tl.where(large > 0, tl.div_rn(small, tl.where(large > 0, large, 1.0)), 0.0)
+    upper = ratio > 0.41421356  # tan(pi / 8): above, atan(r) = pi / 4 + atan((r - 1) / (r + 1))
+    t = tl.where(upper, tl.div_rn(ratio - 1.0, ratio + 1.0), ratio)
+    z = t * t
+    series = 0.105938129 - z * 0.0607821941  # least largest relative error on t^2 <= tan(pi / 8)^2: 7e-10
+    series = z * (-0.333333164 + z * (0.199984714 + z * (-0.142435327 + z * series)))
+    angle = tl.where(upper, 0.785398163, 0.0) + (t + t * series)
+    angle = tl.where(size > x, 1.57079633 - angle, angle)
+    return tl.where(y < 0, -angle, angle)
+
+
+@triton.jit
+def adam_atan2_kernel(table_ptr, decay, rate, weight1, beta2, weight2, root2, BLOCK: tl.constexpr):
+    """One block of one tensor; a row of the table holds the addresses of p, g, m and v, and the number of elements."""
+    row = table_ptr + tl.program_id(1).to(tl.int64) * 5
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < tl.load(row + 4)
+    p_ptr = tl.load(row).to(tl.pointer_type(tl.float32)) + offs
+    g_ptr = tl.load(row + 1).to(tl.pointer_type(tl.float32)) + offs
+    m_ptr = tl.load(row + 2).to(tl.pointer_type(tl.float32)) + offs
+    v_ptr = tl.load(row + 3).to(tl.pointer_type(tl.float32)) + offs
+    p = tl.load(p_ptr, mask=mask, other=0.0)
+    g = tl.load(g_ptr, mask=mask, other=0.0)
+    m = tl.load(m_ptr, mask=mask, other=0.0)
+    v = tl.load(v_ptr, mask=mask, other=0.0)
+    m += tl.cast(weight1, tl.float32) * (g - m)
+    v = v * tl.cast(beta2, tl.float32) + tl.cast(weight2, tl.float32) * (g * g)
+    angle = angle_of(m, tl.div_rn(tl.sqrt_rn(v), tl.cast(root2, tl.float32)))
+    tl.store(p_ptr, p * tl.cast(decay, tl.float32) - tl.cast(rate, tl.float32) * angle, mask=mask)
+    tl.store(m_ptr, m, mask=mask)
+    tl.store(v_ptr, v, mask=mask)
+
+
+def adam_atan2(
+    params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor],
+    step: int, lr: float, beta1: float, beta2: float, weight_decay: float,
+) -> None:  # fmt: skip
+    """Update float32 tensors of one device in place."""
+    rows = [tensors for tensors in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True) if tensors[0].numel()]
+    if not rows:
+        return
+    dense = [[t.contiguous() for t in tensors] for tensors in rows]
+    row = select(TABLE, "adam_atan2", torch.float32, 1)
+    blocks = triton.cdiv(max(tensors[0].numel() for tensors in dense), row.blocks["BLOCK"])
+    launch(
+        adam_atan2_kernel, row, (blocks, len(dense)), address_table(dense),
+        1 - lr * weight_decay, lr / (1 - beta1**step), 1 - beta1, beta2, 1 - beta2, (1 - beta2**step) ** 0.5,
+    )  # fmt: skip
+    for (param, _, *state), (param_copy, _, *state_copies) in zip(rows, dense, strict=True):
+        for given, copy in zip((param, *state), (param_copy, *state_copies), strict=True):
+            if copy.data_ptr() != given.data_ptr():
+                given.copy_(copy)
+
+
+def address_table(rows: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Addresses of every row's tensors and its number of elements, int64 on their device."""
+    device = rows[0][0].device
+    values = tuple(value for tensors in rows for value in (*(t.data_ptr() for t in tensors), tensors[0].numel()))
+    key = (device, *values)
+    table = _tables.pop(key, None)
+    if table is None:
+        table = torch.tensor(values, dtype=torch.int64).to(device)
+    _tables[key] = table
+    if len(_tables) > MAX_TABLES:
+        _tables.popitem(last=False)
+    return table

@@ -1,0 +1,38 @@
+"""Registration of the optimiser updates with PyTorch: ops that change their tensors in place, and their fakes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op("rtm_kernels::adam_atan2_", mutates_args=("params", "exp_avgs", "exp_avg_sqs"))
+def adam_atan2_op(
+    params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor],
+    step: int, lr: float, beta1: float, beta2: float, weight_decay: float,
+) -> None:  # fmt: skip
+    """`reference.adam_atan2_` in one launch."""
+    from rtm_kernels.ops.adam_atan2.adam import adam_atan2
+
+    adam_atan2(params, grads, exp_avgs, exp_avg_sqs, step, lr, beta1, beta2, weight_decay)
+
+
+@torch.library.custom_op("rtm_kernels::sign_sgd_", mutates_args=("weights",))
+def sign_sgd_op(weights: Tensor, ids: Tensor, grad: Tensor, lr: float, weight_decay: float) -> None:
+    """`reference.sign_sgd_` in one launch after a sort of the ids."""
+    from rtm_kernels.ops.adam_atan2.sign_sgd import sign_sgd
+
+    sign_sgd(weights, ids, grad, lr, weight_decay)
+
+
+@adam_atan2_op.register_fake
+def _(*arguments: Any) -> None:
+    return None
+
+
+@sign_sgd_op.register_fake
+def _(*arguments: Any) -> None:
+    return None
