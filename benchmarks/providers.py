@@ -167,6 +167,31 @@ def _persistent_step(problem: Problem) -> tuple[StepFunction, nn.Module]:
     return _with_embedding(model, act_step), model
 
 
+def _runner_step(problem: Problem) -> tuple[StepFunction, nn.Module]:
+    """The package's own graph runner around the Triton ops: copies in and out included."""
+    from rtm_kernels.recursion.graph import GraphRunner
+
+    eager, model = _ours_step(problem, impl="triton")
+    names, batch = problem.model.program.carried, problem.case.batch
+
+    def flat(inputs: Inputs) -> dict[str, Tensor]:
+        new, logits, q = eager(inputs)
+        return {**{name: new[name] for name in names}, "logits": logits, **({} if q is None else {"q": q})}
+
+    runner = GraphRunner(flat, max_batch=batch, buckets=(batch,))
+
+    def step(inputs: Inputs) -> tuple[Inputs, Tensor, Tensor | None]:
+        out = runner({name: inputs[name] for name in ("inputs", "puzzle_identifiers", *names)})
+        return {**inputs, **{name: out[name] for name in names}}, out["logits"], out.get("q")
+
+    return step, model
+
+
+def _why_not_runner(case: Case) -> str | None:
+    steps = case.task in ("act_step", "solve")
+    return _why_not_graph(case, _why_not_ours) or (None if steps else "it replays whole ACT steps, without gradients")
+
+
 def _why_not_official(case: Case) -> str | None:
     return official.why_not(case.config)
 
@@ -253,6 +278,7 @@ PROVIDERS: tuple[Provider, ...] = (
     REFERENCE,
     TRITON,
     _graphed(TRITON),
+    Provider("rtm_graph_runner", TRITON.layer, _runner_step, _why_not_runner),
     PERSISTENT,
     _graphed(PERSISTENT),
     NATIVE,

@@ -1,0 +1,140 @@
+"""python -m benchmarks.gpu: everything that only a GPU can show, in stages, within ten minutes; one table last.
+
+A stage that cannot run, fails or runs out of time says so in the table and makes the exit status 1. `--stage NAME`
+runs one alone; stages that succeeded at this commit are not repeated unless `--fresh` is given. Nothing is fetched:
+what is missing on the machine is named and counts against the stage that needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks import machine, rows
+from rtm_kernels.errors import one_of
+
+STATE = machine.ROOT / ".benchmarks" / "gpu"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command of this interpreter, the seconds it may take, and what it needs (a reason, or None)."""
+
+    name: str
+    command: tuple[str, ...]
+    seconds: int
+    why_not: Callable[[], str | None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended: ok, failed, timed out or not run; `detail` is why, or its last line."""
+
+    stage: str
+    status: str
+    seconds: float
+    detail: str
+    commit: str
+
+
+def _gpu() -> str | None:
+    return None if torch.cuda.is_available() else "PyTorch finds no CUDA device here"
+
+
+def _module(name: str) -> Callable[[], str | None]:
+    return lambda: _gpu() or (None if importlib.util.find_spec(name) else f"the package {name} is not installed")
+
+
+def _tool(name: str) -> Callable[[], str | None]:
+    return lambda: _gpu() or (None if shutil.which(name) else f"{name} is not on the PATH")
+
+
+def stages(folder: Path) -> tuple[Stage, ...]:
+    """The stages in order; results go to `folder`."""
+    to, results = ("--folder", str(folder)), ("--results", str(STATE / "results.json"))
+    pytest = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+    return (
+        Stage("build", ("setup.py", "--quiet", "build_ext", "--inplace"), 120, _tool("nvcc")),
+        Stage("tests", (*pytest, "-m", "gpu", "tests"), 180, _module("pytest")),
+        Stage("sanitize", ("-m", "benchmarks.sanitize"), 90, _tool("compute-sanitizer")),
+        Stage("tune", ("-m", "benchmarks.tune", *to, "--limit", "60"), 75, _gpu),
+        Stage("bench", ("-m", "benchmarks.run", *to, *results, "--seconds", "1", "--limit", "150"), 200, _gpu),
+        Stage("energy", ("-m", "benchmarks.energy", *to), 100, _gpu),
+        Stage("profile", ("-m", "benchmarks.profile", "sudoku", "--batch", "1", *to), 60, _gpu),
+    )
+
+
+def run(stage: Stage, left: float) -> Outcome:
+    """Run one stage, its output in a log, for at most its time or what is left of all."""
+    reason = stage.why_not()
+    if reason is None and left < 5:
+        reason = "no time is left"
+    if reason is not None:
+        return Outcome(stage.name, "not run", 0.0, reason, machine.commit())
+    log, begin = STATE / f"{stage.name}.log", time.monotonic()
+    with log.open("w") as output:
+        try:
+            command = [sys.executable, *stage.command]
+            limit = min(stage.seconds, left)
+            code = subprocess.run(command, cwd=machine.ROOT, stdout=output, stderr=output, timeout=limit).returncode
+            status = "ok" if code == 0 else "failed"
+        except subprocess.TimeoutExpired:
+            status = "timed out"
+    lines = log.read_text().strip().splitlines()
+    detail = (lines[-1] if lines else "no output")[:110]
+    return Outcome(stage.name, status, time.monotonic() - begin, detail, machine.commit())
+
+
+def _load() -> dict[str, Outcome]:
+    path = STATE / "stages.json"
+    return {o["stage"]: Outcome(**o) for o in json.loads(path.read_text())} if path.exists() else {}
+
+
+def table(chosen: Sequence[Stage], done: dict[str, Outcome]) -> str:
+    """One line per stage."""
+    lines = [f"{'stage':<10} {'status':<10} {'seconds':>8}  detail"]
+    for stage in chosen:
+        o = done.get(stage.name, Outcome(stage.name, "not run", 0.0, "", ""))
+        lines.append(f"{o.stage:<10} {o.status:<10} {o.seconds:>8.1f}  {o.detail}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: 0 only when every chosen stage is ok."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--stage", action="append", help="run this stage alone (may be repeated)")
+    parser.add_argument("--fresh", action="store_true", help="repeat stages that succeeded at this commit")
+    parser.add_argument("--limit", type=float, default=590.0, help="seconds for everything")
+    parser.add_argument("--folder", type=Path, help="folder of results (default: profiles/<gpu>)")
+    args = parser.parse_args(argv)
+    name = machine.slug("cuda") if torch.cuda.is_available() else "no-gpu"
+    every = stages(args.folder or machine.ROOT / "profiles" / name)
+    for stage in args.stage or ():
+        one_of("stage", stage, [s.name for s in every])
+    chosen = [s for s in every if not args.stage or s.name in args.stage]
+    STATE.mkdir(parents=True, exist_ok=True)
+    done, begin, current = _load(), time.monotonic(), machine.commit()
+    for stage in chosen:
+        known = done.get(stage.name)
+        repeat = args.fresh or args.stage or current.endswith(("+", "unknown"))
+        if not repeat and known is not None and (known.status, known.commit) == ("ok", current):
+            continue
+        print(f"{stage.name} ...", flush=True)
+        done[stage.name] = run(stage, args.limit - (time.monotonic() - begin))
+        rows.replace(STATE / "stages.json", json.dumps([asdict(o) for o in done.values()], indent=1) + "\n")
+    print("\n" + table(chosen, done))
+    return int(any(done[s.name].status != "ok" for s in chosen))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
