@@ -5,6 +5,8 @@ PY := $(BIN)/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 PYTEST := $(PY) -m pytest
+# a machine with a GPU often has a PyTorch of its own and no network, so `make gpu` takes what is there
+GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 
 .DEFAULT_GOAL := help
 .PHONY: solve test check interpret-gate compile-gate bench gpu profile native clean help
@@ -48,16 +50,16 @@ interpret-gate: .venv/.installed  ## every Triton kernel against its reference, 
 compile-gate: .venv/.installed  ## every kernel and launch row compiled for sm_90 without a GPU
 	@$(PY) -m tests.gates.compile_gate
 
-bench: .venv/.installed  ## benchmarks; writes .benchmarks/latest.json
+bench: .venv/.installed  ## benchmarks of this machine; writes profiles/<machine>/ and prints one table
 	@mkdir -p .benchmarks
-	@$(PYTEST) benchmarks --benchmark-json=.benchmarks/latest.json
+	@$(PYTEST) benchmarks --benchmark-json=.benchmarks/latest.json --benchmark-columns=median,iqr,rounds
+	@$(PY) -m benchmarks.report .benchmarks/latest.json
 
-gpu: .venv/.installed  ## the tests that need a GPU
-	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("error: PyTorch finds no CUDA device here")'
-	@$(PYTEST) -m gpu
+gpu:  ## everything that only a GPU can show, in stages; installs nothing (make gpu GPU_PYTHON=python3)
+	@$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
 
-profile: .venv/.installed  ## where the time of one ACT step goes
-	@$(PY) -m benchmarks.profile
+profile: .venv/.installed  ## where the time of one ACT step goes, operator by operator
+	@$(PY) -m benchmarks.profile $(ARGS)
 
 native: .venv/.environment  ## build the native extensions, and fail where they cannot be built
 	@rm -f rtm_kernels/_cpu*.so rtm_kernels/_cuda*.so

@@ -83,7 +83,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_red_gate_ends_the_comparison(repository: Path) -> None:
-    options = {"selection": "", "rounds": 2, "tests": ("test_gate.py",)}
+    options = {"selection": "", "rounds": 1, "tests": ("test_gate.py",)}
     with pytest.raises(InputError, match="its tests are red; not compared"):
         compare.compare_commits("HEAD~1", "HEAD", **options)
     with pytest.raises(InputError, match="no such commit: nothing"):

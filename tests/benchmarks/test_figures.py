@@ -16,7 +16,8 @@ PAGES = sorted((ROOT / "profiles").glob("*/README.md")) if (ROOT / "profiles").i
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 FIGURE = re.compile(
-    r"(?<![\w.])(\d+(?:\.\d+)?)\s?(times faster|×|x faster|ms\b|µs\b|us\b|TFLOP/s|GB/s|J\b|puzzles/s|puzzles per second)"
+    r"(?<![\w.])(\d+(?:\.\d+)?)\s?"
+    r"(times faster|×|x faster|ms\b|µs\b|us\b|TFLOP/s|GB/s|J\b|puzzles/s|puzzles per second)"
 )
 CITATION = re.compile(r"\[([\w.-]+), (\w+)\]\((profiles/[\w./-]+/summary\.json)\)")
 """`2.4 times faster ([small-solve-B1-float32-cpu, rtm_native](profiles/<machine>/summary.json))`, on one line."""

@@ -1,4 +1,4 @@
-"""The fused block on a GPU at the published sizes: bfloat16 error, determinism, batch invariance, graphs, big tensors."""
+"""The fused block on a GPU at the published sizes: bfloat16 error, bits, batch invariance, graphs, big tensors."""
 
 from __future__ import annotations
 
