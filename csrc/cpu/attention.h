@@ -49,7 +49,7 @@ static void attention_project(const Layer& layer, const Sources& sources, float*
   for (i64 l = first; l < last; ++l)
     for (i64 d = 0; d < D; d += W) store_first(work + l * D + d, summed(sources, l * D + d, D - d), D - d);
   pack_rows(work, D, first, rows, x);
-  product(x, rows, layer.attention.qkv, D, 0, D, 3 * D, qkv, false);
+  product(x, rows, layer.attention.qkv, D, 3 * D, qkv, false);
   for (i64 r = 0; r < rows; ++r) {
     for (i64 b = 0; b < blocks; ++b) store(row + b * W, load(qkv + (b * rows + r) * W));
     scatter_row(layer.attention, row, first + r, L, D, layer.eps, rotated, heads);
@@ -117,7 +117,7 @@ static void attention_channel_mix(const Layer& layer, const float* mixed, const 
   float *x = scratch, *a = x + size, *residual = a + size;
   pack_rows(mixed, D, first, rows, a);
   pack_rows(work, D, first, rows, residual);
-  product(a, rows, layer.attention.out, D, 0, D, D, x, false);
+  product(a, rows, layer.attention.out, D, D, x, false);
   norm_rows(x, residual, D, rows, layer.eps);
   mix_rows(layer, x, dst, D, first, rows, a, residual);
 }

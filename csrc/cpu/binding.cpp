@@ -42,8 +42,8 @@ class NativeModel : public torch::CustomClassHolder {
                            const std::optional<Tensor>& sin, double eps) {
     const i64 D = executor_.hidden_size();
     rtm::PackedLayer packed;
-    packed.qkv = pack_linear(qkv, "qkv");
-    packed.out = pack_linear(out, "out");
+    packed.qkv = rtm::pack_linear(executor_.kernels(), data(qkv, "qkv"), 3 * D, D);
+    packed.out = rtm::pack_linear(executor_.kernels(), data(out, "out"), D, D);
     if (cos && sin) {
       packed.cos = copy(*cos, "cos");
       packed.sin = copy(*sin, "sin");
@@ -100,12 +100,6 @@ class NativeModel : public torch::CustomClassHolder {
     packed.layer.channel = packed.channel.view();
     packed.layer.eps = static_cast<float>(eps);
     executor_.add_layer(stack, std::move(packed));
-  }
-
-  rtm::Buffer pack_linear(const Tensor& weight, const char* name) const {
-    const float* w = data(weight, name);
-    const i64 N = weight.size(0), K = weight.size(1);
-    return rtm::pack_columns(executor_.kernels(), N, K, K, [&](i64 n) { return w + n * K; });
   }
 
   static rtm::Buffer copy(const Tensor& t, const char* name) {

@@ -85,17 +85,14 @@ struct Product {
 };
 constexpr auto product_tiles = table<Product>(std::make_integer_sequence<int, MR>{});
 
-// out (+)= a w over all rows: a [K / W][rows][W], w panels [N / 2W][panel_k][2W] from row k0 on, out [N / W][rows][W].
-static void product(const float* a, i64 rows, const float* w, i64 panel_k, i64 k0, i64 K, i64 N, float* out,
-                    bool accumulate) {
+// out (+)= a w over all rows: a [K / W][rows][W], w panels [N / 2W][K][2W], out [N / W][rows][W].
+static void product(const float* a, i64 rows, const float* w, i64 K, i64 N, float* out, bool accumulate) {
   const i64 tiles = ceil_div(rows, MR);
-  for (i64 n = 0; n < ceil_div(N, NR); ++n) {
-    const float* panel = w + (n * panel_k + k0) * NR;
+  for (i64 n = 0; n < ceil_div(N, NR); ++n)
     for (i64 i = 0; i < tiles; ++i) {
       const i64 r = part(rows, tiles, i), R = part(rows, tiles, i + 1) - r;
-      product_tiles[R - 1](a + r * W, rows * W, panel, K, out + (2 * n * rows + r) * W, rows * W, accumulate);
+      product_tiles[R - 1](a + r * W, rows * W, w + n * K * NR, K, out + (2 * n * rows + r) * W, rows * W, accumulate);
     }
-  }
 }
 
 }  // namespace rtm::RTM_ISA

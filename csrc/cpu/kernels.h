@@ -14,7 +14,7 @@ namespace rtm {
 using i64 = std::int64_t;
 
 constexpr i64 kRowChunk = 98;  // rows of a sample that one call of a row kernel keeps in the second-level cache
-constexpr i64 kInnerBlock = 256;  // inner width computed before it is multiplied by the down projection
+constexpr i64 kInnerBlock = 512;  // inner width computed before it is multiplied by its rows of the down projection
 
 inline i64 ceil_div(i64 n, i64 d) { return (n + d - 1) / d; }
 inline i64 round_up(i64 n, i64 d) { return ceil_div(n, d) * d; }
@@ -30,7 +30,7 @@ struct Sources {
 
 struct SwiGLU {
   const float* gate_up;
-  const float* down;
+  const float* down;  // of the channel mix: one block of columns after the other for each kInnerBlock of F
   i64 inner;  // F rounded up to W; the weights are padded with zeros
 };
 

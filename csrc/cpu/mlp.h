@@ -91,7 +91,7 @@ static void swiglu_rows(const SwiGLU& w, const float* x, i64 D, i64 rows, float*
         gate_up_tiles[R - 1](x + r * W, rows * W, panel, D, inner + (f / W * rows + r) * W);
       }
     }
-    product(inner, rows, w.down, w.inner, f0, width, D, out, f0 > 0);
+    product(inner, rows, w.down + f0 * row_blocks(D) * W, width, D, out, f0 > 0);
   }
 }
 

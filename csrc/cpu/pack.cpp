@@ -1,17 +1,20 @@
 #include "pack.h"
 
+#include <algorithm>
+
 namespace rtm {
 
-Buffer pack_columns(const Kernels& k, i64 places, i64 K, i64 panel_k, const RowOf& row) {
+void pack_columns(const Kernels& k, i64 places, i64 K, i64 filled, const RowOf& row, float* panels) {
   const i64 NR = 2 * k.width;
-  Buffer packed(ceil_div(places, NR) * panel_k * NR);
-  for (i64 n = 0; n < places; ++n) {
-    const float* source = row(n);
-    float* column = packed.get() + n / NR * panel_k * NR + n % NR;
-    if (source)
-      for (i64 i = 0; i < K; ++i) column[i * NR] = source[i];
-  }
-  return packed;
+  for (i64 n = 0; n < places; ++n)
+    if (const float* source = row(n))
+      for (i64 i = 0; i < filled; ++i) panels[(n / NR * K + i) * NR + n % NR] = source[i];
+}
+
+Buffer pack_linear(const Kernels& k, const float* weight, i64 N, i64 K) {
+  Buffer panels(round_up(N, 2 * k.width) * K);
+  pack_columns(k, N, K, K, [&](i64 n) { return weight + n * K; }, panels.get());
+  return panels;
 }
 
 void pack_tile(const Kernels& k, i64 rows, i64 K, const RowOf& row, float* tile) {
@@ -22,12 +25,18 @@ void pack_tile(const Kernels& k, i64 rows, i64 K, const RowOf& row, float* tile)
 }
 
 PackedSwiGLU pack_channel(const Kernels& k, const float* gate_up, const float* down, i64 F, i64 N) {
-  const i64 W = k.width, inner = round_up(F, W);
-  Buffer panels = pack_columns(k, 2 * inner, N, N, [&](i64 place) -> const float* {
-    const i64 f = place / (2 * W) * W + place % W, half = place / W % 2;  // W gates, then the W ups
+  const i64 W = k.width, inner = round_up(F, W), columns = round_up(N, 2 * W);
+  PackedSwiGLU packed{Buffer(2 * inner * N), Buffer(inner * columns), inner};
+  const auto paired = [&](i64 place) -> const float* {
+    const i64 f = place / (2 * W) * W + place % W, half = place / W % 2;  // W gates, then their ups
     return f < F ? gate_up + (half * F + f) * N : nullptr;
-  });
-  return {std::move(panels), pack_columns(k, N, F, inner, [&](i64 n) { return down + n * F; }), inner};
+  };
+  pack_columns(k, 2 * inner, N, N, paired, packed.gate_up.get());
+  for (i64 f = 0; f < inner; f += kInnerBlock) {
+    const i64 width = std::min(kInnerBlock, inner - f), filled = std::min(width, F - f);
+    pack_columns(k, N, width, filled, [&](i64 n) { return down + n * F + f; }, packed.down.get() + f * columns);
+  }
+  return packed;
 }
 
 PackedSwiGLU pack_mixer(const Kernels& k, const float* gate_up, const float* down, i64 F, i64 N) {

@@ -29,8 +29,9 @@ class Buffer {
 // `row(i)` is the row [K] of the weight that takes place i, or null for a row of zeros.
 using RowOf = std::function<const float*(i64)>;
 
-// Panels [places / 2W][panel_k][2W] of `places` columns, each K long.
-Buffer pack_columns(const Kernels&, i64 places, i64 K, i64 panel_k, const RowOf& row);
+// Panels [places / 2W][K][2W] of `places` columns, of which the first `filled` of the K elements are read.
+void pack_columns(const Kernels&, i64 places, i64 K, i64 filled, const RowOf& row, float* panels);
+Buffer pack_linear(const Kernels&, const float* weight, i64 N, i64 K);
 
 // One tile [K / W][rows][W]; the tile is zero where a row is null or has no element.
 void pack_tile(const Kernels&, i64 rows, i64 K, const RowOf& row, float* tile);

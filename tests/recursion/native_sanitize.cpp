@@ -1,0 +1,113 @@
+// Every layer kind at hostile sizes in exactly sized heap blocks, for a build with -fsanitize=address,undefined.
+// The instruction sets must agree with each other, or the exit status is 1.
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <vector>
+
+#include "executor.h"
+
+using rtm::i64;
+using Floats = std::vector<float>;
+
+namespace {
+
+std::mt19937 engine(0);
+
+Floats random(i64 n, float scale) {
+  std::normal_distribution<float> normal(0.0f, scale);
+  Floats values(n);
+  for (float& v : values) v = normal(engine);
+  return values;
+}
+
+struct Case {
+  i64 L, D, F, mixer_F, heads;  // heads = 0: an MLP mixer
+  bool norm_hidden, causal;
+};
+
+struct Weights {
+  Floats gate_up, down, mixer_gate_up, mixer_down, qkv, out, cos, sin;
+};
+
+Weights weights(const Case& c) {
+  const float d = 1.0f / std::sqrt(float(c.D)), l = 1.0f / std::sqrt(float(c.L));
+  Weights w{random(2 * c.F * c.D, d), random(c.F * c.D, 0.1f), {}, {}, {}, {}, {}, {}};
+  if (c.heads) {
+    w.qkv = random(3 * c.D * c.D, d);
+    w.out = random(c.D * c.D, d);
+    w.cos = random(c.L * c.D / c.heads, 1.0f);
+    w.sin = random(c.L * c.D / c.heads, 1.0f);
+  } else {
+    w.mixer_gate_up = random(2 * c.mixer_F * c.L, l);
+    w.mixer_down = random(c.mixer_F * c.L, 0.1f);
+  }
+  return w;
+}
+
+rtm::PackedLayer pack(const rtm::Kernels& k, const Case& c, const Weights& w) {
+  rtm::PackedLayer p;
+  p.channel = rtm::pack_channel(k, w.gate_up.data(), w.down.data(), c.F, c.D);
+  p.layer.channel = p.channel.view();
+  p.layer.norm_hidden = c.norm_hidden;
+  p.layer.eps = 1e-5f;
+  if (!c.heads) {
+    p.mixer = rtm::pack_mixer(k, w.mixer_gate_up.data(), w.mixer_down.data(), c.mixer_F, c.L);
+    p.layer.mixer = p.mixer.view();
+    return p;
+  }
+  p.qkv = rtm::pack_linear(k, w.qkv.data(), 3 * c.D, c.D);
+  p.out = rtm::pack_linear(k, w.out.data(), c.D, c.D);
+  p.layer.attends = true;
+  p.layer.attention = {p.qkv.get(),   p.out.get(),        c.heads,      c.D / c.heads, c.causal, /*qk_norm=*/true,
+                       w.cos.data(), w.sin.data()};
+  return p;
+}
+
+// Latents y and z of 3 samples after one pass of TRM with halting by settling.
+Floats solve(const rtm::Kernels& k, const Case& c, const Weights& w, Floats y, Floats z, const Floats& x) {
+  rtm::Executor executor(&k, c.D, 2);
+  executor.add_layer(0, pack(k, c, w));
+  executor.add_layer(0, pack(k, c, w));
+  executor.add_step({1, 0, {1}, {0, 2}});
+  executor.add_step({0, 0, {0}, {1}});
+  const Floats head = random(2 * c.D, 0.1f);
+  const rtm::Halting halting{rtm::Halting::settle, true, head.data(), nullptr, 2, 1, 2, 1e-9f};
+  std::array<i64, 3> steps, reason;
+  Floats logits(6);
+  executor.solve({y.data(), z.data()}, x.data(), 3, c.L, 0, halting, {steps.data(), reason.data(), logits.data()});
+  y.insert(y.end(), z.begin(), z.end());
+  return y;
+}
+
+}  // namespace
+
+int main() {
+  const std::vector<Case> cases = {{1, 1, 1, 1, 0, false, false},    {7, 24, 40, 16, 0, true, false},
+                                   {97, 33, 520, 90, 0, false, false}, {101, 66, 70, 7, 0, true, false},
+                                   {1, 2, 3, 0, 1, false, true},     {97, 36, 40, 0, 3, false, true},
+                                   {131, 66, 50, 0, 3, false, false}};
+  int wrong = 0;
+  for (const Case& c : cases) {
+    const Weights w = weights(c);
+    const Floats y = random(3 * c.L * c.D, 1.0f), z = random(3 * c.L * c.D, 1.0f), x = random(3 * c.L * c.D, 1.0f);
+    Floats expected;
+    for (const rtm::Kernels* k : rtm::supported_kernels())
+      for (int threads : {1, 2}) {
+        at::set_num_threads(threads);
+        const Floats value = solve(*k, c, w, y, z, x);
+        if (expected.empty()) expected = value;
+        float worst = 0;
+        for (size_t i = 0; i < value.size(); ++i) worst = std::max(worst, std::fabs(value[i] - expected[i]));
+        if (worst < 1e-3f) continue;
+        std::printf("%s, %d threads, L=%ld D=%ld: off by %g\n", k->name, threads, long(c.L), long(c.D), worst);
+        wrong = 1;
+      }
+  }
+  std::printf("%zu cases, %zu instruction sets\n", cases.size(), rtm::supported_kernels().size());
+  return wrong;
+}
