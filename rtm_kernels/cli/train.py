@@ -31,7 +31,9 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/PRESET.", metavar="DIR")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out with its saved recipe.")] = False,
     device: Device = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; default all cores.", metavar="N", min=1)] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; default as the recipe says, else all.", metavar="N", min=1)
+    ] = None,
     track: Annotated[
         list[str] | None, typer.Option(help="tensorboard, trackio or wandb, besides the csv file.", metavar="NAME")
     ] = None,
@@ -76,11 +78,11 @@ def train(
         return
     if resume and overrides:
         raise InputError(f"--resume uses the saved recipe; {overrides[0]!r} cannot change it")
-    torch.set_num_threads(threads or os.cpu_count() or 1)
     place, leading = join_ranks(device)
     folder = out or Path("runs") / preset
     callbacks: list[Any] = [tracker(name, folder) for name in track or []]
     recipe = open_recipe(recipe, folder, resume) if leading else wait_for_recipe(folder)
+    torch.set_num_threads(threads or recipe.threads or os.cpu_count() or 1)
     callbacks += [] if json_object else [Console(folder)]
     finish(run_all(recipe, folder, place, resume, callbacks, save_every), folder, preset, json_object)
 

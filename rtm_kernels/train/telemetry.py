@@ -57,6 +57,7 @@ class CsvLog:
         if fresh:
             writer.writeheader()
         writer.writerow(row)
+        self._file.flush()
 
     def finish(self, trainer: Trainer) -> None:
         """Close the file."""

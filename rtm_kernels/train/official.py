@@ -1,0 +1,121 @@
+"""Running an official training script unedited: stand-ins for packages that do not install, fused blocks as built."""
+
+from __future__ import annotations
+
+import importlib
+import runpy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from rtm_kernels.errors import InputError, require
+from rtm_kernels.interop import accelerate
+from rtm_kernels.interop.accelerate import Accelerated
+from rtm_kernels.ops.adam_atan2.api import AdamATan2
+
+
+def flash_attn_func(
+    q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, softmax_scale: float | None = None, causal: bool = False
+) -> Tensor:
+    """The call of the package flash_attn by PyTorch's SDPA: softmax(q k^T · scale) v.
+
+    q [B, S, H, Dh], k, v [B, T, Hkv, Dh] with H a multiple of Hkv; returns [B, S, H, Dh]. A causal mask is aligned to
+    the last key, as there. Errors: `InputError` for heads that do not divide.
+    """
+    require(q.shape[2] % k.shape[2] == 0, "k.shape[2]", k.shape[2], f"a divisor of the {q.shape[2]} heads of q")
+    query, key, value = (t.transpose(1, 2) for t in (q, k, v))
+    mask = None
+    if causal and q.shape[1] != k.shape[1]:
+        mask = q.new_ones(q.shape[1], k.shape[1]).tril(k.shape[1] - q.shape[1]).bool()
+    out = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout_p, is_causal=causal and mask is None, scale=softmax_scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )  # fmt: skip
+    return out.transpose(1, 2)
+
+
+STAND_INS = {
+    "adam_atan2": {"AdamATan2": AdamATan2},
+    "flash_attn": {"flash_attn_func": flash_attn_func},
+}
+"""Package of the official requirements -> what stands in for the names that official code imports from it."""
+
+
+def missing() -> dict[str, str]:
+    """Packages of `STAND_INS` that cannot be imported here, and why."""
+    found = {}
+    for name in STAND_INS:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            found[name] = str(error)
+    return found
+
+
+@contextmanager
+def standing_in(names: dict[str, str]) -> Iterator[None]:
+    """Within it the packages `names` can be imported, as modules with the names of `STAND_INS`."""
+    for name in names:
+        module = ModuleType(name, "A stand-in of rtm_kernels")
+        module.__dict__.update(STAND_INS[name], __version__="0+rtm_kernels")
+        sys.modules[name] = module
+    try:
+        yield
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+
+
+@contextmanager
+def accelerating(report: list[str]) -> Iterator[None]:
+    """Within it every stack of official blocks is accelerated when it becomes part of a model; `report` names them.
+
+    What looks like a stack of blocks but computes something else stays as it is, and `report` says so.
+    """
+
+    def hook(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+        if (
+            child is None
+            or isinstance(child, Accelerated)
+            or not isinstance(getattr(child, "layers", None), nn.ModuleList)
+        ):
+            return
+        label = f"{type(parent).__name__}.{name}"
+        try:
+            accelerate(child)
+            report.append(label)
+        except InputError as error:
+            report.append(f"{label} not ({error})")
+
+    handle = register_module_module_registration_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def run_script(script: Path, arguments: list[str], *, accelerated: bool = True) -> list[str]:
+    """Run `script` as `python script arguments` would, with stand-ins and fused blocks; what was accelerated.
+
+    Errors: `InputError` when there is no such file; whatever the script raises.
+    """
+    require(script.is_file(), "script", str(script), "a Python file, e.g. the pretrain.py of an official checkout")
+    report: list[str] = []
+    before = sys.argv, sys.path[:]
+    sys.argv, sys.path[:] = [str(script), *arguments], [str(script.resolve().parent), *sys.path]
+    try:
+        with standing_in(missing()):
+            if not accelerated:
+                runpy.run_path(str(script), run_name="__main__")
+                return report
+            with accelerating(report):
+                runpy.run_path(str(script), run_name="__main__")
+    finally:
+        sys.argv, sys.path[:] = before
+    return report

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rtm_kernels.cli.main import app
+from rtm_kernels.pretrained import from_pretrained
+from rtm_kernels.train.configure import load_recipe
+from rtm_kernels.train.recipe import PRESETS
+from rtm_kernels.train.telemetry import read_csv
+
+SMALL = ["sudoku-4x4", "model.hidden_size=16", "model.expansion=1", "stages.0.steps=4", "stages.1.steps=3",
+         "eval_every=3", "sources.all.count=40", "test.count=10", "eval_limit=20", "model.forward_dtype=float32",
+         "eval_steps=2"]  # fmt: skip
+
+
+def rtm(*arguments: str):
+    return CliRunner().invoke(app, ["train", *arguments], catch_exceptions=False)
+
+
+def test_a_run_leaves_a_model_that_solves_and_everything_that_was_measured(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = rtm(*SMALL, "--out", str(out), "--json")
+    summary = json.loads(result.stdout)
+    assert result.exit_code == 0 and result.stderr == ""
+    assert summary == json.loads((out / "summary.json").read_text()) | {"interrupted": False}
+    assert summary["steps"] == 7 and summary["unseen_puzzles"] == 20 and len(summary["exact_accuracy_by_step"]) == 2
+    rows = read_csv(out / "metrics.csv")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+    assert [row["step"] for row in rows if row["test_exact_accuracy"] is not None] == [3, 6, 7]
+    assert load_recipe(out / "recipe.json").model.hidden_size == 16
+    assert from_pretrained(out / "model").config.forward_dtype == "float32"
+    assert (out / "curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    solved = CliRunner().invoke(app, ["solve", "--model", str(out / "model"), "1...............", "--json"])
+    assert solved.exit_code == 1 and json.loads(solved.stdout)["task"] == "sudoku4"
+
+
+def test_a_person_sees_progress_and_a_table(tmp_path: Path) -> None:
+    result = rtm(*SMALL, "--out", str(tmp_path / "run"))
+    assert result.exit_code == 0
+    assert "exact on unseen puzzles" in result.stdout and "twin trained on" in result.stdout
+    assert "step 7/7: loss" in result.stderr and "steps/s" in result.stderr
+
+
+def test_an_interrupted_run_continues_to_the_same_bits(tmp_path: Path) -> None:
+    long = [*SMALL, "stages.1.steps=40"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert rtm(*long, "--out", str(whole), "--json").exit_code == 0
+    command = [sys.executable, "-m", "rtm_kernels.cli.main", "train", *long, "--out", str(cut), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    while process.poll() is None and len(read_csv(cut / "metrics.csv")) < 2:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    stopped = json.loads(stdout)
+    assert stopped["interrupted"] and stopped["steps"] < 44 and "continue with: rtm train" in stderr
+    assert rtm("sudoku-4x4", "--resume", "--out", str(cut), "--json").exit_code == 0
+    for name in ("model.safetensors", "config.json"):
+        assert (whole / "model" / name).read_bytes() == (cut / "model" / name).read_bytes()
+    with (whole / "metrics.csv").open() as a, (cut / "metrics.csv").open() as b:
+        assert list(csv.DictReader(a)) == list(csv.DictReader(b))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["sudoku"], "PRESET='sudoku' is not allowed: expected one of sudoku-4x4"),
+        (["sudoku-4x4", "lr=fast"], "lr='fast' is not allowed: expected a number"),
+        (["trm-maze-repo"], "data=''"),
+        (["trm-maze-repo", "data=/nowhere"], "/nowhere"),
+        (["sudoku-4x4", "--resume"], "holds no run"),
+        (["sudoku-4x4", "lr=1", "--resume"], "'lr=1' cannot change it"),
+        (["sudoku-4x4", "--track", "notes"], "--track='notes'"),
+    ],
+)
+def test_bad_arguments_end_in_one_line_and_code_2(arguments: list[str], named: str, tmp_path: Path) -> None:
+    result = rtm(*arguments, "--out", str(tmp_path / "run"))
+    assert result.exit_code == 2
+    assert named in result.stderr and result.stderr.count("\n") == 1 and result.stderr.startswith("error: ")
+
+
+def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    result = rtm(*SMALL, "--out", str(tmp_path))
+    assert result.exit_code == 2 and "exists already" in result.stderr
+
+
+def test_the_recipes_are_listed_and_shown() -> None:
+    assert list(json.loads(rtm("--json").stdout)) == list(PRESETS)
+    shown = json.loads(rtm("rsm-sudoku", "lr=0.5", "--show").stdout)
+    assert shown["lr"] == 0.5 and shown["contract"]["kind"] == "final_loss"

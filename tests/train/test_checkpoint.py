@@ -1,0 +1,156 @@
+"""Saved states: complete or absent whatever stops the process, checked when read, pruned to the last and the best."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from rtm_kernels.errors import InputError
+from rtm_kernels.train import checkpoint
+from rtm_kernels.train.checkpoint import load_checkpoint, newest, save_checkpoint
+from rtm_kernels.train.loop import Trainer
+from tests.train.support import TINY, same, weights
+
+
+@pytest.fixture
+def trainer() -> Trainer:
+    made = Trainer(TINY)
+    made.step()
+    return made
+
+
+def child(work) -> int:
+    """Run `work` in a forked process; its pid."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return pid
+
+
+def loads_a_whole_state(root: Path, written: dict[int, dict]) -> int:
+    fresh = Trainer(TINY)
+    load_checkpoint(fresh, root)
+    assert same(weights(fresh), written[fresh.step_count])
+    return fresh.step_count
+
+
+def test_killed_at_random_a_whole_state_is_left(trainer: Trainer, tmp_path: Path) -> None:
+    written = {trainer.step_count: weights(trainer)}
+    save_checkpoint(trainer, tmp_path)
+    for _ in range(3):
+        trainer.step()
+        written[trainer.step_count] = weights(trainer)
+
+    def save_for_ever() -> None:
+        while True:
+            for step in range(2, 5):
+                trainer.step_count = step
+                trainer.model.load_state_dict({k[6:]: v for k, v in written[step].items() if k.startswith("model.")})
+                average = {k[8:]: v for k, v in written[step].items() if k.startswith("average.")}
+                trainer.average.load_state_dict(average)
+                save_checkpoint(trainer, tmp_path, keep=1)
+
+    rng = random.Random(0)
+    seen = set()
+    for _ in range(40):
+        pid = child(save_for_ever)
+        time.sleep(rng.uniform(0.0, 0.06))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        seen.add(loads_a_whole_state(tmp_path, written))
+    assert seen <= {1, 2, 3, 4}
+
+
+BOUNDARIES = ("save_file", "write_json", "sha256", "flush", "_prune")
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_killed_at_each_write_the_old_or_the_new_state_is_left(
+    boundary: str, call: int, trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = {1: weights(trainer)}
+    save_checkpoint(trainer, tmp_path)
+    trainer.step()
+    written[2] = weights(trainer)
+    original, count = getattr(checkpoint, boundary), [0]
+
+    def dies(*arguments, **options):
+        count[0] += 1
+        if count[0] == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(checkpoint, boundary, dies)
+    pid = child(lambda: save_checkpoint(trainer, tmp_path, keep=1))
+    os.waitpid(pid, 0)
+    monkeypatch.undo()
+    found = loads_a_whole_state(tmp_path, written)
+    assert found == (2 if boundary == "_prune" or list(tmp_path.glob("step-2")) else 1)
+    save_checkpoint(trainer, tmp_path)
+    assert not list(tmp_path.glob(f"{checkpoint.ASIDE}*"))
+    assert loads_a_whole_state(tmp_path, written) == 2
+
+
+def test_a_full_disk_keeps_the_previous_state(trainer: Trainer, tmp_path: Path) -> None:
+    written = {1: weights(trainer)}
+    save_checkpoint(trainer, tmp_path)
+    trainer.step()
+
+    def save_with_little_room() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            save_checkpoint(trainer, tmp_path)
+        except OSError:
+            os._exit(7)
+
+    _, status = os.waitpid(child(save_with_little_room), 0)
+    assert os.waitstatus_to_exitcode(status) == 7
+    assert loads_a_whole_state(tmp_path, written) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+
+
+def test_the_last_ones_and_the_best_one_are_kept(trainer: Trainer, tmp_path: Path) -> None:
+    for score in (0.1, 0.9, 0.3, 0.4, 0.5):
+        trainer.step_count, trainer.score = trainer.step_count + 1, score
+        save_checkpoint(trainer, tmp_path, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-3", "step-5", "step-6"]
+    assert trainer.last_good == str(tmp_path / "step-6")
+
+
+def test_a_damaged_state_is_passed_over_for_an_older_whole_one(trainer: Trainer, tmp_path: Path) -> None:
+    save_checkpoint(trainer, tmp_path)
+    trainer.step()
+    file = save_checkpoint(trainer, tmp_path) / checkpoint.TENSORS
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert newest(tmp_path).name == "step-1"
+    file.write_bytes(content[:100])
+    assert newest(tmp_path).name == "step-1"
+
+
+def test_states_that_do_not_fit_are_refused_by_name(trainer: Trainer, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds none"):
+        load_checkpoint(trainer, tmp_path)
+    folder = save_checkpoint(trainer, tmp_path)
+    wider = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, hidden_size=32))
+    with pytest.raises(InputError, match="does not fit"):
+        load_checkpoint(Trainer(wider), tmp_path)
+    with pytest.raises(InputError, match="accumulate=1; this run has 2"):
+        load_checkpoint(Trainer(dataclasses.replace(TINY, accumulate=2)), tmp_path)
+    (folder / checkpoint.MANIFEST).write_text(json.dumps({}))
+    with pytest.raises(InputError, match="1 damaged"):
+        load_checkpoint(trainer, tmp_path)

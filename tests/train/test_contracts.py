@@ -1,0 +1,187 @@
+"""The contracts: what each one's loss is, that it learns, and that growth, curricula and failures behave as said."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from rtm_kernels.config import ModelConfig
+from rtm_kernels.errors import InputError
+from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.ops.stablemax_loss.reference import softmax_cross_entropy
+from rtm_kernels.train.contract import CumulativeHalting, DeepSupervision, FinalLoss, StochasticRounds
+from rtm_kernels.train.heads import CumulativeHead
+from rtm_kernels.train.loop import PATIENCE, Diverged, Trainer
+from rtm_kernels.train.recipe import PRESETS, growth
+from rtm_kernels.train.schema import Recipe, Stage
+from tests.train.support import MODEL, TINY, same, weights
+
+ARCHS: dict[str, tuple[dict, object]] = {
+    "trm": ({}, DeepSupervision()),
+    "hrm": (
+        {"arch": "hrm", "layers": {"H_level": 1, "L_level": 1}, "halting": "q_continue", "q_continue_target": True},
+        DeepSupervision(),
+    ),
+    "transformer": ({"arch": "transformer", "layers": {"H_level": 1}, "halting": "q_continue"}, DeepSupervision()),
+    "rsm": (
+        {"arch": "rsm", "layers": {"core": 1}, "halting": "settle", "tied_lm_head": True, "norm_axis": "hidden"},
+        FinalLoss(prob_detach_prev_H=0.5),
+    ),
+    "rtm": ({"arch": "rtm", "layers": {"core": 1}, "halting": "cumulative_sequence"}, CumulativeHalting()),
+    "rtm-token": ({"arch": "rtm", "layers": {"core": 1}, "halting": "cumulative_token"}, CumulativeHalting()),
+    "rins": (
+        {"arch": "rins", "layers": {"A": 1, "B": 1}, "halting": "fixed", "H_cycles": 3},
+        StochasticRounds(keep=0.5),
+    ),
+}  # fmt: skip
+
+
+def recipe_of(name: str, steps: int = 30, **changes) -> Recipe:
+    model, contract = ARCHS[name]
+    return dataclasses.replace(
+        TINY, model=dataclasses.replace(MODEL, **model), contract=contract,
+        stages=(Stage(steps=steps, batch_size=16, mix={"all": 1.0}, halt_max_steps=2),), **changes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_every_contract_learns(name: str) -> None:
+    losses: list[float] = []
+    Trainer(recipe_of(name)).fit(lambda _, metrics: losses.append(metrics["lm_loss"]))
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_every_preset_of_an_architecture_takes_a_step(name: str) -> None:
+    preset = {"rtm-token": "rtm"}.get(name, name)
+    for recipe in PRESETS.values():
+        if recipe.model.arch == preset:
+            small = dataclasses.replace(recipe.model, hidden_size=16, num_heads=2, puzzle_emb_ndim=0, puzzle_emb_len=0)
+            model = RecursiveReasoner(small)
+            batch = {"inputs": torch.ones(2, small.seq_len, dtype=torch.int32),
+                     "labels": torch.ones(2, small.seq_len, dtype=torch.int32),
+                     "puzzle_identifiers": torch.zeros(2, dtype=torch.int32)}  # fmt: skip
+            model.config = dataclasses.replace(recipe.stages[0].model(small), H_cycles=1, L_cycles=1)
+            model.program = model.config.program
+            head = recipe.contract.head(model, recipe.loss)
+            _, loss, _, _, _ = head((), carry=model.initial_carry(batch), batch=batch)
+            loss.backward()
+            assert loss.isfinite() and model.lm_head.weight.grad is not None
+
+
+def test_a_contract_refuses_a_model_it_cannot_train() -> None:
+    for name, contract in (("rsm", DeepSupervision()), ("trm", CumulativeHalting()), ("trm", FinalLoss()),
+                           ("trm", StochasticRounds())):  # fmt: skip
+        with pytest.raises(InputError, match="is not allowed"):
+            dataclasses.replace(recipe_of(name), contract=contract)
+
+
+@pytest.mark.parametrize("policy", ["cumulative_sequence", "cumulative_token"])
+@pytest.mark.parametrize("progress", [0.0, 0.15, 1.0])
+def test_the_cumulative_loss_is_the_formula(policy: str, progress: float) -> None:
+    recipe = recipe_of("rtm" if policy == "cumulative_sequence" else "rtm-token")
+    trainer = Trainer(recipe)
+    model = trainer.model
+    with torch.no_grad():
+        model.q_head.weight.normal_(std=0.5)
+        model.q_head.bias.fill_(-1.0)
+    model.config = dataclasses.replace(model.config, halt_max_steps=4)
+    batch = trainer.stream.batch(5, {"all": 1.0})
+    head = CumulativeHead(model, "softmax_cross_entropy", ponder=0.2, entropy=0.1, min_steps=2, anneal=0.3)
+    head.progress = progress
+    _, loss, metrics, _, _ = head((), carry=model.initial_carry(batch), batch=batch)
+
+    x, z = model.embed(batch["inputs"], batch["puzzle_identifiers"]), model.initial_latents(5)
+    expected = torch.zeros(())
+    rise = min(1.0, progress / 0.3)
+    steps = []
+    for _ in range(4):
+        z, logits, _ = model.act_step(z, x)
+        read = z["z_H"] if policy == "cumulative_token" else z["z_H"][:, :1]
+        p = torch.sigmoid(read @ model.q_head.weight[0] + model.q_head.bias[0])
+        steps.append((p, softmax_cross_entropy(logits, batch["labels"])))
+    units = steps[0][0].shape[1]
+    for b in range(5):
+        for u in range(units):
+            left, share = torch.ones(()), torch.zeros(())
+            for t, (p, token_loss) in enumerate(steps):
+                halts = (1 - left + p[b, u] >= 1 and t >= 1) or t == 3
+                w = left if halts else torch.minimum(p[b, u], left)
+                loss_here = token_loss[b].mean() if units == 1 else token_loss[b, u] / units
+                share = share + rise * (0.2 * (1 - p[b, u]) + 0.1 * torch.xlogy(w, w.clamp_min(1e-12))) / units
+                share = share + w * loss_here
+                left = left - w
+                if halts:
+                    break
+            expected = expected + share
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    assert 2 * 5 <= metrics["steps"] <= 4 * 5
+
+
+def test_rounds_are_drawn_from_all_of_one_to_r() -> None:
+    trainer = Trainer(recipe_of("rins", steps=40))
+    seen: set[float] = set()
+    trainer.fit(lambda _, metrics: seen.add(metrics["steps"]))
+    assert seen == {1.0, 2.0, 3.0}
+
+
+def test_rsm_grows_to_its_full_depth_at_the_published_milestones() -> None:
+    recipe = PRESETS["rsm-sudoku"]
+    assert recipe.total_steps == 14_969
+    depth = {percent: recipe.stage_at(round(percent / 100 * 14_969)) for percent in (0, 20.5, 30.5, 55.5, 94.5)}
+    found = {percent: (stage.H_cycles, stage.L_cycles) for percent, (stage, _) in depth.items()}
+    assert found == {0: (2, 2), 20.5: (3, 2), 30.5: (3, 3), 55.5: (5, 4), 94.5: (8, 12)}
+    assert sum(stage.steps for stage in growth(100, 8, (50.0,), (25.0,))) == 100
+
+
+def test_a_stage_sets_the_depth_of_the_model() -> None:
+    stages = (
+        Stage(steps=1, batch_size=4, mix={"all": 1.0}, H_cycles=1),
+        Stage(steps=1, batch_size=4, mix={"all": 1.0}, H_cycles=3, L_cycles=2, halt_max_steps=5),
+    )
+    trainer = Trainer(dataclasses.replace(TINY, stages=stages))
+    trainer.step()
+    assert len(trainer.model.program) == 1 * 2
+    trainer.step()
+    assert len(trainer.model.program) == 3 * 3 and trainer.model.config.halt_max_steps == 5
+    assert trainer.averaged.config == TINY.model
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
+    calm = dataclasses.replace(MODEL, halt_exploration_prob=0.0)
+    whole = Trainer(dataclasses.replace(TINY, model=calm))
+    parts = Trainer(dataclasses.replace(TINY, model=calm, accumulate=2))
+    for _ in range(TINY.total_steps):
+        a, b = whole.step(), parts.step()
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_puzzle_embeddings_move_by_the_sign_of_their_gradient() -> None:
+    model = ModelConfig(**dataclasses.asdict(MODEL) | {"puzzle_emb_ndim": 16, "num_puzzle_identifiers": 3})
+    trainer = Trainer(dataclasses.replace(TINY, model=model, puzzle_lr=0.01, warmup_steps=0))
+    trainer.step()
+    table = trainer.model.puzzle_emb.weights
+    assert torch.all(table[1:] == 0)
+    assert torch.all(table[0].abs().sub(0.01).abs() < 1e-7)
+    assert torch.equal(trainer.averaged.puzzle_emb.weights, table)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_three_end_the_run() -> None:
+    trainer = Trainer(TINY)
+    trainer.step()
+    before = weights(trainer)
+    poison = trainer.model.lm_head.weight.register_hook(lambda grad: grad * float("nan"))
+    assert trainer.step()["skipped"] == 1
+    assert same(weights(trainer), before) and trainer.carries == [None]
+    poison.remove()
+    assert trainer.step()["skipped"] == 1
+    trainer.last_good = "runs/here/step-1"
+    trainer.model.lm_head.weight.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(Diverged, match=r"3 steps in a row.*last good state: runs/here/step-1"):
+        for _ in range(PATIENCE):
+            trainer.step()

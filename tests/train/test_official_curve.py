@@ -1,0 +1,101 @@
+"""The trainer follows the official training loop: loss curves over 60 steps, float32, on stand-ins of the models."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from rtm_kernels.interop.official import model_config
+from rtm_kernels.ops.adam_atan2.api import AdamATan2, SparseSignSGD
+from rtm_kernels.train.contract import DeepSupervision, FinalLoss
+from rtm_kernels.train.loop import Trainer
+from rtm_kernels.train.schema import Recipe, Source, Stage
+from tests.interop.official_structure import RSM, LossHead, Reasoner, batch, config_of
+
+STEPS, SIZE, WARMUP, LR, PUZZLE_LR, DECAY = 60, 4, 10, 1e-3, 1e-2, 0.1
+
+
+class Batches:
+    """A stream that replays given batches."""
+
+    def __init__(self, config) -> None:
+        self.config, self.drawn = config, 0
+
+    def batch(self, size, mix):
+        self.drawn += 1
+        return batch(self.config, self.drawn)
+
+
+def official_curve(config, head) -> list[float]:
+    """The loop of the official pretrain.py: warm-up, sign-SGD on puzzle embeddings and AdamATan2, no clipping."""
+    inner = head.model.inner if hasattr(head.model, "inner") else head.model
+    table = inner.puzzle_emb
+    optimizers = [
+        SparseSignSGD([table.local_weights, table.local_ids, table.weights], lr=0, weight_decay=DECAY),
+        AdamATan2(head.parameters(), lr=0, betas=(0.9, 0.95), weight_decay=DECAY),
+    ]
+    carry, losses = None, []
+    for step in range(1, STEPS + 1):
+        data = batch(config, step)
+        carry = head.initial_carry(data) if carry is None else carry
+        carry, loss, _, _, _ = head((), carry=carry, batch=data)
+        (loss / SIZE).backward()
+        for optimizer, base in zip(optimizers, (PUZZLE_LR, LR), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = base * min(1.0, step / WARMUP)
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item() / SIZE)
+    return losses
+
+
+@pytest.mark.parametrize("name", ["trm_mlp", "trm_att", "hrm", "rsm_mlp", "rsm_att"])
+def test_sixty_steps_give_the_official_loss_curve(name: str) -> None:
+    arch, _, mixer = name.partition("_")
+    attends = mixer != "mlp"
+    config = config_of(mlp_t=not attends, pos_encodings="rope" if attends else "none")
+    torch.manual_seed(0)
+    official = RSM(config) if arch == "rsm" else Reasoner(config, hierarchical=arch == "hrm")
+    fields = vars(config) | {"no_ACT_continue": True}
+    ours = model_config("trm" if arch == "hrm" else arch, fields)
+    if arch == "hrm":  # the stand-in halts as TRM does, with HRM's two stacks
+        layers = {"H_level": config.H_layers, "L_level": config.L_layers}
+        ours = dataclasses.replace(ours, arch="hrm", layers=layers)
+    recipe = Recipe(
+        model=ours, sources={"all": Source(count=1)}, contract=FinalLoss(prob_detach_prev_H=1.0) if arch == "rsm"
+        else DeepSupervision(),
+        stages=(Stage(steps=STEPS, batch_size=SIZE, mix={"all": 1.0}, halt_max_steps=config.halt_max_steps),),
+        optimizer="adam_atan2", lr=LR, puzzle_lr=PUZZLE_LR, weight_decay=DECAY, puzzle_weight_decay=DECAY,
+        warmup_steps=WARMUP, grad_clip=None, loss="softmax_cross_entropy",
+    )  # fmt: skip
+    trainer = Trainer(recipe)
+    state = {k.removeprefix("inner."): v.clone() for k, v in official.state_dict().items()}
+    trainer.model.load_state_dict(state)
+    trainer.stream = Batches(config)  # type: ignore[assignment]
+    head = MeanLossHead(official).train()
+    expected = official_curve(config, head)
+    found = [trainer.step()["loss"] for _ in range(STEPS)]
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert expected[-1] < expected[0]
+
+
+class MeanLossHead(LossHead):
+    """The stand-in's head with the official weighting: each sample's mean token loss, summed over the batch."""
+
+    def forward(self, return_keys, **model_kwargs):
+        carry, outputs = self.model(**model_kwargs)
+        logits, labels = outputs["logits"], carry.current_data["labels"].to(torch.long)
+        losses = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none"
+        ).view(labels.shape)
+        counted = labels != -100
+        loss = (losses / counted.sum(-1, keepdim=True).clamp_min(1)).sum()
+        if "q_halt_logits" in outputs:
+            solved = (counted & (logits.argmax(-1) == labels)).sum(-1) == counted.sum(-1)
+            q = outputs["q_halt_logits"]
+            loss = loss + 0.5 * torch.nn.functional.binary_cross_entropy_with_logits(
+                q, solved.to(q.dtype), reduction="sum"
+            )
+        return carry, loss, {}, {}, None

@@ -1,0 +1,81 @@
+"""What is trained on: banks and data sets, resumable; and that nothing held out is trained on, nor a twin of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rtm_kernels.data.build import build_sudoku
+from rtm_kernels.data.sudoku import generate, to_text
+from rtm_kernels.data.sudoku.canonical import canonical
+from rtm_kernels.errors import InputError
+from rtm_kernels.train.recipe import SUDOKU_4X4
+from rtm_kernels.train.schema import Source
+from rtm_kernels.train.stream import DatasetStream, SudokuStream, load_bank
+
+
+def keys(inputs, labels) -> set[bytes]:
+    puzzles, solutions = (np.asarray(part - 1, dtype=np.uint8) for part in (inputs, labels))
+    return {row.tobytes() for row in canonical(puzzles, solutions)}
+
+
+def test_no_twin_of_an_unseen_4x4_puzzle_is_ever_trained_on() -> None:
+    stream = SudokuStream(SUDOKU_4X4.sources or {}, seed=0, test=SUDOKU_4X4.test)
+    test = stream.test_arrays(1000)
+    assert test is not None and len(test["inputs"]) == 1000
+    unseen = keys(test["inputs"], test["labels"])
+    assert len(unseen) == len(stream.held_out[0]) > 250  # type: ignore[index]
+    batch = stream.batch(2000, {"all": 1.0})
+    trained = keys(batch["inputs"].numpy(), batch["labels"].numpy())
+    assert len(trained) > 700 and not trained & unseen
+    assert f"twins of {len(unseen)} puzzles" in stream.unseen
+
+
+@pytest.mark.parametrize("size", [4, 9])
+def test_a_csv_with_or_without_solutions_is_a_bank(size: int, tmp_path: Path) -> None:
+    puzzles, solutions = generate(6, seed=3, size=size)
+    with_solutions, without = tmp_path / "a.csv", tmp_path / "b.txt"
+    rows = [f"{to_text(p)},{to_text(s)}" for p, s in zip(puzzles, solutions, strict=True)]
+    with_solutions.write_text("puzzle,solution\n" + "\n".join(rows))
+    without.write_text("\n".join(to_text(p) for p in puzzles))
+    for path in (with_solutions, without):
+        found = load_bank(Source(path=str(path), size=size))
+        assert np.array_equal(found[0], puzzles) and np.array_equal(found[1], solutions)
+    without.write_text("." * size * size)
+    with pytest.raises(InputError, match="exactly one solution"):
+        load_bank(Source(path=str(without), size=size))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    build_sudoku(tmp_path / "data", generate(60, seed=1, size=4, clues=(5, 9)), test=8, size=4)
+    return str(tmp_path / "data")
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+@pytest.mark.parametrize("cut", [1, 4, 9])
+def test_a_data_set_is_read_resumably(augmented: bool, cut: int, folder: str) -> None:
+    stream = DatasetStream(folder, 0, 8, augmented)
+    batches = []
+    for step in range(12):
+        if step == cut:
+            state = stream.state()
+        batches.append(stream.batch(8, {}))
+    resumed = DatasetStream(folder, 0, 8, augmented)
+    resumed.load_state(state)
+    for expected in batches[cut:]:
+        found = resumed.batch(8, {})
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(InputError, match="batch_size=9"):
+        stream.batch(9, {})
+
+
+def test_the_test_split_of_a_data_set_is_what_is_measured(folder: str) -> None:
+    stream = DatasetStream(folder, 0, 8, True)
+    arrays = stream.test_arrays(1000)
+    assert arrays is not None and len(arrays["inputs"]) == 8 and (arrays["labels"] >= 2).all()
+    few = stream.test_arrays(3)
+    assert few is not None and np.array_equal(few["inputs"], arrays["inputs"][:3])
