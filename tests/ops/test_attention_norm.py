@@ -190,9 +190,10 @@ def test_double_backward_is_refused() -> None:
         ({"o_weight": torch.zeros(16, 8)}, r"o_weight.shape=\(16, 8\)"),
         ({"injection": (torch.zeros(2, 5, 8),)}, r"injection\[0\].*\(2, 5, 8\)"),
         ({"injection": (torch.zeros(2, 5, 16, dtype=torch.float16),)}, r"injection\[0\].*float16"),
+        ({"o_weight": torch.zeros(16, 16, device="meta")}, r"o_weight.device=.*meta"),
         ({"cos_sin": rope_tables(4, 8, 10.0)}, r"cos.shape=\(4, 8\) .*\(5, 8\)"),
         ({"cos_sin": (torch.zeros(5, 1),) * 2, "num_heads": 16}, "head_dim=1 .* even"),
-        ({"eps": 0.0}, "eps=0.0"),
+        ({"eps": -1.0}, "eps=-1.0"),
         ({"attention": "paged"}, "attention='paged'"),
         ({"impl": "cuda"}, "impl='cuda'"),
     ],
@@ -209,6 +210,16 @@ def test_bfloat16_is_refused_by_the_interpreter_and_auto_takes_the_reference() -
     with pytest.raises(BackendUnavailable, match="bfloat16"):
         op(*leaves)
     assert torch.equal(op(*leaves, impl="auto"), reference.attention_norm(*leaves, num_heads=2, eps=2.0**-17))
+
+
+def test_autocast_gives_the_latent_its_dtype() -> None:
+    x, qkv_weight, o_weight, term = inputs(2, 5, 16, terms=1)
+    with torch.autocast("cpu", dtype=torch.float16):
+        out = op(x, qkv_weight, o_weight, term)
+    assert out.dtype == torch.float16
+    gradient = torch.autograd.grad(out.sum(), (x, qkv_weight, term))
+    assert all(g.dtype == torch.float32 for g in gradient)
+    assert torch.equal(out, op(x.half(), qkv_weight, o_weight, term.half()))
 
 
 def test_flash_never_falls_back() -> None:

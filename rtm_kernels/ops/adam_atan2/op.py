@@ -17,7 +17,8 @@ def adam_atan2_op(
     """`reference.adam_atan2_` in one launch."""
     from rtm_kernels.ops.adam_atan2.adam import adam_atan2
 
-    adam_atan2(params, grads, exp_avgs, exp_avg_sqs, step, lr, beta1, beta2, weight_decay)
+    with torch.cuda.device_of(params[0]):
+        adam_atan2(params, grads, exp_avgs, exp_avg_sqs, step, lr, beta1, beta2, weight_decay)
 
 
 @torch.library.custom_op("rtm_kernels::sign_sgd_", mutates_args=("weights",))
@@ -25,7 +26,8 @@ def sign_sgd_op(weights: Tensor, ids: Tensor, grad: Tensor, lr: float, weight_de
     """`reference.sign_sgd_` in one launch after a sort of the ids."""
     from rtm_kernels.ops.adam_atan2.sign_sgd import sign_sgd
 
-    sign_sgd(weights, ids, grad, lr, weight_decay)
+    with torch.cuda.device_of(weights):
+        sign_sgd(weights, ids, grad, lr, weight_decay)
 
 
 @adam_atan2_op.register_fake

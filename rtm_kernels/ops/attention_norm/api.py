@@ -10,6 +10,7 @@ from torch import Tensor
 from rtm_kernels.errors import BackendUnavailable, InputError, one_of, require
 from rtm_kernels.ops.attention_norm import reference
 from rtm_kernels.ops.attention_norm.op import attention_norm_op
+from rtm_kernels.ops.checks import check_latent, to_autocast_dtype
 from rtm_kernels.ops.launch import choose
 
 ATTENTION = ("sdpa", "flash")
@@ -34,7 +35,8 @@ def attention_norm(
 
     x and each injection term [B, L, D] of one dtype; qkv_weight [3D, D] and o_weight [D, D] of any float dtype, cast
     to x's; `cos_sin` two tables [L, D / num_heads] for RoPE, or None. `qk_norm` normalises q and k over each head.
-    The RMSNorms have no weight. `attention="flash"` runs the forward attention on the flash_attn package.
+    The RMSNorms have no weight. Under autocast x takes the autocast dtype. `attention="flash"` runs the forward
+    attention on the flash_attn package.
     Memory: the backward keeps h, y and one scale per row, and recomputes q, k, v and the attention through SDPA.
 
     Errors: `InputError` naming the argument that does not fit; `BackendUnavailable` for an `impl` or `attention`
@@ -43,6 +45,7 @@ def attention_norm(
     """
     _check(x, qkv_weight, o_weight, num_heads, cos_sin, injection, eps)
     one_of("attention", attention, ATTENTION)
+    x, injection = to_autocast_dtype(x, injection)
     chosen = choose(impl, x.device, x.dtype)
     if attention == "flash":
         _require_flash(x, chosen)
@@ -64,24 +67,19 @@ def _check(
     injection: tuple[Tensor, ...], eps: float,
 ) -> None:  # fmt: skip
     require(x.dim() == 3, "x.shape", tuple(x.shape), "[B, L, D]")
-    require(x.is_floating_point(), "x.dtype", x.dtype, "a float dtype")
+    check_latent(x, injection, eps)
     length, width = x.shape[1], x.shape[2]
     require(num_heads >= 1 and width % num_heads == 0, "num_heads", num_heads, f"a divisor of D={width}")
     head_dim = width // num_heads
     for name, weight, shape in (("qkv_weight", qkv_weight, (3 * width, width)), ("o_weight", o_weight, (width, width))):
         require(tuple(weight.shape) == shape, f"{name}.shape", tuple(weight.shape), f"{shape} for D={width}")
         require(weight.device == x.device, f"{name}.device", weight.device, f"the device of x, {x.device}")
-    for i, term in enumerate(injection):
-        same = term.shape == x.shape and term.dtype == x.dtype and term.device == x.device
-        found = f"{term.dtype} {tuple(term.shape)} on {term.device}"
-        require(same, f"injection[{i}]", found, f"as x: {x.dtype} {tuple(x.shape)} on {x.device}")
     if cos_sin is not None:
         require(head_dim % 2 == 0, "head_dim", head_dim, "even, for RoPE pairs its two halves")
         for name, table in zip(("cos", "sin"), cos_sin, strict=True):
             shape = (length, head_dim)
             require(tuple(table.shape) == shape, f"{name}.shape", tuple(table.shape), f"{shape}, [L, head_dim]")
             require(table.device == x.device, f"{name}.device", table.device, f"the device of x, {x.device}")
-    require(eps > 0, "eps", eps, "a positive number")
 
 
 def _require_flash(x: Tensor, chosen: str) -> None:

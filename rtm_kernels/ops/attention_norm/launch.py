@@ -28,7 +28,7 @@ def _qkv(kernel: str, family: str, bits: int, rows: int, lanes: int, k: int, war
     """One row per size of half a head, with as many heads as fill `lanes` columns."""
     for half in HALVES if kernel == "qkv" and bits == 16 else FEW_HALVES:
         blocks = {
-            "BLOCK_M": rows // 2 if half == 128 and rows > 64 else rows,
+            "BLOCK_M": rows // 2 if half == 128 and kernel == "qkv" and bits == 16 else rows,
             "BLOCK_H": max(1, lanes // (2 * half)),
             "BLOCK_E": half,
             "BLOCK_K": k,
@@ -80,7 +80,7 @@ TABLE: tuple[LaunchRow, ...] = (
     *_gemms("", "hopper", 16, 128, 128, 64, 8, 3),
     *_qkv("qkv", "portable", 16, 64, 64, 32, 4, 3),
     _full_row("portable", 128, 64, 32, 4, 3),
-    *_gemms("", "portable", 16, 128, 64, 32, 4, 3),
+    *_gemms("", "portable", 16, 128, 64, 32, 8, 3),
     *_common("portable"),
     *_qkv("qkv", "interpreter", 0, 128, 256, 128, 1, 1),
     *_qkv("qkv_odd", "interpreter", 0, 128, 256, 128, 1, 1),

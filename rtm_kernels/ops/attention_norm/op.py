@@ -25,7 +25,8 @@ def attention_norm_op(
     from rtm_kernels.ops.attention_norm import steps
 
     tables = _tables(cos, sin)
-    return steps.forward(x, injection, qkv_weight, o_weight, tables, num_heads, causal, qk_norm, eps, use_flash)
+    with torch.cuda.device_of(x):
+        return steps.forward(x, injection, qkv_weight, o_weight, tables, num_heads, causal, qk_norm, eps, use_flash)
 
 
 @attention_norm_op.register_fake
@@ -44,7 +45,8 @@ def attention_norm_backward_op(
     from rtm_kernels.ops.attention_norm import steps
 
     tables = _tables(cos, sin)
-    return steps.backward(dy, y, rstd, h, qkv_weight, o_weight, tables, num_heads, causal, qk_norm, eps)
+    with torch.cuda.device_of(h):
+        return steps.backward(dy, y, rstd, h, qkv_weight, o_weight, tables, num_heads, causal, qk_norm, eps)
 
 
 @attention_norm_backward_op.register_fake

@@ -20,28 +20,15 @@ def halting_step_op(
     policy: str, pool: str, tol: float, max_steps: int, min_steps: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """logits [B, U, K] (K = 0 without a head), order [B] int32 and count [1] int32."""
-    from rtm_kernels.ops.halting import signals, update
+    from rtm_kernels.ops.halting.launchers import halting_step
 
     state = HaltingState(steps, active, accumulated, step_weight, remainder)
-    y = y.contiguous()
     logits = _empty_logits(y, weight, pool)
-    order = steps.new_empty(len(steps))
-    count = steps.new_zeros(1)
-    if steps.numel() == 0:
-        return logits, order.copy_(torch.arange(len(order), dtype=order.dtype, device=order.device)), count
-    first, change = None, None
-    if weight is not None:
-        weight = weight.contiguous()
-        if pool == "first":
-            first = (y, weight, bias)
-        else:
-            signals.head(logits, y, weight, bias, pool == "mean")
-    if previous is not None:
-        change = y.new_empty(len(y), dtype=torch.float32)
-        answers = [None if t is None else t.contiguous() for t in (answer, previous_answer)]
-        signals.change(change, y, previous.contiguous(), *answers)
+    head = None if weight is None else (weight.contiguous(), bias)
+    latents = None if previous is None else (previous.contiguous(), answer, previous_answer)
     floor = min_steps if min_steps_of is None else min_steps_of.to(torch.int32).contiguous()
-    update.update(state, order, count, logits, policy, tol, max_steps, floor, first, change)
+    with torch.cuda.device_of(y):
+        order, count = halting_step(state, y.contiguous(), logits, head, latents, policy, pool, tol, max_steps, floor)
     return logits, order, count
 
 

@@ -17,7 +17,7 @@ def _rows(family: str, limit: int, block_l: int, block_v: int, warps: int) -> It
 TABLE: tuple[LaunchRow, ...] = (
     *_rows("portable", 16, 128, 16, 4),
     *_rows("portable", 128, 16, 128, 4),
-    *_rows("portable", ANY, 2, 1024, 4),
+    *_rows("portable", ANY, 1, 1024, 4),
     *_rows("interpreter", 16, 64, 16, 1),
     *_rows("interpreter", ANY, 64, 64, 1),
 )

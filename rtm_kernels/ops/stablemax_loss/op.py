@@ -15,7 +15,8 @@ def token_loss_op(
     """loss [B, L], predictions [B, L], counts [B, 2], and what the backward needs."""
     from rtm_kernels.ops.stablemax_loss import kernels
 
-    return kernels.token_loss_forward(logits, labels, ignore_index, stablemax)
+    with torch.cuda.device_of(logits):
+        return kernels.token_loss_forward(logits, labels, ignore_index, stablemax)
 
 
 @token_loss_op.register_fake
@@ -35,7 +36,8 @@ def token_loss_backward_op(
     """d_logits [B, L, V]."""
     from rtm_kernels.ops.stablemax_loss import kernels
 
-    return kernels.token_loss_backward(d_loss, saved, logits, labels, ignore_index, stablemax)
+    with torch.cuda.device_of(logits):
+        return kernels.token_loss_backward(d_loss, saved, logits, labels, ignore_index, stablemax)
 
 
 @token_loss_backward_op.register_fake
