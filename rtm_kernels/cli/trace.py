@@ -1,0 +1,156 @@
+"""`rtm trace`: record what a model does at every ACT step, replay it bit for bit, look at it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rtm_kernels.cli.group import BAD_INPUT, complain
+from rtm_kernels.cli.options import Device, Executor, Halt, Json, Limit, MaxSteps, Model
+
+IDENTICAL, DIFFERS = 0, 1
+
+TraceFile = Annotated[Path, typer.Argument(help="A trace, as `rtm trace record` writes it.", metavar="TRACE")]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Record what a model does at every step, replay it bit for bit, look at it.",
+)
+
+
+@app.command()
+def record(
+    puzzles: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Puzzles, files, or - for standard input. Without any: the bundled examples.",
+            metavar="PUZZLES",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.", metavar="FILE")] = Path("trace.jsonl"),
+    model: Model = "sudoku",
+    max_steps: MaxSteps = None,
+    batch_size: Annotated[
+        int, typer.Option(help="Rows of every step, free ones included; at most 256.", metavar="N")
+    ] = 16,
+    device: Device = None,
+    executor: Executor = "auto",
+    halt: Halt = "verified",
+    limit: Limit = None,
+    json_object: Json = False,
+) -> None:
+    """Solve puzzles and write every ACT step to a file of JSON Lines.
+
+    Every step has the same shapes whatever else is in the batch, so that the
+    trace replays bit for bit.
+
+    Exit code: 0 recorded, 2 bad input.
+
+    Examples:
+
+      rtm trace record puzzles.csv --limit 10 --out trace.jsonl
+      rtm trace record hard.csv --halt fixed --max-steps 64
+    """
+    import torch
+
+    from rtm_kernels.cli.solve import complain_about
+    from rtm_kernels.cli.source import read_all
+    from rtm_kernels.engine import Solver
+    from rtm_kernels.pretrained import from_pretrained
+    from rtm_kernels.trace import record as write
+
+    solver = Solver(
+        from_pretrained(model), policy=halt, max_steps=max_steps, batch_size=batch_size, executor=executor,
+        device=device or ("cuda" if torch.cuda.is_available() else "cpu"), batch_invariant=True,
+    )  # fmt: skip
+    solutions = write(solver, read_all(puzzles or [], solver.task, limit), out, model_name=model)
+    traced = [solution for solution in solutions if solution.status != "invalid"]
+    steps = sum(solution.steps for solution in traced)
+    verified = sum(solution.status == "verified" for solution in traced)
+    if json_object:
+        typer.echo(json.dumps({"trace": str(out), "puzzles": len(traced), "verified": verified, "steps": steps}))
+    else:
+        typer.echo(f"{out}: {len(traced)} puzzles, {verified} verified, {steps} steps; rtm trace view {out}")
+    complain_about(solutions)
+    if len(traced) < len(solutions):
+        raise typer.Exit(BAD_INPUT)
+
+
+@app.command()
+def replay(
+    trace: TraceFile,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Bundled name, folder, or hub id; default the trace's.", metavar="MODEL"),
+    ] = None,
+    json_object: Json = False,
+) -> None:
+    """Run a trace again and compare every answer, logit, probability and latent change bit for bit.
+
+    Exit code: 0 identical, 1 something differs, 2 bad input, such as other
+    weights.
+
+    Examples:
+
+      rtm trace replay trace.jsonl
+      rtm trace replay trace.jsonl --model runs/best
+    """
+    from rtm_kernels.trace import read_trace
+    from rtm_kernels.trace import replay as run
+
+    recorded = read_trace(trace)
+    difference = run(recorded, model)
+    steps = sum(len(traced.steps) for traced in recorded.puzzles)
+    if json_object:
+        report = {"trace": str(trace), "identical": difference is None, "difference": difference}
+        typer.echo(json.dumps(report | {"puzzles": len(recorded.puzzles), "steps": steps}))
+    elif difference is None:
+        typer.echo(f"identical: {len(recorded.puzzles)} puzzles, {steps} steps, bit for bit")
+    if difference is not None:
+        complain(f"{trace}: {difference}")
+        raise typer.Exit(DIFFERS)
+
+
+@app.command()
+def view(
+    trace: TraceFile,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Page to write; default TRACE.html.", metavar="FILE")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Show only the first N puzzles.", metavar="N")] = None,
+    json_object: Json = False,
+) -> None:
+    """Write one HTML file that shows each step; it needs no network, and nothing beside it.
+
+    Example:
+
+      rtm trace view trace.jsonl --out trace.html
+    """
+    from rtm_kernels.trace import read_trace, write_page
+
+    target = out or trace.with_suffix(".html")
+    write_page(read_trace(trace), target, limit=limit)
+    typer.echo(json.dumps({"page": str(target)}) if json_object else f"{target}: open it in a browser")
+
+
+@app.command()
+def plot(
+    trace: TraceFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.", metavar="FOLDER")] = Path("plots"),
+    json_object: Json = False,
+) -> None:
+    """Plot depth, halting confidence and accuracy at fixed compute, with their figures as csv.
+
+    Example:
+
+      rtm trace plot trace.jsonl --out plots
+    """
+    from rtm_kernels.trace import read_trace, write_plots
+
+    written = [str(path) for path in write_plots(read_trace(trace), out)]
+    typer.echo(json.dumps({"files": written}) if json_object else "\n".join(written))

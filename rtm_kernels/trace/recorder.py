@@ -1,0 +1,207 @@
+"""Recording: a solver runs puzzles, and every ACT step becomes one line of JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+import rtm_kernels
+from rtm_kernels.data.task import Puzzle, Task
+from rtm_kernels.engine.observer import Step
+from rtm_kernels.engine.slots import Finished, Sample
+from rtm_kernels.engine.solution import Solution
+from rtm_kernels.engine.solver import Solver
+from rtm_kernels.errors import InputError, require
+from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.pretrained import tensor_specs
+from rtm_kernels.trace.layout import find_layout
+from rtm_kernels.trace.schema import MAX_BATCH, MAX_BYTES, MAX_PUZZLES, SCHEMA
+
+Record = dict[str, Any]
+Emit = Callable[[Record], None]
+
+END_FIELDS = ("answer", "status", "reason", "steps", "answer_step", "halt_probability", "residual", "seconds")
+
+
+def record(
+    solver: Solver, puzzles: Sequence[Puzzle | str], path: str | os.PathLike[str], *, model_name: str
+) -> list[Solution]:
+    """Solve `puzzles` and write the trace to `path`, which appears complete or not at all.
+
+    Returns their solutions in order; a puzzle that cannot be read is not in the trace, and its solution says why.
+
+    Errors: `InputError` for rollouts, for a batch of more than 256, when no puzzle can be read, and for a trace
+    larger than 128 MiB.
+    """
+    encoded = [solver.encode(index, puzzle) for index, puzzle in enumerate(puzzles)]
+    samples = [sample for sample in encoded if isinstance(sample, Sample)]
+    solutions: dict[int, Solution] = {i: s for i, s in enumerate(encoded) if isinstance(s, Solution)}
+    if not samples:
+        why = f"the first: {solutions[0].error}" if solutions else "the list is empty"
+        raise InputError(f"none of {len(encoded)} puzzles can be read; {why}")
+    known = [p.solution if isinstance(p, Puzzle) else None for p in puzzles]
+    target = Path(path)
+    scratch = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed before it is renamed
+        "w", encoding="ascii", dir=target.absolute().parent, prefix=f".{target.name}.", delete=False
+    )
+    try:
+        with scratch as file:
+            written = 0
+
+            def emit(values: Record) -> None:
+                nonlocal written
+                written += file.write(json.dumps(values, allow_nan=False) + "\n")
+                require(
+                    written <= MAX_BYTES, "trace", "larger", f"at most {MAX_BYTES} bytes; take fewer puzzles or steps"
+                )
+
+            numbered = [Sample(i, sample.tokens) for i, sample in enumerate(samples)]
+            ends = run(solver, numbered, [known[s.key] for s in samples], model_name, emit)
+        os.chmod(scratch.name, 0o644)
+        os.replace(scratch.name, target)
+    except BaseException:
+        os.unlink(scratch.name)
+        raise
+    for sample, solution in zip(samples, ends, strict=True):
+        solutions[sample.key] = solution
+    return [solutions[index] for index in range(len(encoded))]
+
+
+def run(
+    solver: Solver, samples: Sequence[Sample], known: Sequence[str | None], model_name: str, emit: Emit
+) -> list[Solution]:
+    """Solve `samples`, keyed by their position, and emit the records of the trace; returns the solutions.
+
+    `known` are the puzzles' solutions where the source gave them.
+    """
+    require(solver.rollouts.count == 1, "rollouts", solver.rollouts.count, "1 in a trace")
+    require(solver.batch_size <= MAX_BATCH, "batch_size", solver.batch_size, f"at most {MAX_BATCH} in a trace")
+    require(len(samples) <= MAX_PUZZLES, "puzzles", len(samples), f"at most {MAX_PUZZLES} in a trace")
+    emit(header(solver, samples, model_name))
+    for sample, given in zip(samples, known, strict=True):
+        text = solver.task.decode(sample.tokens)
+        emit({"kind": "puzzle", "puzzle": sample.key, "input": text, "sha256": sha256(sample.tokens),
+              "solution": given})  # fmt: skip
+    writer = StepWriter(solver.task, samples, emit)
+    solutions: dict[int, Solution] = {}
+    for done in solver.run(samples, writer.write):
+        solution = solver.solution(writer.texts[done.key], done)
+        emit(end(done, solution))
+        solutions[done.key] = solution
+    return [solutions[sample.key] for sample in samples]
+
+
+def header(solver: Solver, samples: Sequence[Sample], model_name: str) -> Record:
+    """What has to be equal for a replay to be."""
+    config = solver.model.config
+    return {
+        "kind": "header",
+        "schema": SCHEMA,
+        "versions": versions(),
+        "model": model_name,
+        **model_sha256(solver.model),
+        "task": solver.task.name,
+        "seq_len": solver.task.seq_len,
+        "layout": find_layout(solver.task),
+        "policy": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(solver.policy).items()},
+        "executor": solver.executor.name,
+        "device": str(solver.model.device),
+        "threads": torch.get_num_threads(),
+        "batch_size": solver.batch_size,
+        "batch_invariant": solver.batch_invariant,
+        "output": config.program.output,
+        "puzzles": len(samples),
+        "inputs_sha256": hashlib.sha256("".join(sha256(s.tokens) for s in samples).encode()).hexdigest(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What could round otherwise elsewhere: packages, interpreter, processor, the build of the compiled extension."""
+    extension = importlib.util.find_spec("rtm_kernels._cpu")
+    built = None if extension is None or extension.origin is None else Path(extension.origin).read_bytes()
+    return {
+        "rtm_kernels": rtm_kernels.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_extension": "none" if built is None else hashlib.sha256(built).hexdigest()[:16],
+    }
+
+
+def model_sha256(model: RecursiveReasoner) -> dict[str, str]:
+    """sha256 of the config and of the weights, as `save_pretrained` writes them."""
+    state = model.state_dict()
+    weights = save({name: state[name].detach().cpu().contiguous() for name in tensor_specs(model.config)})
+    return {
+        "config_sha256": hashlib.sha256(model.config.to_json().encode()).hexdigest(),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+    }
+
+
+def sha256(tokens: np.ndarray) -> str:
+    """sha256 of the tokens as little-endian int32."""
+    return hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest()
+
+
+def end(done: Finished, solution: Solution) -> Record:
+    """The last record of a puzzle."""
+    values = {name: plain(getattr(solution, name)) for name in END_FIELDS}
+    return {"kind": "end", "puzzle": done.key, **values}
+
+
+def plain(value: Any) -> Any:
+    """`value`, with numbers that JSON lacks as `nan`, `inf` and `-inf`."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class StepWriter:
+    """Turns the steps that an engine reports into records; checks each new answer by the rules of the task."""
+
+    def __init__(self, task: Task, samples: Sequence[Sample], emit: Emit) -> None:
+        self._task, self._emit = task, emit
+        self._before = {sample.key: sample.tokens.astype(np.int32) for sample in samples}
+        self.texts = {sample.key: task.decode(sample.tokens) for sample in samples}
+        self._verdicts: dict[int, tuple[str, bool, str]] = {}
+
+    def write(self, step: Step) -> None:
+        """Emit the record of one step."""
+        changed = np.flatnonzero(step.answer != self._before[step.key]).tolist()
+        if changed or step.key not in self._verdicts:
+            answer = self._task.decode(step.answer)
+            verdict = self._task.verify(self.texts[step.key], answer)
+            self._verdicts[step.key] = answer, verdict.verified, verdict.reason
+            self._before[step.key] = step.answer.copy()
+        answer, verified, fault = self._verdicts[step.key]
+        self._emit(
+            {
+                "kind": "step",
+                "puzzle": step.key,
+                "step": step.number,
+                "answer": answer,
+                "changed": changed,
+                "p_halt": plain(step.halt_probability),
+                "accumulated_p": plain(step.accumulated),
+                "q": None if step.q is None else [plain(value) for value in step.q],
+                "delta": {name: plain(value) for name, value in step.change.items()},
+                "active": step.active,
+                "finite": step.finite,
+                "verified": verified and step.finite,
+                "fault": fault,
+                "seconds": step.seconds,
+            }
+        )

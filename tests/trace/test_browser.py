@@ -1,0 +1,121 @@
+"""The page in a real browser: chromium, headless, steps chosen by the address, the document it ends up with."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from rtm_kernels.data.task import Puzzle
+from rtm_kernels.engine import Solver
+from rtm_kernels.trace import Trace, read_trace, record, write_page
+from tests.engine import fakes
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None,
+    reason="no chromium here: that the viewer works in a browser stays unproven (apt install chromium)",
+)
+
+
+def dom(path: Path, profile: Path, fragment: str = "", added: str = "") -> str:
+    """The document after its scripts have run, with `added` as one more script at its end."""
+    shown = path.with_name("shown.html")
+    shown.write_text(path.read_text().replace("</body>", f"<script>{added}</script></body>"))
+    done = subprocess.run(
+        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+         f"--user-data-dir={profile}", "--virtual-time-budget=20000", "--dump-dom", f"{shown.as_uri()}{fragment}"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def cells(document: str, board: str = "board") -> list[tuple[set[str], str]]:
+    """Classes and text of the cells of a board."""
+    grid = re.search(rf'id="{board}".*?<div class="grid[^"]*"[^>]*>(.*?)</div></div>', document, re.S)
+    assert grid is not None
+    found = re.findall(r'<div class="(cell[^"]*)">([^<]*)', grid[1] + "</div>")
+    return [(set(names.split()), text) for names, text in found]
+
+
+def text_of(document: str, name: str) -> str:
+    found = re.search(rf'id="{name}"[^>]*>(.*?)</(?:p|output|h1)>', document, re.S)
+    assert found is not None
+    return re.sub(r"<[^>]*>", "", found[1])
+
+
+@pytest.fixture(scope="module")
+def shown(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Trace]:
+    folder = tmp_path_factory.mktemp("pages")
+    trace = read_trace(recorded)
+    write_page(trace, folder / "t.html")
+    return folder / "t.html", folder / "profile", trace
+
+
+@needs_chromium
+def test_a_step_of_the_address_is_shown(shown: tuple[Path, Path, Trace]) -> None:
+    path, profile, trace = shown
+    document = dom(path, profile, "#puzzle=1&step=3")
+    traced = trace.puzzles[0]
+    step = traced.steps[2]
+    board = cells(document)
+    assert [text for _, text in board] == [c if c != "." else "" for c in step["answer"]]
+    assert [i for i, (names, _) in enumerate(board) if "changed" in names] == step["changed"]
+    given = traced.puzzle["input"]
+    assert [i for i, (names, _) in enumerate(board) if "given" in names] == [i for i, c in enumerate(given) if c != "."]
+    target = traced.puzzle["solution"]
+    wrong = [i for i, c in enumerate(step["answer"]) if c != target[i] and c != "."]
+    assert [i for i, (names, _) in enumerate(board) if "wrong" in names] == wrong
+    assert [text for _, text in cells(document, "input")] == [c if c != "." else "" for c in given]
+    assert text_of(document, "counter") == "3 / 5"
+    count = len(step["changed"])
+    expected = f"{count} cell{'s' * (count != 1)} changed" if count else "no cell changed"
+    assert text_of(document, "headline").startswith(f"Step 3: {expected}")
+    assert ("Verified" if step["verified"] else step["fault"]) in text_of(document, "verdict")
+    assert document.count("<option>") == 3 and document.count('class="bar') == 5
+    assert document.count('aria-current="step"') == 1 and 'class="now"' in document
+
+
+KEYS = """
+const key = (name) => document.dispatchEvent(new KeyboardEvent("keydown", {key: name, bubbles: true}));
+const seen = [];
+const note = () => seen.push(document.body.dataset.puzzle + ":" + document.body.dataset.step);
+note(); key("ArrowRight"); key("ArrowRight"); note(); key("ArrowLeft"); note(); key("End"); note();
+key("ArrowRight"); note(); key("Home"); note(); key("ArrowDown"); note(); key("ArrowUp"); note();
+document.getElementById("next-puzzle").click(); document.getElementById("forward").click(); note();
+const slider = document.getElementById("slider");
+slider.value = 4; slider.dispatchEvent(new Event("input")); note();
+document.body.dataset.seen = seen.join(" ");
+"""
+
+
+@needs_chromium
+def test_keys_buttons_and_slider_move(shown: tuple[Path, Path, Trace]) -> None:
+    path, profile, _ = shown
+    document = dom(path, profile, "", KEYS)
+    assert 'data-seen="0:0 0:2 0:1 0:5 0:5 0:0 1:0 0:0 1:1 1:4"' in document
+
+
+@needs_chromium
+def test_playing_runs_to_the_last_step_and_stops(shown: tuple[Path, Path, Trace]) -> None:
+    path, profile, _ = shown
+    press = 'document.dispatchEvent(new KeyboardEvent("keydown", {key: " ", bubbles: true}));'
+    document = dom(path, profile, "#puzzle=2&step=0", press)
+    assert text_of(document, "counter") == "5 / 5"
+    assert re.search(r'id="play" aria-label="Play"', document)
+
+
+@needs_chromium
+def test_a_task_without_a_grid_is_text_and_stays_text(tmp_path: Path) -> None:
+    model = fakes.model()
+    solver = Solver(model, task=fakes.TASK, executor="reference", batch_size=2, batch_invariant=True)
+    solver.executor = fakes.ScriptedExecutor(model)
+    record(solver, [Puzzle("3000"), Puzzle("3017")], tmp_path / "t.jsonl", model_name="</script><b>")
+    write_page(read_trace(tmp_path / "t.jsonl"), tmp_path / "t.html")
+    document = dom(tmp_path / "t.html", tmp_path / "profile", "#puzzle=1&step=3")
+    assert "<pre>0003</pre>" in document and text_of(document, "counter") == "3 / 3"
+    assert "<b>" not in document.split("<script")[0]

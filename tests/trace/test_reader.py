@@ -1,0 +1,136 @@
+"""Hostile traces: one clear error that names the line, whatever the file holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rtm_kernels.errors import InputError
+from rtm_kernels.trace import page, read_trace, reader, schema
+from tests.trace.support import lines
+
+STEP = 4  # index of the first step: a header and three puzzles stand before it
+
+
+def changed(number: int, **fields: Any) -> Callable[[list[str]], list[str]]:
+    def change(text: list[str]) -> list[str]:
+        return [*text[:number], json.dumps(json.loads(text[number]) | fields) + "\n", *text[number + 1 :]]
+
+    return change
+
+
+BROKEN: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
+    "empty": (lambda text: [], "line 1: empty"),
+    "no header": (lambda text: text[1:], "line 1: kind='puzzle' is not allowed"),
+    "two headers": (lambda text: [text[0], *text], "line 2: kind='header' is not allowed"),
+    "other schema": (changed(0, schema=2), "line 1: schema=2 is not allowed: this version reads 1"),
+    "true for a schema": (changed(0, schema="1"), "line 1: schema='1' is not allowed"),
+    "garbage": (lambda text: [*text[:5], "hello\n"], "line 6: not JSON"),
+    "a list": (lambda text: [*text[:5], "[1]\n"], "line 6: expected a JSON object"),
+    "nested": (lambda text: [text[0], "[" * 200_000 + "\n"], "line 2: (nested too deeply|not JSON)"),
+    "NaN": (lambda text: [text[0], '{"kind": NaN}\n'], "line 2: not JSON"),
+    "a field twice": (lambda text: [text[0], '{"kind": "end", "kind": "end"}\n'], "line 2: not JSON"),
+    "long number": (lambda text: [text[0], '{"kind": ' + "9" * 10_000 + "}\n"], "line 2: not JSON"),
+    "long line": (lambda text: [text[0], "x" * (1 << 20) + "\n"], "line 2: longer than"),
+    "cut in a line": (lambda text: [*text[:8], text[8][:20]], "line 9: cut off"),
+    "cut between lines": (lambda text: text[:8], "line 8: the trace is cut off after this line"),
+    "unknown kind": (changed(STEP, kind="x\x1b[31m"), "line 5: kind="),
+    "field of another type": (changed(STEP, answer=3), "line 5: field answer=3 of a step is not allowed"),
+    "true for a number": (changed(STEP, active=True), "line 5: field active=True of a step is not allowed"),
+    "unknown field": (changed(STEP, extra=1), "line 5: field extra of a step is unknown"),
+    "probability above 1": (changed(STEP, p_halt=1.5), "line 5: field p_halt=1.5"),
+    "huge batch": (changed(0, batch_size=1 << 40), "line 1: field batch_size=1099511627776"),
+    "unknown policy": (changed(0, policy={"on": ["x"]}), "line 1: field policy="),
+    "cell outside": (changed(STEP, changed=[16]), "line 5: changed is not allowed: cells from 0 to 15"),
+    "cells out of order": (changed(STEP, changed=[3, 2]), "line 5: changed is not allowed"),
+    "step out of order": (changed(STEP, step=2), "line 5: step=2 is not allowed: expected 1"),
+    "unknown puzzle": (changed(STEP, puzzle=7), "line 5: puzzle=7 is not allowed"),
+    "puzzle twice": (changed(2, puzzle=0), "line 3: puzzle=0 is not allowed: expected 1"),
+    "steps after the end": (lambda text: [*text, text[-2]], "puzzle=2 is not allowed: it is not open here"),
+    "wrong count": (changed(-1, steps=1), "steps=1 is not allowed: 5 stand here"),
+    "more puzzles promised": (changed(0, puzzles=4), "cut off after this line: 3 of 4 puzzles"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_trace_is_one_clear_error(recorded: Path, tmp_path: Path, name: str) -> None:
+    change, message = BROKEN[name]
+    path = tmp_path / "t.jsonl"
+    text = lines(recorded)
+    if name == "wrong count":
+        text = [*text[:-1], json.dumps(json.loads(text[-1]) | {"steps": 1}) + "\n"]
+    else:
+        text = change(text)
+    path.write_text("".join(text))
+    with pytest.raises(InputError, match=message) as caught:
+        read_trace(path)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
+
+
+def test_a_field_removed_is_named(recorded: Path, tmp_path: Path) -> None:
+    text = lines(recorded)
+    for number in (0, 1, STEP, len(text) - 1):
+        record = json.loads(text[number])
+        for name in set(record) - {"kind", "schema", "puzzle"}:
+            rest = {key: value for key, value in record.items() if key != name}
+            path = tmp_path / "t.jsonl"
+            path.write_text("".join([*text[:number], json.dumps(rest) + "\n", *text[number + 1 :]]))
+            with pytest.raises(InputError, match=rf"line {number + 1}: field {name} of a .* is missing"):
+                read_trace(path)
+
+
+def test_bytes_that_are_no_text(recorded: Path, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(lines(recorded)[0].encode() + b"\xff\xfe\n")
+    with pytest.raises(InputError, match="line 2: not UTF-8"):
+        read_trace(path)
+
+
+def test_size_is_bounded_before_anything_is_read(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MAX_BYTES", recorded.stat().st_size - 1)
+    with pytest.raises(InputError, match="a trace has at most"):
+        read_trace(recorded)
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file"):
+        read_trace(tmp_path / "none.jsonl")
+    with pytest.raises(InputError, match="directory"):
+        read_trace(tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_value_in_any_field(recorded: Path, tmp_path: Path, data: st.DataObject) -> None:
+    """Either refused with the line's number, or a trace that the viewer still writes."""
+    text = lines(recorded)
+    number = data.draw(st.integers(0, len(text) - 1))
+    record = json.loads(text[number])
+    record[data.draw(st.sampled_from(sorted(record)))] = data.draw(JSON)
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join([*text[:number], json.dumps(record) + "\n", *text[number + 1 :]]))
+    try:
+        trace = read_trace(path)
+    except InputError as error:
+        assert "line " in str(error) and str(error).isprintable()
+    else:
+        page.page(trace.header, trace.puzzles)
+
+
+def test_every_record_has_exactly_the_fields_of_its_kind(recorded: Path) -> None:
+    for line in lines(recorded):
+        record = json.loads(line)
+        assert list(record) == list(schema.KINDS[record["kind"]])

@@ -1,0 +1,176 @@
+"""What is recorded is what the engine did, and a replay repeats it bit for bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rtm_kernels.engine import EXECUTORS, Solver
+from rtm_kernels.errors import InputError
+from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.ops.halting.reference import relative_change
+from rtm_kernels.trace import read_trace, record, replay
+from tests.engine import fakes
+from tests.small_models import ARCHS, make
+from tests.trace.support import PUZZLES, lines, tiny_model, tiny_solver
+
+
+def test_the_records_are_what_the_model_computes(recorded: Path) -> None:
+    """Against the model's own executor, one puzzle at a time: answers, logits, changes and their sums."""
+    trace, model = read_trace(recorded), tiny_model()
+    task = tiny_solver().task
+    for puzzle, traced in zip(PUZZLES, trace.puzzles, strict=True):
+        tokens = task.encode(puzzle.text).astype(np.int32)
+        executor = EXECUTORS["reference"].build(model)
+        with torch.inference_mode():
+            x = model.embed(torch.from_numpy(tokens)[None], torch.zeros(1, dtype=torch.int32))
+            latents, before, total = model.initial_latents(1), tokens, 0.0
+            for step in traced.steps:
+                after, logits, q = executor.step(latents, x)
+                answer = logits.argmax(-1)[0].numpy()
+                assert step["answer"] == task.decode(answer)
+                assert step["changed"] == np.flatnonzero(answer != before).tolist()
+                assert step["q"] == pytest.approx(q[0].tolist(), rel=1e-4, abs=1e-5)
+                p = 1 / (1 + np.exp(-step["q"][0]))
+                total += p
+                assert step["p_halt"] == pytest.approx(p) and step["accumulated_p"] == pytest.approx(total)
+                for name, value in step["delta"].items():
+                    assert value == pytest.approx(relative_change(after[name], latents[name]).item(), rel=1e-3)
+                assert set(step["delta"]) == {"z_H", "z_L"}
+                assert step["verified"] is task.verify(puzzle.text, step["answer"]).verified
+                latents, before = after, answer
+    assert [step["active"] for step in trace.puzzles[0].steps] == [2] * 5
+    assert [step["active"] for step in trace.puzzles[2].steps] == [1] * 5
+
+
+@pytest.mark.parametrize("executor", list(EXECUTORS))
+@pytest.mark.parametrize("policy", ["fixed", "verified", "q=0.4+settle=2"])
+def test_a_replay_is_identical(tmp_path: Path, executor: str, policy: str) -> None:
+    model = tiny_model()
+    why = EXECUTORS[executor].why_not(model)
+    if why is not None:
+        pytest.skip(f"{executor}: {why}; its replay stays unproven here")
+    path = tmp_path / "t.jsonl"
+    record(tiny_solver(model, executor=executor, policy=policy), PUZZLES, path, model_name="tiny")
+    assert replay(read_trace(path), tiny_model()) is None
+
+
+@pytest.mark.parametrize("arch", list(ARCHS))
+def test_every_architecture_records_and_replays(tmp_path: Path, arch: str) -> None:
+    class Six(fakes.Reverse):
+        name, vocabulary, seq_len = "six", "012345", 6
+
+    path, model = tmp_path / "t.jsonl", make(arch)
+    solver = Solver(
+        model, task=Six(), policy="fixed", max_steps=3, batch_size=2, executor="reference", batch_invariant=True
+    )
+    record(solver, ["012345", "543210", "000111"], path, model_name="six")
+    assert [len(traced.steps) for traced in read_trace(path).puzzles] == [3, 3, 3]
+    again = tmp_path / "again.jsonl"
+    record(solver, ["012345", "543210", "000111"], again, model_name="six")
+    timeless = [[{**json.loads(line), "seconds": 0} for line in lines(file)] for file in (path, again)]
+    assert timeless[0] == timeless[1]
+
+
+def test_two_recordings_differ_in_times_alone(recorded: Path, tmp_path: Path, model_folder: Path) -> None:
+    again = tmp_path / "t.jsonl"
+    record(tiny_solver(), PUZZLES, again, model_name=str(model_folder))
+    for before, now in zip(lines(recorded), lines(again), strict=True):
+        first, second = json.loads(before), json.loads(now)
+        assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
+
+
+@pytest.mark.parametrize("field", ["answer", "q", "p_halt", "accumulated_p", "delta", "changed", "active", "fault"])
+def test_a_tampered_step_is_found_and_named(recorded: Path, tmp_path: Path, field: str) -> None:
+    text = lines(recorded)
+    number = next(i for i, line in enumerate(text) if json.loads(line).get("step") == 3)
+    step = json.loads(text[number])
+    if field == "q":
+        step["q"][1] = float(np.nextafter(np.float32(step["q"][1]), np.float32(9)))
+    elif field == "delta":
+        step["delta"]["z_L"] = float(np.nextafter(step["delta"]["z_L"], 9))
+    elif field in ("p_halt", "accumulated_p"):
+        step[field] = float(np.nextafter(step[field], 0))
+    else:
+        step[field] = {"answer": "1" * 16, "changed": [0, 1, 2, 3], "active": 1, "fault": "none"}[field]
+    text[number] = json.dumps(step) + "\n"
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(text))
+    found = replay(read_trace(path), tiny_model())
+    assert found is not None and f"line {number + 1}: puzzle {step['puzzle']}, step 3, {field}: recorded" in found
+
+
+def test_a_step_removed_from_the_end_is_found(recorded: Path, tmp_path: Path) -> None:
+    text = lines(recorded)
+    number = max(i for i, line in enumerate(text) if json.loads(line)["kind"] == "step")
+    last = json.loads(text[-1])
+    last["steps"] -= 1
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join([*text[:number], json.dumps(last) + "\n"]))
+    found = replay(read_trace(path), tiny_model())
+    assert found is not None and f"line {number + 1}: puzzle 2, step 5, kind: recorded 'end', replayed 'step'" in found
+
+
+def test_other_weights_are_bad_input(recorded: Path) -> None:
+    with pytest.raises(InputError, match=r"weights_sha256 of the model is .* recorded with"):
+        replay(read_trace(recorded), tiny_model(seed=1))
+
+
+def test_another_config_is_bad_input(recorded: Path) -> None:
+    model = tiny_model()
+    other = RecursiveReasoner(replace(model.config, rms_norm_eps=1e-3)).eval()
+    other.load_state_dict(model.state_dict())
+    with pytest.raises(InputError, match="config_sha256 of the model is"):
+        replay(read_trace(recorded), other)
+
+
+def test_another_input_is_bad_input(recorded: Path, tmp_path: Path) -> None:
+    text = lines(recorded)
+    puzzle = json.loads(text[1])
+    text[1] = json.dumps(puzzle | {"input": "." * 16}) + "\n"
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(text))
+    with pytest.raises(InputError, match="puzzle 0: sha256 of its input"):
+        replay(read_trace(path), tiny_model())
+
+
+def test_a_hub_model_of_a_trace_is_not_fetched(recorded: Path) -> None:
+    trace = read_trace(recorded)
+    trace.header["model"] = "someone/something"
+    with pytest.raises(InputError, match="neither bundled nor a folder here"):
+        replay(trace)
+
+
+def test_weights_hash_is_that_of_the_saved_file(recorded: Path, model_folder: Path) -> None:
+    manifest = json.loads((model_folder / "manifest.json").read_text())["sha256"]
+    header = read_trace(recorded).header
+    assert header["weights_sha256"] == manifest["model.safetensors"]
+    assert header["config_sha256"] == manifest["config.json"]
+
+
+def test_numbers_that_json_lacks_are_recorded(tmp_path: Path) -> None:
+    model = fakes.model()
+    solver = Solver(model, task=fakes.TASK, executor="reference", batch_size=2, batch_invariant=True)
+    solver.executor = fakes.ScriptedExecutor(model)
+    path = tmp_path / "t.jsonl"
+    solutions = record(solver, ["3017", "1000"], path, model_name="scripted")
+    assert [s.status for s in solutions] == ["non_finite", "verified"]
+    trace = read_trace(path)
+    assert trace.puzzles[0].steps[1]["finite"] is False
+    assert "nan" in trace.puzzles[0].steps[1]["delta"].values()
+    assert trace.puzzles[0].end["status"] == "non_finite" and trace.puzzles[0].end["answer"] is None
+
+
+def test_a_failed_recording_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none of 1 puzzles can be read"):
+        record(tiny_solver(), ["12"], tmp_path / "t.jsonl", model_name="tiny")
+    with pytest.raises(InputError, match="rollouts=2"):
+        record(tiny_solver(rollouts=2), PUZZLES, tmp_path / "t.jsonl", model_name="tiny")
+    with pytest.raises(InputError, match="batch_size=257"):
+        record(tiny_solver(batch_size=257), PUZZLES, tmp_path / "t.jsonl", model_name="tiny")
+    assert list(tmp_path.iterdir()) == []
