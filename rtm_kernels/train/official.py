@@ -40,7 +40,7 @@ def flash_attn_func(
     return out.transpose(1, 2)
 
 
-STAND_INS = {
+STAND_INS: dict[str, dict[str, object]] = {
     "adam_atan2": {"AdamATan2": AdamATan2},
     "flash_attn": {"flash_attn_func": flash_attn_func},
 }
@@ -63,7 +63,8 @@ def standing_in(names: dict[str, str]) -> Iterator[None]:
     """Within it the packages `names` can be imported, as modules with the names of `STAND_INS`."""
     for name in names:
         module = ModuleType(name, "A stand-in of rtm_kernels")
-        module.__dict__.update(STAND_INS[name], __version__="0+rtm_kernels")
+        for key, value in STAND_INS[name].items():
+            setattr(module, key, value)
         sys.modules[name] = module
     try:
         yield

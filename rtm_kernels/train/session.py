@@ -12,8 +12,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 
+from rtm_kernels.data.sudoku import to_text
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.train.checkpoint import clean, load_checkpoint, save_checkpoint
 from rtm_kernels.train.configure import fit_to_data, load_recipe, save_recipe
@@ -21,10 +23,11 @@ from rtm_kernels.train.evaluate import exact_by_step
 from rtm_kernels.train.loop import Metrics, Trainer
 from rtm_kernels.train.plot import plot_run
 from rtm_kernels.train.schema import Recipe
+from rtm_kernels.train.stream import Arrays
 from rtm_kernels.train.telemetry import Callback, CsvLog, read_csv
 
-RECIPE, METRICS, STATES, MODEL, PICTURE, SUMMARY = (
-    "recipe.json", "metrics.csv", "checkpoints", "model", "curve.png", "summary.json",
+RECIPE, METRICS, STATES, MODEL, PICTURE, SUMMARY, UNSEEN = (
+    "recipe.json", "metrics.csv", "checkpoints", "model", "curve.png", "summary.json", "unseen.csv",
 )  # fmt: skip
 
 
@@ -104,7 +107,7 @@ def run(
         return Outcome(interrupted, {"steps": trainer.step_count, "checkpoint": trainer.last_good}, ())
     if test is not None and not by_step:
         by_step = exact_by_step(trainer.averaged, test, recipe.eval_steps)
-    return _finish(trainer, out, by_step, 0 if test is None else len(test["inputs"]), seconds, done)
+    return _finish(trainer, out, by_step, test, seconds, done)
 
 
 def _fit(trainer: Trainer, after: Callable[[Trainer, Metrics], None], requested: Callable[[], bool]) -> bool:
@@ -116,7 +119,9 @@ def _fit(trainer: Trainer, after: Callable[[Trainer, Metrics], None], requested:
     return False
 
 
-def _finish(trainer: Trainer, out: Path, by_step: list[float], tested: int, seconds: float, done: int) -> Outcome:
+def _finish(
+    trainer: Trainer, out: Path, by_step: list[float], test: Arrays | None, seconds: float, done: int
+) -> Outcome:
     """Export the moving average, write summary and picture."""
     recipe, notes = trainer.recipe, []
     model = trainer.averaged
@@ -134,7 +139,8 @@ def _finish(trainer: Trainer, out: Path, by_step: list[float], tested: int, seco
         "steps_per_second": round(taken / seconds, 3) if taken else None,
         "skipped_steps": trainer.skipped,
         "loss": sum(tail) / len(tail) if tail else None,
-        "unseen_puzzles": tested,
+        "unseen_puzzles": 0 if test is None else len(test["inputs"]),
+        "unseen_data": write_unseen(out, trainer, test),
         "unseen": trainer.stream.unseen,
         "exact_accuracy": by_step[-1] if by_step else None,
         "exact_accuracy_by_step": by_step,
@@ -147,6 +153,16 @@ def _finish(trainer: Trainer, out: Path, by_step: list[float], tested: int, seco
         notes.append(str(error))
     (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return Outcome(False, summary, tuple(notes))
+
+
+def write_unseen(out: Path, trainer: Trainer, test: Arrays | None) -> str | None:
+    """What `rtm eval` measures the model on: the data set, or the unseen puzzles as a csv file; None without any."""
+    if test is None or trainer.recipe.data is not None:
+        return trainer.recipe.data if test is not None else None
+    rows = (test[name].astype(np.uint8) - np.uint8(1) for name in ("inputs", "labels"))
+    pairs = (f"{to_text(puzzle)},{to_text(solution)}" for puzzle, solution in zip(*rows, strict=True))
+    (out / UNSEEN).write_text("puzzle,solution\n" + "\n".join(pairs) + "\n", encoding="utf-8")
+    return str(out / UNSEEN)
 
 
 @contextmanager

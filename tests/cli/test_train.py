@@ -40,6 +40,9 @@ def test_a_run_leaves_a_model_that_solves_and_everything_that_was_measured(tmp_p
     assert load_recipe(out / "recipe.json").model.hidden_size == 16
     assert from_pretrained(out / "model").config.forward_dtype == "float32"
     assert (out / "curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    again = CliRunner().invoke(app, ["eval", summary["unseen_data"], "--model", str(out / "model"), "--max-steps", "2",
+                                     "--json"])  # fmt: skip
+    assert json.loads(again.stdout)["fixed"]["exact_accuracy"] == summary["exact_accuracy"]
     solved = CliRunner().invoke(app, ["solve", "--model", str(out / "model"), "1...............", "--json"])
     assert solved.exit_code == 1 and json.loads(solved.stdout)["task"] == "sudoku4"
 
