@@ -48,6 +48,11 @@ def text_of(document: str, name: str) -> str:
     return re.sub(r"<[^>]*>", "", found[1])
 
 
+def headline(filled: int, revised: int) -> str:
+    cells = f"Step 3: {filled + revised} cell{'s' * (filled + revised != 1)}"
+    return f"{cells} changed: {filled} filled in, {revised} revised" if filled else f"{cells} revised"
+
+
 @pytest.fixture(scope="module")
 def shown(recorded: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Trace]:
     folder = tmp_path_factory.mktemp("pages")
@@ -72,9 +77,11 @@ def test_a_step_of_the_address_is_shown(shown: tuple[Path, Path, Trace]) -> None
     assert [i for i, (names, _) in enumerate(board) if "wrong" in names] == wrong
     assert [text for _, text in cells(document, "input")] == [c if c != "." else "" for c in given]
     assert text_of(document, "counter") == "3 / 5"
-    count = len(step["changed"])
-    expected = f"{count} cell{'s' * (count != 1)} changed" if count else "no cell changed"
-    assert text_of(document, "headline").startswith(f"Step 3: {expected}")
+    before = traced.steps[1]["answer"]
+    filled = sum(before[i] == "." for i in step["changed"])
+    revised = len(step["changed"]) - filled
+    assert revised > 0 and text_of(document, "headline") == headline(filled, revised)
+    assert f"{len(wrong) + step['answer'].count('.')} cells unlike the solution" in text_of(document, "verdict")
     assert ("Verified" if step["verified"] else step["fault"]) in text_of(document, "verdict")
     assert document.count("<option>") == 3 and document.count('class="bar') == 5
     assert document.count('aria-current="step"') == 1 and 'class="now"' in document

@@ -78,12 +78,12 @@ function describe() {
     const before = [...answerAt(state.step - 1)];
     const filled = step.changed.filter((i) => BLANKS.has(before[i])).length;
     const revised = step.changed.length - filled;
-    const parts = fits(step.answer) ? [filled ? `${filled} filled in` : "", revised ? `${revised} revised` : ""].filter(Boolean) : [];
+    const count = many(step.changed.length, "cell");
     headline.append(`Step ${step.step}: `);
-    headline.append(step.changed.length
-      ? element("mark", {}, many(step.changed.length, "cell") + " changed")
-      : "no cell changed");
-    if (parts.length) headline.append(`, ${parts.join(", ")}`);
+    if (!step.changed.length) headline.append("no cell changed");
+    else if (!fits(step.answer)) headline.append(element("mark", {}, `${count} changed`));
+    else if (!revised || !filled) headline.append(element("mark", {}, `${count} ${filled ? "filled in" : "revised"}`));
+    else headline.append(element("mark", {}, `${count} changed`), `: ${filled} filled in, ${revised} revised`);
   }
   const verdict = $("verdict");
   verdict.className = step !== null && step.verified ? "good" : "";
@@ -93,9 +93,17 @@ function describe() {
   if (step === null) verdict.textContent = `${many(steps.length, "step")} to ${end.status}`;
   else if (!step.finite) verdict.textContent = `The latents are not finite.${stopped}`;
   else if (step.verified) verdict.textContent = `✓ Verified: every rule holds.${last && end.reason !== "verified" ? stopped : ""}`;
-  else verdict.textContent = `✗ Not solved yet${step.fault ? `: ${step.fault}` : ""}.${stopped}`;
+  else verdict.textContent = `✗ Not solved yet${step.fault ? `: ${step.fault}` : ""}.${unlike(step.answer)}${stopped}`;
   $("board").setAttribute("aria-label", `${headline.textContent}. ${verdict.textContent}`);
   return target;
+}
+
+function unlike(answer) { // how many cells of the answer are not those it should become
+  const { target, end } = current();
+  if (target === null || !fits(answer) || !fits(target)) return "";
+  const right = [...target];
+  const count = [...answer].filter((character, i) => character !== right[i]).length;
+  return ` ${many(count, "cell")} unlike the ${end.status === "verified" ? "final answer" : "solution"}.`;
 }
 
 function facts() {
@@ -103,10 +111,10 @@ function facts() {
   const blanks = [...input].filter((character) => BLANKS.has(character)).length;
   const items = [
     ["blank cells", fits(input) ? blanks : null],
-    ["steps", `${steps.length} of at most ${trace.policy.max_steps}`],
+    ["steps", `${steps.length} / ${trace.policy.max_steps}`],
     ["changes", steps.reduce((sum, step) => sum + step.changed.length, 0)],
     ["ended", end.status === end.reason ? end.status : `${end.status} (${end.reason})`],
-    ["answer from", end.answer_step ? `step ${end.answer_step}` : null],
+    ["answer of", end.answer_step ? `step ${end.answer_step}` : null],
     ["p halt", end.halt_probability === null ? null : show(end.halt_probability)],
     ["time", finite(end.seconds) ? (end.seconds < 1 ? `${(1000 * end.seconds).toFixed(0)} ms` : `${end.seconds.toFixed(2)} s`) : null],
   ];
