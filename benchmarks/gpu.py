@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine, rows
-from rtm_kernels.errors import one_of
+from rtm_kernels.errors import InputError, one_of
 
 STATE = machine.ROOT / ".benchmarks" / "gpu"
 
@@ -119,8 +119,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     name = machine.slug("cuda") if torch.cuda.is_available() else "no-gpu"
     every = stages(args.folder or machine.ROOT / "profiles" / name)
-    for stage in args.stage or ():
-        one_of("stage", stage, [s.name for s in every])
+    try:
+        for stage in args.stage or ():
+            one_of("stage", stage, [s.name for s in every])
+    except InputError as error:
+        parser.error(str(error))
     chosen = [s for s in every if not args.stage or s.name in args.stage]
     STATE.mkdir(parents=True, exist_ok=True)
     done, begin, current = _load(), time.monotonic(), machine.commit()

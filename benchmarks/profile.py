@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks import machine, rows
 from benchmarks.cases import MODELS, Case
@@ -29,6 +29,7 @@ from benchmarks.providers import BASELINE, PROVIDERS
 from rtm_kernels.errors import RTMError, one_of
 
 WARMUP = 3
+OUTSIDE = "outside of PyTorch operators (native code, Python)"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def by_torch(case: Case, impl: str, repeats: int) -> list[OpRow]:
     gpu = case.device == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
         for i in range(repeats):
-            call(i)
+            with record_function(OUTSIDE):
+                call(i)
         if gpu:
             torch.cuda.synchronize()
     found: dict[str, list[float]] = {}
@@ -123,11 +125,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--impl", action="append", help="providers, by name (default: the baseline and all of ours)")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="threads of the CPU")
     parser.add_argument("--top", type=int, default=12)
     parser.add_argument("--folder", type=Path, help="folder to write to (default: profiles/<machine>)")
     parser.add_argument("--mark", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     device = "cuda" if gpu else "cpu"
+    torch.set_num_threads(args.threads)
     try:
         one_of("model", args.model, MODELS)
         case = Case(args.model, "act_step", args.batch, "bfloat16" if gpu else "float32", device)

@@ -69,10 +69,13 @@ def not_run(device: str, measured: set[tuple[str, str]]) -> list[dict[str, str]]
     """What the run left out, and why."""
     left = []
     for case, reason in cases(device):
+        if all(name != case.name for name, _ in measured):
+            left.append({"case": case.name, "impl": "all", "reason": reason or "not in this run"})
+            continue
         for provider in PROVIDERS:
-            why = reason or provider.why_not(case)
             if (case.name, provider.name) not in measured:
-                left.append({"case": case.name, "impl": provider.name, "reason": why or "not in this run, or refused"})
+                why = provider.why_not(case) or "refused, or it raised: see the output of the run"
+                left.append({"case": case.name, "impl": provider.name, "reason": why})
     return left
 
 

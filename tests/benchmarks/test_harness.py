@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import harness, machine, timing
+from benchmarks import harness, machine, rows, timing
 from benchmarks.cases import MODELS, TASKS, Case, cases, layer_flops, useful_flops
 from benchmarks.gate import refusal, within_budget
 from benchmarks.problem import Inputs, Problem, make
@@ -135,6 +139,21 @@ def test_ratios_compare_rounds_not_averages() -> None:
     assert (ratio, low, high) == (2.0, 2.0, 2.0)
     median, low, high = median_interval([1.0, 2.0, 3.0, 4.0, 100.0])
     assert median == 3.0 and 1.0 <= low <= 3.0 <= high <= 100.0
+
+
+def test_pytest_benchmark_reports_the_interleaved_samples(tmp_path: Path) -> None:
+    pytest.importorskip("pytest_benchmark")
+    (tmp_path / "test_replay.py").write_text(
+        "import pytest\nfrom benchmarks.test_benchmarks import Replay\n\nclock = Replay()\n\n"
+        "@pytest.mark.benchmark(timer=clock)\ndef test_it(benchmark):\n    clock.tell([3.0, 1.0, 2.5])\n"
+        "    benchmark.extra_info['status'] = 'measured'\n    benchmark.pedantic(lambda: None, rounds=3)\n"
+    )
+    file, command = tmp_path / "out.json", [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    environment = os.environ | {"PYTHONPATH": str(machine.ROOT), "PYTEST_ADDOPTS": "", "PYTEST_PLUGINS": ""}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    subprocess.run([*command, f"--benchmark-json={file}", "."], cwd=tmp_path, env=environment, check=True)
+    (result,) = rows.read(file)
+    assert result.samples == [3.0, 1.0, 2.5]
 
 
 def test_every_round_times_every_contestant_once(monkeypatch: pytest.MonkeyPatch) -> None:
