@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from typer.testing import CliRunner
@@ -103,3 +105,32 @@ def test_the_recipes_are_listed_and_shown() -> None:
     assert list(json.loads(rtm("--json").stdout)) == list(PRESETS)
     shown = json.loads(rtm("rsm-sudoku", "lr=0.5", "--show").stdout)
     assert shown["lr"] == 0.5 and shown["contract"]["kind"] == "final_loss"
+
+
+def test_an_installed_tracker_is_told_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple] = []
+    tracker = ModuleType("trackio")
+    for name in ("init", "log", "finish"):
+        setattr(tracker, name, lambda *a, _name=name, **k: told.append((_name, a, k)))
+    monkeypatch.setitem(sys.modules, "trackio", tracker)
+    assert rtm(*SMALL, "--out", str(tmp_path / "run"), "--track", "trackio", "--json").exit_code == 0
+    assert [name for name, *_ in told] == ["init", *["log"] * 7, "finish"]
+    assert told[0][2]["config"]["lr"] == PRESETS["sudoku-4x4"].lr and told[3][2]["step"] == 3
+    assert {"loss", "grad_norm", "exact_accuracy", "test_exact_accuracy"} <= set(told[3][1][0])
+
+
+def test_a_tracker_that_is_not_installed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    result = rtm(*SMALL, "--out", str(tmp_path / "run"), "--track", "wandb")
+    assert result.exit_code == 2 and "the package wandb is not installed" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_matplotlib_the_run_says_that_there_is_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "matplotlib" else found(name, *a))
+    result = rtm(*SMALL, "--out", str(tmp_path / "run"))
+    assert result.exit_code == 0 and "note: no picture: the package matplotlib is not installed" in result.stderr
+    assert not (tmp_path / "run" / "curve.png").exists()
