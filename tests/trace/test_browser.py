@@ -21,13 +21,21 @@ needs_chromium = pytest.mark.skipif(
 )
 
 
-def dom(path: Path, profile: Path, fragment: str = "", added: str = "") -> str:
-    """The document after its scripts have run, with `added` as one more script at its end."""
+def dom(path: Path, profile: Path, fragment: str = "", added: str = "", width: int | None = None) -> str:
+    """The document after its scripts have run, with `added` as one more script at its end.
+
+    With `width`, the document around a frame as wide as that, because no window of chromium is as narrow as a phone.
+    """
     shown = path.with_name("shown.html")
     shown.write_text(path.read_text().replace("</body>", f"<script>{added}</script></body>"))
+    if width is not None:
+        frame = f'<iframe src="{shown.name}{fragment}" style="width: {width}px; height: 800px; border: 0"></iframe>'
+        shown = path.with_name("frame.html")
+        shown.write_text(f"<!doctype html><html><body>{frame}</body></html>")
     done = subprocess.run(
         [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-         f"--user-data-dir={profile}", "--virtual-time-budget=20000", "--dump-dom", f"{shown.as_uri()}{fragment}"],
+         "--hide-scrollbars", "--allow-file-access-from-files", "--window-size=1300,900", "--virtual-time-budget=20000",
+         f"--user-data-dir={profile}", "--dump-dom", f"{shown.as_uri()}{fragment}"],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -114,6 +122,21 @@ def test_playing_runs_to_the_last_step_and_stops(shown: tuple[Path, Path, Trace]
     document = dom(path, profile, "#puzzle=2&step=0", press)
     assert text_of(document, "counter") == "5 / 5"
     assert re.search(r'id="play" aria-label="Play"', document)
+
+
+OVERFLOW = """
+const wide = [...document.querySelectorAll("body *")].filter((e) => !e.closest(".scroll, svg, select")
+  && e.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5);
+parent.document.body.dataset.wide = wide.map((e) => e.tagName).join(" ") + "|" + document.documentElement.clientWidth;
+"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [360, 768, 1200])
+def test_nothing_leaves_the_screen(shown: tuple[Path, Path, Trace], width: int) -> None:
+    path, profile, _ = shown
+    document = dom(path, profile, "#puzzle=1&step=3", OVERFLOW, width)
+    assert re.findall(r'data-wide="([^"]*)"', document) == [f"|{width}"]
 
 
 @needs_chromium
