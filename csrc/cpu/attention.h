@@ -9,76 +9,88 @@ namespace rtm::RTM_ISA {
 static void rotate(const Attention& a, float* x, i64 position, float eps, float* rotated) {
   const i64 n = a.head_dim, half = n / 2;
   if (a.qk_norm) {
-    float squares = 0.0f;
-    for (i64 i = 0; i < n; ++i) squares += x[i] * x[i];
-    const float scale = inverse_rms(squares, n, eps);
-    for (i64 i = 0; i < n; ++i) x[i] *= scale;
+    V squares = set1(0.0f);
+    for (i64 i = 0; i < n; i += W) squares = fma(load_first(x + i, n - i), load_first(x + i, n - i), squares);
+    const V scale = set1(inverse_rms(sum(squares), n, eps));
+    for (i64 i = 0; i < n; i += W) store_first(x + i, load_first(x + i, n - i) * scale, n - i);
   }
   if (!a.cos) return;
   const float *cos = a.cos + position * n, *sin = a.sin + position * n;
-  for (i64 i = 0; i < half; ++i) {
-    rotated[i] = x[i] * cos[i] - x[i + half] * sin[i];
-    rotated[i + half] = x[i + half] * cos[i + half] + x[i] * sin[i + half];
+  for (i64 i = 0; i < half; i += W) {
+    const i64 left = half - i, j = i + half;
+    const V low = load_first(x + i, left), high = load_first(x + j, left);
+    const V minus = set1(0.0f) - high;
+    store_first(rotated + i, fma(minus, load_first(sin + i, left), low * load_first(cos + i, left)), left);
+    store_first(rotated + j, fma(low, load_first(sin + j, left), high * load_first(cos + j, left)), left);
   }
   std::memcpy(x, rotated, n * sizeof(float));
 }
 
-// One row [3D] of the projection into the layouts of `Heads`.
-static void scatter_row(const Attention& a, float* row, i64 l, i64 L, i64 D, float eps, float* rotated,
+// One row [D] of q (part 0), k or v into its layout of `Heads`.
+static void scatter_row(const Attention& a, i64 part, float* row, i64 l, i64 L, float eps, float* rotated,
                         const Heads& out) {
   const i64 n = a.head_dim;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(n));
+  const V scale = set1(part == 0 ? 1.0f / std::sqrt(static_cast<float>(n)) : 1.0f);
   for (i64 h = 0; h < a.heads; ++h) {
-    float *q = row + h * n, *k = row + D + h * n;
-    const float* v = row + 2 * D + h * n;
-    rotate(a, q, l, eps, rotated);
-    rotate(a, k, l, eps, rotated);
-    float* query = out.query + h * round_up(n, W) * L + l * W;
-    for (i64 i = 0; i < n; ++i) query[i / W * L * W + i % W] = q[i] * scale;
-    float* key = out.key + (h * ceil_div(L, NR) + l / NR) * n * NR + l % NR;
-    for (i64 i = 0; i < n; ++i) key[i * NR] = k[i];
-    float* value = out.value + h * round_up(n, NR) * L + l * NR;
-    for (i64 i = 0; i < n; ++i) value[i / NR * L * NR + i % NR] = v[i];
+    float* x = row + h * n;
+    if (part < 2) rotate(a, x, l, eps, rotated);
+    if (part == 1) {
+      float* key = out.key + (h * ceil_div(L, NR) + l / NR) * n * NR + l % NR;
+      for (i64 i = 0; i < n; ++i) key[i * NR] = x[i];
+      continue;
+    }
+    const i64 width = part == 0 ? W : NR;
+    float* to = (part == 0 ? out.query : out.value) + h * round_up(n, width) * L + l * width;
+    for (i64 i = 0; i < n; i += W) store(to + i / width * L * width + i % width, load_first(x + i, n - i) * scale);
   }
 }
 
 static void attention_project(const Layer& layer, const Sources& sources, float* work, const Heads& heads, i64 L,
                               i64 D, i64 first, i64 last, float* scratch) {
-  const i64 rows = last - first, blocks = row_blocks(3 * D);
-  float *x = scratch, *qkv = x + row_blocks(D) * rows * W, *row = qkv + blocks * rows * W, *rotated = row + blocks * W;
+  const i64 rows = last - first, blocks = row_blocks(D), size = blocks * rows * W;
+  float *x = scratch, *projected = x + size, *row = projected + size, *rotated = row + blocks * W;
   for (i64 l = first; l < last; ++l)
     for (i64 d = 0; d < D; d += W) store_first(work + l * D + d, summed(sources, l * D + d, D - d), D - d);
   pack_rows(work, D, first, rows, x);
-  product(x, rows, layer.attention.qkv, D, 3 * D, qkv, false);
-  for (i64 r = 0; r < rows; ++r) {
-    for (i64 b = 0; b < blocks; ++b) store(row + b * W, load(qkv + (b * rows + r) * W));
-    scatter_row(layer.attention, row, first + r, L, D, layer.eps, rotated, heads);
+  for (i64 part = 0; part < 3; ++part) {
+    product(x, rows, layer.attention.qkv + part * blocks * W * D, D, D, projected, false);
+    for (i64 r = 0; r < rows; ++r) {
+      for (i64 b = 0; b < blocks; ++b) store(row + b * W, load(projected + (b * rows + r) * W));
+      scatter_row(layer.attention, part, row, first + r, L, layer.eps, rotated, heads);
+    }
   }
 }
 
-// scores[keys / W][R][W] -> exp(score - max), 0 from `valid` keys on; returns the sum.
+// scores[blocks][R][W] of one row -> exp(score - max), and 0 from `valid` keys on; returns the sum.
 RTM_INLINE float softmax_row(float* scores, i64 R, i64 blocks, i64 valid) {
+  constexpr i64 G = 4;
   float lanes[W];
   for (i64 i = 0; i < W; ++i) lanes[i] = static_cast<float>(i);
   const V index = load(lanes);
-  V top = set1(-INFINITY);
-  for (i64 b = 0; b < blocks; ++b) {
-    float* at = scores + b * R * W;
-    const V s = keep_below(load(at), index, static_cast<float>(valid - b * W), -INFINITY);
-    top = max(top, s);
-    store(at, s);
-  }
+  const i64 open = valid / W / G * G, stride = R * W;  // blocks, in groups, that no mask touches
+  V tops[G] = {set1(-INFINITY), set1(-INFINITY), set1(-INFINITY), set1(-INFINITY)};
+  for (i64 b = 0; b < open; b += G)
+    for (i64 i = 0; i < G; ++i) tops[i] = max(tops[i], load(scores + (b + i) * stride));
+  V top = max(max(tops[0], tops[1]), max(tops[2], tops[3]));
+  for (i64 b = open; b < blocks; ++b)
+    top = max(top, keep_below(load(scores + b * stride), index, static_cast<float>(valid - b * W), -INFINITY));
   const V peak = set1(largest(top));
   V total = set1(0.0f);
-  for (i64 b = 0; b < blocks; b += 2) {
-    float *at = scores + b * R * W, *next = at + R * W;
-    V p[2] = {load(at) - peak, load(next) - peak};
+  for (i64 b = 0; b < open; b += G) {
+    V p[G];
+    for (i64 i = 0; i < G; ++i) p[i] = load(scores + (b + i) * stride) - peak;
+    exp(p);
+    for (i64 i = 0; i < G; ++i) {
+      total = total + p[i];
+      store(scores + (b + i) * stride, p[i]);
+    }
+  }
+  for (i64 b = open; b < blocks; ++b) {
+    V p[1] = {load(scores + b * stride) - peak};
     exp(p);
     p[0] = keep_below(p[0], index, static_cast<float>(valid - b * W), 0.0f);
-    p[1] = keep_below(p[1], index, static_cast<float>(valid - (b + 1) * W), 0.0f);
-    total = total + p[0] + p[1];
-    store(at, p[0]);
-    store(next, p[1]);
+    total = total + p[0];
+    store(scores + b * stride, p[0]);
   }
   return sum(total);
 }

@@ -42,7 +42,7 @@ class NativeModel : public torch::CustomClassHolder {
                            const std::optional<Tensor>& sin, double eps) {
     const i64 D = executor_.hidden_size();
     rtm::PackedLayer packed;
-    packed.qkv = rtm::pack_linear(executor_.kernels(), data(qkv, "qkv"), 3 * D, D);
+    packed.qkv = rtm::pack_linear(executor_.kernels(), data(qkv, "qkv"), D, D, 3);
     packed.out = rtm::pack_linear(executor_.kernels(), data(out, "out"), D, D);
     if (cos && sin) {
       packed.cos = copy(*cos, "cos");

@@ -11,7 +11,7 @@ static i64 scratch_size(const Layer& layer, i64 L, i64 D) {
   const i64 rows = std::min(L, kRowChunk), row_size = row_blocks(D) * rows * W;
   const i64 by_rows = 2 * row_size + std::max(row_size, kInnerBlock * rows);
   if (!layer.attends) return std::max(by_rows, (2 * L + layer.mixer.inner) * NR);
-  const i64 project = row_size + row_blocks(3 * D) * (rows + 1) * W + D;
+  const i64 project = 2 * row_size + row_blocks(D) * W + D;
   return std::max({by_rows, project, (ceil_div(L, NR) + 1) * NR * MR});
 }
 

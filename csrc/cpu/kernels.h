@@ -35,7 +35,7 @@ struct SwiGLU {
 };
 
 struct Attention {
-  const float* qkv;
+  const float* qkv;  // the panels of q, of k and of v
   const float* out;
   i64 heads, head_dim;
   bool causal, qk_norm;

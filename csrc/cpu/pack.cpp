@@ -11,9 +11,11 @@ void pack_columns(const Kernels& k, i64 places, i64 K, i64 filled, const RowOf& 
       for (i64 i = 0; i < filled; ++i) panels[(n / NR * K + i) * NR + n % NR] = source[i];
 }
 
-Buffer pack_linear(const Kernels& k, const float* weight, i64 N, i64 K) {
-  Buffer panels(round_up(N, 2 * k.width) * K);
-  pack_columns(k, N, K, K, [&](i64 n) { return weight + n * K; }, panels.get());
+Buffer pack_linear(const Kernels& k, const float* weight, i64 N, i64 K, i64 parts) {
+  const i64 size = round_up(N, 2 * k.width) * K;
+  Buffer panels(parts * size);
+  for (i64 p = 0; p < parts; ++p)
+    pack_columns(k, N, K, K, [&](i64 n) { return weight + (p * N + n) * K; }, panels.get() + p * size);
   return panels;
 }
 

@@ -31,7 +31,8 @@ using RowOf = std::function<const float*(i64)>;
 
 // Panels [places / 2W][K][2W] of `places` columns, of which the first `filled` of the K elements are read.
 void pack_columns(const Kernels&, i64 places, i64 K, i64 filled, const RowOf& row, float* panels);
-Buffer pack_linear(const Kernels&, const float* weight, i64 N, i64 K);
+// The panels of `parts` weights [N, K] that lie one below the other.
+Buffer pack_linear(const Kernels&, const float* weight, i64 N, i64 K, i64 parts = 1);
 
 // One tile [K / W][rows][W]; the tile is zero where a row is null or has no element.
 void pack_tile(const Kernels&, i64 rows, i64 K, const RowOf& row, float* tile);

@@ -60,7 +60,7 @@ rtm::PackedLayer pack(const rtm::Kernels& k, const Case& c, const Weights& w) {
     p.layer.mixer = p.mixer.view();
     return p;
   }
-  p.qkv = rtm::pack_linear(k, w.qkv.data(), 3 * c.D, c.D);
+  p.qkv = rtm::pack_linear(k, w.qkv.data(), c.D, c.D, 3);
   p.out = rtm::pack_linear(k, w.out.data(), c.D, c.D);
   p.layer.attends = true;
   p.layer.attention = {p.qkv.get(),   p.out.get(),        c.heads,      c.D / c.heads, c.causal, /*qk_norm=*/true,
