@@ -18,18 +18,18 @@ def sign_sgd_kernel(w_ptr, g_ptr, ids_ptr, origin_ptr, decay, lr, N, B, D, BLOCK
     ids [B] ascending, origin [B] the place of each in the batch; g [B, D], w [N, D].
     """
     first = tl.program_id(0).to(tl.int64)
-    offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    offs_d = tl.program_id(1).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = offs_d < D
     row = tl.load(ids_ptr + first)
-    before = tl.load(ids_ptr + first - 1, mask=first > 0, other=-1)
-    leads = (row != before) & (row >= 0) & (row < N)
-    total = tl.zeros((BLOCK_D,), dtype=w_ptr.dtype.element_ty)
+    before = tl.load(ids_ptr + tl.maximum(first, 1) - 1)
+    leads = ((row != before) | (first == 0)) & (row >= 0) & (row < N)
     place = tl.where(leads, first, B)
-    while (place < B) & (tl.load(ids_ptr + place, mask=place < B, other=-1) == row):
+    mask = mask_d & (offs_d * 0 + place < B)
+    total = tl.zeros((BLOCK_D,), dtype=w_ptr.dtype.element_ty)
+    while (place < B) & (tl.load(ids_ptr + tl.minimum(place, B - 1)) == row):
         source = tl.load(origin_ptr + place)
         total += tl.load(g_ptr + source * D + offs_d, mask=mask_d, other=0.0)
         place += 1
-    mask = mask_d & leads
     w = tl.load(w_ptr + row * D + offs_d, mask=mask, other=0.0)
     sign = tl.where(total > 0, 1.0, tl.where(total < 0, -1.0, 0.0))
     w = w * tl.cast(decay, w.dtype) - tl.cast(lr, w.dtype) * sign.to(w.dtype)

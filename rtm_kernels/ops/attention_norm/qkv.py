@@ -28,6 +28,7 @@ def qkv_kernel(
     start = (pid // blocks_h) * BLOCK_M
     rows = tl.arange(0, BLOCK_M)
     mask_m = rows < M - start
+    mask_once = mask_m & (rows * 0 + pid_h == 0)  # one of the programs of these rows keeps h
     offs_k = tl.arange(0, BLOCK_K)
     half = (HEAD_DIM + 1) // 2
     lanes = tl.arange(0, 2 * BLOCK_H * BLOCK_E)  # (head, element of the half, half)
@@ -48,7 +49,7 @@ def qkv_kernel(
         acc = tl.dot(h, w, acc, out_dtype=ACC, input_precision="ieee")
         w_ptrs += BLOCK_K
         if TERMS > 0:
-            tl.store(h_ptr + x_start + x_offs + k, h, mask=mask_h & (pid_h == 0))
+            tl.store(h_ptr + x_start + x_offs + k, h, mask=mask_once[:, None] & mask_k[None, :])
     a, b = tl.split(tl.reshape(acc, (BLOCK_M, BLOCK_H * BLOCK_E, 2)))
 
     pairs = tl.arange(0, BLOCK_H * BLOCK_E)
