@@ -64,9 +64,9 @@ def _full_row(family: str, width: int, m: int, k: int, warps: int, stages: int) 
 
 def _common(family: str) -> Rows:
     """Rows that are alike on every GPU: odd widths, float32, and the elementwise kernels."""
-    for bits, rows in ((16, 64), (32, 32)):
-        yield from _qkv("qkv_odd", family, bits, rows, 64, 32, 256 // rows, 2)
-        yield from _gemms("_odd", family, bits, 64, 64, 32, 256 // rows, 2)
+    for bits, rows, warps, stages in ((16, 64, 4, 2), (32, 32, 8, 1)):
+        yield from _qkv("qkv_odd", family, bits, rows, 64, 32, warps, stages)
+        yield from _gemms("_odd", family, bits, 64, 64, 32, warps, 2)
     yield from _qkv("qkv", family, 32, 32, 64, 32, 4, 2)
     yield from _gemms("", family, 32, 64, 64, 32, 4, 2)
     yield from _elementwise(family, 32)
