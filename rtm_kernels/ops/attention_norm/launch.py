@@ -74,7 +74,7 @@ def _common(family: str) -> Rows:
 
 TABLE: tuple[LaunchRow, ...] = (
     *_qkv("qkv", "hopper", 16, 128, 128, 64, 8, 3),
-    _full_row("hopper", 128, 128, 64, 8, 3),
+    _full_row("hopper", 128, 64, 64, 4, 3),
     _full_row("hopper", 256, 64, 64, 8, 3),
     _full_row("hopper", 512, 64, 32, 8, 4),
     *_gemms("", "hopper", 16, 128, 128, 64, 8, 3),
