@@ -233,7 +233,8 @@ def main(argv: list[str] | None = None) -> int:
                 modules.append(module)
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         compiled = [row for rows in pool.map(compile_case, jobs) for row in rows]
-    distinct = {(c.kernel, c.options, c.case): c for c in compiled}
+    worst_last = sorted(compiled, key=lambda c: bool(c.failures))  # of like launches keep one that fails
+    distinct = {(c.kernel, c.options, c.case): c for c in worst_last}
     print_table(list(distinct.values()), options.arch)
     unreached = [] if options.filters else unreached_rows(sorted(set(modules)), compiled, options.arch)
     for text in unreached:

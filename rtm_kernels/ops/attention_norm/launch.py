@@ -68,7 +68,7 @@ def _common(family: str) -> Rows:
         yield from _qkv("qkv_odd", family, bits, rows, 64, 32, warps, stages)
         yield from _gemms("_odd", family, bits, 64, 64, 32, warps, 2)
     yield from _qkv("qkv", family, 32, 32, 64, 32, 4, 2)
-    yield from _gemms("", family, 32, 64, 64, 32, 4, 2)
+    yield from _gemms("", family, 32, 64, 64, 32, 8, 2)
     yield from _elementwise(family, 32)
 
 

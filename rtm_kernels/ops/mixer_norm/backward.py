@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.ops.mixer_norm.launch import TABLE
-from rtm_kernels.ops.swiglu.launchers import foldable, norm_backward, swiglu_backward
+from rtm_kernels.ops.swiglu.launchers import foldable, injected, norm_backward, swiglu_backward
 from rtm_kernels.ops.swiglu.weights import pack, unpack_grads
 
 
@@ -27,13 +27,12 @@ def mixer_norm_backward(
     dh = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not x.numel():
         return dh, gate_up_weight.new_zeros(gate_up_weight.shape), down_weight.new_zeros(down_weight.shape)
-    x, injection = foldable(x, injection)
     dy, y, dr = dy.contiguous(), y.contiguous(), torch.empty_like(dh)
     if norm_axis == "sequence":
         norm_backward(dr.transpose(1, 2), dy.transpose(1, 2), y.transpose(1, 2), rstd, eps, TABLE)
     else:
         norm_backward(dr, dy, y, rstd, eps, TABLE)
     weights = pack(gate_up_weight, down_weight, x.dtype)
-    terms = [term.transpose(1, 2) for term in injection]
-    grads = swiglu_backward(dh.transpose(1, 2), dr.transpose(1, 2), x.transpose(1, 2), terms, weights, TABLE)
+    h = injected(*foldable(x, injection), TABLE).transpose(1, 2)  # [B, D, L]
+    grads = swiglu_backward(dh.transpose(1, 2), dr.transpose(1, 2), h, weights, TABLE)
     return dh, *unpack_grads(*grads, gate_up_weight, down_weight)

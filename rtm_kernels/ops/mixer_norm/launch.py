@@ -10,12 +10,12 @@ TABLE: tuple[LaunchRow, ...] = (
     # Hopper, 16-bit: wgmma; up to L = 128 everything in one kernel
     LaunchRow("fused", "hopper", 16, 32, {"BLOCK_R": 64, "BLOCK_F": 64, "BLOCK_N": 32}, 4, 2),
     LaunchRow("fused", "hopper", 16, 64, {"BLOCK_R": 64, "BLOCK_F": 64, "BLOCK_N": 64}, 4, 2),
-    LaunchRow("fused", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 64, "BLOCK_N": 128}, 4, 2),
+    LaunchRow("fused", "hopper", 16, 128, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 128}, 8, 2),
     LaunchRow("gate_up", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 128, "BLOCK_N": 64}, 8, 3),
     LaunchRow("residual_gemm", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 64}, 8, 3),
     LaunchRow("fused_input_grad", "hopper", 16, 32, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 32}, 4, 2),
     LaunchRow("fused_input_grad", "hopper", 16, 64, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 64}, 4, 2),
-    LaunchRow("fused_input_grad", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 128}, 4, 2),
+    LaunchRow("fused_input_grad", "hopper", 16, 128, {"BLOCK_R": 128, "BLOCK_F": 32, "BLOCK_N": 128}, 8, 2),
     LaunchRow("fused_weight_grad", "hopper", 16, 32, {"BLOCK_R": 32, "BLOCK_F": 64, "BLOCK_N": 32, "SPLITS": 16}, 8, 2),
     LaunchRow("fused_weight_grad", "hopper", 16, 64, {"BLOCK_R": 32, "BLOCK_F": 64, "BLOCK_N": 64, "SPLITS": 16}, 8, 2),
     LaunchRow(
@@ -25,17 +25,20 @@ TABLE: tuple[LaunchRow, ...] = (
     LaunchRow("weight_grad", "hopper", 16, ANY, {"BLOCK_R": 64, "BLOCK_P": 128, "BLOCK_N": 128, "SPLITS": 4}, 8, 3),
     # any GPU, 16-bit
     LaunchRow("gate_up", "portable", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 32}, 8, 3),
+    LaunchRow("residual_gemm", "portable", 16, 64, {"BLOCK_R": 128, "BLOCK_N": 64, "BLOCK_K": 32}, 8, 3),
     LaunchRow("residual_gemm", "portable", 16, ANY, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 32}, 8, 3),
     LaunchRow("hidden_backward", "portable", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 32}, 8, 2),
     LaunchRow("weight_grad", "portable", 16, ANY, {"BLOCK_R": 32, "BLOCK_P": 128, "BLOCK_N": 128, "SPLITS": 4}, 8, 3),
     # any GPU, float32: no tensor cores, ieee products
     LaunchRow("gate_up", "portable", 32, ANY, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 16}, 8, 2),
     LaunchRow("residual_gemm", "portable", 32, ANY, {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_K": 16}, 8, 2),
-    LaunchRow("hidden_backward", "portable", 32, ANY, {"BLOCK_R": 32, "BLOCK_F": 32, "BLOCK_N": 16}, 4, 2),
+    LaunchRow("hidden_backward", "portable", 32, ANY, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 16}, 8, 2),
     LaunchRow("weight_grad", "portable", 32, ANY, {"BLOCK_R": 16, "BLOCK_P": 64, "BLOCK_N": 64, "SPLITS": 4}, 8, 2),
+    LaunchRow("inject", "portable", 0, ANY, {"BLOCK_R": 4, "BLOCK_N": 512}, 4, 1),
     LaunchRow("norm", "portable", 0, ANY, {"BLOCK_R": 32, "BLOCK_N": 32}, 4, 1),
     LaunchRow("norm_backward", "portable", 0, ANY, {"BLOCK_R": 32, "BLOCK_N": 32}, 4, 1),
     # the interpreter, whose time goes by the number of programs
+    LaunchRow("inject", "interpreter", 0, ANY, {"BLOCK_R": 64, "BLOCK_N": 128}),
     LaunchRow("fused_input_grad", "interpreter", 0, 128, {"BLOCK_R": 128, "BLOCK_F": 128, "BLOCK_N": 128}),
     LaunchRow(
         "fused_weight_grad", "interpreter", 0, 128, {"BLOCK_R": 128, "BLOCK_F": 128, "BLOCK_N": 128, "SPLITS": 2}

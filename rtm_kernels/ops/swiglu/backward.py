@@ -10,7 +10,32 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from rtm_kernels.ops.swiglu.tiles import below, load_sum, row_block, silu_gate_backward
+from rtm_kernels.ops.swiglu.tiles import (
+    below,
+    gate_up_rows,
+    gate_up_unit,
+    load_sum,
+    row_block,
+    silu_gate_backward,
+    split_gate_up,
+)
+
+
+@triton.jit
+def inject_kernel(
+    h_ptr, x_ptr, first_ptr, second_ptr, R, N: tl.constexpr,
+    h_stride_b, h_stride_r, h_stride_n, x_stride_b, x_stride_r, x_stride_n,
+    TERMS: tl.constexpr, ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """`h = x + (first + second)`, rounded as the forward kernels round it; one [BLOCK_R, BLOCK_N] tile."""
+    blocks_n = tl.cdiv(N, BLOCK_N)
+    pid = tl.program_id(0)
+    batch, offs_r = row_block(pid // blocks_n, R, BLOCK_R)
+    offs_n = ((pid % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)[None, :]
+    mask = (offs_r < R)[:, None] & below(offs_n, N, BLOCK_N)
+    x_offs = batch * x_stride_b + offs_r[:, None] * x_stride_r + offs_n * x_stride_n
+    h = load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask, TERMS, ACC)
+    tl.store(h_ptr + batch * h_stride_b + offs_r[:, None] * h_stride_r + offs_n * h_stride_n, h, mask=mask)
 
 
 @triton.jit
@@ -45,10 +70,10 @@ def norm_backward_kernel(
 
 @triton.jit
 def hidden_backward_kernel(
-    dz_ptr, a_ptr, dr_ptr, x_ptr, first_ptr, second_ptr, gate_up_ptr, down_ptr,
+    dz_ptr, a_ptr, dr_ptr, h_ptr, gate_up_ptr, down_ptr,
     R, N: tl.constexpr, N_PAD: tl.constexpr, F: tl.constexpr,
-    x_stride_b, x_stride_r, x_stride_n, dr_stride_b, dr_stride_r, dr_stride_n,
-    TERMS: tl.constexpr, ACC: tl.constexpr,
+    h_stride_b, h_stride_r, h_stride_n, dr_stride_b, dr_stride_r, dr_stride_n,
+    ACC: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Recompute `a` [batch * R, F] and write `dz` [batch * R, 2F], the gradients of gate and up; one tile of F."""
@@ -59,30 +84,29 @@ def hidden_backward_kernel(
     offs_n = tl.arange(0, BLOCK_N)
     mask_r, mask_f = offs_r < R, below(offs_f, F, BLOCK_F)
     wide_n = offs_n.to(tl.int64)[None, :]
-    x_offs = batch * x_stride_b + offs_r[:, None] * x_stride_r + wide_n * x_stride_n
+    h_offs = batch * h_stride_b + offs_r[:, None] * h_stride_r + wide_n * h_stride_n
     dr_offs = batch * dr_stride_b + offs_r[:, None] * dr_stride_r + wide_n * dr_stride_n
-    gate_ptrs = gate_up_ptr + offs_f[None, :] * N_PAD + offs_n[:, None]
+    pid_f = pid % blocks_f
+    w_ptrs = gate_up_ptr + gate_up_rows(pid_f * BLOCK_F, F, BLOCK_F)[None, :] * N_PAD + offs_n[:, None]
+    mask_rows = below(gate_up_unit(pid_f * BLOCK_F, BLOCK_F), F, BLOCK_F)[None, :]
     down_ptrs = down_ptr + offs_n[:, None] * F + offs_f[None, :]
 
-    gate = tl.zeros((BLOCK_R, BLOCK_F), dtype=ACC)
-    up = tl.zeros((BLOCK_R, BLOCK_F), dtype=ACC)
+    z = tl.zeros((BLOCK_R, 2 * BLOCK_F), dtype=ACC)
     d_act = tl.zeros((BLOCK_R, BLOCK_F), dtype=ACC)
     for n in range(0, N, BLOCK_N):
-        mask_x = mask_r[:, None] & below(n + offs_n, N, BLOCK_N)[None, :]
-        mask_w = mask_f[None, :] & below(n + offs_n, N_PAD, BLOCK_N)[:, None]
-        h = load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask_x, TERMS, ACC)  # [BR, BN]
-        dr = tl.load(dr_ptr + dr_offs, mask=mask_x, other=0.0)
-        w_gate = tl.load(gate_ptrs, mask=mask_w, other=0.0)  # [BN, BF]
-        w_up = tl.load(gate_ptrs + F * N_PAD, mask=mask_w, other=0.0)
+        mask_h = mask_r[:, None] & below(n + offs_n, N, BLOCK_N)[None, :]
+        w = tl.load(w_ptrs, mask=mask_rows & below(n + offs_n, N_PAD, BLOCK_N)[:, None], other=0.0)  # [BN, 2 BF]
         w_down = tl.load(down_ptrs, mask=mask_f[None, :] & below(n + offs_n, N, BLOCK_N)[:, None], other=0.0)
-        gate = tl.dot(h, w_gate, gate, out_dtype=ACC, input_precision="ieee")
-        up = tl.dot(h, w_up, up, out_dtype=ACC, input_precision="ieee")
+        h = tl.load(h_ptr + h_offs, mask=mask_h, other=0.0)  # [BR, BN]
+        dr = tl.load(dr_ptr + dr_offs, mask=mask_h, other=0.0)
+        z = tl.dot(h, w, z, out_dtype=ACC, input_precision="ieee")
         d_act = tl.dot(dr, w_down, d_act, out_dtype=ACC, input_precision="ieee")
-        x_offs += BLOCK_N * tl.cast(x_stride_n, tl.int64)
+        h_offs += BLOCK_N * tl.cast(h_stride_n, tl.int64)
         dr_offs += BLOCK_N * tl.cast(dr_stride_n, tl.int64)
-        gate_ptrs += BLOCK_N
+        w_ptrs += BLOCK_N
         down_ptrs += BLOCK_N * F
 
+    gate, up = split_gate_up(z, BLOCK_R, BLOCK_F)
     act, d_gate, d_up = silu_gate_backward(d_act, gate, up)
     mask = mask_r[:, None] & mask_f[None, :]
     row = (batch * R + offs_r)[:, None]
@@ -94,9 +118,9 @@ def hidden_backward_kernel(
 
 @triton.jit
 def weight_grad_kernel(
-    out_ptr, z_ptr, x_ptr, first_ptr, second_ptr,
-    B, R, P: tl.constexpr, N: tl.constexpr, x_stride_b, x_stride_r, x_stride_n,
-    TERMS: tl.constexpr, ACC: tl.constexpr, SPLITS: tl.constexpr,
+    out_ptr, z_ptr, h_ptr,
+    B, R, P: tl.constexpr, N: tl.constexpr, h_stride_b, h_stride_r, h_stride_n,
+    ACC: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """`out[s] = z^T h` over the rows of split s, one [BLOCK_P, BLOCK_N] tile; out [SPLITS, P, N], z [B * R, P]."""
@@ -105,7 +129,7 @@ def weight_grad_kernel(
     offs_p = (pid // blocks_n) * BLOCK_P + tl.arange(0, BLOCK_P)
     offs_n = (pid % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_p, mask_n = below(offs_p, P, BLOCK_P), below(offs_n, N, BLOCK_N)
-    x_cols = offs_n.to(tl.int64)[None, :] * x_stride_n
+    h_cols = offs_n.to(tl.int64)[None, :] * h_stride_n
     blocks_r = tl.cdiv(R, BLOCK_R)
     share = tl.cdiv(B * blocks_r, SPLITS)
     acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
@@ -114,9 +138,9 @@ def weight_grad_kernel(
         mask_r = offs_r < R
         z_ptrs = z_ptr + (batch * R + offs_r)[None, :] * P + offs_p[:, None]
         z = tl.load(z_ptrs, mask=mask_p[:, None] & mask_r[None, :], other=0.0)  # [BP, BR]
-        x_offs = batch * x_stride_b + offs_r[:, None] * x_stride_r + x_cols
-        mask_x = mask_r[:, None] & mask_n[None, :]
-        h = load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask_x, TERMS, ACC)  # [BR, BN]
+        h_offs = batch * h_stride_b + offs_r[:, None] * h_stride_r + h_cols
+        mask_h = mask_r[:, None] & mask_n[None, :]
+        h = tl.load(h_ptr + h_offs, mask=mask_h, other=0.0)  # [BR, BN]
         acc = tl.dot(z, h, acc, out_dtype=ACC, input_precision="ieee")
     out_ptrs = out_ptr + (split * P + offs_p)[:, None] * N + offs_n[None, :]
     tl.store(out_ptrs, acc, mask=mask_p[:, None] & mask_n[None, :])

@@ -7,7 +7,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from rtm_kernels.ops.swiglu.tiles import below, load_sum, row_block, silu_gate
+from rtm_kernels.ops.swiglu.tiles import (
+    below,
+    gate_up_rows,
+    gate_up_unit,
+    load_sum,
+    row_block,
+    silu_gate,
+    split_gate_up,
+)
 
 
 @triton.jit
@@ -26,21 +34,20 @@ def fused_kernel(
     x_offs = batch * x_stride_b + offs_r[:, None] * x_stride_r + offs_n.to(tl.int64)[None, :] * x_stride_n
     h = load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask, TERMS, ACC)  # [BR, BN]
 
-    gate_ptrs = gate_up_ptr + offs_f[None, :] * N_PAD + offs_n[:, None]
+    gate_up_ptrs = gate_up_ptr + gate_up_rows(0, F, BLOCK_F)[None, :] * N_PAD + offs_n[:, None]
     down_ptrs = down_ptr + offs_n[None, :] * F + offs_f[:, None]
-    up_offset = F * N_PAD
+    mask_n = below(offs_n, N, BLOCK_N)[None, :]
+    mask_pad = below(offs_n, N_PAD, BLOCK_N)[:, None]
     acc = tl.zeros((BLOCK_R, BLOCK_N), dtype=ACC)
     for f in range(0, F, BLOCK_F):
-        mask_f = below(f + offs_f, F, BLOCK_F)
-        mask_gate = mask_f[None, :] & below(offs_n, N_PAD, BLOCK_N)[:, None]
-        w_gate = tl.load(gate_ptrs, mask=mask_gate, other=0.0)  # [BN, BF]
-        w_up = tl.load(gate_ptrs + up_offset, mask=mask_gate, other=0.0)
-        w_down = tl.load(down_ptrs, mask=mask_f[:, None] & below(offs_n, N, BLOCK_N)[None, :], other=0.0)  # [BF, BN]
-        gate = tl.dot(h, w_gate, out_dtype=ACC, input_precision="ieee")
-        up = tl.dot(h, w_up, out_dtype=ACC, input_precision="ieee")
+        mask_w = below(gate_up_unit(f, BLOCK_F), F, BLOCK_F)[None, :] & mask_pad
+        w_gate_up = tl.load(gate_up_ptrs, mask=mask_w, other=0.0)  # [BN, 2 BF]
+        w_down = tl.load(down_ptrs, mask=below(f + offs_f, F, BLOCK_F)[:, None] & mask_n, other=0.0)  # [BF, BN]
+        z = tl.dot(h, w_gate_up, out_dtype=ACC, input_precision="ieee")
+        gate, up = split_gate_up(z, BLOCK_R, BLOCK_F)
         act = silu_gate(gate, up).to(h.dtype)  # [BR, BF]
         acc = tl.dot(act, w_down, acc, out_dtype=ACC, input_precision="ieee")
-        gate_ptrs += BLOCK_F * N_PAD
+        gate_up_ptrs += BLOCK_F * N_PAD
         down_ptrs += BLOCK_F
 
     acc += h.to(ACC)
@@ -63,26 +70,25 @@ def gate_up_kernel(
     blocks_f = tl.cdiv(F, BLOCK_F)
     pid = tl.program_id(0)
     batch, offs_r = row_block(pid // blocks_f, R, BLOCK_R)
-    offs_f = (pid % blocks_f) * BLOCK_F + tl.arange(0, BLOCK_F)
+    pid_f = pid % blocks_f
+    offs_f = pid_f * BLOCK_F + tl.arange(0, BLOCK_F)
     offs_n = tl.arange(0, BLOCK_N)
     mask_r, mask_f = offs_r < R, below(offs_f, F, BLOCK_F)
     x_offs = batch * x_stride_b + offs_r[:, None] * x_stride_r + offs_n.to(tl.int64)[None, :] * x_stride_n
-    gate_ptrs = gate_up_ptr + offs_f[None, :] * N_PAD + offs_n[:, None]
-    up_offset = F * N_PAD
+    w_ptrs = gate_up_ptr + gate_up_rows(pid_f * BLOCK_F, F, BLOCK_F)[None, :] * N_PAD + offs_n[:, None]
+    mask_rows = below(gate_up_unit(pid_f * BLOCK_F, BLOCK_F), F, BLOCK_F)
 
-    gate = tl.zeros((BLOCK_R, BLOCK_F), dtype=ACC)
-    up = tl.zeros((BLOCK_R, BLOCK_F), dtype=ACC)
+    z = tl.zeros((BLOCK_R, 2 * BLOCK_F), dtype=ACC)
     for n in range(0, N, BLOCK_N):
         mask_x = mask_r[:, None] & below(n + offs_n, N, BLOCK_N)[None, :]
-        mask_w = mask_f[None, :] & below(n + offs_n, N_PAD, BLOCK_N)[:, None]
         h = load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask_x, TERMS, ACC)  # [BR, BN]
-        w_gate = tl.load(gate_ptrs, mask=mask_w, other=0.0)  # [BN, BF]
-        w_up = tl.load(gate_ptrs + up_offset, mask=mask_w, other=0.0)
-        gate = tl.dot(h, w_gate, gate, out_dtype=ACC, input_precision="ieee")
-        up = tl.dot(h, w_up, up, out_dtype=ACC, input_precision="ieee")
+        mask_w = mask_rows[None, :] & below(n + offs_n, N_PAD, BLOCK_N)[:, None]
+        w = tl.load(w_ptrs, mask=mask_w, other=0.0)  # [BN, 2 BF]
+        z = tl.dot(h, w, z, out_dtype=ACC, input_precision="ieee")
         x_offs += BLOCK_N * tl.cast(x_stride_n, tl.int64)
-        gate_ptrs += BLOCK_N
+        w_ptrs += BLOCK_N
 
+    gate, up = split_gate_up(z, BLOCK_R, BLOCK_F)
     act = silu_gate(gate, up).to(a_ptr.dtype.element_ty)
     a_offs = (batch * R + offs_r)[:, None] * F + offs_f[None, :]
     tl.store(a_ptr + a_offs, act, mask=mask_r[:, None] & mask_f[None, :])

@@ -128,57 +128,65 @@ def norm_backward(dr: Tensor, dy: Tensor, y: Tensor, rstd: Tensor, eps: float, t
     )  # fmt: skip
 
 
-def swiglu_backward(
-    dh: Tensor, dr: Tensor, x: Tensor, injection: Sequence[Tensor], weights: PackedWeights, table: Table
-) -> tuple[Tensor, Tensor]:
+def swiglu_backward(dh: Tensor, dr: Tensor, h: Tensor, weights: PackedWeights, table: Table) -> tuple[Tensor, Tensor]:
     """`dh` from `dr`; returns the gradients [2, F_pad, N] and [F_pad, N] of the packed weights, accumulator dtype."""
-    rows, inner = x.shape[0] * x.shape[1], weights.down.shape[1]
-    if find(table, "fused_input_grad", x.dtype, x.shape[2]) is not None:
-        return _fused_backward(dh, dr, x, injection, weights, table)
-    dz, act = x.new_empty(rows, 2 * inner), x.new_empty(rows, inner)
-    row = select(table, "hidden_backward", x.dtype, x.shape[2])
-    grid = row_blocks(x, row.blocks["BLOCK_R"]) * triton.cdiv(inner, row.blocks["BLOCK_F"])
+    if find(table, "fused_input_grad", h.dtype, h.shape[2]) is not None:
+        return _fused_backward(dh, dr, h, weights, table)
+    rows, inner = h.shape[0] * h.shape[1], weights.down.shape[1]
+    dz, act = h.new_empty(rows, 2 * inner), h.new_empty(rows, inner)
+    row = select(table, "hidden_backward", h.dtype, h.shape[2])
+    grid = row_blocks(h, row.blocks["BLOCK_R"]) * triton.cdiv(inner, row.blocks["BLOCK_F"])
     launch(
         backward.hidden_backward_kernel, row, (grid,),
-        dz, act, dr, *terms_of(x, injection), weights.gate_up, weights.down,
-        x.shape[1], x.shape[2], weights.gate_up.shape[2], inner, *x.stride(), *dr.stride(),
-        TERMS=len(injection), ACC=accumulator(x.dtype),
+        dz, act, dr, h, weights.gate_up, weights.down,
+        h.shape[1], h.shape[2], weights.gate_up.shape[2], inner, *h.stride(), *dr.stride(), ACC=accumulator(h.dtype),
     )  # fmt: skip
-    row = select(table, "residual_gemm", x.dtype, x.shape[2])
+    row = select(table, "residual_gemm", h.dtype, h.shape[2])
     residual_gemm(dh, None, dz, weights.gate_up.flatten(0, 1).t(), dr, (), 0.0, row)
-    d_gate_up = weight_grad(dz, x, injection, table)
-    return d_gate_up.view(2, inner, -1), weight_grad(act, dr, (), table)
+    return weight_grad(dz, h, table).view(2, inner, -1), weight_grad(act, dr, table)
 
 
-def _fused_backward(
-    dh: Tensor, dr: Tensor, x: Tensor, injection: Sequence[Tensor], weights: PackedWeights, table: Table
-) -> tuple[Tensor, Tensor]:
-    batch, rows, features = x.shape
+def _fused_backward(dh: Tensor, dr: Tensor, h: Tensor, weights: PackedWeights, table: Table) -> tuple[Tensor, Tensor]:
+    batch, rows, features = h.shape
     _, inner, padded = weights.gate_up.shape
-    tensors = (dr, *terms_of(x, injection), weights.gate_up, weights.down)
-    sizes = (rows, features, padded, inner, *x.stride(), *dr.stride())
-    constants = {"TERMS": len(injection), "ACC": accumulator(x.dtype)}
-    row = select(table, "fused_input_grad", x.dtype, features)
-    grid = (row_blocks(x, row.blocks["BLOCK_R"]),)
-    launch(fused_backward.fused_input_grad_kernel, row, grid, dh, *tensors, *sizes, **constants)
-    row = select(table, "fused_weight_grad", x.dtype, features)
+    tensors = (dr, h, weights.gate_up, weights.down)
+    sizes = (rows, features, padded, inner, *h.stride(), *dr.stride())
+    acc = accumulator(h.dtype)
+    row = select(table, "fused_input_grad", h.dtype, features)
+    blocks = row_blocks(h, row.blocks["BLOCK_R"])
+    launch(fused_backward.fused_input_grad_kernel, row, (blocks,), dh, *tensors, *sizes, ACC=acc)
+    row = select(table, "fused_weight_grad", h.dtype, features)
     splits = row.blocks["SPLITS"]
-    wide = torch.promote_types(x.dtype, torch.float32)
-    partial = torch.empty(splits, 3, inner, features, dtype=wide, device=x.device)
+    wide = torch.promote_types(h.dtype, torch.float32)
+    partial = torch.empty(splits, 3, inner, features, dtype=wide, device=h.device)
     grid = (triton.cdiv(inner, row.blocks["BLOCK_F"]), splits)
-    launch(fused_backward.fused_weight_grad_kernel, row, grid, partial, *tensors, batch, *sizes, **constants)
+    launch(fused_backward.fused_weight_grad_kernel, row, grid, partial, *tensors, batch, *sizes, ACC=acc)
     return partial[:, :2].sum(0), partial[:, 2].sum(0)
 
 
-def weight_grad(z: Tensor, x: Tensor, injection: Sequence[Tensor], table: Table) -> Tensor:
+def weight_grad(z: Tensor, h: Tensor, table: Table) -> Tensor:
     """`z^T h` [P, N] in the accumulator's dtype, summed over all rows in a fixed order; z [batch * rows, P]."""
-    row = select(table, "weight_grad", x.dtype, x.shape[2])
-    splits, width, features = row.blocks["SPLITS"], z.shape[1], x.shape[2]
+    row = select(table, "weight_grad", h.dtype, h.shape[2])
+    splits, width, features = row.blocks["SPLITS"], z.shape[1], h.shape[2]
     partial = z.new_empty(splits, width, features, dtype=torch.promote_types(z.dtype, torch.float32))
     tiles = triton.cdiv(width, row.blocks["BLOCK_P"]) * triton.cdiv(features, row.blocks["BLOCK_N"])
     launch(
         backward.weight_grad_kernel, row, (tiles, splits),
-        partial, z, *terms_of(x, injection), x.shape[0], x.shape[1], width, features, *x.stride(),
-        TERMS=len(injection), ACC=accumulator(x.dtype),
+        partial, z, h, h.shape[0], h.shape[1], width, features, *h.stride(), ACC=accumulator(h.dtype),
     )  # fmt: skip
     return partial.sum(0)
+
+
+def injected(x: Tensor, injection: Sequence[Tensor], table: Table) -> Tensor:
+    """`h = x + (sum of injection)` of a `foldable` pair, with the forward kernels' bits; x itself without injection."""
+    if not injection:
+        return x
+    h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    row = select(table, "inject", x.dtype, x.shape[2])
+    grid = row_blocks(x, row.blocks["BLOCK_R"]) * triton.cdiv(x.shape[2], row.blocks["BLOCK_N"])
+    launch(
+        backward.inject_kernel, row, (grid,),
+        h, *terms_of(x, injection), x.shape[1], x.shape[2], *h.stride(), *x.stride(),
+        TERMS=len(injection), ACC=accumulator(x.dtype),
+    )  # fmt: skip
+    return h

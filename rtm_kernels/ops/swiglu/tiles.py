@@ -38,6 +38,39 @@ def row_block(pid, R, BLOCK_R: tl.constexpr):
 
 
 @triton.jit
+def gate_up_unit(f, BLOCK_F: tl.constexpr):
+    """Inner unit of each row of a gate-up tile that starts at unit f: [2 * BLOCK_F].
+
+    The tile has 8 rows of gate, 8 of up, and so on. One product with both is twice as wide as two, and a tensor core
+    accumulates columns in groups of 8, so gate and up of a unit, and the units that the next product reads together,
+    are in one thread.
+    """
+    offs = tl.arange(0, 2 * BLOCK_F)
+    return f + offs // 16 * 8 + offs % 8
+
+
+@triton.jit
+def gate_up_rows(f, F: tl.constexpr, BLOCK_F: tl.constexpr):
+    """Rows of gate_up [2 F, N] in a tile that starts at unit f: [2 * BLOCK_F]."""
+    return tl.arange(0, 2 * BLOCK_F) // 8 % 2 * F + gate_up_unit(f, BLOCK_F)
+
+
+@triton.jit
+def split_gate_up(z, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr):
+    """gate and up [BLOCK_R, BLOCK_F] of a product z [BLOCK_R, 2 * BLOCK_F] with a gate-up tile."""
+    z = tl.permute(tl.reshape(z, (BLOCK_R, BLOCK_F // 8, 2, 8)), (0, 1, 3, 2))
+    gate, up = tl.split(z)
+    return tl.reshape(gate, (BLOCK_R, BLOCK_F)), tl.reshape(up, (BLOCK_R, BLOCK_F))
+
+
+@triton.jit
+def join_gate_up(gate, up, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr):
+    """The inverse of `split_gate_up`."""
+    gate, up = tl.reshape(gate, (BLOCK_R, BLOCK_F // 8, 8)), tl.reshape(up, (BLOCK_R, BLOCK_F // 8, 8))
+    return tl.reshape(tl.permute(tl.join(gate, up), (0, 1, 3, 2)), (BLOCK_R, 2 * BLOCK_F))
+
+
+@triton.jit
 def silu_gate(gate, up):
     """`silu(gate) * up`."""
     return gate / (1.0 + tl.exp(-gate)) * up

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rtm_kernels.ops.swiglu.launchers import foldable, norm_backward, swiglu_backward
+from rtm_kernels.ops.swiglu.launchers import foldable, injected, norm_backward, swiglu_backward
 from rtm_kernels.ops.swiglu.weights import pack, unpack_grads
 from rtm_kernels.ops.swiglu_norm.forward import rows_view
 from rtm_kernels.ops.swiglu_norm.launch import TABLE
@@ -28,10 +28,9 @@ def swiglu_norm_backward(
     if not x.numel():
         return dh, gate_up_weight.new_zeros(gate_up_weight.shape), down_weight.new_zeros(down_weight.shape)
     x, injection = foldable(x, injection)
-    rows = rows_view(x)
-    dy, y, dr = (t.contiguous().view(rows.shape) for t in (dy, y, torch.empty_like(dh)))
+    h = injected(rows_view(x), [rows_view(term) for term in injection], TABLE)
+    dy, y, dr = (t.contiguous().view(h.shape) for t in (dy, y, torch.empty_like(dh)))
     norm_backward(dr, dy, y, rstd, eps, TABLE)
     weights = pack(gate_up_weight, down_weight, x.dtype)
-    terms = [rows_view(term) for term in injection]
-    grads = swiglu_backward(dh.view(rows.shape), dr, rows, terms, weights, TABLE)
+    grads = swiglu_backward(dh.view(h.shape), dr, h, weights, TABLE)
     return dh, *unpack_grads(*grads, gate_up_weight, down_weight)

@@ -50,10 +50,11 @@ def row_scale(partials_ptr, rows, mask_rows, eps, D: tl.constexpr, N_PARTS: tl.c
 @triton.jit
 def load_normed(x_ptr, partials_ptr, rows, offs_d, mask, mask_rows, pending, eps,
                 D: tl.constexpr, N_PARTS: tl.constexpr):  # fmt: skip
-    """Rows [R] x columns [C] of x [.., D] in float32; while `pending` holds, x is still to be normalised over D."""
+    """Rows [R] x columns [C] of x [.., D] in float32; unless `pending` is 0, x is still to be normalised over D."""
     x = tl.load(x_ptr + rows[:, None] * D + offs_d[None, :], mask, other=0.0, cache_modifier=".cg")
-    scale = row_scale(partials_ptr, rows, mask_rows & pending, eps, D, N_PARTS)
-    scale = tl.where(pending, scale, 1.0)
+    is_pending = tl.full(rows.shape, pending, tl.int32) != 0
+    scale = row_scale(partials_ptr, rows, mask_rows & is_pending, eps, D, N_PARTS)
+    scale = tl.where(is_pending, scale, 1.0)
     return (x.to(tl.float32) * scale[:, None]).to(x.dtype).to(tl.float32)
 
 

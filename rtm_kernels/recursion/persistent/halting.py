@@ -111,8 +111,8 @@ def halting_phase(logits_ptr, steps_ptr, active_ptr, accumulated_ptr, weight_ptr
                 q_halt += tolerance - change
             elif POLICY != "fixed":
                 q_halt, q_continue = head_logits(y_ptr, head_ptr, first_row, offs_u, length, L, D, POOL, BLOCK_R)
-                tl.store(logits_ptr + 2 * units, q_halt, mask & (busy != 0))
-                tl.store(logits_ptr + 2 * units + 1, q_continue, mask & (busy != 0))
+                tl.store(logits_ptr + 2 * units, q_halt, offs_u < N_UNITS * busy)
+                tl.store(logits_ptr + 2 * units + 1, q_continue, offs_u < N_UNITS * busy)
             goes_on = update_units(steps_ptr, active_ptr, accumulated_ptr, weight_ptr, remainder_ptr, units, mask,
                                    q_halt, q_continue, min_steps, max_steps, POLICY)  # fmt: skip
             n_active += tl.sum(goes_on.to(tl.int32), axis=0)

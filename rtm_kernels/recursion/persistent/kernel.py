@@ -52,21 +52,18 @@ def recursion_kernel(
 ):  # fmt: skip
     """Run the tape of n_rows rows at most `act_steps` times, or until no sample is busy.
 
-    latents [slots, B, L, D] are updated in place; inactive samples keep every bit. POLICY "none" runs the
-    program once without a halting head.
+    latents [slots, B, L, D] are updated in place; inactive samples keep every bit. Under POLICY "none" nothing
+    halts.
     """
     N_PARTS: tl.constexpr = (D + DOWN_D - 1) // DOWN_D
     ROW: tl.constexpr = 4 + 2 * MAX_TERMS
-    step = 0
-    while step < act_steps:
+    for _ in tl.range(0, act_steps, disable_licm=True):  # hoisted offsets of all phases would fill the registers
         if count_busy(busy_ptr, B) > 0:
-            i = 0
-            while i < n_rows:
+            for i in tl.range(0, n_rows, disable_licm=True):
                 layer_phases(latents_ptr, partials_ptr, mixed_ptr, mixed_partials_ptr, inner_ptr, busy_ptr,
                              barrier_ptr, weights_ptr, tape_ptr + i * ROW, B, eps, L, D, INNER_L, INNER_D,
                              MIX_DOWN_AT, GATE_UP_AT, DOWN_AT, LAYER_SIZE, MAX_TERMS, NORM_HIDDEN, BLOCK_L,
                              MIX_D, MIX_I, UP_M, UP_I, UP_K, DOWN_M, DOWN_D, DOWN_K)  # fmt: skip
-                i += 1
             norm_phase(latents_ptr, partials_ptr, busy_ptr, written_ptr, n_written, B, eps, L, D, N_PARTS, NORM_R)
             grid_barrier(barrier_ptr)
             if POLICY != "none":
@@ -75,4 +72,3 @@ def recursion_kernel(
                               previous_ptr, y_ptr, head_ptr, min_steps_ptr, max_steps, tolerance, B, L, D, POLICY,
                               POOL, NORM_R)  # fmt: skip
                 grid_barrier(barrier_ptr)
-        step += 1

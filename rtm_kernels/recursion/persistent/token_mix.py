@@ -20,7 +20,7 @@ def sum_terms(latents_ptr, partials_ptr, terms_ptr, n_terms, rows, offs_d, mask,
         term = tl.load(terms_ptr + k)
         first_row = (term // 2) * slot_rows
         total += load_normed(latents_ptr + first_row * D, partials_ptr + first_row * N_PARTS, rows, offs_d,
-                             mask, mask_rows, term % 2 == 1, eps, D, N_PARTS)  # fmt: skip
+                             mask, mask_rows, term % 2, eps, D, N_PARTS)  # fmt: skip
         k += 1
     return total
 
