@@ -31,6 +31,9 @@ FORWARDS = {(f"{PACKAGE}.model", f"{PACKAGE}.pretrained")}
 CORE = {"torch", "numpy", "safetensors", "typer", "rich"}
 """Packages that a module may import at its top, besides triton in kernels; every other one when first needed."""
 
+EXTRAS = {f"{PACKAGE}.serve": {"fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client"}}
+"""Folders that are themselves imported when first needed, and the packages of their extra."""
+
 DEFERRED = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -125,12 +128,16 @@ def test_imports_point_one_way(name: str) -> None:
 
 @pytest.mark.parametrize("name", modules())
 def test_only_the_core_is_needed_at_import(name: str) -> None:
+    allowed = CORE.union({"triton"}, *(more for folder, more in EXTRAS.items() if f"{name}.".startswith(f"{folder}.")))
     for item in imports(name):
         head = item.target.split(".")[0]
         where = f"{modules()[name].name}:{item.line}: {item.target}"
+        in_extra = any(f"{item.target}.".startswith(f"{folder}.") for folder in EXTRAS)
+        outside = not any(f"{name}.".startswith(f"{folder}.") for folder in EXTRAS)
+        assert not (item.at_top and in_extra and outside), f"{where} needs an extra: import it when first needed"
         assert head not in ("tests", "benchmarks"), f"{where} is not part of the package"
         if item.at_top and head != PACKAGE and head not in sys.stdlib_module_names:
-            assert head in CORE or head == "triton", f"{where} is not a core dependency"
+            assert head in allowed, f"{where} is not a core dependency"
 
 
 @pytest.mark.parametrize("name", modules())

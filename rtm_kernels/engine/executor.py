@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, one_of
@@ -19,9 +20,10 @@ Run = Callable[[Mapping[str, Tensor], Tensor], Latents]
 
 
 class Executor(Protocol):
-    """Runs ACT steps of one model."""
+    """Runs ACT steps of one model. `batch_invariant`: a sample's bits are the same in batches of any size."""
 
     name: str
+    batch_invariant: bool
 
     def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
         """One ACT step on the batch: latents and x [B, L, D] to (latents, logits [B, seq_len, V], q [B, 2] or None).
@@ -32,15 +34,19 @@ class Executor(Protocol):
 
 
 class ProgramExecutor:
-    """An executor of programs, followed by the model's heads."""
+    """An executor of programs, followed by the model's heads; with `batch_invariant` those of each sample by itself."""
 
-    def __init__(self, name: str, model: RecursiveReasoner, run: Run) -> None:
-        self.name, self._model, self._run = name, model, run
+    def __init__(self, name: str, model: RecursiveReasoner, run: Run, batch_invariant: bool = False) -> None:
+        self.name, self.batch_invariant, self._model, self._run = name, batch_invariant, model, run
 
     def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
         """See `Executor.step`."""
         values = self._run(latents, x)
-        return values, *self._model.heads(values[self._model.program.output])
+        output = values[self._model.program.output]
+        if not self.batch_invariant or len(output) <= 1:
+            return values, *self._model.heads(output)
+        logits, halting = zip(*map(self._model.heads, output.split(1)), strict=True)
+        return values, torch.cat(logits), None if halting[0] is None else torch.cat(halting)
 
 
 class Backend(NamedTuple):
@@ -61,7 +67,7 @@ def _native(model: RecursiveReasoner) -> Executor:
         name: native.StackWeights.from_module(model.get_submodule(name), model.cos_sin())
         for name in model.config.layers
     }
-    return ProgramExecutor("native", model, native.NativeExecutor(model.program, stacks).run)
+    return ProgramExecutor("native", model, native.NativeExecutor(model.program, stacks).run, batch_invariant=True)
 
 
 def _why_not_native(model: RecursiveReasoner) -> str | None:

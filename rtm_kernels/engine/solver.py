@@ -29,8 +29,8 @@ class Solver:
 
     Each puzzle takes ACT steps until the halting policy lets it go (`HaltingPolicy`); its place in the batch is
     then filled by the next puzzle at once, and at the end the batch shrinks. Who else is in the batch does not
-    change an answer beyond the rounding of the executor; with `batch_invariant` every step has the same shapes,
-    so not even that.
+    change an answer beyond the rounding of the executor; with `batch_invariant` not even that: unless the executor
+    promises as much by itself, every step then has the same shapes.
 
     Args:
         task: a `Task` or the name of a registered one; found by its sizes when None.
@@ -80,8 +80,8 @@ class Solver:
 
     def slots(self, observer: Observer | None = None) -> Slots | RolloutSlots:
         """An empty latent buffer of this solver's size and policy; `observer` is called with every step."""
-        verify = self.task.verify_tokens
-        slots = Slots(self.model, self.executor, self.policy, verify, self.batch_size, self.batch_invariant, observer)
+        verify, fixed = self.task.verify_tokens, self.batch_invariant and not self.executor.batch_invariant
+        slots = Slots(self.model, self.executor, self.policy, verify, self.batch_size, fixed, observer)
         return slots if self.rollouts.count == 1 else RolloutSlots(slots, self.rollouts)
 
     def run(self, samples: Iterable[Sample], observer: Observer | None = None) -> Iterator[Finished]:

@@ -28,6 +28,7 @@ class OracleExecutor:
     """
 
     name = "oracle"
+    batch_invariant = False
 
     def __init__(self, model: RecursiveReasoner) -> None:
         self.model = model

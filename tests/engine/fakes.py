@@ -44,6 +44,7 @@ class ScriptedExecutor:
     """Counts its own steps in the latents and plays the script that the puzzle's characters give."""
 
     name = "scripted"
+    batch_invariant = False
 
     def __init__(self, model: RecursiveReasoner) -> None:
         self.model = model
