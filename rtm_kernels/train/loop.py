@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rtm_kernels.errors import RTMError
+from rtm_kernels.errors import RTMError, require
 from rtm_kernels.model import Carry, RecursiveReasoner
 from rtm_kernels.ops.adam_atan2.api import sign_sgd_
+from rtm_kernels.pretrained import from_pretrained
 from rtm_kernels.train.compiling import compile_stacks
 from rtm_kernels.train.optim import Average, build_optimizers, set_lr
 from rtm_kernels.train.schema import Recipe, Stage
@@ -37,7 +38,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device = recipe, torch.device(device)
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.model = RecursiveReasoner(recipe.model).to(self.device).train()
+        self.model = build_model(recipe).to(self.device).train()
         self.head = recipe.contract.head(self.model, recipe.loss)
         self.average = Average(self.model, recipe.ema)
         self.optimizers = build_optimizers(self.model, recipe)
@@ -153,6 +154,22 @@ class Trainer:
     def averaged(self) -> RecursiveReasoner:
         """The model with the moving average of the weights."""
         return self.average.model
+
+
+def build_model(recipe: Recipe) -> RecursiveReasoner:
+    """The model of a recipe with random weights, or those of `recipe.init`.
+
+    Errors: `InputError` when `init` names no saved model, or one with other weights than the recipe's model has.
+    """
+    model = RecursiveReasoner(recipe.model)
+    if recipe.init is not None:
+        weights = from_pretrained(recipe.init).state_dict()
+        own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        other = {name: tuple(value.shape) for name, value in weights.items()}
+        differ = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))
+        require(not differ, "init", recipe.init, f"a model with the recipe's weights; different: {', '.join(differ)}")
+        model.load_state_dict(weights)
+    return model
 
 
 def _gather(value: Tensor) -> Tensor:

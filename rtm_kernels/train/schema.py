@@ -73,7 +73,8 @@ class Recipe:
     the number of steps; without it the Sudoku `sources` are drawn from, and `test` is a source of which no puzzle,
     nor a symmetric twin of one, is trained on. Every `eval_every` steps,
     and at the end, the moving average is measured on up to `eval_limit` test puzzles for `eval_steps` ACT steps.
-    `threads` is for the CPU, where tiny models gain nothing from more than one; None takes all cores.
+    `init` starts from the weights of a saved model of the same sizes (bundled name, folder or hub id), else from random
+    ones. `threads` is for the CPU, where tiny models gain nothing from more than one; None takes all cores.
     """
 
     model: ModelConfig
@@ -99,6 +100,7 @@ class Recipe:
     accumulate: int = 1
     compile: bool = False
     seed: int = 0
+    init: str | None = None
     threads: int | None = None
     eval_every: int = 0
     eval_limit: int = 1000

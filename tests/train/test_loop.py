@@ -74,6 +74,21 @@ def test_the_stream_mixes_by_weight_and_every_label_solves_its_input() -> None:
     assert 0.65 < (given.sum(-1) >= 40).float().mean() < 0.85
 
 
+def test_a_run_starts_from_the_weights_of_a_saved_model(tmp_path: Path) -> None:
+    first = Trainer(TINY)
+    first.model.save_pretrained(tmp_path / "model")
+    recipe = dataclasses.replace(TINY, init=str(tmp_path / "model"), seed=5)
+    second = Trainer(recipe)
+    assert same(first.model.state_dict(), second.model.state_dict())
+    assert same(first.model.state_dict(), second.averaged.state_dict())
+    second.step()
+    wider = dataclasses.replace(recipe, model=dataclasses.replace(TINY.model, hidden_size=32))
+    with pytest.raises(InputError, match=r"init=.*different: H_init"):
+        Trainer(wider)
+    with pytest.raises(InputError, match="unknown model 'nowhere'"):
+        Trainer(dataclasses.replace(TINY, init="nowhere"))
+
+
 def test_presets_name_their_whole_schedule() -> None:
     for recipe in PRESETS.values():
         assert recipe.total_steps == sum(s.steps for s in recipe.stages)
