@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,14 +25,19 @@ from rtm_kernels.cli.options import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from rtm_kernels.data.task import Task
+    from rtm_kernels.cli.labelled import Labelled
+    from rtm_kernels.data.arc_vote import Votes
     from rtm_kernels.engine import Evaluation, Solver
+    from rtm_kernels.engine.slots import Finished
+
+INTERRUPTED = 130
 
 
 def evaluate(
-    data: Annotated[Path, typer.Argument(help="csv with puzzle and solution, or a folder in the official layout.")],
+    data: Annotated[
+        list[Path],
+        typer.Argument(help="csv files with puzzle and solution, or a folder in the official layout.", metavar="DATA"),
+    ],
     model: Model = "sudoku",
     max_steps: MaxSteps = None,
     batch_size: BatchSize = 64,
@@ -42,116 +48,173 @@ def evaluate(
     noise: Noise = 0.3,
     seed: Seed = 0,
     limit: Limit = None,
+    submission: Annotated[
+        Path | None, typer.Option(help="Write the two best answers to each ARC test input here.", metavar="FILE")
+    ] = None,
     json_object: Json = False,
 ) -> None:
     """Compare halting per puzzle with the official fixed number of steps, on the same weights and puzzles.
 
-    With --json the figures of the halting policy stand at the top, those of the fixed protocol under "fixed".
+    With --json the figures of the halting policy stand at the top, those of the
+    fixed protocol under "fixed"; accuracy_by_step and steps_by_step are accuracy
+    against compute, "sources" the rows per file, data set part or source column.
+    ARC data sets also get "pass_at": twins are turned back and voted on.
+
+    Progress, with the accuracy so far, goes to standard error. Ctrl-C ends the
+    command with the figures of the puzzles that have finished.
+
+    Exit code: 0 measured, 2 bad input, 130 interrupted.
 
     Examples:
 
       rtm eval puzzles.csv
+      rtm eval easy.csv hard.csv --max-steps 64 --rollouts 8
       rtm eval data/sudoku-extreme-1k --model runs/best --limit 1000 --json
+      rtm eval data/arc1 --model runs/arc/model --submission submission.json
     """
     from dataclasses import replace
 
+    from rtm_kernels.cli.labelled import read_labelled
     from rtm_kernels.cli.load import load_solver
+    from rtm_kernels.errors import require
 
     solver = load_solver(
         model, max_steps=max_steps, batch_size=batch_size, device=device, executor=executor, halt=halt,
         rollouts=rollouts, noise=noise, seed=seed,
     )  # fmt: skip
-    inputs, labels, identifiers = read_labelled(data, solver.task, limit)
-    adaptive = measure(solver, inputs, labels, identifiers, str(solver.policy))
-    solver.policy, solver.rollouts = replace(solver.policy, on=()), replace(solver.rollouts, count=1)
-    fixed = measure(solver, inputs, labels, identifiers, "fixed")
+    puzzles = read_labelled(data, solver.task, limit)
+    votes = start_votes(solver, puzzles)
+    require(submission is None or votes is not None, "--submission", str(submission), "only for an ARC data set")
+    adaptive = measure(solver, puzzles, str(solver.policy), votes)
+    report = {"model": model, "data": ", ".join(map(str, data)), **asdict(adaptive)}
+    if votes is not None:
+        report["pass_at"] = votes.pass_at()
+    if submission is not None and votes is not None:
+        submission.write_text(json.dumps(votes.submission()), encoding="utf-8")
+    if adaptive.complete:
+        solver.policy, solver.rollouts = replace(solver.policy, on=()), replace(solver.rollouts, count=1)
+        fixed = measure(solver, puzzles, "fixed", None)
+        report["fixed"] = asdict(fixed)
+    else:
+        fixed = None
     if json_object:
-        report = {"model": model, "data": str(data), **asdict(adaptive), "fixed": asdict(fixed)}
         typer.echo(json.dumps(report))
     else:
-        print_comparison(adaptive, fixed, f"{model} on {data}, executor {solver.executor.name}")
+        print_report(adaptive, fixed, report, f"executor {solver.executor.name}")
+    if fixed is None or not fixed.complete:
+        typer.echo(f"interrupted: these are the figures of {(fixed or adaptive).n} of {len(puzzles.inputs)} puzzles",
+                   err=True)  # fmt: skip
+        raise typer.Exit(INTERRUPTED)
 
 
-def read_labelled(path: Path, task: Task, limit: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs and labels [N, seq_len], -100 where a label does not count, and puzzle identifiers [N].
+def start_votes(solver: Solver, puzzles: Labelled) -> Votes | None:
+    """The count of votes for an ARC data set, which knows the solutions; None for another one."""
+    from rtm_kernels.data.arc_vote import Votes
 
-    `path` is a file of puzzles with solutions, or a data set folder in the official layout (its split `test`), or
-    one of its splits.
-
-    Errors: `InputError` for data that cannot be read, and for a puzzle without a solution.
-    """
-    import numpy as np
-
-    from rtm_kernels.cli.source import read_all
-    from rtm_kernels.errors import InputError, require
-
-    require(limit is None or limit >= 1, "--limit", limit, "at least 1")
-    if path.is_dir():
-        return read_folder(path, limit)
-    puzzles = read_all([str(path)], task, limit)
-    for puzzle in puzzles:
-        if puzzle.error is not None or puzzle.solution is None:
-            raise InputError(puzzle.error or f"{path}: line {puzzle.line}: no solution to compare with")
-    inputs = np.stack([task.encode(puzzle.text) for puzzle in puzzles])
-    labels = np.stack([task.encode(str(puzzle.solution)) for puzzle in puzzles])
-    return inputs, labels.astype(np.int32), np.zeros(len(puzzles), dtype=np.int32)
+    if solver.task.name != "arc" or puzzles.names is None:
+        return None
+    votes = Votes(puzzles.names)
+    for identifier, tokens, labels in zip(puzzles.identifiers.tolist(), puzzles.inputs, puzzles.labels, strict=True):
+        votes.expect(identifier, tokens, labels)
+    return votes
 
 
-def read_folder(path: Path, limit: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`read_labelled` for a data set in the official layout; its sets one after the other."""
-    import numpy as np
-
-    from rtm_kernels.data.dataset import IGNORE_LABEL, PuzzleDataset
-
-    split = (path, "test") if not (path / "dataset.json").exists() else (path.parent, path.name)
-    dataset = PuzzleDataset.open(*split)
-    parts = []
-    for name, examples in dataset.sets.items():
-        rows = np.arange(len(examples.inputs))[:limit]
-        examples.check_tokens(dataset.metadata, f"{dataset.name}/{name}", rows)
-        owners = np.repeat(examples.puzzle_identifiers, np.diff(examples.puzzle_indices))
-        parts.append((examples.inputs[rows], examples.labels[rows].astype(np.int32), owners[rows]))
-    inputs, labels, identifiers = (np.concatenate(arrays)[:limit] for arrays in zip(*parts, strict=True))
-    if dataset.metadata.ignore_label_id is not None:
-        labels[labels == dataset.metadata.ignore_label_id] = IGNORE_LABEL
-    return inputs, labels, identifiers
-
-
-def measure(solver: Solver, inputs: np.ndarray, labels: np.ndarray, identifiers: np.ndarray, name: str) -> Evaluation:
-    """`evaluate` of the engine behind a progress bar on standard error, which only a terminal shows."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+def measure(solver: Solver, puzzles: Labelled, name: str, votes: Votes | None) -> Evaluation:
+    """`evaluate` of the engine, with its progress on standard error and every answer given to `votes`."""
     from rtm_kernels.engine import evaluate as run
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(name, total=len(inputs))
-        return run(solver, inputs, labels, identifiers, lambda done: progress.advance(task))
+    progress = Progress(name, puzzles)
+
+    def finished(done: Finished) -> None:
+        progress.add(done)
+        if votes is not None and done.answer is not None:
+            identifier, tokens = int(puzzles.identifiers[done.key]), puzzles.inputs[done.key]
+            votes.add(identifier, tokens, done.answer, done.halt_probability or 0.0)
+
+    with progress:
+        return run(solver, puzzles.inputs, puzzles.labels, puzzles.identifiers, finished, puzzles.sources)
 
 
-def print_comparison(adaptive: Evaluation, fixed: Evaluation, title: str) -> None:
-    """Both protocols side by side, and how much less the halting one computed."""
+class Progress:
+    """How far an evaluation is and how accurate so far: a bar on a terminal, a line every tenth elsewhere."""
+
+    def __init__(self, name: str, puzzles: Labelled) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True, highlight=False)
+        columns = ("{task.description}", "{task.completed}/{task.total}", "exact so far {task.fields[exact]}")
+        self.bar = Bar(*map(TextColumn, columns), BarColumn(), TimeRemainingColumn(), console=console, transient=True,
+                       disable=not console.is_terminal)  # fmt: skip
+        self.name, self.puzzles, self.console = name, puzzles, console
+        self.done = self.exact = 0
+        self.task = self.bar.add_task(name, total=len(puzzles.inputs), exact="-")
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def add(self, done: Finished) -> None:
+        """Count a puzzle that left."""
+        from rtm_kernels.data.dataset import IGNORE_LABEL
+
+        labels, total = self.puzzles.labels[done.key], len(self.puzzles.inputs)
+        self.done += 1
+        self.exact += done.answer is not None and bool(((done.answer == labels) | (labels == IGNORE_LABEL)).all())
+        exact = f"{100 * self.exact / self.done:.1f} %"
+        self.bar.update(self.task, completed=self.done, exact=exact)
+        if not self.console.is_terminal and (10 * self.done) // total != (10 * (self.done - 1)) // total:
+            self.console.print(f"{self.name} {self.done}/{total}: exact so far {exact}", markup=False)
+
+
+ROWS: tuple[tuple[str, Callable[[Evaluation], str]], ...] = (
+    ("puzzles", lambda e: str(e.n)),
+    ("exact accuracy", lambda e: f"{100 * e.exact_accuracy:.2f} %"),
+    ("token accuracy", lambda e: f"{100 * e.token_accuracy:.2f} %"),
+    ("verified", lambda e: f"{100 * e.verified:.2f} %"),
+    ("halting head right", lambda e: "-" if e.halting_accuracy is None else f"{100 * e.halting_accuracy:.2f} %"),
+    ("steps, mean", lambda e: f"{e.mean_steps:.2f}"),
+    ("puzzles/s", lambda e: f"{e.puzzles_per_second:.1f}"),
+    ("seconds", lambda e: f"{e.seconds:.1f}"),
+)
+"""Rows of the comparison."""
+
+
+def print_report(adaptive: Evaluation, fixed: Evaluation | None, report: dict[str, Any], executor: str) -> None:
+    """Both protocols side by side, the sources, accuracy against compute, and how deep the puzzles went."""
     from rich.console import Console
     from rich.table import Table
 
     from rtm_kernels.cli.report import bars, solid
 
     console = Console(highlight=False)
-    console.print(title, markup=False)
-    table = Table("", f"halting ({adaptive.policy})", "fixed steps (official)")
-    for name, show in (
-        ("puzzles", lambda e: str(e.n)),
-        ("exact accuracy", lambda e: f"{100 * e.exact_accuracy:.2f} %"),
-        ("token accuracy", lambda e: f"{100 * e.token_accuracy:.2f} %"),
-        ("verified", lambda e: f"{100 * e.verified:.2f} %"),
-        ("steps, mean", lambda e: f"{e.mean_steps:.2f}"),
-        ("puzzles/s", lambda e: f"{e.puzzles_per_second:.1f}"),
-        ("seconds", lambda e: f"{e.seconds:.1f}"),
-    ):
-        table.add_row(name, show(adaptive), show(fixed))
+    console.print(f"{report['model']} on {report['data']}, {executor}", markup=False)
+    both = [adaptive] if fixed is None else [adaptive, fixed]
+    table = Table("", f"halting ({adaptive.policy})", *["fixed steps (official)"] * (len(both) - 1))
+    for name, show in ROWS:
+        table.add_row(name, *map(show, both))
+    for k, share in report.get("pass_at", {}).items():
+        table.add_row(f"pass@{k}, voted", f"{100 * share:.2f} %", *["-"] * (len(both) - 1))
     console.print(table)
-    steps, speed = fixed.mean_steps / adaptive.mean_steps, adaptive.puzzles_per_second / fixed.puzzles_per_second
-    console.print(f"halting: {steps:.2f} times fewer steps, {speed:.2f} times the puzzles/s", markup=False)
+    if len(adaptive.sources) > 1:
+        rows = Table("source", "puzzles", "exact", "verified", "steps", "fixed: exact")
+        for name, row in adaptive.sources.items():
+            other = f"{100 * fixed.sources[name]['exact_accuracy']:.2f} %" if fixed and name in fixed.sources else "-"
+            rows.add_row(name, f"{row['n']}", f"{100 * row['exact_accuracy']:.2f} %", f"{100 * row['verified']:.2f} %",
+                         f"{row['mean_steps']:.2f}", other)  # fmt: skip
+        console.print(rows)
+    if fixed is not None and fixed.n == adaptive.n:
+        steps, speed = fixed.mean_steps / adaptive.mean_steps, adaptive.puzzles_per_second / fixed.puzzles_per_second
+        console.print(f"halting: {steps:.2f} times fewer steps, {speed:.2f} times the puzzles/s", markup=False)
+    for name, found in zip(("halting", "fixed"), both, strict=False):
+        marks = sorted({2**i for i in range(15) if 2**i <= len(found.accuracy_by_step)} | {len(found.accuracy_by_step)})
+        points = [
+            f"{100 * found.accuracy_by_step[d - 1]:.1f} % in {found.steps_by_step[d - 1]:.1f}" for d in marks if d
+        ]
+        console.print(f"{name}, exact under a growing cap in mean steps: {', '.join(points) or '-'}", markup=False)
     for line in ["steps and how many puzzles took them", *bars(adaptive.depth_histogram, solid(console))]:
         console.print(line, markup=False)

@@ -27,7 +27,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Puzzle:
-    """One puzzle as read: its text, the line it began on, solution and rating when the source gives them.
+    """One puzzle as read: its text, the line it began on; solution, rating and origin where the file gives them.
 
     `error` is set, and the puzzle unusable, only where the reader was asked to report errors instead of raising.
     """
@@ -37,6 +37,7 @@ class Puzzle:
     line: int | None = None
     rating: float | None = None
     error: str | None = None
+    origin: str | None = None
 
 
 class Task(ABC):

@@ -15,6 +15,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "puzzle": ("puzzle", "puzzles", "quiz", "quizzes", "question"),
     "solution": ("solution", "solutions", "answer", "answers"),
     "rating": ("rating", "difficulty"),
+    "origin": ("source",),
 }
 
 Source = str | os.PathLike[str] | Iterable[str]

@@ -5,10 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from rtm_kernels.cli.evaluate import Progress
+from rtm_kernels.cli.main import app
+from rtm_kernels.config import ModelConfig
+from rtm_kernels.data.build_arc import build_arc
 from rtm_kernels.data.dataset import Examples, describe
 from rtm_kernels.data.task import get_task
 from rtm_kernels.data.write import write_dataset
+from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.pretrained import save_pretrained
 
 KEYS = {"model", "data", "n", "exact_accuracy", "token_accuracy", "verified", "mean_steps", "depth_histogram",
         "seconds", "puzzles_per_second"}  # fmt: skip
@@ -46,6 +53,54 @@ def test_eval_for_a_person(rtm, labelled: str) -> None:
     result = rtm("eval", labelled, "--executor", "oracle")
     assert result.exit_code == 0
     assert "fixed steps (official)" in result.stdout and "100.00 %" in result.stdout and "fewer steps" in result.stdout
+
+
+@pytest.mark.usefixtures("oracle")
+def test_eval_has_a_row_per_source(rtm, labelled: str, tmp_path: Path, puzzles) -> None:
+    other = tmp_path / "mixed.csv"
+    rows = [f"{name},{puzzle},{solution},3" for name, (puzzle, solution) in zip("aab", puzzles[:3], strict=True)]
+    other.write_text("\n".join(["source,question,answer,rating", *rows]))
+    report = json.loads(rtm("eval", str(other), "--json", "--executor", "oracle").stdout)
+    assert {name: row["n"] for name, row in report["sources"].items()} == {"a": 2, "b": 1}
+    result = rtm("eval", labelled, str(other), "--executor", "oracle", "--json")
+    report = json.loads(result.stdout)
+    assert {name: row["n"] for name, row in report["sources"].items()} == {"puzzles": 6, "mixed": 3}
+    assert report["n"] == 9 and report["accuracy_by_step"][-1] == 1 and len(report["fixed"]["accuracy_by_step"]) == 6
+    assert report["halting_accuracy"] == 1 and "verified 9/9: exact so far 100.0 %" in result.stderr
+    assert "mixed" in rtm("eval", labelled, str(other), "--executor", "oracle").stdout
+
+
+@pytest.mark.usefixtures("oracle")
+def test_an_interrupted_eval_reports_what_has_finished(rtm, labelled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = Progress.add, []
+
+    def interrupting(self: Progress, done: object) -> None:
+        original(self, done)
+        calls.append(done)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "add", interrupting)
+    result = rtm("eval", labelled, "--executor", "oracle", "--json")
+    report = json.loads(result.stdout)
+    assert result.exit_code == 130 and "these are the figures of 2 of 6 puzzles" in result.stderr
+    assert report["n"] == 2 and not report["complete"] and "fixed" not in report
+
+
+def test_eval_votes_on_an_arc_data_set(rtm, tmp_path: Path) -> None:
+    grids = {"train": [([[1]], [[2]])], "test": [([[3, 4]], [[4, 3]]), ([[5], [5]], [[6]])]}
+    puzzle = {part: [tuple(map(np.array, pair)) for pair in pairs] for part, pairs in grids.items()}
+    build_arc(tmp_path / "arc", {}, {"p": puzzle}, augmentations=3)
+    config = ModelConfig(vocab_size=12, seq_len=900, hidden_size=16, num_heads=1, H_cycles=1, L_cycles=1,
+                         layers={"L_level": 1}, halt_max_steps=2, num_puzzle_identifiers=5)  # fmt: skip
+    folder = save_pretrained(RecursiveReasoner(config), tmp_path / "model")
+    answers = tmp_path / "submission.json"
+    result = CliRunner().invoke(
+        app, ["eval", str(tmp_path / "arc"), "--model", str(folder), "--json", "--submission", str(answers)]
+    )
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["pass_at"] == {str(k): 0.0 for k in (1, 2, 5, 10, 100, 1000)}
+    assert [set(test) for test in json.loads(answers.read_text())["p"]] == [{"attempt_1", "attempt_2"}] * 2
 
 
 @pytest.mark.parametrize(

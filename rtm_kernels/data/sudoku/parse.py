@@ -23,12 +23,21 @@ from rtm_kernels.data.sudoku.rules import (
     verify,
 )
 from rtm_kernels.data.task import Puzzle
-from rtm_kernels.data.text import MAX_LINE, Source, csv_fields, header_columns, numbered_lines, source_prefix
+from rtm_kernels.data.text import (
+    MAX_LINE,
+    Source,
+    csv_fields,
+    header_columns,
+    numbered_lines,
+    printable,
+    source_prefix,
+)
 from rtm_kernels.errors import InputError, one_of
 
 SEPARATORS = " \t|"
 RULERS = SEPARATORS + "-+="
 CHUNK = 1024
+MAX_NAME = 80
 
 
 def read_puzzles(source: Source, *, size: int = 9, errors: str = "raise", chunk: int = CHUNK) -> Iterator[Puzzle]:
@@ -36,7 +45,7 @@ def read_puzzles(source: Source, *, size: int = 9, errors: str = "raise", chunk:
 
     Understood: one puzzle per line; grids of `size` lines, with `|`, `-`, `+` and spaces between the cells; csv
     with a header that names a column `puzzle`, `quizzes` or `question`, and perhaps `solution`, `solutions` or
-    `answer`, and `rating`. Blanks are `.`, `0`, `*` or `_`; `#` starts a comment line. `Puzzle.text` and
+    `answer`, `rating` and `source`. Blanks are `.`, `0`, `*` or `_`; `#` starts a comment line. `Puzzle.text` and
     `.solution` come out with `.` for blanks. Lines are read `chunk` puzzles ahead.
     A fault names the line and, where there is one, the column: with `errors="raise"` as `InputError`, with
     `"report"` as a puzzle whose `error` is set. A source without any puzzle raises in both cases.
@@ -155,7 +164,8 @@ class _Scanner:
             value = float(rating) if rating.strip() else None
         except ValueError:
             return _fault(number, f"rating {rating[:40]!a} is not a number", raw.rfind(rating) + 1)
-        return Puzzle(texts["puzzle"], texts["solution"] or None, number, value)
+        origin = printable(fields["origin"].strip())[:MAX_NAME] or None
+        return Puzzle(texts["puzzle"], texts["solution"] or None, number, value, origin=origin)
 
 
 def _whole(size: int) -> re.Pattern[str]:

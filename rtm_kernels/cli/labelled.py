@@ -1,0 +1,84 @@
+"""Puzzles with solutions for `rtm eval`: files of puzzles, and data sets in the official layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rtm_kernels.cli.source import read_all
+from rtm_kernels.data.dataset import IGNORE_LABEL, PuzzleDataset
+from rtm_kernels.data.task import Task
+from rtm_kernels.errors import InputError, require
+
+MAX_ORIGINS = 40
+"""Values of a csv file's source column that are still reported one by one."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Tokens inputs, labels [N, seq_len] (label -100 does not count) and identifiers [N] of puzzles, and where each is
+    from. `names` of the identifiers, where a data set has several."""
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    identifiers: np.ndarray
+    sources: list[str]
+    names: list[str] | None = None
+
+
+def read_labelled(paths: Sequence[Path], task: Task, limit: int | None) -> Labelled:
+    """The puzzles of every path, at most `limit` of each: a file of puzzles with solutions, a data set folder in the
+    official layout (its split `test`), or one of its splits.
+
+    Errors: `InputError` for data that cannot be read, for a puzzle without a solution, and for several data sets with
+    puzzle identifiers of their own.
+    """
+    require(limit is None or limit >= 1, "--limit", limit, "at least 1")
+    parts = [_folder(path, limit) if path.is_dir() else _file(path, task, limit) for path in paths]
+    if len(parts) == 1:
+        return parts[0]
+    named = [str(path) for path, part in zip(paths, parts, strict=True) if part.names is not None]
+    require(not named, "DATA", ", ".join(named), "a data set with puzzle identifiers is measured by itself")
+    parts = [
+        Labelled(part.inputs, part.labels, part.identifiers, [path.stem] * len(part.inputs))
+        for path, part in zip(paths, parts, strict=True)
+    ]
+    return Labelled(
+        np.concatenate([part.inputs for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.identifiers for part in parts]),
+        [source for part in parts for source in part.sources],
+    )
+
+
+def _file(path: Path, task: Task, limit: int | None) -> Labelled:
+    puzzles = read_all([str(path)], task, limit)
+    for puzzle in puzzles:
+        if puzzle.error is not None or puzzle.solution is None:
+            raise InputError(puzzle.error or f"{path}: line {puzzle.line}: no solution to compare with")
+    inputs = np.stack([task.encode(puzzle.text) for puzzle in puzzles])
+    labels = np.stack([task.encode(str(puzzle.solution)) for puzzle in puzzles])
+    origins = [puzzle.origin or path.stem for puzzle in puzzles]
+    if len(set(origins)) > MAX_ORIGINS:
+        origins = [path.stem] * len(puzzles)
+    return Labelled(inputs, labels.astype(np.int32), np.zeros(len(puzzles), dtype=np.int32), origins)
+
+
+def _folder(path: Path, limit: int | None) -> Labelled:
+    split = (path, "test") if not (path / "dataset.json").exists() else (path.parent, path.name)
+    dataset = PuzzleDataset.open(*split)
+    parts, sources = [], []
+    for name, examples in dataset.sets.items():
+        rows = np.arange(len(examples.inputs))[:limit]
+        examples.check_tokens(dataset.metadata, f"{dataset.name}/{name}", rows)
+        owners = np.repeat(examples.puzzle_identifiers, np.diff(examples.puzzle_indices))
+        parts.append((examples.inputs[rows], examples.labels[rows].astype(np.int32), owners[rows]))
+        sources += [name] * len(rows)
+    inputs, labels, identifiers = (np.concatenate(arrays)[:limit] for arrays in zip(*parts, strict=True))
+    if dataset.metadata.ignore_label_id is not None:
+        labels[labels == dataset.metadata.ignore_label_id] = IGNORE_LABEL
+    names = dataset.identifiers() if dataset.metadata.num_puzzle_identifiers > 1 else None
+    return Labelled(inputs, labels, identifiers, sources[:limit], names)
