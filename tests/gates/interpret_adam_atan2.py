@@ -12,8 +12,13 @@ from rtm_kernels.ops.adam_atan2.api import AdamATan2, sign_sgd_
 from tests.gates.interpret_gate import OpCase, Tensors
 from tests.ops.support import laid_out
 
-SHAPES = (((97, 24), (1,), (7, 130)), ((3, 5, 7), (0, 4), (300,)))
-SPARSE = ((5, 9, 24, "plain"), (20, 40, 100, "strided"), (1, 17, 1, "offset"), (7, 0, 8, "plain"))
+SHAPES = (((97, 24), (1,), (7, 130)), ((3, 5, 7), (0, 4), (300,)), ((511,), (512,), (513,)), ((2, 1, 3),))
+LAYOUTS = ("plain", "offset", "strided")
+SPARSE = (
+    (5, 9, 24, "plain"), (20, 40, 100, "strided"), (1, 17, 1, "offset"), (7, 0, 8, "plain"), (3, 1, 7, "plain"),
+    (2, 33, 65, "plain"), (64, 31, 3, "transposed"), (9, 12, 63, "offset"), (100, 7, 64, "plain"),
+    (4, 5, 16, "plain"), (1, 1, 1, "plain"), (50, 3, 130, "strided"),
+)  # fmt: skip
 """N, B, D and the layout of the gradient."""
 
 
@@ -51,13 +56,18 @@ def _call_sparse(impl: str, t: Tensors) -> Tensor:
     return weights
 
 
+def case(shapes: tuple[tuple[int, ...], ...], layout: str) -> OpCase:
+    """One configuration of AdamATan2."""
+    return OpCase("adam_atan2", f"{list(map(list, shapes))} {layout}", partial(_make_adam, shapes, layout), _call_adam)
+
+
+def sparse_case(rows: int, batch: int, width: int, layout: str) -> OpCase:
+    """One configuration of sign-SGD."""
+    name = f"N={rows} B={batch} D={width} {layout}"
+    return OpCase("sign_sgd", name, partial(_make_sparse, rows, batch, width, layout), _call_sparse)
+
+
 def interpret_cases() -> Iterator[OpCase]:
     """Many tensors of odd and empty shapes in one launch; repeated, single and no ids."""
-    for shapes in SHAPES:
-        for layout in ("plain", "offset"):
-            yield OpCase(
-                "adam_atan2", f"{list(map(list, shapes))} {layout}", partial(_make_adam, shapes, layout), _call_adam
-            )
-    for rows, batch, width, layout in SPARSE:
-        name = f"N={rows} B={batch} D={width} {layout}"
-        yield OpCase("sign_sgd", name, partial(_make_sparse, rows, batch, width, layout), _call_sparse)
+    yield from (case(shapes, layout) for shapes in SHAPES for layout in LAYOUTS)
+    yield from (sparse_case(*row) for row in SPARSE)

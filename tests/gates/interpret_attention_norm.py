@@ -24,6 +24,8 @@ CASES = (  # shape of x, heads, injection terms, layout, options
     ((1, 5, 7), 7, 1, "plain", "qk_norm"),
     ((0, 97, 64), 4, 1, "plain", "rope"),
     ((2, 0, 24), 2, 0, "plain", ""),
+    ((4, 9, 20), 2, 2, "expanded", "rope qk_norm"),
+    ((2, 33, 48), 3, 1, "plain", "rope causal qk_norm"),
 )
 
 
@@ -46,8 +48,12 @@ def _call(heads: int, options: str, impl: str, t: Tensors) -> Tensor:
     )  # fmt: skip
 
 
+def case(shape: tuple[int, ...], heads: int, terms: int, layout: str, options: str) -> OpCase:
+    """One configuration."""
+    name = f"{list(shape)} heads={heads} terms={terms} {layout} {options}"
+    return OpCase("attention_norm", name, partial(_make, shape, terms, layout), partial(_call, heads, options))
+
+
 def interpret_cases() -> Iterator[OpCase]:
     """Official, odd, tiny and empty sizes, every option and layout."""
-    for shape, heads, terms, layout, options in CASES:
-        name = f"{list(shape)} heads={heads} terms={terms} {layout} {options}"
-        yield OpCase("attention_norm", name, partial(_make, shape, terms, layout), partial(_call, heads, options))
+    return (case(*row) for row in CASES)

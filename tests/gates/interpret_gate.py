@@ -39,8 +39,8 @@ from torch import Tensor
 from rtm_kernels.impl import launches
 from tests.interpreter import take_loop_bounds
 
-FLOOR = 4 * torch.finfo(torch.float32).eps
-"""Allowed on top of twice the baseline's error, relative to the truth's largest element (or its norm)."""
+FLOOR = 4
+"""Allowed on top of twice the baseline's error: epsilons of the result's dtype, times the truth's size."""
 
 Tensors = Mapping[str, Tensor]
 
@@ -102,19 +102,26 @@ def ratio(result: Tensor, baseline: Tensor, truth: Tensor) -> float:
     worst = 0.0
     for size in (lambda t: t.abs().max(), torch.linalg.vector_norm):
         error, base, scale = size(result.double() - truth), size(baseline.double() - truth), size(truth)
-        worst = max(worst, (error / (2 * base + FLOOR * scale + 1e-30)).nan_to_num(float("inf")).item())
+        floor = FLOOR * (torch.finfo(result.dtype).eps if result.is_floating_point() else 0.0) * scale
+        worst = max(worst, (error / (2 * base + floor + 1e-30)).nan_to_num(float("inf")).item())
     return worst
 
 
-def check(case: OpCase) -> Outcome:
-    """Run one case against its reference in both precisions."""
+def rounded(case: OpCase, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
+    """The tensors of a case in float32, with values that `dtype` holds."""
+    tensors = case.make(torch.Generator().manual_seed(seed))
+    return {name: as_dtype(as_dtype(t, dtype), torch.float32) for name, t in tensors.items()}
+
+
+def check(case: OpCase, dtype: torch.dtype = torch.float32, seed: int = 0) -> Outcome:
+    """Run one case in `dtype` against its reference in the same dtype and in float64."""
     outcome = Outcome(case)
-    tensors = case.make(torch.Generator().manual_seed(0))
+    tensors = rounded(case, dtype, seed)
     truth, truth_grads = run(case, "reference", tensors, torch.float64)
-    base, base_grads = run(case, "reference", tensors, torch.float32)
+    base, base_grads = run(case, "reference", tensors, dtype)
     launches.clear()
     start = time.perf_counter()
-    outputs, grads = run(case, "triton", tensors, torch.float32)
+    outputs, grads = run(case, "triton", tensors, dtype)
     outcome.seconds, outcome.launches = time.perf_counter() - start, launches.total()
     for i, (out, b, t) in enumerate(zip(outputs, base, truth, strict=True)):
         outcome.forward = max(outcome.forward, value := ratio(out, b, t))

@@ -21,6 +21,11 @@ CASES = (  # shape of y, policy, pool, layout
     ((3, 7, 100), "settle", "first", "plain"),
     ((300, 1, 1), "fixed", "first", "plain"),
     ((0, 9, 24), "q", "first", "plain"),
+    ((33, 3, 130), "q", "mean", "plain"),
+    ((5, 1, 7), "q_continue", "first", "expanded"),
+    ((6, 18, 40), "cumulative_sequence", "mean", "strided"),
+    ((2, 33, 17), "cumulative_token", "token", "plain"),
+    ((31, 5, 67), "settle", "first", "offset"),
 )
 
 
@@ -48,8 +53,12 @@ def _call(policy: str, pool: str, impl: str, t: Tensors) -> tuple[Tensor, ...]:
     return state.steps, state.active, state.accumulated, state.weight, state.remainder, *result
 
 
+def case(shape: tuple[int, ...], policy: str, pool: str, layout: str) -> OpCase:
+    """One configuration."""
+    name = f"{list(shape)} {policy} {pool} {layout}"
+    return OpCase("halting", name, partial(_make, shape, policy, layout), partial(_call, policy, pool))
+
+
 def interpret_cases() -> Iterator[OpCase]:
     """Every policy at official, odd and empty sizes."""
-    for shape, policy, pool, layout in CASES:
-        name = f"{list(shape)} {policy} {pool} {layout}"
-        yield OpCase("halting", name, partial(_make, shape, policy, layout), partial(_call, policy, pool))
+    return (case(*row) for row in CASES)

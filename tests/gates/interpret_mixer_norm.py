@@ -24,6 +24,7 @@ CASES = (  # B, L, D, F, norm axis, injection terms, layout of x
     (3, 1, 64, 40, "sequence", 2, "plain"),
     (3, 1, 24, 16, "hidden", 0, "strided"),
     (0, 97, 64, 256, "sequence", 1, "plain"),
+    (4, 9, 20, 31, "hidden", 2, "expanded"),
 )
 
 
@@ -40,9 +41,13 @@ def _call(norm_axis: str, impl: str, t: Tensors) -> Tensor:
     )
 
 
+def case(batch: int, length: int, features: int, inner: int, norm_axis: str, terms: int, layout: str) -> OpCase:
+    """One configuration."""
+    shape = (batch, length, features)
+    name = f"{list(shape)} F={inner} {norm_axis} terms={terms} {layout}"
+    return OpCase("mixer_norm", name, partial(_make, shape, inner, terms, layout), partial(_call, norm_axis))
+
+
 def interpret_cases() -> Iterator[OpCase]:
     """Official, odd, tiny and empty sizes, both norm axes, every layout."""
-    for batch, length, features, inner, norm_axis, terms, layout in CASES:
-        shape = (batch, length, features)
-        name = f"{list(shape)} F={inner} {norm_axis} terms={terms} {layout}"
-        yield OpCase("mixer_norm", name, partial(_make, shape, inner, terms, layout), partial(_call, norm_axis))
+    return (case(*row) for row in CASES)

@@ -22,6 +22,9 @@ CASES = (  # shape of the logits, layout, scale of the logits, share of ignored 
     ((2, 4, 5), "plain", 1e-4, 1.0),
     ((0, 9, 11), "plain", 1.0, 0.0),
     ((2, 0, 11), "plain", 1.0, 0.0),
+    ((4, 9, 17), "transposed", 3.0, 0.1),
+    ((1, 65, 16), "plain", 0.1, 0.1),
+    ((1, 3, 257), "strided", 2.0, 0.3),
 )
 
 
@@ -36,9 +39,12 @@ def _call(loss: str, impl: str, t: Tensors) -> tuple[Tensor, ...]:
     return tuple(token_loss(t["logits"], t["labels"], loss=loss, impl=impl))
 
 
+def case(shape: tuple[int, ...], layout: str, scale: float, ignored: float, loss: str) -> OpCase:
+    """One configuration."""
+    name = f"{list(shape)} {layout} scale={scale:g} ignored={ignored} {loss.split('_')[0]}"
+    return OpCase("token_loss", name, partial(_make, shape, layout, scale, ignored), partial(_call, loss))
+
+
 def interpret_cases() -> Iterator[OpCase]:
     """Both losses at official, odd, tiny and empty sizes, small and huge logits, every layout."""
-    for shape, layout, scale, ignored in CASES:
-        for loss in LOSSES:
-            name = f"{list(shape)} {layout} scale={scale:g} ignored={ignored} {loss.split('_')[0]}"
-            yield OpCase("token_loss", name, partial(_make, shape, layout, scale, ignored), partial(_call, loss))
+    return (case(*row, loss) for row in CASES for loss in LOSSES)

@@ -24,6 +24,7 @@ CASES = (  # shape of x, F, injection terms, layout
     ((1,), 16, 0, "plain"),
     ((0, 97, 64), 256, 1, "plain"),
     ((2, 3, 5, 64), 256, 1, "transposed"),
+    ((4, 9, 20), 31, 2, "expanded"),
 )
 
 
@@ -38,8 +39,12 @@ def _call(impl: str, t: Tensors) -> Tensor:
     return swiglu_norm(t["x"], t["gate_up_weight"], t["down_weight"], injection=injection, impl=impl)
 
 
+def case(shape: tuple[int, ...], inner: int, terms: int, layout: str) -> OpCase:
+    """One configuration."""
+    name = f"{list(shape)} F={inner} terms={terms} {layout}"
+    return OpCase("swiglu_norm", name, partial(_make, shape, inner, terms, layout), _call)
+
+
 def interpret_cases() -> Iterator[OpCase]:
     """Official, odd, tiny and empty sizes, every layout."""
-    for shape, inner, terms, layout in CASES:
-        name = f"{list(shape)} F={inner} terms={terms} {layout}"
-        yield OpCase("swiglu_norm", name, partial(_make, shape, inner, terms, layout), _call)
+    return (case(*row) for row in CASES)

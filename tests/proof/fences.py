@@ -1,0 +1,92 @@
+"""Every kernel with every tensor beside a page that must not be touched; an access beyond it ends the process.
+
+    python -m tests.proof.fences
+
+`end` and `start` run the small cases with the fence on that side; `read` and `write` are planted defects. Each is a
+process of its own, forked from this one; a line per process says how it ended.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import faulthandler
+
+import torch
+import triton
+import triton.language as tl
+
+from rtm_kernels.ops.adam_atan2.adam import adam_atan2
+from tests.gates.interpret_gate import run
+from tests.interpreter import take_loop_bounds
+from tests.proof.cases import small_cases
+from tests.proof.launching import Launch, every_launch, kernel_names
+from tests.proof.memory import mapped
+from tests.proof.tiles import tiles
+
+
+def behind_fences(launch: Launch, at_end: bool) -> None:
+    """Run a launch on fenced copies of its tensors and copy the results back."""
+    with mapped() as mapping:
+        fenced = mapping.fenced(launch.tensors, at_end)
+        launch.given(fenced).run()
+        for name, tensor in launch.tensors.items():
+            if 0 not in tensor.stride():  # expanded inputs are only read
+                tensor.detach().copy_(fenced[name])
+
+
+def optimiser(at_end: bool) -> None:
+    """AdamATan2, whose kernel takes addresses from a table, on fenced tensors."""
+    with mapped() as mapping:
+        tensors = {f"{kind}{n}": torch.ones(n) for kind in "pgmv" for n in (1, 300, 513)}
+        fenced = mapping.fenced(tensors, at_end)
+        lists = [[fenced[f"{kind}{n}"] for n in (1, 300, 513)] for kind in "pgmv"]
+        adam_atan2(*lists, 1, 1e-3, 0.9, 0.95, 0.1)
+        assert not torch.equal(lists[0][2], torch.ones(513))
+
+
+@triton.jit
+def reads_past_the_end_kernel(out_ptr, x_ptr, n, BLOCK: tl.constexpr):
+    offs = tl.arange(0, BLOCK)
+    tl.store(out_ptr + offs, tl.load(x_ptr + offs, mask=offs <= n, other=0.0), mask=offs < n)
+
+
+@triton.jit
+def writes_before_the_start_kernel(out_ptr, n):
+    tl.store(out_ptr - 1 + n * 0, 1.0)
+
+
+def child(side: str) -> int:
+    """Run one side; 0 when nothing beyond a fence was touched and every kernel ran."""
+    at_end = side in ("end", "read")
+    with tiles(32), every_launch(lambda launch: behind_fences(launch, at_end)) as seen:
+        if side == "read":
+            reads_past_the_end_kernel[(1,)](torch.zeros(5), torch.ones(5), 5, 8)
+        elif side == "write":
+            writes_before_the_start_kernel[(1,)](torch.zeros(5), 5)
+        else:
+            optimiser(at_end)
+            for case in small_cases():
+                run(case, "triton", case.make(torch.Generator().manual_seed(1)), torch.float32)
+    missing = kernel_names() - set(seen)
+    print(f"{side} {len(seen)} launches, kernels not launched: {sorted(missing)}", flush=True)
+    return 1 if missing else 0
+
+
+def main() -> int:
+    take_loop_bounds()
+    torch.set_num_threads(1)  # a forked process has no threads of its pool
+    for side in ("end", "start", "read", "write"):
+        pid = os.fork()
+        if not pid:
+            faulthandler.enable()
+            os._exit(child(side))
+        print(f"{side} ended with {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
