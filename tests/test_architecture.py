@@ -31,7 +31,10 @@ FORWARDS = {(f"{PACKAGE}.model", f"{PACKAGE}.pretrained")}
 CORE = {"torch", "numpy", "safetensors", "typer", "rich"}
 """Packages that a module may import at its top, besides triton in kernels; every other one when first needed."""
 
-EXTRAS = {f"{PACKAGE}.serve": {"fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client"}}
+EXTRAS = {
+    f"{PACKAGE}.serve": {"fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client"},
+    f"{PACKAGE}.agent": {"mcp", "mcp_types", "pydantic", "starlette", "uvicorn"},
+}
 """Folders that are themselves imported when first needed, and the packages of their extra."""
 
 DEFERRED = (ast.FunctionDef, ast.AsyncFunctionDef)

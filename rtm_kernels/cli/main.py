@@ -8,6 +8,7 @@ from rtm_kernels.cli.data import data
 from rtm_kernels.cli.evaluate import evaluate
 from rtm_kernels.cli.group import Group
 from rtm_kernels.cli.info import info
+from rtm_kernels.cli.mcp import mcp
 from rtm_kernels.cli.run import run
 from rtm_kernels.cli.solve import solve
 from rtm_kernels.cli.trace import app as trace
@@ -27,6 +28,7 @@ app.command()(train)
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run)
 app.add_typer(data, name="data")
 app.add_typer(trace, name="trace")
+app.command()(mcp)
 app.command()(info)
 
 if __name__ == "__main__":

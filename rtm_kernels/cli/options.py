@@ -10,13 +10,15 @@ Model = Annotated[str, typer.Option("--model", "-m", help="Bundled name, folder,
 MaxSteps = Annotated[
     int | None, typer.Option(help="Cap on ACT steps per puzzle; default the model's own.", metavar="N")
 ]
+MinSteps = Annotated[int, typer.Option(help="Floor of ACT steps per puzzle.", metavar="N")]
 BatchSize = Annotated[int, typer.Option(help="Puzzles in the batch at a time.", metavar="N")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default cuda where there is one.", metavar="DEVICE")]
 Executor = Annotated[str, typer.Option(help="auto, or one that `rtm info` lists.", metavar="NAME")]
 Halt = Annotated[
     str,
     typer.Option(
-        help="When a puzzle leaves: verified, q[=P], settle[=STEPS], cumulative, joined by +, or fixed.",
+        help="When a puzzle leaves: verified, q[=P], settle[=STEPS[/TOLERANCE]], cumulative, cumulative_token, "
+        "joined by +, or fixed.",
         metavar="POLICY",
     ),
 ]

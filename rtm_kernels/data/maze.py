@@ -46,6 +46,14 @@ def shortest(mazes: np.ndarray) -> np.ndarray:
     return np.where(mazes == GOAL, steps, -1).max(axis=(1, 2))
 
 
+def path_steps(mazes: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Steps from S to G along the marked cells, -1 where they do not lead or the maze is not kept; int64 [N]."""
+    marked = answers == PATH
+    kept = np.where(marked, mazes == OPEN, answers == mazes).all(axis=(1, 2))
+    steps = distances(marked | (mazes == START) | (mazes == GOAL), mazes == START)
+    return np.where(kept, np.where(mazes == GOAL, steps, -1).max(axis=(1, 2)), -1)
+
+
 def verify(mazes: np.ndarray, answers: np.ndarray) -> np.ndarray:
     """Whether each answer keeps the maze and marks a shortest path; tokens [N, side, side] twice, bool [N].
 
@@ -187,6 +195,20 @@ class Maze(Task):
         if length > best:
             return Verdict(False, f"a path of {length} steps; a shortest one has {best}")
         return Verdict(False, f"a shortest path, but {stray} more cells are marked")
+
+    def path_steps(self, puzzle: str, answer: str | None) -> tuple[int | None, int | None]:
+        """(steps from S to G along the marked cells of `answer`, steps of a shortest path), None where none leads.
+
+        An answer that does not keep the maze, or cannot be read, has no path. `verify` asks for a shortest one.
+        """
+        maze = self._field(self.encode(puzzle))
+        best = int(shortest(maze)[0])
+        try:
+            marked = self._field(self.encode(answer or ""))
+        except InputError:
+            return None, best if best > 0 else None
+        found = int(path_steps(maze, marked)[0])
+        return found if found > 0 else None, best if best > 0 else None
 
     def verify_tokens(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
         return verify(self._field(inputs), self._field(answers))

@@ -11,11 +11,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Step:
-    """One ACT step of one sample. `number` counts from 1; `answer` [seq_len] holds the tokens decoded after it.
+    """One ACT step of one sample. `number` counts from 1; `answer` [seq_len] holds the tokens decoded after it, under
+    `cumulative_token` those of halted tokens as they were when they halted.
 
-    `q` are the halting head's logits, `halt_probability` is p of this step and `accumulated` the sum of p so far.
-    `change` is |dz| / |z| of each carried latent z. `active` samples took this step together, `seconds` after this
-    one entered the batch.
+    `q` are the halting head's logits, `halt_probability` is p of this step and `accumulated` the sum of p so far, under
+    `cumulative_token` the smallest of the tokens' sums. `change` is |dz| / |z| of each carried latent z. `active`
+    samples took this step together, `seconds` after this one entered the batch.
     """
 
     key: Any

@@ -8,8 +8,18 @@ from dataclasses import dataclass, fields
 
 from rtm_kernels.errors import InputError, require
 
-SIGNALS = ("verified", "q", "settle", "cumulative")
-"""What can end a sample: a confirmed answer, the halting head, an answer that no longer changes, sum of p >= 1."""
+SIGNALS = ("verified", "q", "settle", "cumulative", "cumulative_token")
+"""What can end a sample: a confirmed answer, the halting head, an answer that no longer changes, sum of p >= 1 of the
+sequence, or of every token."""
+
+HEADED = frozenset({"q", "cumulative", "cumulative_token"})
+"""Signals that read the halting head."""
+
+NUMBERS: dict[str, tuple[tuple[str, Callable[[str], float]], ...]] = {
+    "q": (("q_threshold", float),),
+    "settle": (("settle_steps", int), ("settle_tolerance", float)),
+}
+"""Signal -> the fields that its text may set, in order, with a slash between two."""
 
 MAX_STEPS = 20_000
 """Upper bound of `max_steps`."""
@@ -26,9 +36,12 @@ class HaltingPolicy:
     - `settle`: the answer has stayed the same for `settle_steps` steps and, when `settle_tolerance` > 0, the
       output latent moves by less than that: |dy| / |y| < settle_tolerance.
     - `cumulative`: the sum of p over the steps so far is >= 1, per sequence.
+    - `cumulative_token`: the head reads every position of the output latent, each has a sum of its own, and a token
+      is answered as it was decoded in the step, of those >= `min_steps`, that took its sum to 1. The sample leaves
+      with its last position, those of the puzzle prefix included (`ops.halting.reference`, policy and pool "token").
 
     An empty `on` is the official fixed-step protocol. As text: signals joined by `+`, each with an optional
-    number, e.g. `verified`, `q=0.9`, `q+settle=3`; `fixed` is the empty policy.
+    number, e.g. `verified`, `q=0.9`, `q+settle=3`, `settle=3/0.001` (steps and tolerance); `fixed` is the empty policy.
 
     Errors: `InputError` naming the field, its value and what is allowed.
     """
@@ -56,37 +69,35 @@ class HaltingPolicy:
     @classmethod
     def parse(cls, text: str, *, min_steps: int = 1, max_steps: int = 16) -> HaltingPolicy:
         """The policy that `text` describes, e.g. `verified`, `fixed`, `q=0.9+settle=3`."""
-        numbers: dict[str, tuple[str, Callable[[str], float]]] = {
-            "q": ("q_threshold", float),
-            "settle": ("settle_steps", int),
-        }
         options: dict[str, float] = {}
         signals = []
         for part in [] if text == "fixed" else text.split("+"):
-            match = re.fullmatch(r"([a-z]+)(?:=([0-9.]+))?", part)
-            name, number = match.groups() if match else (part, None)
+            match = re.fullmatch(r"([a-z_]+)(?:=([0-9.]+(?:/[0-9.]+)?))?", part)
+            name, numbers = match.groups() if match else (part, None)
             require(name in SIGNALS, "policy", text, "expected fixed, or " + ", ".join(SIGNALS) + " joined by '+'")
             signals.append(name)
-            if number is None:
-                continue
-            require(name in numbers, "policy", text, f"{name} takes no number")
-            field, convert = numbers[name]
-            try:
-                options[field] = convert(number)
-            except ValueError:
-                raise InputError(
-                    f"policy={text!r} is not allowed: {number} is not a number that {name} takes"
-                ) from None
+            given = [] if numbers is None else numbers.split("/")
+            known = NUMBERS.get(name, ())
+            require(len(given) <= len(known), "policy", text, f"{name} takes {('no', 'one', 'two')[len(known)]} number"
+                    + "s" * (len(known) == 2))  # fmt: skip
+            for number, (field, convert) in zip(given, known, strict=False):
+                try:
+                    options[field] = convert(number)
+                except ValueError:
+                    raise InputError(
+                        f"policy={text!r} is not allowed: {number} is not a number that {name} takes"
+                    ) from None
         return cls(tuple(signals), min_steps=min_steps, max_steps=max_steps, **options)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         defaults = {f.name: f.default for f in fields(self)}
-        numbers = {"q": "q_threshold", "settle": "settle_steps"}
         parts = []
         for signal in self.on:
-            field = numbers.get(signal)
-            plain = field is None or getattr(self, field) == defaults[field]
-            parts.append(signal if plain or field is None else f"{signal}={getattr(self, field):g}")
+            names = [field for field, _ in NUMBERS.get(signal, ())]
+            while names and getattr(self, names[-1]) == defaults[names[-1]]:
+                names.pop()
+            numbers = "/".join(f"{getattr(self, name):g}" for name in names)
+            parts.append(f"{signal}={numbers}" if numbers else signal)
         return "+".join(parts) or "fixed"
 
 

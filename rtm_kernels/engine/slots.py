@@ -17,7 +17,7 @@ from rtm_kernels.engine.observer import Observer, Step
 from rtm_kernels.engine.policy import HaltingPolicy
 from rtm_kernels.engine.tracker import Observation, Tracker, Verify, sigmoid
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.ops.halting.reference import relative_change
+from rtm_kernels.ops.halting.reference import halting_logits, relative_change
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Slots:
         config = model.config
         self.model, self.executor, self.policy = model, executor, policy
         self.capacity, self.fixed_shape, self.observer = capacity, fixed_shape, observer
-        self.tracker = Tracker(policy, verify, capacity, config.seq_len)
+        self.tracker = Tracker(policy, verify, capacity, config.seq_len, config.prefix_len)
         with torch.inference_mode():
             self.latents = {k: v.clone() for k, v in model.initial_latents(capacity).items()}
             shape = (capacity, config.latent_len, config.hidden_size)
@@ -191,12 +191,23 @@ class Slots:
         output = self.model.program.output
         if output in before:
             change = relative_change(after[output], before[output])
+        tokens = self._token_logits(after[output])
         return Observation(
             answers=logits.argmax(-1).to(torch.int32).cpu().numpy(),
             finite=finite.cpu().numpy() & self._occupied[: len(logits)],
             halt_logits=None if halt is None else halt.float().cpu().numpy(),
             change=None if change is None else change.float().cpu().numpy(),
+            token_logits=None if tokens is None else tokens.float().cpu().numpy(),
         )
+
+    def _token_logits(self, y: Tensor) -> Tensor | None:
+        """Halting logit of each position [n, L], where the policy reads it."""
+        if "cumulative_token" not in self.policy.on:
+            return None
+        head = self.model.q_head
+        apart = y.split(1) if self.executor.batch_invariant else (y,)
+        logits = torch.cat([halting_logits(part, head.weight, head.bias, "token") for part in apart])
+        return logits[..., 0] - logits[..., 1] if self.model.config.halting == "q_continue" else logits[..., 0]
 
     def _report(self, observer: Observer, seen: Observation, q: Tensor | None, changes: dict[str, list[float]]) -> None:
         tracker, now = self.tracker, time.perf_counter()
@@ -209,11 +220,11 @@ class Slots:
                 Step(
                     key=sample.key,
                     number=int(tracker.steps[slot]),
-                    answer=seen.answers[slot],
+                    answer=tracker.answers[slot].copy(),
                     finite=bool(seen.finite[slot]),
                     q=None if head is None else tuple(head[slot]),
                     halt_probability=None if logits is None else float(sigmoid(logits[slot])),
-                    accumulated=float(tracker.accumulated[slot]),
+                    accumulated=tracker.sum_of_p(slot),
                     change={name: values[slot] for name, values in changes.items()},
                     active=self.active,
                     seconds=float(now - self._since[slot]),

@@ -13,7 +13,7 @@ from rtm_kernels.data.task import Puzzle, Task, get_task, task_names
 from rtm_kernels.data.text import printable
 from rtm_kernels.engine.executor import executor as build_executor
 from rtm_kernels.engine.observer import Observer
-from rtm_kernels.engine.policy import HaltingPolicy
+from rtm_kernels.engine.policy import HEADED, HaltingPolicy
 from rtm_kernels.engine.rollouts import Rollouts, RolloutSlots
 from rtm_kernels.engine.slots import Finished, Sample, Slots
 from rtm_kernels.engine.solution import Solution
@@ -37,6 +37,7 @@ class Solver:
         policy: `HaltingPolicy` or its text, e.g. `verified`, `q=0.9+settle`, `fixed`. Default `verified`: a puzzle
             leaves when its answer is confirmed, and goes on to `max_steps` otherwise, whatever the head says.
         max_steps: cap on ACT steps per puzzle; default the policy's, or `model.config.halt_max_steps`.
+        min_steps: floor of ACT steps per puzzle; default the policy's, or 1.
         batch_size: slots of the latent buffer.
         device: cpu, cuda or cuda:N; the model is moved there first.
         executor: `auto` or a name of `EXECUTORS`; a named one that cannot run raises.
@@ -54,6 +55,7 @@ class Solver:
         task: Task | str | None = None,
         policy: HaltingPolicy | str | None = None,
         max_steps: int | None = None,
+        min_steps: int | None = None,
         batch_size: int = 64,
         device: torch.device | str | None = None,
         executor: str = "auto",
@@ -63,7 +65,7 @@ class Solver:
         require(isinstance(batch_size, int) and 1 <= batch_size <= MAX_BATCH, "batch_size", batch_size,
                 f"an integer from 1 to {MAX_BATCH}")  # fmt: skip
         self.task = find_task(model, task)
-        self.policy = resolve_policy(model, policy, max_steps)
+        self.policy = resolve_policy(model, policy, max_steps, min_steps)
         self.model = model if device is None else model.to(usable_device(device))
         self.executor = build_executor(executor, self.model)
         self.batch_size, self.batch_invariant = batch_size, batch_invariant
@@ -183,16 +185,22 @@ def find_task(model: RecursiveReasoner, task: Task | str | None) -> Task:
 
 
 def resolve_policy(
-    model: RecursiveReasoner, policy: HaltingPolicy | str | None, max_steps: int | None
+    model: RecursiveReasoner,
+    policy: HaltingPolicy | str | None,
+    max_steps: int | None,
+    min_steps: int | None = None,
 ) -> HaltingPolicy:
-    """The halting policy with its cap; `InputError` when the model lacks what it reads."""
+    """The halting policy with its cap and floor; `InputError` when the model lacks what it reads."""
     config = model.config
-    if isinstance(policy, HaltingPolicy):
-        resolved = policy if max_steps is None else replace(policy, max_steps=max_steps)
-    else:
+    if not isinstance(policy, HaltingPolicy):
         cap = config.halt_max_steps if max_steps is None else max_steps
-        resolved = HaltingPolicy.parse("verified" if policy is None else policy, max_steps=cap)
-    needs_head = sorted({"q", "cumulative"} & set(resolved.on))
+        policy = HaltingPolicy.parse("verified" if policy is None else policy, max_steps=cap, min_steps=min_steps or 1)
+    resolved = replace(
+        policy,
+        max_steps=policy.max_steps if max_steps is None else max_steps,
+        min_steps=policy.min_steps if min_steps is None else min_steps,
+    )
+    needs_head = sorted(HEADED & set(resolved.on))
     require(config.has_q_head or not needs_head, "policy", str(resolved),
             f"the model has no halting head, which {', '.join(needs_head)} reads")  # fmt: skip
     carried = config.program.output in config.program.carried

@@ -31,12 +31,17 @@ class Observation:
     """float32 [n], p_halt = sigmoid of it; None without a halting head."""
     change: np.ndarray | None
     """float32 [n], |dy| / |y| of the output latent; None when the program does not carry it."""
+    token_logits: np.ndarray | None = None
+    """float32 [n, L], the halting logit of each position; only under the signal `cumulative_token`."""
 
 
 class Tracker:
-    """State of the samples in `capacity` slots, as arrays over the slots."""
+    """State of the samples in `capacity` slots, as arrays over the slots.
 
-    def __init__(self, policy: HaltingPolicy, verify: Verify, capacity: int, seq_len: int) -> None:
+    `prefix_len` positions of a latent come before those of the `seq_len` tokens.
+    """
+
+    def __init__(self, policy: HaltingPolicy, verify: Verify, capacity: int, seq_len: int, prefix_len: int = 0) -> None:
         self.policy, self._verify = policy, verify
         self.inputs = np.zeros((capacity, seq_len), dtype=np.int32)
         self.answers = np.full((capacity, seq_len), -1, dtype=np.int32)
@@ -50,6 +55,9 @@ class Tracker:
         self.residual = np.full(capacity, np.nan)
         self.limit = np.full(capacity, policy.max_steps)
         self.verified = np.zeros(capacity, dtype=bool)
+        positions = prefix_len + seq_len if "cumulative_token" in policy.on else 0
+        self.token_accumulated = np.zeros((capacity, positions))
+        self.token_halted = np.zeros((capacity, positions), dtype=bool)
 
     def _arrays(self) -> list[np.ndarray]:
         return [v for v in vars(self).values() if isinstance(v, np.ndarray)]
@@ -71,8 +79,11 @@ class Tracker:
         """Take in a step of the first n slots; returns the signals that hold now, name -> bool [n]."""
         n, policy = len(seen.answers), self.policy
         self.steps[:n] += 1
-        changed = (seen.answers != self.answers[:n]).any(1)
-        self.answers[:n] = seen.answers
+        answers = seen.answers
+        if seen.token_logits is not None:
+            answers = self._halt_tokens(answers, seen.token_logits)
+        changed = (answers != self.answers[:n]).any(1)
+        self.answers[:n] = answers
         self.stable[:n] = np.where(changed, 0, self.stable[:n] + 1)
         logits = self.logits[:n]
         logits[:] = np.nan if seen.halt_logits is None else seen.halt_logits
@@ -88,7 +99,19 @@ class Tracker:
             self.accumulated[:n] += sigmoid(logits)
             signals["q"] = logits > math.log(policy.q_threshold / (1 - policy.q_threshold))
             signals["cumulative"] = self.accumulated[:n] >= 1
+        if seen.token_logits is not None:
+            signals["cumulative_token"] = self.token_halted[:n].all(1)
         return {name: signals[name] for name in policy.on if name in signals}
+
+    def _halt_tokens(self, answers: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        """Let the tokens halt whose sum of p is 1 now; returns the answers, those of tokens halted before kept."""
+        n, seq_len = answers.shape
+        kept = self.token_halted[:n, -seq_len:]
+        answers = np.where(kept, self.answers[:n], answers)
+        self.token_accumulated[:n] += sigmoid(logits)
+        may = (self.steps[:n] >= self.policy.min_steps)[:, None]
+        self.token_halted[:n] |= may & (self.token_accumulated[:n] >= 1)
+        return answers
 
     def _confirm(self, rows: np.ndarray) -> None:
         """Verify the current answers of `rows`; a confirmed one is kept whatever follows."""
@@ -114,10 +137,16 @@ class Tracker:
 
     def answer(self, slot: int, reason: str) -> tuple[np.ndarray, float, int]:
         """(tokens, halting logit, step) of what the sample answers: the confirmed answer; when no signal of the
-        policy ended it, the one the head was most sure of, the latest among equals; else the current one."""
-        if self.verified[slot] or (reason not in self.policy.on and self.policy.on):
+        policy ended it, the one the head was most sure of, the latest among equals; else the current one, and always
+        that where tokens halt on their own."""
+        unasked = reason not in self.policy.on and self.policy.on and "cumulative_token" not in self.policy.on
+        if self.verified[slot] or unasked:
             return self.best[slot].copy(), float(self.best_logit[slot]), int(self.best_step[slot])
         return self.answers[slot].copy(), float(self.logits[slot]), int(self.steps[slot])
+
+    def sum_of_p(self, slot: int) -> float:
+        """The sum of p over the steps of the sample so far; the smallest of its tokens' sums where those halt."""
+        return float((self.token_accumulated if self.token_accumulated.size else self.accumulated)[slot].min())
 
     def confirmed(self, slots: list[int], answers: list[np.ndarray]) -> list[bool]:
         """Whether the verifier confirms the answers that the samples of `slots` leave with."""

@@ -1,0 +1,93 @@
+"""The models that the tools may use: one per task, behind one service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rtm_kernels.agent.limits import DEADLINE, MAX_QUEUED, check_work
+from rtm_kernels.data.task import Task, get_task, task_names
+from rtm_kernels.data.text import printable
+from rtm_kernels.engine import Overloaded, Service, Solution, Solver
+from rtm_kernels.errors import BackendUnavailable, InputError, require
+from rtm_kernels.pretrained import from_pretrained, known_models
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model by the name it was asked for, and its solver."""
+
+    name: str
+    solver: Solver
+
+
+class Solvers:
+    """Solvers by task. `models`: names of `from_pretrained`, each alone or as `TASK=NAME`; none: the bundled ones.
+
+    Answers do not depend on who else asks at the time (`batch_invariant`). Use as a context manager, or `close`.
+
+    Errors: `InputError` for an unknown model, a model that does not fit its task, and two models of one task.
+    """
+
+    def __init__(self, models: Sequence[str] = (), **options: Any) -> None:
+        self.loaded: dict[str, Loaded] = {}
+        for text in models or known_models():
+            task, name = split(text)
+            solver = Solver(from_pretrained(name), task=task, batch_invariant=True, **options)
+            known = self.loaded.get(solver.task.name)
+            require(known is None, "model", text, f"the task {solver.task.name} has a model already")
+            self.loaded[solver.task.name] = Loaded(name, solver)
+        self.service = Service({name: found.solver for name, found in self.loaded.items()}, max_queued=MAX_QUEUED)
+
+    def of(self, task: str) -> Loaded:
+        """The model of `task`. Raises `InputError` that says which there are, and how to give one."""
+        if task not in self.loaded:
+            others = ", ".join(self.loaded)
+            raise InputError(f"no model for {task} is loaded (there are: {others}); start with --model {task}=FOLDER")
+        return self.loaded[task]
+
+    def missing(self) -> list[str]:
+        """Tasks that a tool exists for and no model."""
+        return [task for task in ("sudoku", "maze", "arc") if task not in self.loaded]
+
+    async def solve(self, task: str, puzzles: Sequence[str], max_steps: int | None) -> list[Solution]:
+        """The solutions in order, within the deadline.
+
+        Errors: `InputError` for a puzzle that cannot be read and for too much work, `BackendUnavailable` when busy.
+        """
+        solver = self.of(task).solver
+        steps = min(max_steps or solver.policy.max_steps, solver.policy.max_steps)
+        check_work(solver.task.seq_len, steps, solver.rollouts.count * len(puzzles))
+        options: dict[str, Any] = {"solver": task, "max_steps": max_steps, "deadline": DEADLINE}
+        calls = [asyncio.ensure_future(self.service.solve(puzzle, **options)) for puzzle in puzzles]
+        try:
+            solutions = await asyncio.gather(*calls)
+        except Overloaded as error:
+            raise BackendUnavailable(f"busy: {error}; try again in a few seconds") from None
+        finally:
+            for call in calls:
+                call.cancel()
+        for solution in solutions:
+            if solution.error is not None:
+                raise InputError(printable(solution.error))
+        return solutions
+
+    def close(self) -> None:
+        """Cancel what is running and end."""
+        self.service.close(drain=False)
+
+    def __enter__(self) -> Solvers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def split(text: str) -> tuple[Task | None, str]:
+    """`TASK=NAME` or `NAME`, as (task, name)."""
+    head, separator, tail = text.partition("=")
+    if separator and head in task_names():
+        return get_task(head), tail
+    return None, text

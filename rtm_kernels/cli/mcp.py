@@ -1,0 +1,96 @@
+"""`rtm mcp`: the solver as tools that an agent can call."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rtm_kernels.cli.options import BatchSize, Device, Executor, MaxSteps, Noise, Rollouts, Seed
+
+TOKEN_VARIABLE = "RTM_TOKEN"
+
+
+def mcp(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", metavar="[TASK=]MODEL", show_default=False,
+            help="Bundled name, folder, or hub id, once per task. Default: the bundled models.",
+        ),
+    ] = None,
+    transport: Annotated[str, typer.Option(help="stdio or http.", metavar="NAME")] = "stdio",
+    host: Annotated[
+        str, typer.Option(help="Address of http; any but loopback needs a token.", metavar="HOST")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of http; 0 takes a free one.", metavar="PORT")] = 8765,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help=f"File with the token of http; default the variable {TOKEN_VARIABLE}.", metavar="FILE"),
+    ] = None,
+    max_steps: MaxSteps = None,
+    batch_size: BatchSize = 16,
+    device: Device = None,
+    executor: Executor = "auto",
+    rollouts: Rollouts = 1,
+    noise: Noise = 0.3,
+    seed: Seed = 0,
+) -> None:  # fmt: skip
+    """Serve the solver to an agent over MCP: solve_sudoku, solve_maze, solve_arc_candidates, list_models.
+
+    Answers that the rules of the task confirm are marked as verified; nothing
+    else is. Standard output carries the protocol alone.
+
+    Exit code: 0 the client ended, 2 bad input.
+
+    Examples:
+
+      rtm mcp
+      rtm mcp --model sudoku --model maze=runs/maze --rollouts 8
+      rtm mcp --transport http --port 8765
+      rtm mcp --transport http --host 0.0.0.0 --token-file token.txt
+
+    For a client that starts it: {"command": "rtm", "args": ["mcp"]}.
+    """
+    from rtm_kernels.errors import BackendUnavailable, one_of, require
+
+    one_of("transport", transport, ("stdio", "http"))
+    require(0 <= port < 1 << 16, "port", port, "from 0 to 65535")
+    if importlib.util.find_spec("mcp") is None:
+        raise BackendUnavailable(
+            "rtm mcp needs the package mcp, which is not installed: pip install 'rtm-kernels[mcp]'"
+        )
+    import torch
+
+    from rtm_kernels.agent import server
+    from rtm_kernels.agent.solvers import Solvers
+    from rtm_kernels.engine import Rollouts as Runs
+
+    token = read_token(token_file)
+    loopback = server.is_loopback(host)
+    require(transport == "stdio" or loopback or bool(token), "host", host, "without a token only a loopback address")
+    options = {
+        "max_steps": max_steps,
+        "batch_size": batch_size,
+        "executor": executor,
+        "rollouts": Runs(rollouts, noise, seed),
+    }
+    with Solvers(model or (), device=device or ("cuda" if torch.cuda.is_available() else "cpu"), **options) as solvers:
+        built = server.build(solvers)
+        if transport == "stdio":
+            server.serve_stdio(built)
+        else:
+            server.serve_http(built, host, port, token)
+
+
+def read_token(path: Path | None) -> str | None:
+    """The token of a file or of the environment; None without either."""
+    from rtm_kernels.errors import require
+
+    token = os.environ.get(TOKEN_VARIABLE, "") if path is None else path.read_text(encoding="utf-8").strip()
+    fits = token.isascii() and token.isprintable() and (not token or 16 <= len(token) <= 4096)
+    require(fits and (path is None or bool(token)), "token", "...", "16 to 4096 printable ASCII characters")
+    return token or None

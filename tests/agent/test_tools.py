@@ -1,0 +1,171 @@
+"""What an agent gets back: verdicts, candidates, and refusals that name the argument."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rtm_kernels.data import maze as mazes
+from rtm_kernels.data.sudoku import generate, to_text
+from rtm_kernels.errors import InputError
+from tests.agent.conftest import with_client
+
+MAZE = "\n".join(["S..." + "." * 26, *["####" + "." * 26] * 2, *["." * 30] * 26, "." * 29 + "G"])
+
+
+def sudoku() -> tuple[str, str]:
+    boards, solutions = generate(1, seed=5)
+    return to_text(boards[0]), to_text(solutions[0])
+
+
+def test_a_verified_sudoku_says_so_in_text_and_structure(call) -> None:
+    puzzle, solution = sudoku()
+    grid = "\n".join(puzzle[i : i + 9] for i in range(0, 81, 9))
+    for text in (puzzle, puzzle.replace(".", "0"), grid):
+        found = call("solve_sudoku", puzzle=text)
+        assert not found.is_error
+        wanted = {"task": "sudoku", "verified": True, "status": "verified", "answer": solution, "fault": "", "steps": 2}
+        assert wanted.items() <= found.structured_content.items()
+        assert found.content[0].text.startswith("VERIFIED by the rules, after 2 steps.\n")
+        assert " | ".join(" ".join(solution[i : i + 3]) for i in (0, 3, 6)) in found.content[0].text
+
+
+def test_an_unconfirmed_answer_is_a_candidate_with_its_fault(call) -> None:
+    found = call("solve_sudoku", puzzle=sudoku()[0], max_steps=1)
+    assert not found.is_error and not found.structured_content["verified"]
+    assert found.structured_content["stopped_by"] == "max_steps"
+    text = found.content[0].text
+    assert text.startswith("NOT VERIFIED after 1 step (stopped by max_steps): ") and "Best candidate:" in text
+    assert found.structured_content["fault"] and found.structured_content["fault"] in text
+
+
+def test_a_maze_is_verified_by_its_shortest_path(call) -> None:
+    found = call("solve_maze", maze=MAZE).structured_content
+    assert found["verified"] and found["path_steps"] == found["shortest_steps"] == 58
+    assert found["answer"].count("o") == 57
+    unmarked = call("solve_maze", maze=MAZE, max_steps=1).structured_content
+    assert (unmarked["verified"], unmarked["path_steps"], unmarked["shortest_steps"]) == (False, None, 58)
+
+
+def test_a_longer_path_is_told_from_none() -> None:
+    task = mazes.Maze(4)
+    maze = "S..G" + "...." * 3
+    longer = "S..G" + "oooo" + "...." * 2
+    assert task.path_steps(maze, "SooG" + "...." * 3) == (3, 3)
+    assert task.path_steps(maze, longer) == (5, 3) and not task.verify(maze, longer).verified
+    assert task.path_steps(maze, maze) == (None, 3) and task.path_steps(maze, None) == (None, 3)
+    assert task.path_steps(maze, "S#oG" + "...." * 3) == (None, 3)
+    walled = "S#.G" + "####" + "...." * 2
+    assert task.path_steps(walled, walled) == (None, None)
+
+
+def test_arc_candidates_vote_and_are_never_verified(call) -> None:
+    grid = [[1, 2, 3], [4, 5, 6]]
+    train = [{"input": [[1, 2]], "output": [[2]]}, {"input": [[3]], "output": [[4]]}]
+    found = call("solve_arc_candidates", test_input=grid, train=train, augmentations=6, candidates=3)
+    answer = found.structured_content
+    assert (answer["verified"], answer["runs"]) == (False, 6)
+    (candidate,) = answer["candidates"]
+    assert candidate["grid"] == grid and candidate["votes"] == 6
+    assert candidate["faults"] == ["2 x 3, and by the demonstrations 1 x 1"]
+    assert found.content[0].text.startswith("ARC has no rule that checks an answer")
+
+
+def test_models_are_listed(call, model_folders: dict[str, Path]) -> None:
+    found = call("list_models").structured_content
+    assert [m["task"] for m in found["models"]] == ["sudoku", "maze", "arc"] and found["tasks_without_model"] == []
+    assert found["models"][0]["name"] == str(model_folders["sudoku"]) and found["models"][0]["max_steps"] == 4
+
+
+BAD: list[tuple[str, dict[str, Any], str]] = [
+    ("solve_sudoku", {"puzzle": "x" * 81}, "solve_sudoku: line 1, column 1: illegal character 'x'"),
+    ("solve_sudoku", {"puzzle": "55" + "." * 79}, "contradictory givens: 5 twice in row 1"),
+    ("solve_sudoku", {"puzzle": "." * 80}, "solve_sudoku: line 1, column 80: 80 cells"),
+    ("solve_sudoku", {"puzzle": "." * 16}, "no model for sudoku4 is loaded (there are: sudoku, maze, arc)"),
+    ("solve_sudoku", {"puzzle": ""}, "puzzle: String should have at least 1 character"),
+    ("solve_sudoku", {"puzzle": "." * 70_000}, "puzzle: String should have at most 65536 characters"),
+    ("solve_sudoku", {"puzzle": 5}, "puzzle: Input should be a valid string"),
+    ("solve_sudoku", {}, "puzzle: Field required"),
+    ("solve_sudoku", {"puzzle": "." * 81, "path": "/etc"}, "path: Extra inputs are not permitted"),
+    ("solve_sudoku", {"puzzle": "." * 81, "max_steps": 65}, "max_steps: Input should be less than or equal to 64"),
+    ("solve_sudoku", {"puzzle": "." * 81, "max_steps": True}, "max_steps: Input should be a valid integer"),
+    ("solve_sudoku", {"puzzle": "." * 81, "\x1b[31m": 1}, "?[31m: Extra inputs are not permitted"),
+    ("solve_maze", {"maze": "SG"}, "maze='2 cells' is not allowed: the loaded models take a side of 30"),
+    ("solve_maze", {"maze": "." * 900}, "number of S=0 is not allowed"),
+    ("solve_arc_candidates", {"test_input": []}, "test_input: List should have at least 1 item"),
+    ("solve_arc_candidates", {"test_input": [[1], [1, 2]]}, "its rows differ in length"),
+    ("solve_arc_candidates", {"test_input": [[10]]}, "test_input.0.0: Input should be less than 10"),
+    ("solve_arc_candidates", {"test_input": [[1]], "augmentations": 33}, "augmentations: Input should be less than"),
+    ("solve_arc_candidates", {"test_input": [[1]], "train": [{"input": [[1]]}]}, "train.0.output: Field required"),
+    ("list_models", {"folder": "."}, "folder: Extra inputs are not permitted"),
+    ("rm", {}, "Unknown tool: rm"),
+]
+
+
+def test_refusals_name_the_argument_and_echo_nothing(solvers) -> None:
+    from rtm_kernels.agent.server import build
+
+    async def use(client: Any) -> list[Any]:
+        return [await client.call_tool(name, arguments) for name, arguments, _ in BAD]
+
+    for (name, _, expected), found in zip(BAD, with_client(build(solvers), use), strict=True):
+        (block,) = found.content
+        assert found.is_error and expected in block.text, (name, block.text)
+        assert block.text.isprintable() and len(block.text) < 400 and "Traceback" not in block.text
+
+
+def test_the_product_of_factors_is_bounded(solvers, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rtm_kernels.agent import limits
+    from rtm_kernels.agent.server import build
+
+    monkeypatch.setattr(limits, "MAX_WORK", 900 * 4 * 10)
+    grid = np.ones((2, 2), dtype=int).tolist()
+
+    async def use(client: Any) -> list[Any]:
+        runs = (10, 11)
+        return [await client.call_tool("solve_arc_candidates", {"test_input": grid, "augmentations": n}) for n in runs]
+
+    fits, refused = with_client(build(solvers), use)
+    assert not fits.is_error
+    assert (
+        refused.is_error
+        and "cells x steps x runs='900 x 4 x 11' is not allowed: at most 36000" in refused.content[0].text
+    )
+
+
+def test_schemas_are_strict(solvers) -> None:
+    from rtm_kernels.agent.server import build
+
+    listed = with_client(build(solvers), lambda client: client.list_tools())
+    assert [t.name for t in listed.tools] == ["solve_sudoku", "solve_maze", "solve_arc_candidates", "list_models"]
+    for tool in listed.tools:
+        assert tool.input_schema["additionalProperties"] is False and tool.output_schema is not None
+        assert tool.output_schema["additionalProperties"] is False
+        assert tool.annotations is not None and tool.annotations.read_only_hint and tool.description
+    assert listed.tools[0].input_schema["properties"]["puzzle"]["maxLength"] == 65536
+
+
+def test_a_busy_service_and_wrong_models_are_clear(model_folders, oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rtm_kernels.agent.server import build
+    from rtm_kernels.agent.solvers import Solvers
+    from rtm_kernels.engine import Overloaded
+
+    for models, message in (
+        (["nope"], "unknown model 'nope'"),
+        ([f"sudoku={model_folders['maze']}"], "it needs seq_len=81, and the model has seq_len=900"),
+        ([str(model_folders["maze"]), f"maze={model_folders['maze']}"], "the task maze has a model already"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Solvers(models)
+    with Solvers([f"sudoku={model_folders['sudoku']}"], executor="oracle") as found:
+
+        def full(*_: Any, **__: Any) -> Any:
+            raise Overloaded("256 puzzles are waiting already")
+
+        monkeypatch.setattr(found.service, "submit", full)
+        use = lambda client: client.call_tool("solve_sudoku", {"puzzle": sudoku()[0]})  # noqa: E731
+        answer = with_client(build(found), use)
+    assert answer.is_error and "busy: 256 puzzles are waiting already; try again" in answer.content[0].text
