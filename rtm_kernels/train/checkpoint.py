@@ -43,7 +43,7 @@ def save_checkpoint(trainer: Trainer, root: Path, keep: int = 2) -> Path:
             save_file(_shared_tensors(trainer) | local, aside / TENSORS)
             write_json(aside / SCALARS, _scalars(trainer))
             digests = {name: sha256(aside / name) for name in (TENSORS, SCALARS)}
-            write_json(aside / MANIFEST, {"sha256": digests, "score": trainer.score})
+            write_json(aside / MANIFEST, {"sha256": digests})
             for name in (TENSORS, SCALARS, MANIFEST):
                 flush(aside / name)
             flush(aside)
@@ -125,7 +125,7 @@ def _complete(folder: Path) -> bool:
 def _prune(root: Path, keep: int) -> None:
     """Remove all states but the last `keep` and the best one."""
     states = _states(root)
-    scores = [(float(read_json(path / MANIFEST).get("score", -1)), path) for path in states if _complete(path)]
+    scores = [(float(read_json(path / SCALARS)["score"]), path) for path in states if _complete(path)]
     best = max(scores)[1] if scores else None
     for path in states[:-keep]:
         if path != best:
