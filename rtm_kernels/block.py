@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rtm_kernels.config import MIXERS, NORM_AXES, inner_width
 from rtm_kernels.errors import InputError, one_of, require
@@ -125,6 +126,24 @@ class FusedTRMBlock(nn.Module):
             )  # fmt: skip
         weights = (self.mlp.gate_up_proj.weight, self.mlp.down_proj.weight)
         return swiglu_norm(mixed, *weights, eps=self.eps, impl=self.impl)
+
+
+class Adapter(nn.Module):
+    """`h + (h down^T) up^T` of rank r, the identity at first; down [r, D], up [D, r]. Called as a `Stack` is."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.down_proj, self.up_proj = Linear(width, rank), Linear(rank, width)
+        nn.init.zeros_(self.up_proj.weight)
+
+    def forward(
+        self, hidden_states: Tensor, injection: tuple[Tensor, ...] = (), cos_sin: CosSin | None = None
+    ) -> Tensor:
+        """The adapter on `hidden_states + (sum of injection)`, [B, L, D]."""
+        if injection:
+            hidden_states = hidden_states + sum(injection[1:], injection[0])
+        down, up = (p.weight.to(hidden_states.dtype) for p in (self.down_proj, self.up_proj))
+        return hidden_states + functional.linear(functional.linear(hidden_states, down), up)
 
 
 class Stack(nn.Module):

@@ -35,6 +35,8 @@ class ModelConfig:
     L = `prefix_len` + `seq_len`. `layers` gives the number of blocks of each stack of the program.
     `halting` says which head is read: `q` halts when q_halt > 0, `q_continue` when q_halt > q_continue,
     `settle` has no head, the cumulative policies accumulate p_halt per sequence or per token until it is >= 1.
+    `state_ema` keeps that share of a latent in every step (RTM). `adapter_rank` gives every round of RINS a linear
+    adapter of this rank.
 
     Errors: `InputError` naming the field, its value and what is allowed.
     """
@@ -63,6 +65,8 @@ class ModelConfig:
     q_continue_target: bool = False
     halt_max_steps: int = 16
     halt_exploration_prob: float = 0.1
+    state_ema: float = 0.0
+    adapter_rank: int = 0
     forward_dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -76,7 +80,7 @@ class ModelConfig:
                      "num_puzzle_identifiers", "halt_max_steps"):  # fmt: skip
             value = getattr(self, name)
             require(_is_int(value) and 1 <= value <= LIMIT, name, value, f"an integer from 1 to {LIMIT}")
-        for name in ("puzzle_emb_ndim", "puzzle_emb_len"):
+        for name in ("puzzle_emb_ndim", "puzzle_emb_len", "adapter_rank"):
             value = getattr(self, name)
             require(_is_int(value) and 0 <= value <= LIMIT, name, value, f"an integer from 0 to {LIMIT}")
         for name in ("expansion", "rms_norm_eps", "rope_theta"):
@@ -87,6 +91,10 @@ class ModelConfig:
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
         probability = self.halt_exploration_prob
         require(_is_number(probability) and 0 <= probability <= 1, "halt_exploration_prob", probability, "0 to 1")
+        require(_is_number(self.state_ema) and 0 <= self.state_ema < 1, "state_ema", self.state_ema, "0 to below 1")
+        for name, arch in (("state_ema", "rtm"), ("adapter_rank", "rins")):
+            value = getattr(self, name)
+            require(value == 0 or self.arch == arch, name, value, f"0 for arch={self.arch!r}; it is for {arch!r}")
         if self.mixer == "attention" or self.pos_encodings == "rope":
             heads = self.num_heads
             require(self.hidden_size % heads == 0, "num_heads", heads, f"a divisor of hidden_size={self.hidden_size}")
@@ -100,7 +108,7 @@ class ModelConfig:
         require(length <= MAX_STEPS, "H_cycles", self.H_cycles, f"H_cycles * (L_cycles + 1) at most {MAX_STEPS}")
         require(isinstance(self.layers, Mapping), "layers", self.layers, "a mapping from stack to number of blocks")
         object.__setattr__(self, "layers", dict(self.layers))
-        wanted = self.program.stacks
+        wanted = tuple(name for name in self.program.stacks if not name.startswith(programs.ADAPTER))
         require(set(self.layers) == set(wanted), "layers", self.layers, f"one entry for each of the stacks {wanted}")
         for name, count in self.layers.items():
             require(_is_int(count) and 1 <= count <= 256, f"layers[{name!r}]", count, "an integer from 1 to 256")
@@ -108,7 +116,10 @@ class ModelConfig:
     @property
     def program(self) -> programs.Program:
         """The recursion of one ACT step."""
-        return programs.build(self.arch, self.H_cycles, self.L_cycles)
+        if self.adapter_rank:
+            return programs.rins(self.H_cycles, adapters=True)
+        built = programs.build(self.arch, self.H_cycles, self.L_cycles)
+        return programs.averaged(built, self.state_ema) if self.state_ema else built
 
     @property
     def prefix_len(self) -> int:

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rtm_kernels.block import FusedTRMBlock, Linear, Stack, trunc_normal
+from rtm_kernels.block import Adapter, FusedTRMBlock, Linear, Stack, trunc_normal
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.embedding import Embedding, SparseEmbedding
 from rtm_kernels.errors import InputError
 from rtm_kernels.ops.attention_norm.reference import rope_tables
-from rtm_kernels.program import Program
+from rtm_kernels.program import ADAPTER, Program
 from rtm_kernels.recursion import reference
 
 Batch = Mapping[str, Tensor]
@@ -67,6 +67,9 @@ class RecursiveReasoner(nn.Module):
             self.embed_pos = Embedding(config.latent_len, width, std=embed_std)
         for name, count in config.layers.items():
             self.add_module(name, Stack([self._block(impl, attention) for _ in range(count)]))
+        for name in self.program.stacks:
+            if name.startswith(ADAPTER):
+                self.add_module(name, Adapter(width, config.adapter_rank))
         for latent in self.program.carried:
             start = trunc_normal(width, std=1.0).to(self.dtype)
             self.register_buffer(init_name(latent), start)
@@ -124,7 +127,7 @@ class RecursiveReasoner(nn.Module):
         def bind(stack: nn.Module) -> reference.Stack:
             return lambda state, injection: stack(state, injection, cos_sin)
 
-        return {name: bind(self.get_submodule(name)) for name in self.config.layers}
+        return {name: bind(self.get_submodule(name)) for name in self.program.stacks}
 
     def embed(self, inputs: Tensor, puzzle_identifiers: Tensor) -> Tensor:
         """Input embedding x [B, L, D] = sqrt(D) * (prefix ++ tokens [+ positions, scaled by 1/sqrt(2)])."""

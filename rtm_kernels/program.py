@@ -16,11 +16,15 @@ from rtm_kernels.errors import one_of, require
 INPUT = "x"
 """Reserved name of the injected input embedding; it is read by steps and never written."""
 
+ADAPTER = "adapter_"
+"""Prefix of the stacks that are no blocks but a low-rank linear adapter: RINS has one per round."""
+
 
 @dataclass(frozen=True)
 class Step:
     """One update `latent[dst] <- stack((sum of latent[state]) + (sum of latent[inject]))`.
 
+    With `keep` it is an exponential moving average: `latent[dst] <- keep latent[dst] + (1 - keep) stack(...)`.
     `grad=False` runs the step under `no_grad`, which is all that the training contracts differ in.
     """
 
@@ -29,6 +33,7 @@ class Step:
     inject: tuple[str, ...] = ()
     stack: str = "L_level"
     grad: bool = True
+    keep: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Program:
         for step in self.steps:
             require(step.dst != INPUT, "dst", step.dst, "the input embedding is read-only")
             require(len(step.state) > 0, "state", step.state, "at least one latent is summed")
+            require(0 <= step.keep < 1, "keep", step.keep, "from 0 to below 1")
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -74,6 +80,16 @@ class Program:
             carried.update(dict.fromkeys(n for n in (*step.state, *step.inject) if n not in written))
             written.add(step.dst)
         return tuple(carried)
+
+
+def averaged(program: Program, keep: float) -> Program:
+    """`program` with every step an exponential moving average that keeps the share `keep` of the latent before.
+
+    Errors: `InputError` when it writes a latent that has no value before.
+    """
+    fresh = sorted({step.dst for step in program.steps} - set(program.carried))
+    require(not fresh, "keep", keep, f"0 for {program.name}, which does not carry {', '.join(fresh)}")
+    return replace(program, steps=tuple(replace(step, keep=keep) for step in program.steps))
 
 
 def trm(H_cycles: int, L_cycles: int) -> Program:
@@ -128,10 +144,15 @@ def rsm(H_cycles: int, L_cycles: int, chained: bool = False) -> Program:
     return Program("rsm", tuple(steps), output="z_H")
 
 
-def rins(rounds: int) -> Program:
-    """RINS (arXiv 2502.07503): signature A^r B, `h <- A(h)` r times from the input, then `h <- B(h)` once."""
-    steps = [Step("h", (INPUT,), stack="A")]
-    steps += [Step("h", ("h",), stack="A")] * (rounds - 1)
+def rins(rounds: int, adapters: bool = False) -> Program:
+    """RINS (arXiv 2502.07503): signature A^r B, `h <- A(h)` r times from the input, then `h <- B(h)` once.
+
+    With `adapters` round i is followed by `h <- adapter_i(h)`.
+    """
+    steps = []
+    for i in range(1, rounds + 1):
+        steps += [Step("h", ("h" if i > 1 else INPUT,), stack="A")]
+        steps += [Step("h", ("h",), stack=f"{ADAPTER}{i}")] if adapters else []
     steps += [Step("h", ("h",), stack="B")]
     return Program("rins", tuple(steps), output="h")
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from rtm_kernels.errors import BackendUnavailable, one_of
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.recursion import native, reference
+from rtm_kernels.recursion.tape import why_not_program
 
 Latents = dict[str, Tensor]
 Run = Callable[[Mapping[str, Tensor], Tensor], Latents]
@@ -75,7 +76,7 @@ def _why_not_native(model: RecursiveReasoner) -> str | None:
         return f"the model is on {model.device.type}, and it runs on cpu"
     if model.config.forward_dtype != "float32":
         return f"the model computes in {model.config.forward_dtype}, and it in float32"
-    return native.why_not()
+    return why_not_program(model.program) or native.why_not()
 
 
 EXECUTORS: dict[str, Backend] = {

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rtm_kernels.config import NORM_AXES
 from rtm_kernels.errors import BackendUnavailable, InputError, one_of, require
 from rtm_kernels.program import INPUT, Program
+from rtm_kernels.recursion.tape import why_not_program
 
 MLP_MIXER = ("mlp_t.gate_up_proj.weight", "mlp_t.down_proj.weight")
 ATTENTION = ("self_attn.qkv_proj.weight", "self_attn.o_proj.weight")
@@ -133,6 +134,9 @@ class NativeExecutor:
 
     def __init__(self, program: Program, stacks: Mapping[str, StackWeights], *, isa: str = "auto") -> None:
         supported = isas()
+        reason = why_not_program(program)
+        if reason is not None:
+            raise InputError(reason)
         one_of("isa", isa, ("auto", *supported))
         for name in program.stacks:
             require(name in stacks, "stacks", sorted(stacks), f"weights of the stack {name!r} are needed")

@@ -16,7 +16,8 @@ Stack = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
 def run(program: Program, latents: Mapping[str, Tensor], x: Tensor, stacks: Mapping[str, Stack]) -> dict[str, Tensor]:
     """Execute `program` from `latents` with input embedding `x`; returns the new latents, all [B, L, D].
 
-    Each step computes `latent[dst] <- stack((sum of state) + (sum of inject))`, summing from left to right.
+    Each step computes `latent[dst] <- stack((sum of state) + (sum of inject))`, summing from left to right, or the
+    moving average of it that its `keep` asks for.
     Steps without `grad` run under `no_grad`. Nothing is modified in place.
     """
     values = {**latents, INPUT: x}
@@ -25,6 +26,7 @@ def run(program: Program, latents: Mapping[str, Tensor], x: Tensor, stacks: Mapp
             state = values[step.state[0]]
             for name in step.state[1:]:
                 state = state + values[name]
-            values[step.dst] = stacks[step.stack](state, tuple(values[name] for name in step.inject))
+            new = stacks[step.stack](state, tuple(values[name] for name in step.inject))
+            values[step.dst] = torch.lerp(new, values[step.dst], step.keep) if step.keep else new
     del values[INPUT]
     return values

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.errors import InputError, require
-from rtm_kernels.program import INPUT, Program, Step
+from rtm_kernels.program import ADAPTER, INPUT, Program, Step
 
 MAX_TERMS = 8
 """Longest sum that a step may have, for the state and for the injection each."""
@@ -52,13 +52,17 @@ def why_not_program(program: Program) -> str | None:
         for role, names in (("state", step.state), ("inject", step.inject)):
             if len(names) > MAX_TERMS:
                 return f"steps[{i}].{role} sums {len(names)} latents, and a tape holds at most {MAX_TERMS}"
+        if step.keep:
+            return f"steps[{i}] keeps {step.keep} of its latent, and a tape only replaces latents"
+        if step.stack.startswith(ADAPTER):
+            return f"steps[{i}] applies the linear adapter {step.stack}, and a tape only stacks of blocks"
     return None
 
 
 def encode(program: Program) -> Tape:
     """The tape of `program`.
 
-    Errors: `InputError` for a step that sums more than `MAX_TERMS` states or injections.
+    Errors: `InputError` for what `why_not_program` names.
     """
     reason = why_not_program(program)
     if reason is not None:

@@ -10,7 +10,7 @@ from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import one_of, require
 from rtm_kernels.interop import official_loss_head
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.train.heads import CumulativeHead, RoundsHead
+from rtm_kernels.train.heads import COSTS, CumulativeHead, RoundsHead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,8 @@ class CumulativeHalting:
     """RTM: up to `halt_max_steps` ACT steps with gradient; `loss = sum_t w_t loss_t + ponder - entropy`.
 
     w_t are the cumulative halting weights (min(p, 1 - sum), the last one the remainder), the ponder cost is
-    `ponder * sum_t (1 - p_t)` over the steps taken, and `entropy` rewards the entropy of w against collapse. Both
+    `ponder * sum_t (1 - p_t)` over the steps taken (`cost="graves"`: `ponder * (N + R)`, the number of steps and the
+    remainder of the last, arXiv 1603.08983), and `entropy` rewards the entropy of w against collapse. Both
     weights rise linearly from 0 over the first `anneal` share of the run. No unit halts before `min_steps`. The cap
     on steps follows the stages.
     """
@@ -62,10 +63,12 @@ class CumulativeHalting:
     entropy: float = 0.0
     min_steps: int = 1
     anneal: float = 0.3
+    cost: str = "continue"
 
     def __post_init__(self) -> None:
         for name in ("ponder", "entropy"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        one_of("cost", self.cost, COSTS)
         require(self.min_steps >= 1, "min_steps", self.min_steps, "at least 1")
         require(0 <= self.anneal <= 1, "anneal", self.anneal, "0 to 1")
 
@@ -75,7 +78,7 @@ class CumulativeHalting:
 
     def head(self, model: RecursiveReasoner, loss: str) -> nn.Module:
         """A `CumulativeHead` with these weights."""
-        return CumulativeHead(model, loss, self.ponder, self.entropy, self.min_steps, self.anneal)
+        return CumulativeHead(model, loss, self.ponder, self.entropy, self.min_steps, self.anneal, self.cost)
 
 
 @dataclass(frozen=True, kw_only=True)

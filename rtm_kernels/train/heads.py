@@ -14,6 +14,9 @@ from rtm_kernels.model import Batch, Carry, RecursiveReasoner
 from rtm_kernels.ops.halting.reference import HaltingState, halting_logits, halting_update, initial_state
 from rtm_kernels.ops.stablemax_loss.reference import IGNORE_INDEX
 
+COSTS = ("continue", "graves")
+"""Ponder costs of a unit: the sum of 1 - p over its steps, or their number and the remainder."""
+
 
 def mean_token_loss(logits: Tensor, labels: Tensor, loss: str, weight: Tensor | None = None) -> Tensor:
     """Sum over the batch of each sample's mean loss over labelled tokens, weighted by `weight` [B, seq_len or 1]."""
@@ -59,9 +62,11 @@ class CumulativeHead(_FreshHead):
     """The loss of `CumulativeHalting`: every ACT step answers, weighted by its share of the halting probability."""
 
     def __init__(
-        self, model: RecursiveReasoner, loss: str, ponder: float, entropy: float, min_steps: int, anneal: float
-    ) -> None:
+        self, model: RecursiveReasoner, loss: str, ponder: float, entropy: float, min_steps: int, anneal: float,
+        cost: str = "continue",
+    ) -> None:  # fmt: skip
         super().__init__(model, loss)
+        self.cost = cost
         self.ponder, self.entropy, self.min_steps, self.anneal = ponder, entropy, min_steps, anneal
 
     def forward(self, return_keys: Sequence[str], *, carry: Carry, batch: Batch) -> Result:
@@ -88,6 +93,8 @@ class CumulativeHead(_FreshHead):
             entropy = entropy - torch.xlogy(state.weight, state.weight.clamp_min(1e-12)).mean(-1).sum()
             takes = active[:, prefix:] if token else active
             answer = torch.where(takes, logits.argmax(-1), answer)
+        if self.cost == "graves":
+            ponder = (state.steps + state.remainder).mean(-1).sum()
         return self.result(carry, *self._total(lm_loss, ponder, entropy, state, answer, labels))
 
     def _total(
@@ -118,7 +125,8 @@ class RoundsHead(_FreshHead):
         if self.training:
             rounds = 1 + int((torch.rand(rounds - 1) < self.keep).sum())
         x = model.embed(batch["inputs"], batch["puzzle_identifiers"])
-        _, logits, _ = model.act_step(model.initial_latents(len(labels)), x, programs.rins(rounds))
+        program = programs.rins(rounds, adapters=model.config.adapter_rank > 0)
+        _, logits, _ = model.act_step(model.initial_latents(len(labels)), x, program)
         loss = mean_token_loss(logits, labels, self.loss)
         metrics = answer_metrics(logits.argmax(-1), labels) | {"lm_loss": loss.detach()}
         metrics["steps"] = torch.tensor(rounds * len(labels))

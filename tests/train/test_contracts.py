@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
 from rtm_kernels.config import ModelConfig
-from rtm_kernels.errors import InputError
+from rtm_kernels.engine.executor import executor
+from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.stablemax_loss.reference import softmax_cross_entropy
+from rtm_kernels.recursion.tape import encode
 from rtm_kernels.train.contract import CumulativeHalting, DeepSupervision, FinalLoss, StochasticRounds
 from rtm_kernels.train.heads import CumulativeHead
 from rtm_kernels.train.loop import PATIENCE, Diverged, Trainer
@@ -31,8 +34,16 @@ ARCHS: dict[str, tuple[dict, object]] = {
     ),
     "rtm": ({"arch": "rtm", "layers": {"core": 1}, "halting": "cumulative_sequence"}, CumulativeHalting()),
     "rtm-token": ({"arch": "rtm", "layers": {"core": 1}, "halting": "cumulative_token"}, CumulativeHalting()),
+    "rtm-ema": (
+        {"arch": "rtm", "layers": {"core": 1}, "halting": "cumulative_sequence", "state_ema": 0.3},
+        CumulativeHalting(cost="graves"),
+    ),
     "rins": (
         {"arch": "rins", "layers": {"A": 1, "B": 1}, "halting": "fixed", "H_cycles": 3},
+        StochasticRounds(keep=0.5),
+    ),
+    "rins-adapters": (
+        {"arch": "rins", "layers": {"A": 1, "B": 1}, "halting": "fixed", "H_cycles": 3, "adapter_rank": 2},
         StochasticRounds(keep=0.5),
     ),
 }  # fmt: skip
@@ -53,9 +64,8 @@ def test_every_contract_learns(name: str) -> None:
     assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
 
 
-@pytest.mark.parametrize("name", ARCHS)
-def test_every_preset_of_an_architecture_takes_a_step(name: str) -> None:
-    preset = {"rtm-token": "rtm"}.get(name, name)
+@pytest.mark.parametrize("preset", ["trm", "hrm", "transformer", "rsm", "rtm", "rins"])
+def test_every_preset_of_an_architecture_takes_a_step(preset: str) -> None:
     for recipe in PRESETS.values():
         if recipe.model.arch == preset:
             small = dataclasses.replace(recipe.model, hidden_size=16, num_heads=2, puzzle_emb_ndim=0, puzzle_emb_len=0)
@@ -79,8 +89,10 @@ def test_a_contract_refuses_a_model_it_cannot_train() -> None:
 
 
 @pytest.mark.parametrize("policy", ["cumulative_sequence", "cumulative_token"])
-@pytest.mark.parametrize("progress", [0.0, 0.15, 1.0])
-def test_the_cumulative_loss_is_the_formula(policy: str, progress: float) -> None:
+@pytest.mark.parametrize(
+    ("progress", "cost"), [(0.0, "continue"), (0.15, "continue"), (1.0, "continue"), (1.0, "graves")]
+)
+def test_the_cumulative_loss_is_the_formula(policy: str, progress: float, cost: str) -> None:
     recipe = recipe_of("rtm" if policy == "cumulative_sequence" else "rtm-token")
     trainer = Trainer(recipe)
     model = trainer.model
@@ -89,7 +101,8 @@ def test_the_cumulative_loss_is_the_formula(policy: str, progress: float) -> Non
         model.q_head.bias.fill_(-1.0)
     model.config = dataclasses.replace(model.config, halt_max_steps=4)
     batch = trainer.stream.batch(5, {"all": 1.0})
-    head = CumulativeHead(model, "softmax_cross_entropy", ponder=0.2, entropy=0.1, min_steps=2, anneal=0.3)
+    head = CumulativeHead(model, "softmax_cross_entropy", ponder=0.2, entropy=0.1, min_steps=2, anneal=0.3,
+                          cost=cost)  # fmt: skip
     head.progress = progress
     _, loss, metrics, _, _ = head((), carry=model.initial_carry(batch), batch=batch)
 
@@ -110,7 +123,8 @@ def test_the_cumulative_loss_is_the_formula(policy: str, progress: float) -> Non
                 halts = (1 - left + p[b, u] >= 1 and t >= 1) or t == 3
                 w = left if halts else torch.minimum(p[b, u], left)
                 loss_here = token_loss[b].mean() if units == 1 else token_loss[b, u] / units
-                share = share + rise * (0.2 * (1 - p[b, u]) + 0.1 * torch.xlogy(w, w.clamp_min(1e-12))) / units
+                ponder = 1 - p[b, u] if cost == "continue" else 1 + (left if halts else 0)
+                share = share + rise * (0.2 * ponder + 0.1 * torch.xlogy(w, w.clamp_min(1e-12))) / units
                 share = share + w * loss_here
                 left = left - w
                 if halts:
@@ -118,6 +132,57 @@ def test_the_cumulative_loss_is_the_formula(policy: str, progress: float) -> Non
             expected = expected + share
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     assert 2 * 5 <= metrics["steps"] <= 4 * 5
+
+
+def test_the_state_is_a_moving_average_across_steps() -> None:
+    trainer = Trainer(recipe_of("rtm-ema"))
+    model = trainer.model
+    batch = trainer.stream.batch(3, {"all": 1.0})
+    x, z = model.embed(batch["inputs"], batch["puzzle_identifiers"]), model.initial_latents(3)
+    core = model.get_submodule("core")
+    expected = z["z_H"]
+    for _ in range(model.config.H_cycles):
+        expected = 0.3 * expected + 0.7 * core(expected, (x,))
+    torch.testing.assert_close(model.act_step(z, x)[0]["z_H"], expected)
+
+
+def test_rounds_of_rins_have_an_adapter_each_that_starts_as_the_identity() -> None:
+    trainer = Trainer(recipe_of("rins-adapters"))
+    model = trainer.model
+    batch = trainer.stream.batch(3, {"all": 1.0})
+    x = model.embed(batch["inputs"], batch["puzzle_identifiers"])
+    first, second = model.get_submodule("A"), model.get_submodule("B")
+    h = first(first(first(x)))
+    torch.testing.assert_close(model.act_step({}, x)[0]["h"], second(h))
+    for i in (1, 2, 3):
+        torch.nn.init.normal_(model.get_submodule(f"adapter_{i}.up_proj").weight)
+    h = x
+    for i in (1, 2, 3):
+        h = first(h)
+        down, up = (model.get_submodule(f"adapter_{i}.{name}_proj").weight for name in ("down", "up"))
+        h = h + h @ down.T @ up.T
+    torch.testing.assert_close(model.act_step({}, x)[0]["h"], second(h))
+    trained = sum(p.numel() for name, p in model.named_parameters() if "adapter" in name)
+    assert trained == 3 * 2 * 2 * model.config.hidden_size
+
+
+@pytest.mark.parametrize("name", ["rtm-ema", "rins-adapters"])
+def test_executors_of_blocks_alone_refuse_by_name(name: str, tmp_path: Path) -> None:
+    model = Trainer(recipe_of(name)).model.eval()
+    model.save_pretrained(tmp_path / "model")
+    loaded = RecursiveReasoner.from_pretrained(tmp_path / "model")
+    assert same(loaded.state_dict(), model.state_dict()) and loaded.config == model.config
+    assert executor("auto", model).name == "reference"
+    with pytest.raises(BackendUnavailable, match="a tape only"):
+        executor("native", model)
+    with pytest.raises(InputError, match="a tape only"):
+        encode(model.program)
+
+
+def test_options_of_one_architecture_are_refused_elsewhere() -> None:
+    for change, named in (({"state_ema": 0.5}, "state_ema=0.5"), ({"adapter_rank": 2}, "adapter_rank=2")):
+        with pytest.raises(InputError, match=named):
+            dataclasses.replace(MODEL, **change)
 
 
 def test_rounds_are_drawn_from_all_of_one_to_r() -> None:
