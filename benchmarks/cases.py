@@ -63,14 +63,9 @@ class Case:
 
 def layer_flops(config: ModelConfig, batch: int, half: str = "both") -> int:
     """Useful FLOPs of one layer on [B, L, D], a multiply-add being two: the matrix products at their true sizes."""
-    from rtm_kernels.config import inner_width
+    from rtm_kernels import flops
 
-    length, width = config.latent_len, config.hidden_size
-    channel = 6 * length * width * inner_width(width, config.expansion)
-    mixer = 6 * length * width * inner_width(length, config.expansion)
-    if config.mixer == "attention":
-        mixer = 8 * length * width**2 + 4 * length**2 * width
-    return batch * {"mixer": mixer, "channel": channel, "both": mixer + channel}[half]
+    return batch * flops.layer_flops(config, half)
 
 
 def useful_flops(case: Case) -> int:

@@ -125,8 +125,9 @@ def _complete(folder: Path) -> bool:
 def _prune(root: Path, keep: int) -> None:
     """Remove all states but the last `keep` and the best one."""
     states = _states(root)
-    scores = [(float(read_json(path / SCALARS)["score"]), path) for path in states if _complete(path)]
-    best = max(scores)[1] if scores else None
+    scores = [(float(read_json(path / SCALARS)["score"]), i) for i, path in enumerate(states) if _complete(path)]
+    score, place = max(scores, default=(-1.0, 0))
+    best = states[place] if score >= 0 else None
     for path in states[:-keep]:
         if path != best:
             shutil.rmtree(path, ignore_errors=True)

@@ -1,34 +1,53 @@
-"""Exact accuracy of a model after each ACT step: the curve of accuracy against compute."""
+"""A model after each ACT step on test puzzles: accuracy, confidence and movement against compute."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.ops.halting.reference import relative_change
 from rtm_kernels.ops.stablemax_loss.reference import IGNORE_INDEX
 from rtm_kernels.train.stream import Arrays, tensors
 
 
-@torch.inference_mode()
-def exact_by_step(model: RecursiveReasoner, arrays: Arrays, steps: int, batch_size: int = 256) -> list[float]:
-    """Share of examples whose every labelled token is right, after 1, 2, ..., `steps` ACT steps without halting.
+@dataclass(frozen=True)
+class Curves:
+    """Means over examples after 1, 2, ... ACT steps without halting.
 
-    `arrays` as a stream's `test_arrays` gives them: inputs, labels [N, seq_len], puzzle_identifiers [N].
+    `exact`: every labelled token is right; `halt`: sigmoid(q_halt) (empty without a head); `change`: |dy| / |y| of the
+    output latent (empty when the program does not carry it).
     """
+
+    exact: list[float]
+    halt: list[float]
+    change: list[float]
+
+
+@torch.inference_mode()
+def curves(model: RecursiveReasoner, arrays: Arrays, steps: int, batch_size: int = 256) -> Curves:
+    """The curves of `model` over `steps` ACT steps on examples as a stream's `test_arrays` gives them:
+    inputs, labels [N, seq_len], puzzle_identifiers [N]."""
     was_training = model.training
     model.eval()
-    size = len(arrays["inputs"])
-    right = np.zeros(steps)
+    size, output = len(arrays["inputs"]), model.program.output
+    sums = np.zeros((3, steps))
     for start in range(0, size, batch_size):
-        part = {k: v.to(model.device) for k, v in tensors(arrays).items()}
-        part = {k: v[start : start + batch_size] for k, v in part.items()}
+        part = {k: v[start : start + batch_size].to(model.device) for k, v in tensors(arrays).items()}
         x = model.embed(part["inputs"], part["puzzle_identifiers"])
         latents = model.initial_latents(len(x))
         for step in range(steps):
-            values, logits, _ = model.act_step(latents, x)
-            latents = {name: values[name] for name in model.program.carried}
+            values, logits, q = model.act_step(latents, x)
             solved = (logits.argmax(-1) == part["labels"]) | (part["labels"] == IGNORE_INDEX)
-            right[step] += solved.all(-1).sum().item()
+            sums[0, step] += solved.all(-1).sum().item()
+            if q is not None:
+                sums[1, step] += torch.sigmoid(q[..., 0]).sum().item()
+            if output in latents:
+                sums[2, step] += relative_change(values[output], latents[output]).sum().item()
+            latents = {name: values[name] for name in model.program.carried}
     model.train(was_training)
-    return [float(value) for value in right / size]
+    means = (sums / size).tolist()
+    carried = output in model.program.carried
+    return Curves(means[0], means[1] if model.config.has_q_head else [], means[2] if carried else [])

@@ -11,8 +11,15 @@ from rtm_kernels import program as programs
 from rtm_kernels.errors import InputError
 from rtm_kernels.interop.loss_head import LOSSES, Result
 from rtm_kernels.model import Batch, Carry, RecursiveReasoner
-from rtm_kernels.ops.halting.reference import HaltingState, halting_logits, halting_update, initial_state
+from rtm_kernels.ops.halting.reference import (
+    HaltingState,
+    halting_logits,
+    halting_update,
+    initial_state,
+    relative_change,
+)
 from rtm_kernels.ops.stablemax_loss.reference import IGNORE_INDEX
+from rtm_kernels.train.observe import CONFIDENCE, DELTA
 
 COSTS = ("continue", "graves")
 """Ponder costs of a unit: the sum of 1 - p over its steps, or their number and the remainder."""
@@ -54,8 +61,10 @@ class _FreshHead(nn.Module):
             raise InputError(f"batch has no 'labels'; it has {sorted(batch)}")
         return batch["labels"]
 
-    def result(self, carry: Carry, loss: Tensor, metrics: dict[str, Tensor]) -> Result:
-        return carry, loss, metrics, {}, torch.tensor(True, device=loss.device)
+    def result(
+        self, carry: Carry, loss: Tensor, metrics: dict[str, Tensor], outputs: dict[str, Tensor] | None = None
+    ) -> Result:
+        return carry, loss, metrics, outputs or {}, torch.tensor(True, device=loss.device)
 
 
 class CumulativeHead(_FreshHead):
@@ -80,11 +89,16 @@ class CumulativeHead(_FreshHead):
         state = initial_state(size, config.latent_len if token else 1, x.device)
         lm_loss, ponder, entropy = (torch.zeros((), device=x.device) for _ in range(3))
         answer = torch.zeros_like(labels, dtype=torch.int64)
+        taken = config.halt_max_steps
+        confidence, change = torch.zeros((), device=x.device), torch.zeros((), device=x.device)
         for _ in range(config.halt_max_steps):
+            previous = latents[model.program.output].detach()
             latents, logits, _ = model.act_step(latents, x)
             head = halting_logits(latents[model.program.output], model.q_head.weight, model.q_head.bias,
                                   "token" if token else "first")  # fmt: skip
             active, p = state.active, torch.sigmoid(head[..., 0])
+            confidence = confidence + p.detach().mean(-1).sum()
+            change = change + relative_change(latents[model.program.output].detach(), previous).sum()
             floor = min(self.min_steps, config.halt_max_steps)
             state = halting_update(state, policy, logits=head, max_steps=config.halt_max_steps, min_steps=floor)
             weight = state.weight[:, prefix:] if token else state.weight
@@ -95,7 +109,9 @@ class CumulativeHead(_FreshHead):
             answer = torch.where(takes, logits.argmax(-1), answer)
         if self.cost == "graves":
             ponder = (state.steps + state.remainder).mean(-1).sum()
-        return self.result(carry, *self._total(lm_loss, ponder, entropy, state, answer, labels))
+        total, metrics = self._total(lm_loss, ponder, entropy, state, answer, labels)
+        metrics |= {CONFIDENCE: confidence / taken, DELTA: change / taken}
+        return self.result(carry, total, metrics, {"steps": state.sample_steps})
 
     def _total(
         self, lm_loss: Tensor, ponder: Tensor, entropy: Tensor, state: HaltingState, answer: Tensor, labels: Tensor

@@ -14,6 +14,7 @@ from rtm_kernels.model import Carry, RecursiveReasoner
 from rtm_kernels.ops.adam_atan2.api import sign_sgd_
 from rtm_kernels.pretrained import from_pretrained
 from rtm_kernels.train.compiling import compile_stacks
+from rtm_kernels.train.observe import CONFIDENCE, DELTA, DEPTH, observe
 from rtm_kernels.train.optim import Average, build_optimizers, set_lr
 from rtm_kernels.train.schema import Recipe, Stage
 from rtm_kernels.train.stream import build_stream
@@ -47,8 +48,12 @@ class Trainer:
         self.step_count = self.skipped = self.in_a_row = 0
         self.score = -1.0
         """Exact accuracy on test puzzles at the last evaluation; -1 before the first."""
+        self.step_seconds = 0.0
+        """How long the last step took, set by who runs it."""
         self.last_good: str | None = None
         """Where the last state that can be resumed from was saved."""
+        self.deepest = max(stage.halt_max_steps for stage in recipe.stages)
+        """Most ACT steps that a sample takes in any stage."""
         self._stage: Stage | None = None
         if recipe.compile:
             compile_stacks(self.model)
@@ -92,8 +97,10 @@ class Trainer:
             carry = self.carries[i]
             if carry is None:
                 carry = self.model.initial_carry(part)
-            self.carries[i], loss, metrics, _, _ = self.head((), carry=carry, batch=part)
+            after, loss, metrics, outputs, _ = self.head(("q_halt_logits",), carry=carry, batch=part)
+            self.carries[i] = after
             (loss / stage.batch_size).backward()
+            metrics |= observe(self.model, carry, after, outputs, self.deepest)
             for name, value in (metrics | {"loss": loss.detach()}).items():
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=self.device)) + value
             if self.recipe.model.puzzle_emb_ndim > 0:
@@ -103,7 +110,8 @@ class Trainer:
         sums, rows = self._reduce(sums, rows)
         limit = math.inf if self.recipe.grad_clip is None else self.recipe.grad_clip
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        return {name: value.item() for name, value in sums.items()}, rows, norm.item()
+        *found, length = torch.stack([*sums.values(), norm.double()]).tolist()  # one wait for the device
+        return dict(zip(sums, found, strict=True)), rows, length
 
     def _reduce(
         self, sums: dict[str, Tensor], rows: list[tuple[Tensor, Tensor]]
@@ -181,5 +189,10 @@ def _gather(value: Tensor) -> Tensor:
 
 def _means(sums: Metrics, batch_size: int) -> Metrics:
     count = max(1.0, sums["count"])
-    means = {k: v / (batch_size if k.endswith("loss") else count) for k, v in sums.items() if k != "count"}
-    return means | {"count": sums["count"]}
+
+    def divisor(name: str) -> float:
+        if name == "count" or name.startswith(DEPTH):
+            return 1.0
+        return batch_size if name.endswith("loss") or name in (CONFIDENCE, DELTA) else count
+
+    return {name: value / divisor(name) for name, value in sums.items()}

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from rtm_kernels.errors import BackendUnavailable
+from rtm_kernels.train.evaluate import Curves
 
 
-def plot_run(rows: list[dict[str, Any]], by_step: list[float] | None, path: Path) -> None:
-    """Draw rows of a `CsvLog` and the exact accuracy after each ACT step into `path`.
+def plot_run(rows: list[dict[str, Any]], measured: Curves, path: Path) -> None:
+    """Draw rows of a `CsvLog`, and accuracy, confidence and movement after each ACT step, into `path`.
 
     Errors: `BackendUnavailable` when matplotlib is not installed.
     """
@@ -33,9 +34,13 @@ def plot_run(rows: list[dict[str, Any]], by_step: list[float] | None, path: Path
     accuracy.set(title="exact accuracy", xlabel="step", ylim=(-0.02, 1.02))
     if seen or unseen:
         accuracy.legend()
-    if by_step:
-        depth.plot(range(1, len(by_step) + 1), by_step, "o-", ms=4)
+    for values, label in ((measured.exact, "exact"), (measured.halt, "halting probability"),
+                          (measured.change, "|dy| / |y|")):  # fmt: skip
+        if values:
+            depth.plot(range(1, len(values) + 1), values, "o-", ms=4, label=label)
     depth.set(title="unseen, at the end", xlabel="ACT steps", ylim=(-0.02, 1.02))
+    if measured.exact:
+        depth.legend()
     figure.savefig(path, dpi=110)
 
 

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,15 +19,18 @@ from rtm_kernels.data.sudoku import to_text
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.train.checkpoint import clean, load_checkpoint, save_checkpoint
 from rtm_kernels.train.configure import fit_to_data, load_recipe, save_recipe
-from rtm_kernels.train.evaluate import exact_by_step
+from rtm_kernels.train.evaluate import Curves, curves
 from rtm_kernels.train.loop import Metrics, Trainer
+from rtm_kernels.train.observe import DEPTH
 from rtm_kernels.train.plot import plot_run
 from rtm_kernels.train.schema import Recipe
+from rtm_kernels.train.speed import Speed
 from rtm_kernels.train.stream import Arrays
-from rtm_kernels.train.telemetry import Callback, CsvLog, read_csv
+from rtm_kernels.train.telemetry import MEASURED, Callback, CsvLog, read_csv
 
-RECIPE, METRICS, STATES, MODEL, PICTURE, SUMMARY, UNSEEN = (
-    "recipe.json", "metrics.csv", "checkpoints", "model", "curve.png", "summary.json", "unseen.csv",
+RECIPE, METRICS, STATES, MODEL, PICTURE, SUMMARY, UNSEEN, SPEED, CURVES = (
+    "recipe.json", "metrics.csv", "checkpoints", "model", "curve.png", "summary.json", "unseen.csv", "speed.csv",
+    "evaluations.jsonl",
 )  # fmt: skip
 
 
@@ -72,19 +75,25 @@ def run(
     leading = trainer.rank == 0
     if leading:
         clean(out / STATES)
-    watchers = [CsvLog(out / METRICS), *callbacks] if leading else []
+    speed = Speed(out / SPEED)
+    watchers: list[Callback] = [CsvLog(out / METRICS), speed, *callbacks] if leading else []
     test = trainer.stream.test_arrays(recipe.eval_limit)
     started, last_save, done = time.monotonic(), time.monotonic(), trainer.step_count
-    by_step: list[float] = []
+    measured: Curves | None = None
+    if leading:
+        forget_later(out / CURVES, trainer.step_count)
 
     def after(trainer: Trainer, metrics: Metrics) -> None:
-        nonlocal last_save, by_step
+        nonlocal last_save, measured
         final = trainer.step_count == recipe.total_steps
         due = recipe.eval_every > 0 and trainer.step_count % recipe.eval_every == 0
         if test is not None and (due or final):
-            by_step = exact_by_step(trainer.averaged, test, recipe.eval_steps)
-            trainer.score = by_step[-1]
-            metrics["test_exact_accuracy"] = trainer.score
+            measured = curves(trainer.averaged, test, recipe.eval_steps)
+            trainer.score = measured.exact[-1]
+            metrics |= {name: row[-1] for name, row in zip(MEASURED, astuple(measured), strict=True) if row}
+            if leading:
+                with (out / CURVES).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": trainer.step_count, **asdict(measured)}) + "\n")
         for watcher in watchers:
             watcher.log(trainer, metrics)
         timed = trainer.world_size == 1 and time.monotonic() - last_save > save_every
@@ -105,25 +114,37 @@ def run(
     seconds = time.monotonic() - started
     if not leading or interrupted:
         return Outcome(interrupted, {"steps": trainer.step_count, "checkpoint": trainer.last_good}, ())
-    if test is not None and not by_step:
-        by_step = exact_by_step(trainer.averaged, test, recipe.eval_steps)
-    return _finish(trainer, out, by_step, test, seconds, done)
+    if test is not None and measured is None:
+        measured = curves(trainer.averaged, test, recipe.eval_steps)
+    return _finish(trainer, out, measured or Curves([], [], []), test, seconds, done, speed.totals)
+
+
+def forget_later(path: Path, step: int) -> None:
+    """Drop the evaluations of steps that a resumed run takes again."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 def _fit(trainer: Trainer, after: Callable[[Trainer, Metrics], None], requested: Callable[[], bool]) -> bool:
     """Train until the end or until a stop is requested; whether it was."""
     while trainer.step_count < trainer.recipe.total_steps:
-        after(trainer, trainer.step())
+        start = time.perf_counter()
+        metrics = trainer.step()
+        trainer.step_seconds = time.perf_counter() - start
+        after(trainer, metrics)
         if requested() and trainer.step_count < trainer.recipe.total_steps:
             return True
     return False
 
 
 def _finish(
-    trainer: Trainer, out: Path, by_step: list[float], test: Arrays | None, seconds: float, done: int
-) -> Outcome:
+    trainer: Trainer, out: Path, measured: Curves, test: Arrays | None, seconds: float, done: int,
+    speed: dict[str, float],
+) -> Outcome:  # fmt: skip
     """Export the moving average, write summary and picture."""
-    recipe, notes = trainer.recipe, []
+    recipe, notes, by_step = trainer.recipe, [], measured.exact
     model = trainer.averaged
     if trainer.device.type == "cpu":
         model.config = replace(recipe.model, forward_dtype="float32")
@@ -137,6 +158,7 @@ def _finish(
         "steps": trainer.step_count,
         "seconds": round(seconds, 2),
         "steps_per_second": round(taken / seconds, 3) if taken else None,
+        **speed,
         "skipped_steps": trainer.skipped,
         "loss": sum(tail) / len(tail) if tail else None,
         "unseen_puzzles": 0 if test is None else len(test["inputs"]),
@@ -144,15 +166,25 @@ def _finish(
         "unseen": trainer.stream.unseen,
         "exact_accuracy": by_step[-1] if by_step else None,
         "exact_accuracy_by_step": by_step,
+        "halt_confidence_by_step": measured.halt,
+        "latent_delta_by_step": measured.change,
+        "depth_histogram": depths(rows[-50:]),
         "picture": str(out / PICTURE),
     }
     try:
-        plot_run(rows, by_step, out / PICTURE)
+        plot_run(rows, measured, out / PICTURE)
     except BackendUnavailable as error:
         summary["picture"] = None
         notes.append(str(error))
     (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return Outcome(False, summary, tuple(notes))
+
+
+def depths(rows: list[dict[str, Any]]) -> dict[int, int]:
+    """ACT steps -> training samples that halted after so many, over rows of the metrics."""
+    names = [name for name in (rows[-1] if rows else {}) if name.startswith(DEPTH)]
+    counts = {int(name.removeprefix(DEPTH)): int(sum(row[name] or 0 for row in rows)) for name in names}
+    return {depth: count for depth, count in counts.items() if count}
 
 
 def write_unseen(out: Path, trainer: Trainer, test: Arrays | None) -> str | None:

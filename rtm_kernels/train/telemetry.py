@@ -13,6 +13,10 @@ from typing import Any, Protocol
 from rtm_kernels.errors import BackendUnavailable, one_of
 from rtm_kernels.train.configure import to_dict
 from rtm_kernels.train.loop import Metrics, Trainer
+from rtm_kernels.train.observe import CONFIDENCE, DELTA
+
+MEASURED = ("test_exact_accuracy", f"test_{CONFIDENCE}", f"test_{DELTA}")
+"""Columns of evaluations: values after the last ACT step, in the order of `Curves`."""
 
 
 class Callback(Protocol):
@@ -24,13 +28,13 @@ class Callback(Protocol):
 
 
 class CsvLog:
-    """One row per step in a csv file; the columns are those of the first row, and `step`.
+    """One row per step in a csv file; the columns are those of the first row, `step`, and those of evaluations.
 
     When a run resumes, rows of steps that it takes again are dropped first.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, extra: tuple[str, ...] = MEASURED) -> None:
+        self.path, self.extra = path, dict.fromkeys(extra, "")
         self.fields: list[str] = []
         self._file: io.TextIOWrapper | None = None
 
@@ -50,7 +54,7 @@ class CsvLog:
     def log(self, trainer: Trainer, metrics: Metrics) -> None:
         """Append a row."""
         assert self._file is not None
-        row = {"step": float(trainer.step_count), "test_exact_accuracy": "", **metrics}
+        row = {"step": float(trainer.step_count), **self.extra, **metrics}
         fresh = not self.fields
         self.fields = self.fields or list(row)
         writer = csv.DictWriter(self._file, self.fields, extrasaction="ignore", restval="")

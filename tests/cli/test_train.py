@@ -39,6 +39,15 @@ def test_a_run_leaves_a_model_that_solves_and_everything_that_was_measured(tmp_p
     rows = read_csv(out / "metrics.csv")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
     assert [row["step"] for row in rows if row["test_exact_accuracy"] is not None] == [3, 6, 7]
+    evaluations = [json.loads(line) for line in (out / "evaluations.jsonl").read_text().splitlines()]
+    assert [found["step"] for found in evaluations] == [3, 6, 7]
+    assert evaluations[-1]["exact"] == summary["exact_accuracy_by_step"]
+    assert len(summary["halt_confidence_by_step"]) == len(summary["latent_delta_by_step"]) == 2
+    assert rows[-1]["test_latent_delta"] == summary["latent_delta_by_step"][-1] > 0
+    assert sum(summary["depth_histogram"].values()) == sum(row["count"] for row in rows)
+    speed = read_csv(out / "speed.csv")
+    assert [row["step"] for row in speed] == [1, 2, 3, 4, 5, 6, 7] and all(row["tflops"] > 0 for row in speed)
+    assert summary["samples_per_second"] > 0 and "joules" not in summary
     assert load_recipe(out / "recipe.json").model.hidden_size == 16
     assert from_pretrained(out / "model").config.forward_dtype == "float32"
     assert (out / "curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -71,6 +80,7 @@ def test_an_interrupted_run_continues_to_the_same_bits(tmp_path: Path) -> None:
     stopped = json.loads(stdout)
     assert stopped["interrupted"] and stopped["steps"] < 44 and "continue with: rtm train" in stderr
     assert rtm("sudoku-4x4", "--resume", "--out", str(cut), "--json").exit_code == 0
+    assert (whole / "evaluations.jsonl").read_bytes() == (cut / "evaluations.jsonl").read_bytes()
     for name in ("model.safetensors", "config.json"):
         assert (whole / "model" / name).read_bytes() == (cut / "model" / name).read_bytes()
     with (whole / "metrics.csv").open() as a, (cut / "metrics.csv").open() as b:
