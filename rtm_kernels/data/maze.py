@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from rtm_kernels.data.task import Pair, Puzzle, Task, Verdict, register
+from rtm_kernels.data.task import Pair, Puzzle, Task, Twin, Verdict, register
 from rtm_kernels.data.text import MAX_LINE, csv_fields, header_columns, numbered_lines
 from rtm_kernels.errors import InputError, RTMError, one_of, require
 
@@ -263,6 +263,12 @@ class Maze(Task):
         turn = rng.integers(0, 8, len(inputs))
         index = dihedral_indices(self.side)[turn]
         return np.take_along_axis(inputs, index, axis=1), np.take_along_axis(labels, index, axis=1)
+
+    def twin(self, tokens: np.ndarray, rng: np.random.Generator) -> Twin:
+        """Turned and mirrored by one of the eight symmetries of the square."""
+        index = dihedral_indices(self.side)[rng.integers(0, 8)]
+        back = np.argsort(index)
+        return tokens[index], lambda answer: answer[back]
 
     def _field(self, tokens: np.ndarray) -> np.ndarray:
         return np.asarray(tokens).reshape(-1, self.side, self.side)

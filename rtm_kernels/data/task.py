@@ -15,6 +15,8 @@ __all__ = ["PAD", "Pair", "Puzzle", "Task", "Verdict", "get_task", "printable", 
 
 PAD = 0
 Pair = tuple[np.ndarray, np.ndarray]
+Twin = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]
+"""Tokens of a symmetric twin of a puzzle, and what turns an answer to it into one to the puzzle; both [seq_len]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,10 @@ class Task(ABC):
     def augment(self, inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Pair:
         """A random symmetric twin of each pair of token rows [N, seq_len]; without symmetries, the pair itself."""
         return inputs, labels
+
+    def twin(self, tokens: np.ndarray, rng: np.random.Generator) -> Twin | None:
+        """A random symmetric twin of the puzzle `tokens`, whose solutions are those of the puzzle; None without."""
+        return None
 
 
 _TASKS: dict[str, Task] = {}

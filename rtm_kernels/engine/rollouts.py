@@ -1,28 +1,39 @@
-"""Several noisy rollouts of one puzzle, the best of them chosen: test-time compute in width."""
+"""Several rollouts of one puzzle, the best of them chosen: test-time compute in width."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
+from rtm_kernels.data.task import Task
 from rtm_kernels.engine.slots import Finished, Sample, Slots
-from rtm_kernels.errors import require
+from rtm_kernels.errors import one_of, require
 
 MAX_ROLLOUTS = 4096
 
 
+KINDS = ("auto", "twins", "noise")
+
+Back = Callable[[np.ndarray], np.ndarray]
+"""Turns an answer to a rollout's puzzle into one to the puzzle itself."""
+
+
 @dataclass(frozen=True)
 class Rollouts:
-    """How many rollouts a puzzle gets, and the deviation of the noise on their latents (latents have rms 1).
+    """How many rollouts a puzzle gets, and in what they differ.
 
-    Rollout 0 has no noise: it is what a puzzle without rollouts runs. Only when its answer is not confirmed do the
-    others start. Their noise is added before every ACT step, and depends on `seed`, the puzzle and the number of
-    the rollout alone, so which one is chosen does not depend on what else is solved, or when.
+    Rollout 0 runs the puzzle itself: it is what a puzzle without rollouts runs. Only when its answer is not confirmed
+    do the others start. By `kind` each of them runs a symmetric twin of the puzzle (`Task.twin`), whose answer is
+    turned back, or the puzzle with noise of deviation `noise` on the latents (which have rms 1) before every ACT step;
+    `auto` takes twins where the task has symmetries. All depends on `seed`, the puzzle and the number of the rollout
+    alone, so which one is chosen does not depend on what else is solved, or when.
 
     Errors: `InputError` naming the field, its value and what is allowed.
     Source: arXiv 2605.19943, which adds noise at every deep recursion step and uses a deviation of 0.3 on Sudoku.
@@ -31,20 +42,30 @@ class Rollouts:
     count: int = 1
     noise: float = 0.3
     seed: int = 0
+    kind: str = "auto"
 
     def __post_init__(self) -> None:
         require(isinstance(self.count, int) and 1 <= self.count <= MAX_ROLLOUTS, "rollouts", self.count,
                 f"an integer from 1 to {MAX_ROLLOUTS}")  # fmt: skip
         require(0 <= self.noise < math.inf, "noise", self.noise, "a finite number of at least 0")
         require(isinstance(self.seed, int), "seed", self.seed, "an integer")
+        one_of("kind", self.kind, KINDS)
 
-    def rollout(self, sample: Sample, number: int, max_steps: int | None) -> Sample:
-        """Rollout `number` of a sample, keyed (its key, number)."""
+    def rollout(self, task: Task, sample: Sample, number: int, max_steps: int | None) -> tuple[Sample, Back | None]:
+        """Rollout `number` of a sample, keyed (its key, number), and what turns its answer back, if anything has to.
+
+        Errors: `InputError` for twins of a task without symmetries.
+        """
         if number == 0:
-            return replace(sample, key=(sample.key, 0))
+            return replace(sample, key=(sample.key, 0)), None
         content = f"{self.seed} {number} {sample.puzzle_identifier} ".encode() + sample.tokens.astype("<i4").tobytes()
         seed = int.from_bytes(hashlib.blake2b(content, digest_size=5).digest(), "big")
-        return replace(sample, key=(sample.key, number), noise=self.noise, seed=seed, max_steps=max_steps)
+        made = replace(sample, key=(sample.key, number), max_steps=max_steps)
+        twin = None if self.kind == "noise" else task.twin(sample.tokens, np.random.default_rng(seed))
+        if twin is not None:
+            return replace(made, tokens=twin[0]), twin[1]
+        require(self.kind != "twins", "kind", self.kind, f"{task.name} has no symmetries")
+        return replace(made, noise=self.noise, seed=seed), None
 
 
 def preference(done: Finished) -> tuple[bool, bool, float, float, int, int]:
@@ -60,20 +81,33 @@ def preference(done: Finished) -> tuple[bool, bool, float, float, int, int]:
 class _Puzzle:
     """One puzzle and those of its rollouts that have ended."""
 
-    def __init__(self, sample: Sample, rollouts: Rollouts) -> None:
-        self.sample, self.rollouts = sample, rollouts
+    def __init__(self, sample: Sample, rollouts: Rollouts, task: Task) -> None:
+        self.sample, self.rollouts, self.task = sample, rollouts, task
         self.max_steps, self.started, self.done = sample.max_steps, 0, list[Finished]()
+        self.backs: dict[int, Back] = {}
 
     def start(self) -> Sample:
         """The next rollout."""
+        sample, back = self.rollouts.rollout(self.task, self.sample, self.started, self.max_steps)
+        if back is not None:
+            self.backs[self.started] = back
         self.started += 1
-        return self.rollouts.rollout(self.sample, self.started - 1, self.max_steps)
+        return sample
+
+    def take(self, done: Finished) -> None:
+        """Keep a rollout that ended, its answer turned back and, if confirmed, confirmed for the puzzle itself."""
+        key, number = done.key
+        back, answer, verified = self.backs.get(number), done.answer, done.verified
+        if back is not None and answer is not None:
+            answer = back(answer)
+            verified = verified and bool(self.task.verify_tokens(self.sample.tokens[None], answer[None])[0])
+        self.done.append(replace(done, key=key, rollout=number, answer=answer, verified=verified))
 
     def ended(self, done: Finished, slots: Slots) -> None:
         """Take in a rollout that ended; once one is confirmed, none needs to take more steps than it did."""
-        key, number = done.key
-        self.done.append(replace(done, key=key, rollout=number))
-        if done.verified:
+        key, _ = done.key
+        self.take(done)
+        if self.done[-1].verified:
             self.max_steps = min(done.steps, self.max_steps or done.steps)
             for other in range(self.started):
                 slots.tighten((key, other), self.max_steps)
@@ -91,8 +125,8 @@ class _Puzzle:
 class RolloutSlots:
     """A latent buffer (see `Slots`) whose samples are puzzles with several rollouts each."""
 
-    def __init__(self, slots: Slots, rollouts: Rollouts) -> None:
-        self._slots, self.rollouts = slots, rollouts
+    def __init__(self, slots: Slots, rollouts: Rollouts, task: Task) -> None:
+        self._slots, self.rollouts, self.task = slots, rollouts, task
         self._puzzles: dict[Any, _Puzzle] = {}
         self._unfinished: deque[_Puzzle] = deque()
 
@@ -108,7 +142,7 @@ class RolloutSlots:
 
     def admit(self, samples: Sequence[Sample]) -> None:
         """Open puzzles, at most `free`: the first rollout of each enters the batch."""
-        puzzles = {sample.key: _Puzzle(sample, self.rollouts) for sample in samples}
+        puzzles = {sample.key: _Puzzle(sample, self.rollouts, self.task) for sample in samples}
         self._puzzles |= puzzles
         self._slots.admit([puzzle.start() for puzzle in puzzles.values()])
 
@@ -142,5 +176,5 @@ class RolloutSlots:
         for number in range(puzzle.started):
             done = self._slots.evict((key, number), reason)
             if done is not None:
-                puzzle.done.append(replace(done, key=key, rollout=number))
+                puzzle.take(done)
         return replace(puzzle.choice(), reason=reason)

@@ -70,6 +70,8 @@ class Solver:
         self.executor = build_executor(executor, self.model)
         self.batch_size, self.batch_invariant = batch_size, batch_invariant
         self.rollouts = rollouts if isinstance(rollouts, Rollouts) else Rollouts(rollouts)
+        symmetric = type(self.task).twin is not Task.twin
+        require(self.rollouts.kind != "twins" or symmetric, "kind", "twins", f"{self.task.name} has no symmetries")
 
     def solve(self, puzzles: Iterable[str | Puzzle]) -> list[Solution]:
         """The solutions of `puzzles` in the order given."""
@@ -84,7 +86,7 @@ class Solver:
         """An empty latent buffer of this solver's size and policy; `observer` is called with every step."""
         verify, fixed = self.task.verify_tokens, self.batch_invariant and not self.executor.batch_invariant
         slots = Slots(self.model, self.executor, self.policy, verify, self.batch_size, fixed, observer)
-        return slots if self.rollouts.count == 1 else RolloutSlots(slots, self.rollouts)
+        return slots if self.rollouts.count == 1 else RolloutSlots(slots, self.rollouts, self.task)
 
     def run(self, samples: Iterable[Sample], observer: Observer | None = None) -> Iterator[Finished]:
         """Samples as they leave the batch; `samples` is read only as fast as slots become free."""

@@ -115,6 +115,13 @@ def test_bad_rollouts_are_named(field: str, value: object) -> None:
         Rollouts(**{"count" if field == "rollouts" else field: value})  # type: ignore[arg-type]
 
 
+def test_twins_of_a_task_without_symmetries_are_refused() -> None:
+    with pytest.raises(InputError, match="kind='twins' is not allowed: reverse has no symmetries"):
+        Solver(model(), task=TASK, rollouts=Rollouts(4, kind="twins"))
+    with pytest.raises(InputError, match="kind='luck' is not allowed: expected one of auto, twins, noise"):
+        Rollouts(4, kind="luck")
+
+
 def test_noise_on_a_real_model_is_repeatable_and_spreads() -> None:
     torch.manual_seed(5)
     reasoner = RecursiveReasoner(model().config)

@@ -23,7 +23,7 @@ from rtm_kernels.data.sudoku.rules import (
 )
 from rtm_kernels.data.sudoku.search import solve
 from rtm_kernels.data.sudoku.symmetry import Symmetry, augment
-from rtm_kernels.data.task import Pair, Puzzle, Task, Verdict, register
+from rtm_kernels.data.task import Pair, Puzzle, Task, Twin, Verdict, register
 from rtm_kernels.errors import InputError, require
 
 __all__ = [
@@ -95,6 +95,16 @@ class Sudoku(Task):
         require(bool((tokens >= 1).all()), "tokens", 0, "boards to augment hold no padding")
         puzzles, solutions = augment(as_boards("inputs", inputs - 1), as_boards("labels", labels - 1), rng)
         return (puzzles + 1).astype(inputs.dtype), (solutions + 1).astype(labels.dtype)
+
+    def twin(self, tokens: np.ndarray, rng: np.random.Generator) -> Twin:
+        """Under a random element of the symmetry group: digits, bands, rows, stacks, columns, transposition."""
+        symmetry = Symmetry.random(1, self.size, rng)
+        inverse = symmetry.inverse()
+
+        def back(answer: np.ndarray) -> np.ndarray:
+            return (inverse.apply(self._boards(answer)[None])[0] + 1).astype(answer.dtype)
+
+        return symmetry.apply(self._boards(tokens)[None])[0] + np.uint8(1), back
 
     def _boards(self, tokens: np.ndarray) -> np.ndarray:
         return np.where((tokens >= 2) & (tokens <= self.size + 1), tokens - 1, 0).astype(np.uint8)

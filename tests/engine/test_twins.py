@@ -1,0 +1,120 @@
+"""Rollouts over symmetric twins: answers come back in the puzzle's own terms, and are confirmed there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rtm_kernels.config import ModelConfig
+from rtm_kernels.data import maze, sudoku
+from rtm_kernels.data.task import Task, get_task
+from rtm_kernels.engine import Rollouts, Service, Solver
+from rtm_kernels.engine.executor import Latents
+from rtm_kernels.engine.slots import Sample
+from rtm_kernels.model import RecursiveReasoner
+from tests.engine import fakes
+
+WIDTH = 16
+
+
+class Picky:
+    """Knows the answer to those 4 x 4 Sudokus that begin with a given 1 (`lucky`), and breaks the others."""
+
+    name, batch_invariant = "picky", True
+
+    def __init__(self) -> None:
+        self.seen: list[np.ndarray] = []
+
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+        tokens = (x[..., 0] / WIDTH**0.5).round().long().numpy()
+        self.seen.extend(tokens)
+        answers = sudoku.solve((tokens - 1).astype(np.uint8))[1].astype(np.int64) + 1
+        answers = np.where(self.lucky(tokens)[:, None], answers, 2)
+        logits = torch.nn.functional.one_hot(torch.from_numpy(answers), 6).float()
+        return dict(latents), logits, None
+
+    @staticmethod
+    def lucky(tokens: np.ndarray) -> np.ndarray:
+        return tokens[:, 0] == 2
+
+
+def solver(count: int, **options: object) -> tuple[Solver, Picky]:
+    config = ModelConfig(vocab_size=6, seq_len=16, hidden_size=WIDTH, num_heads=1, H_cycles=1, L_cycles=1,
+                         layers={"L_level": 1}, halt_max_steps=3, halting="settle")  # fmt: skip
+    reasoner = RecursiveReasoner(config)
+    with torch.no_grad():
+        reasoner.embed_tokens.embedding_weight.copy_(torch.arange(6.0)[:, None].expand(-1, WIDTH))
+    made = Solver(reasoner, task="sudoku4", rollouts=Rollouts(count), **options)  # type: ignore[arg-type]
+    made.executor = picky = Picky()
+    return made, picky
+
+
+def puzzles() -> list[str]:
+    boards, _ = sudoku.generate(6, size=4, seed=9)
+    return [sudoku.to_text(board) for board in boards if board[0] != 1]
+
+
+def test_a_lucky_twin_answers_for_the_puzzle() -> None:
+    texts = puzzles()
+    assert len(texts) >= 3
+    alone, _ = solver(1)
+    assert {s.status for s in alone.solve(texts)} == {"unverified"}
+    wide, picky = solver(64)
+    for text, solution in zip(texts, wide.solve(texts), strict=True):
+        assert solution.status == "verified" and solution.rollout > 0 and solution.answer is not None
+        assert get_task("sudoku4").verify(text, solution.answer).verified and solution.input == text
+    assert any(Picky.lucky(np.array(picky.seen)))
+
+
+def test_the_choice_does_not_depend_on_batch_size_order_or_service() -> None:
+    texts = puzzles()
+    expected = {s.input: (s.answer, s.status, s.rollout) for s in solver(9, batch_size=1)[0].solve(texts)}
+    for size in (2, 5, 64):
+        for order in (texts, texts[::-1]):
+            found = solver(9, batch_size=size)[0].solve(order)
+            assert {s.input: (s.answer, s.status, s.rollout) for s in found} == expected
+    with Service(solver(9, batch_size=3)[0]) as service:
+        futures = [service.submit(text) for text in texts]
+        assert {s.input: (s.answer, s.status, s.rollout) for s in (f.result(60) for f in futures)} == expected
+
+
+def test_an_unconfirmed_candidate_is_turned_back_too() -> None:
+    unlucky, picky = solver(4)
+    picky.lucky = lambda tokens: np.zeros(len(tokens), dtype=bool)  # type: ignore[method-assign]
+    (solution,) = unlucky.solve(puzzles()[:1])
+    assert (solution.status, solution.reason, solution.total_steps) == ("unverified", "max_steps", 12)
+    assert solution.answer is not None and len(set(solution.answer)) == 1
+
+
+@pytest.mark.parametrize("task", [get_task("sudoku"), get_task("sudoku4"), get_task("sudoku16"), maze.Maze(6)])
+def test_twins_keep_the_rules_and_invert(task: Task) -> None:
+    if isinstance(task, maze.Maze):
+        inputs, answers = maze.generate(4, seed=2, side=6)
+    else:
+        boards = sudoku.random_grids(4, task.size, np.random.default_rng(1))  # type: ignore[attr-defined]
+        answers = boards + np.uint8(1)
+        inputs = np.where(np.random.default_rng(2).random(boards.shape) < 0.5, answers, 1).astype(np.uint8)
+    moved = 0
+    for seed, (tokens, answer) in enumerate([*zip(inputs, answers, strict=True)] * 8):
+        found = task.twin(tokens, np.random.default_rng(seed))
+        same = task.twin(answer, np.random.default_rng(seed))
+        assert found is not None and same is not None
+        twin, back = found
+        assert task.verify_tokens(twin[None], same[0][None])[0]
+        assert (back(same[0].astype(np.int32)) == answer).all() and (back(twin) == tokens).all()
+        moved += bool((twin != tokens).any())
+    assert moved > 16
+    assert back(np.zeros_like(tokens)).shape == tokens.shape
+
+
+def test_a_task_without_symmetries_takes_noise() -> None:
+    sample = Sample("key", fakes.TASK.encode("1234"))
+    made, back = Rollouts(3, noise=0.5).rollout(fakes.TASK, sample, 2, 7)
+    assert back is None and made.noise == 0.5 and made.max_steps == 7 and made.key == ("key", 2)
+    assert (made.tokens == sample.tokens).all()
+    twin, back = Rollouts(3, noise=0.5).rollout(get_task("sudoku4"), Sample(0, np.arange(16) % 6), 1, None)
+    assert back is not None and twin.noise == 0.0
