@@ -20,6 +20,7 @@ def load_solver(
     rollouts: int,
     noise: float,
     seed: int,
+    kind: str = "auto",
 ) -> Solver:
     """A solver for the model called `model`, on CUDA where there is one and `device` does not say otherwise."""
     return Solver(
@@ -30,5 +31,5 @@ def load_solver(
         batch_size=batch_size,
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         executor=executor,
-        rollouts=Rollouts(rollouts, noise, seed),
+        rollouts=Rollouts(rollouts, noise, seed, kind),
     )

@@ -35,7 +35,7 @@ def mcp(
     batch_size: BatchSize = 16,
     device: Device = None,
     executor: Executor = "auto",
-    rollouts: Rollouts = 1,
+    rollouts: Rollouts = 8,
     noise: Noise = 0.3,
     seed: Seed = 0,
 ) -> None:  # fmt: skip

@@ -17,15 +17,24 @@ Executor = Annotated[str, typer.Option(help="auto, or one that `rtm info` lists.
 Halt = Annotated[
     str,
     typer.Option(
-        help="When a puzzle leaves: verified, q[=P], settle[=STEPS[/TOLERANCE]], cumulative, cumulative_token, "
+        help="When a puzzle leaves: verified, q[=P], settle[=N or N/TOL], cumulative, cumulative_token, "
         "joined by +, or fixed.",
         metavar="POLICY",
     ),
 ]
 Rollouts = Annotated[
-    int, typer.Option(help="Runs of a puzzle whose answer is not confirmed, all but the first noisy.", metavar="K")
+    int, typer.Option(help="Runs of a puzzle whose answer is not confirmed; the first is the plain one.", metavar="K")
 ]
-Noise = Annotated[float, typer.Option(help="Deviation of their noise (latents have rms 1).", metavar="SIGMA")]
-Seed = Annotated[int, typer.Option(help="Seed of their noise.", metavar="SEED")]
+Kind = Annotated[
+    str,
+    typer.Option(
+        "--rollout-kind",
+        help="What the further runs are: twins (symmetric puzzles, turned back), noise, or auto: twins where the task "
+        "has symmetries.",
+        metavar="KIND",
+    ),
+]
+Noise = Annotated[float, typer.Option(help="Deviation of noisy runs (latents have rms 1).", metavar="SIGMA")]
+Seed = Annotated[int, typer.Option(help="Seed of the further runs.", metavar="SEED")]
 Limit = Annotated[int | None, typer.Option(help="Read only the first N puzzles.", metavar="N")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")]

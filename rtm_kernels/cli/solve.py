@@ -6,7 +6,8 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,8 +18,10 @@ from rtm_kernels.cli.options import (
     Executor,
     Halt,
     Json,
+    Kind,
     Limit,
     MaxSteps,
+    MinSteps,
     Model,
     Noise,
     Rollouts,
@@ -45,15 +48,21 @@ def solve(
     ] = None,
     model: Model = "sudoku",
     max_steps: MaxSteps = None,
+    min_steps: MinSteps = 1,
     batch_size: BatchSize = 64,
     device: Device = None,
     executor: Executor = "auto",
     halt: Halt = "verified",
-    rollouts: Rollouts = 1,
+    rollouts: Rollouts = 8,
+    rollout_kind: Kind = "auto",
     noise: Noise = 0.3,
     seed: Seed = 0,
     limit: Limit = None,
     show: Annotated[int, typer.Option(help="Grids to print, of the first puzzles.", metavar="N")] = 3,
+    stats: Annotated[
+        Path | None,
+        typer.Option(help="Also write counts, depth, puzzles/s and joules per puzzle here, as JSON.", metavar="FILE"),
+    ] = None,
     json_lines: Json = False,
 ) -> None:
     """Solve puzzles and check every answer by the rules of the task.
@@ -62,6 +71,10 @@ def solve(
     A file holds one puzzle per line, grids, or csv with a header:
     puzzle[,solution].
 
+    A puzzle whose answer is not confirmed gets further runs (--rollouts), which
+    stop as soon as one of them is confirmed; --rollouts 1 does without. Further
+    steps (--max-steps) help less.
+
     Exit code: 0 all answers verified, 1 some are not, 2 bad input.
 
     Examples:
@@ -69,26 +82,32 @@ def solve(
       rtm solve
       rtm solve puzzles.csv --limit 1000 --max-steps 32 --json
       rtm solve 53..7....6..195....98....6.(and so on, 81 in all)
-      rtm solve hard.csv --max-steps 256 --rollouts 16
+      rtm solve hard.csv --rollouts 32 --stats stats.json
+      rtm solve hard.csv --rollouts 1 --max-steps 256 --halt verified+settle=8
       cat grids.txt | rtm solve - --show 1
     """
     from rtm_kernels.cli.load import load_solver
     from rtm_kernels.cli.source import read_all
+    from rtm_kernels.energy import energy_counter
 
     solver = load_solver(
-        model, max_steps=max_steps, batch_size=batch_size, device=device, executor=executor, halt=halt,
-        rollouts=rollouts, noise=noise, seed=seed,
+        model, max_steps=max_steps, min_steps=min_steps, batch_size=batch_size, device=device, executor=executor,
+        halt=halt, rollouts=rollouts, noise=noise, seed=seed, kind=rollout_kind,
     )  # fmt: skip
     read = read_all(puzzles or [], solver.task, limit)
-    start = time.perf_counter()
+    energy, start = energy_counter(solver.model.device.type), time.perf_counter()
     if json_lines:
         solutions = []
         for solution in in_order(solver, read):
             typer.echo(json.dumps(solution.to_dict()))
             solutions.append(solution)
     else:
-        solutions = list(with_progress(solver, read))
-        print_report(solver, model, solutions, time.perf_counter() - start, show)
+        solutions = watched(solver, read)
+    figures = summary(solver, model, solutions, time.perf_counter() - start, energy.joules() if energy else None)
+    if not json_lines:
+        print_report(solver, solutions, figures, show)
+    if stats is not None:
+        stats.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     complain_about(solutions)
     raise typer.Exit(exit_code(solutions))
 
@@ -104,19 +123,44 @@ def in_order(solver: Solver, puzzles: list[Puzzle]) -> Iterator[Solution]:
             following += 1
 
 
-def with_progress(solver: Solver, puzzles: list[Puzzle]) -> Iterator[Solution]:
-    """`in_order` behind a progress bar on standard error, which only a terminal shows."""
-    from rich.console import Console
-    from rich.progress import track
+def watched(solver: Solver, puzzles: list[Puzzle]) -> list[Solution]:
+    """Solutions in the order of the puzzles; a terminal shows progress and depths meanwhile, on standard error."""
+    from rtm_kernels.cli.live import LiveDepths
 
-    console = Console(stderr=True)
     solutions: dict[int, Solution] = {}
-    stream = solver.stream(puzzles)
-    for index, solution in track(
-        stream, "solving", total=len(puzzles), console=console, transient=True, disable=not console.is_terminal
-    ):
-        solutions[index] = solution
-    return (solutions[index] for index in range(len(puzzles)))
+    with LiveDepths(len(puzzles)) as live:
+        for index, solution in solver.stream(puzzles):
+            solutions[index] = solution
+            live.add(solution)
+    return [solutions[index] for index in range(len(puzzles))]
+
+
+def summary(
+    solver: Solver, model: str, solutions: list[Solution], seconds: float, joules: float | None
+) -> dict[str, Any]:
+    """Counts, depth, speed and energy as JSON types; `joules_per_puzzle` is None where there is no counter."""
+    from rtm_kernels.cli.report import depth_histogram
+
+    steps = [s.steps for s in solutions if s.status != "invalid"]
+    count = len(steps)
+    return {
+        "model": model,
+        "task": solver.task.name,
+        "policy": str(solver.policy),
+        "max_steps": solver.policy.max_steps,
+        "rollouts": solver.rollouts.count,
+        "executor": solver.executor.name,
+        "device": str(solver.model.device),
+        "puzzles": count,
+        "statuses": dict(sorted(Counter(s.status for s in solutions).items())),
+        "by_further_rollouts": sum(s.status == "verified" and s.rollout > 0 for s in solutions),
+        "mean_steps": sum(steps) / count if count else None,
+        "mean_total_steps": sum(s.total_steps for s in solutions) / count if count else None,
+        "depth_histogram": depth_histogram(steps),
+        "seconds": seconds,
+        "puzzles_per_second": count / seconds,
+        "joules_per_puzzle": None if joules is None or not count else joules / count,
+    }
 
 
 def exit_code(solutions: list[Solution]) -> int:
@@ -136,7 +180,7 @@ def complain_about(solutions: list[Solution]) -> None:
         complain(f"{len(errors) - MAX_COMPLAINTS} more puzzles could not be read")
 
 
-def print_report(solver: Solver, model: str, solutions: list[Solution], seconds: float, show: int) -> None:
+def print_report(solver: Solver, solutions: list[Solution], figures: dict[str, Any], show: int) -> None:
     """The first grids, then the summary, on standard output."""
     from rich.console import Console
 
@@ -147,25 +191,28 @@ def print_report(solver: Solver, model: str, solutions: list[Solution], seconds:
     for i, solution in readable[: max(0, show)]:
         print_grid(console, solver.task, solution, f"puzzle {i} of {len(solutions)}")
     if readable:
-        print_summary(console, solver, model, solutions, seconds)
+        print_summary(console, solver, len(solutions), figures)
 
 
-def print_summary(console: Console, solver: Solver, model: str, solutions: list[Solution], seconds: float) -> None:
+def print_summary(console: Console, solver: Solver, count: int, figures: dict[str, Any]) -> None:
     """Counts, depth and speed."""
-    from rtm_kernels.cli.report import bars, depth_histogram, print_table, solid
+    from rtm_kernels.cli.report import bars, print_table, solid
 
-    counts = Counter(s.status for s in solutions)
-    steps = [s.steps for s in solutions if s.status != "invalid"]
-    others = {status: str(n) for status, n in sorted(counts.items()) if status != "verified"}
+    statuses: dict[str, int] = figures["statuses"]
+    verified, joules = statuses.get("verified", 0), figures["joules_per_puzzle"]
+    further = figures["by_further_rollouts"]
+    by_twins = f", {further} of them by further rollouts" if further else ""
+    histogram = bars(figures["depth_histogram"], solid(console))
     rows = {
-        "puzzles": str(len(solutions)),
-        "verified": f"{counts['verified']} ({100 * counts['verified'] / len(solutions):.1f} %)",
-        **{status.replace("_", " "): n for status, n in others.items()},
-        "steps, mean": f"{sum(steps) / len(steps):.2f}",
-        "depth": "\n".join(["steps and how many puzzles took them", *bars(depth_histogram(steps), solid(console))]),
-        "time": f"{seconds:.2f} s, {len(steps) / seconds:.1f} puzzles/s",
-        "model": f"{model}, {sum(p.numel() for p in solver.model.parameters()):,} parameters",
-        "halting": f"{solver.policy}, at most {solver.policy.max_steps} steps",
-        "executor": f"{solver.executor.name} on {solver.model.device}",
+        "puzzles": str(count),
+        "verified": f"{verified} ({100 * verified / count:.1f} %){by_twins}",
+        **{status.replace("_", " "): str(n) for status, n in statuses.items() if status != "verified"},
+        "steps, mean": f"{figures['mean_steps']:.2f}, with all rollouts {figures['mean_total_steps']:.2f}",
+        "depth": "\n".join(["steps and how many puzzles took them", *histogram]),
+        "time": f"{figures['seconds']:.2f} s, {figures['puzzles_per_second']:.1f} puzzles/s",
+        "energy": "not counted on this machine" if joules is None else f"{joules:.3g} J/puzzle",
+        "model": f"{figures['model']}, {sum(p.numel() for p in solver.model.parameters()):,} parameters",
+        "halting": f"{solver.policy}, at most {solver.policy.max_steps} steps and {solver.rollouts.count} rollouts",
+        "executor": f"{figures['executor']} on {figures['device']}",
     }
     print_table(console, rows)

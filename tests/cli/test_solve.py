@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import io
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from rtm_kernels import energy
 from rtm_kernels.cli import source
+from rtm_kernels.cli.live import LiveDepths
+from rtm_kernels.engine import Solution
 from tests.cli.conftest import lines
 
 KEYS = {"task", "input", "answer", "status", "steps", "halt_probability", "seconds"}
@@ -203,3 +210,41 @@ def test_as_a_process(model_folder: Path, puzzles) -> None:
     assert result.returncode == 2
     assert [s["status"] for s in lines(result.stdout)] == ["unverified", "invalid"]
     assert len(result.stderr.splitlines()) == 1 and "Traceback" not in result.stderr
+
+
+@pytest.mark.usefixtures("oracle")
+def test_stats_are_written_and_energy_is_null_without_a_counter(rtm, puzzles, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(energy, "RAPL", tmp_path / "none")
+    path = tmp_path / "stats.json"
+    texts = [p for p, _ in puzzles]
+    assert rtm("solve", *texts, "--json", "--stats", str(path), *ORACLE).exit_code == 0
+    figures = json.loads(path.read_text())
+    depths = [p.count(".") % 3 + 1 for p in texts]
+    assert figures["puzzles"] == 6 and figures["statuses"] == {"verified": 6} and figures["by_further_rollouts"] == 0
+    assert figures["depth_histogram"] == {str(d): depths.count(d) for d in sorted(set(depths))}
+    assert figures["mean_steps"] == figures["mean_total_steps"] == sum(depths) / 6
+    assert figures["puzzles_per_second"] > 0 and figures["joules_per_puzzle"] is None
+    for name, value in (("max_energy_range_uj", 10_000_000), ("energy_uj", 9_000_000)):
+        text_file(tmp_path, name, f"{value}\n")
+    monkeypatch.setattr(energy, "RAPL", tmp_path)
+    counter = energy.energy_counter("cpu")
+    assert counter is not None and counter.joules() == 0
+    text_file(tmp_path, "energy_uj", "2000000\n")
+    assert counter.joules() == pytest.approx(3)
+
+
+def test_depths_grow_on_a_terminal() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    with LiveDepths(4, console) as live:
+        for steps in (3, 3, 16):
+            live.add(Solution(task="sudoku", input="", status="verified" if steps < 16 else "unverified", steps=steps))
+        live.add(Solution(task="sudoku", input="", status="invalid"))
+        live.live.refresh()
+    shown = screen.getvalue()
+    assert "4/4" in shown and "2 verified" in shown and "puzzles/s" in shown
+    assert re.search(r" 3 .+ 2", shown) and re.search(r"16 .+ 1", shown)
+    quiet = io.StringIO()
+    with LiveDepths(1, Console(file=quiet)) as live:
+        live.add(Solution(task="sudoku", input="", status="verified", steps=1))
+    assert quiet.getvalue() == ""
