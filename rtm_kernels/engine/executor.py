@@ -12,7 +12,10 @@ from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, one_of
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.recursion import native, reference
+from rtm_kernels.ops.launch import family
+from rtm_kernels.recursion import choice, fused, graph, native, reference
+from rtm_kernels.recursion.persistent.executor import PersistentExecutor
+from rtm_kernels.recursion.persistent.executor import why_not as why_not_persistent
 from rtm_kernels.recursion.tape import why_not_program
 
 Latents = dict[str, Tensor]
@@ -50,6 +53,58 @@ class ProgramExecutor:
         return values, torch.cat(logits), None if halting[0] is None else torch.cat(halting)
 
 
+class GraphExecutor:
+    """The fused ops and the heads of a whole ACT step, captured once per batch bucket and replayed.
+
+    Weights are read where they lie. A batch beyond the largest bucket runs in parts. `capture` is that of
+    `recursion.graph.GraphRunner`.
+    """
+
+    name = "graph"
+
+    def __init__(self, model: RecursiveReasoner, capture: graph.Capture | None = None) -> None:
+        self._model, self._capture = model, capture
+        self._stacks = fused.stacks_of(_modules(model), model.cos_sin())
+        self._runner: graph.GraphRunner | None = None
+
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+        """See `Executor.step`."""
+        carried = {name: latents[name] for name in self._model.program.carried}
+        parts = zip(*(t.split(graph.BUCKETS[-1]) for t in (x, *carried.values())), strict=True)
+        found = [self._part(part[0], dict(zip(carried, part[1:], strict=True))) for part in parts]
+        whole = found[0] if len(found) == 1 else {name: torch.cat([part[name] for part in found]) for name in found[0]}
+        return {name: whole[name] for name in self._results()}, whole["logits"], whole.get("q")
+
+    def _part(self, x: Tensor, carried: Latents) -> graph.Tensors:
+        if self._runner is None or len(x) > self._runner.buckets[-1]:
+            self._runner = graph.GraphRunner(self._act_step, max_batch=max(1, len(x)), capture=self._capture)
+        return self._runner({"x": x, **carried})
+
+    @torch.no_grad()
+    def _act_step(self, inputs: graph.Tensors) -> graph.Tensors:
+        values = reference.run(self._model.program, inputs, inputs["x"], self._stacks)
+        logits, q = self._model.heads(values[self._model.program.output])
+        results = {name: values[name] for name in self._results()}
+        return {**results, "logits": logits, **({} if q is None else {"q": q})}
+
+    def _results(self) -> tuple[str, ...]:
+        program = self._model.program
+        return tuple(dict.fromkeys((*program.carried, program.output)))
+
+
+class ByBatch:
+    """`auto` on a GPU: each batch goes to the path that the launch table `recursion.choice` names for its size."""
+
+    name = "auto"
+
+    def __init__(self, paths: Mapping[str, Executor]) -> None:
+        self._paths = paths
+
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+        """See `Executor.step`."""
+        return self._paths[choice.choose_row(len(x), family()).path].step(latents, x)
+
+
 class Backend(NamedTuple):
     """How to build an executor for a model, and what keeps it from running that model (None when it can)."""
 
@@ -57,10 +112,23 @@ class Backend(NamedTuple):
     why_not: Callable[[RecursiveReasoner], str | None]
 
 
+def _modules(model: RecursiveReasoner) -> dict[str, torch.nn.Module]:
+    return {name: model.get_submodule(name) for name in model.config.layers}
+
+
 def _reference(model: RecursiveReasoner) -> Executor:
     return ProgramExecutor(
         "reference", model, lambda latents, x: reference.run(model.program, latents, x, model.stacks())
     )
+
+
+def _triton(model: RecursiveReasoner) -> Executor:
+    stacks = fused.stacks_of(_modules(model), model.cos_sin())
+    return ProgramExecutor("triton", model, lambda latents, x: reference.run(model.program, latents, x, stacks))
+
+
+def _persistent(model: RecursiveReasoner) -> Executor:
+    return ProgramExecutor("persistent", model, PersistentExecutor(model.program, _modules(model), model.dtype).run)
 
 
 def _native(model: RecursiveReasoner) -> Executor:
@@ -79,33 +147,66 @@ def _why_not_native(model: RecursiveReasoner) -> str | None:
     return why_not_program(model.program) or native.why_not()
 
 
+def _why_not_triton(model: RecursiveReasoner) -> str | None:
+    return fused.why_not(model.device, model.dtype)
+
+
+def _why_not_graph(model: RecursiveReasoner) -> str | None:
+    if model.device.type != "cuda":
+        return f"the model is on {model.device.type}, and CUDA graphs need a CUDA device"
+    return graph.why_not() or _why_not_triton(model)
+
+
+def _why_not_persistent(model: RecursiveReasoner) -> str | None:
+    return why_not_persistent(model.program, _modules(model), model.device, model.dtype, model.config.latent_len)
+
+
 EXECUTORS: dict[str, Backend] = {
     "native": Backend(_native, _why_not_native),
+    "persistent": Backend(_persistent, _why_not_persistent),
+    "graph": Backend(GraphExecutor, _why_not_graph),
+    "triton": Backend(_triton, _why_not_triton),
     "reference": Backend(_reference, lambda model: None),
 }
-"""Executors by name, the one that `auto` prefers first. `native` packs the weights when it is built."""
+"""Executors by name: C++ on the CPU; one cooperative launch, replayed CUDA graphs, and op by op, all with Triton; plain
+PyTorch. `native` and `persistent` pack the weights when they are built."""
+
+PREFERRED = {"cpu": ("native", "reference"), "cuda": (*choice.PATHS, "triton", "reference")}
+"""Device -> what `auto` considers there, the best first. Triton's interpreter is never taken unasked."""
 
 
-def executor(name: str, model: RecursiveReasoner) -> Executor:
-    """The executor `name` for `model`; `auto` takes the first of `EXECUTORS` that can run it.
+def executor(name: str, model: RecursiveReasoner, batch_size: int | None = None) -> Executor:
+    """The executor `name` for `model`.
 
-    Where `auto` would have preferred a compiled one that is missing, it warns once and says why.
+    `auto` takes the best that can run it on its device. On a GPU that is, for each batch, the persistent kernel or the
+    graph, as the launch table says; `batch_size` pins the choice to that size, for callers whose results must not
+    depend on how a batch shrinks. What it could not take it says once.
 
     Errors: `InputError` for an unknown name, `BackendUnavailable` for a named one that cannot run here.
     """
     one_of("executor", name, ("auto", *EXECUTORS))
-    candidates = EXECUTORS if name == "auto" else {name: EXECUTORS[name]}
-    reasons: list[str] = []
-    for candidate, backend in candidates.items():
-        reason = backend.why_not(model)
-        if reason is None:
-            if reasons and native.why_not() is not None and model.device.type == "cpu":
-                _warn_once(f"using the slower PyTorch executor: {native.why_not()}")
-            return backend.build(model)
-        reasons.append(f"executor={candidate!r} cannot run: {reason}")
-    raise BackendUnavailable("; ".join(reasons))
+    if name == "auto":
+        return _auto(model, batch_size)
+    reason = EXECUTORS[name].why_not(model)
+    if reason is not None:
+        raise BackendUnavailable(f"executor={name!r} cannot run: {reason}")
+    return EXECUTORS[name].build(model)
+
+
+def _auto(model: RecursiveReasoner, batch_size: int | None) -> Executor:
+    reasons = {name: EXECUTORS[name].why_not(model) for name in PREFERRED.get(model.device.type, ("reference",))}
+    runnable = [name for name, reason in reasons.items() if reason is None]
+    if reasons.get("native") is not None and native.why_not() is not None:
+        _warn_once(f"using the slower PyTorch executor: {native.why_not()}")
+    if reasons.get("triton") is not None:
+        _warn_once(f"using the slower PyTorch executor: {reasons['triton']}")
+    if not set(choice.PATHS) <= set(runnable):
+        return EXECUTORS[runnable[0]].build(model)
+    if batch_size is not None:
+        return EXECUTORS[choice.choose_row(batch_size, family()).path].build(model)
+    return ByBatch({path: EXECUTORS[path].build(model) for path in choice.PATHS})
 
 
 @functools.cache
 def _warn_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
+    warnings.warn(message, RuntimeWarning, stacklevel=5)

@@ -67,7 +67,7 @@ class Solver:
         self.task = find_task(model, task)
         self.policy = resolve_policy(model, policy, max_steps, min_steps)
         self.model = model if device is None else model.to(usable_device(device))
-        self.executor = build_executor(executor, self.model)
+        self.executor = build_executor(executor, self.model, batch_size if batch_invariant else None)
         self.batch_size, self.batch_invariant = batch_size, batch_invariant
         self.rollouts = rollouts if isinstance(rollouts, Rollouts) else Rollouts(rollouts)
         symmetric = type(self.task).twin is not Task.twin

@@ -8,13 +8,14 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from rtm_kernels.errors import InputError, one_of, require
-from rtm_kernels.ops.halting.reference import HaltingState, halting_logits, halting_update, initial_state, settled
+from rtm_kernels.errors import InputError, one_of
+from rtm_kernels.ops.halting.reference import HaltingState, initial_state
 from rtm_kernels.program import Program
 from rtm_kernels.recursion import reference
+from rtm_kernels.recursion.act_step import act_step_, require_latents
 from rtm_kernels.recursion.conditional import while_active
 from rtm_kernels.recursion.graph import Capture, CudaGraphs
-from rtm_kernels.recursion.head import HaltingHead, copy_state
+from rtm_kernels.recursion.head import HaltingHead, copy_state, reset_state
 
 LOOPS = ("poll", "while")
 """`poll`: the host reads one flag between replays; `while`: the device decides, and the run is one launch."""
@@ -47,9 +48,7 @@ class ActGraph:
     ) -> None:
         one_of("loop", loop, LOOPS)
         self.program, self.stacks, self.head, self.loop = program, stacks, head, loop
-        needed = (*program.carried, *((program.output,) if head.policy == "settle" else ()))
-        missing = sorted(set(needed) - set(latents))
-        require(not missing, "latents", sorted(latents), f"{', '.join(missing)} is read and not given")
+        require_latents(program, head, latents)
         self._capture = CudaGraphs(x.device) if capture is None else capture
         self.x = torch.empty_like(x)
         self.latents = {name: torch.empty_like(x) for name in dict.fromkeys((*program.latents, *latents))}
@@ -67,7 +66,7 @@ class ActGraph:
         self.x.copy_(x)
         for name, buffer in self.latents.items():
             buffer.copy_(latents[name]) if name in latents else buffer.zero_()
-        copy_state(self.state, initial_state(*self.state.steps.shape) if state is None else state)
+        reset_state(self.state, len(self.x)) if state is None else copy_state(self.state, state)
 
     def step(self) -> None:
         """One ACT step: one replay."""
@@ -108,22 +107,6 @@ class ActGraph:
                 tensor.copy_(value)
         return self._replay
 
-    @torch.no_grad()
     def _act_step(self) -> dict[str, Tensor]:
-        head, active = self.head, self.state.active_samples
-        values = reference.run(self.program, self.latents, self.x, self.stacks)
-        y, previous = values[self.program.output], self.latents[self.program.output]
-        logits = quiet = None
-        if head.policy == "settle":
-            quiet = settled(y, previous, head.tolerance)
-        elif head.reads_head and head.weight is not None:
-            logits = halting_logits(y, head.weight, head.bias, head.pool)
-            mine = self.logits[..., : logits.shape[-1]]
-            mine.copy_(torch.where(active[:, None, None], logits, mine))
-        new = halting_update(
-            self.state, head.policy, logits=logits, quiet=quiet, max_steps=head.max_steps, min_steps=head.min_steps
-        )
-        for name in dict.fromkeys(step.dst for step in self.program.steps):
-            self.latents[name].copy_(torch.where(active[:, None, None], values[name], self.latents[name]))
-        copy_state(self.state, new)
+        act_step_(self.program, self.stacks, self.head, self.latents, self.x, self.state, self.logits)
         return {}

@@ -80,7 +80,11 @@ class CudaGraphs:
         return graph.replay, outputs
 
     def record(self, fn: Callable[[], Tensors]) -> tuple[torch.cuda.CUDAGraph, Tensors]:
-        """Warm up and capture `fn`; other threads may use the GPU meanwhile. The raw graph is kept for nesting."""
+        """Warm up and capture `fn`; other threads may use the GPU meanwhile. The raw graph is kept for nesting.
+
+        The random numbers that this takes are given back.
+        """
+        generator = torch.cuda.get_rng_state(self.device)
         current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -91,6 +95,7 @@ class CudaGraphs:
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             outputs = fn()
         graph.instantiate()
+        torch.cuda.set_rng_state(generator, self.device)
         return graph, outputs
 
     @contextmanager
@@ -188,7 +193,8 @@ class GraphRunner:
             self._capture = CudaGraphs(next(iter(inputs.values())).device)
         if not self._buffers:
             largest = self.buckets[-1]
-            self._buffers = {name: t.new_zeros(largest, *t.shape[1:]) for name, t in inputs.items()}
+            with torch.inference_mode(False):  # buffers that may be written in any mode
+                self._buffers = {name: t.new_zeros(largest, *t.shape[1:]) for name, t in inputs.items()}
         return self._capture
 
     def _record(self, capture: Capture, bucket: int) -> tuple[Callable[[], None], Tensors]:

@@ -66,6 +66,15 @@ class HaltingHead:
         return packed
 
 
+def reset_state(state: HaltingState, samples: int) -> None:
+    """The first `samples` samples start afresh and the others have halted, in place and with no copy from the host."""
+    for tensor in (state.steps, state.accumulated, state.weight):
+        tensor.zero_()
+    state.remainder.fill_(1)
+    state.active.zero_()
+    state.active[:samples].fill_(True)
+
+
 def copy_state(target: HaltingState, source: HaltingState) -> None:
     """Copy `source` into the buffers of `target`. Errors: `InputError` for a state of other samples or units."""
     for field in fields(HaltingState):

@@ -8,7 +8,9 @@ import torch
 from rtm_kernels.engine import Solver, executor
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.recursion import choice
 from tests.engine.fakes import TASK, ScriptedExecutor, config, model
+from tests.recursion.support import Recorder
 
 VARIANTS = {
     "mlp": {},
@@ -42,14 +44,19 @@ def test_every_executor_takes_the_step_of_the_model(name: str, variant: str) -> 
 @pytest.mark.parametrize("name", list(executor.EXECUTORS))
 def test_batch_invariant_gives_the_same_bits_whoever_is_in_the_batch(name: str) -> None:
     torch.manual_seed(2)
-    reasoner = RecursiveReasoner(config(hidden_size=64, L_cycles=3, layers={"L_level": 2}, halt_max_steps=5))
+    interpreted = name in ("triton", "persistent") and not torch.cuda.is_available()
+    size = {"hidden_size": 32, "L_cycles": 1} if interpreted else {"hidden_size": 64, "L_cycles": 3}
+    reasoner = RecursiveReasoner(
+        config(**size, layers={"L_level": 1 if interpreted else 2}, halt_max_steps=2 if interpreted else 5)
+    )
     torch.nn.init.normal_(reasoner.q_head.weight)
     if executor.EXECUTORS[name].why_not(reasoner) is not None:
         pytest.skip("it cannot run here")
-    puzzles = [f"{a}{b}{a}{b}" for a in range(8) for b in range(0, 8, 3)]
+    puzzles = [f"{a}{b}{a}{b}" for a in range(8) for b in range(0, 8, 3)][: 3 if interpreted else None]
+    slots = 2 if interpreted else 16
 
     def bits(batch: list[str]) -> dict[str, tuple[object, ...]]:
-        solver = Solver(reasoner, task=TASK, executor=name, batch_size=16, batch_invariant=True, policy="q=0.9")
+        solver = Solver(reasoner, task=TASK, executor=name, batch_size=slots, batch_invariant=True, policy="q=0.9")
         return {s.input: (s.answer, s.steps, s.halt_probability, s.residual) for s in solver.solve(batch)}
 
     together = bits(puzzles)
@@ -83,3 +90,109 @@ def test_auto_without_the_extension_says_so_once(monkeypatch: pytest.MonkeyPatch
 def test_native_refuses_a_model_that_it_does_not_compute() -> None:
     reason = executor.EXECUTORS["native"].why_not(RecursiveReasoner(config(forward_dtype="bfloat16")))
     assert reason is not None and "bfloat16" in reason
+
+
+@pytest.mark.parametrize("name", ["triton", "persistent"])
+def test_the_solver_answers_as_the_reference_does(name: str) -> None:
+    torch.manual_seed(3)
+    reasoner = RecursiveReasoner(config(L_cycles=2))
+    torch.nn.init.normal_(reasoner.q_head.weight)
+    reason = executor.EXECUTORS[name].why_not(reasoner)
+    if reason is not None:
+        pytest.skip(reason)
+    puzzles = ["1234", "7012", "5432"]
+
+    def answers(executor_name: str) -> list[tuple[object, ...]]:
+        solver = Solver(reasoner, task=TASK, executor=executor_name, policy="q=0.6", max_steps=3, batch_size=2)
+        assert solver.executor.name == executor_name
+        return [(s.answer, s.status, s.steps, s.reason) for s in solver.solve(puzzles)]
+
+    assert answers(name) == answers("reference")
+
+
+@pytest.mark.parametrize("mixer", ["mlp", "attention"])
+def test_the_graph_replays_the_whole_act_step_in_any_mode_and_splits_what_is_too_large(
+    mixer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor.graph, "BUCKETS", (1, 2, 4))
+    torch.manual_seed(1)
+    reasoner = RecursiveReasoner(config(mixer=mixer, pos_encodings="rope" if mixer == "attention" else "none"))
+    reason = executor.EXECUTORS["triton"].why_not(reasoner)
+    if reason is not None:
+        pytest.skip(reason)
+    recorder = Recorder()
+    replayed = executor.GraphExecutor(reasoner, capture=recorder)
+    direct = executor.executor("triton", reasoner)
+    for batch, inference in ((2, True), (5, False), (0, False)):
+        x = reasoner.embed(torch.randint(1, 9, (batch, 4)), torch.zeros(batch, dtype=torch.int32)).detach()
+        latents = {k: torch.randn_like(x) for k in reasoner.program.carried}
+        with torch.inference_mode(inference), torch.no_grad():
+            expected, got = direct.step(latents, x), replayed.step(latents, x)
+        for a, b in zip((*expected[0].values(), *expected[1:]), (*got[0].values(), *got[1:]), strict=True):
+            assert torch.equal(a, b)
+    assert recorder.runs == 3
+
+
+class Named:
+    def __init__(self, name: str) -> None:
+        self.name, self.sizes = name, list[int]()
+
+    def step(self, latents: object, x: torch.Tensor) -> str:
+        self.sizes.append(len(x))
+        return self.name
+
+
+@pytest.fixture
+def cuda_model(monkeypatch: pytest.MonkeyPatch) -> RecursiveReasoner:
+    """A model that says it is on a Hopper GPU, where every executor but the native one can be built."""
+    monkeypatch.setattr(RecursiveReasoner, "device", property(lambda self: torch.device("cuda", 0)))
+    monkeypatch.setattr(executor, "family", lambda: "hopper")
+    for name in executor.EXECUTORS:
+        reason = "the model is on cuda" if name == "native" else None
+        backend = executor.Backend(lambda model, name=name: Named(name), lambda model, reason=reason: reason)
+        monkeypatch.setitem(executor.EXECUTORS, name, backend)
+    executor._warn_once.cache_clear()
+    return RecursiveReasoner(config())
+
+
+def test_auto_on_a_gpu_takes_the_path_of_the_launch_table(cuda_model: RecursiveReasoner) -> None:
+    auto = executor.executor("auto", cuda_model)
+    assert auto.name == "auto"
+    took = [auto.step({}, torch.zeros(n)) for n in (1, 4, 5, 768, 2000)]
+    assert took == ["persistent", "persistent", "graph", "graph", "graph"]
+    for size in (1, 64):
+        pinned = executor.executor("auto", cuda_model, batch_size=size)
+        assert pinned.name == choice.choose_row(size, "hopper").path
+
+
+def test_auto_on_a_gpu_takes_what_is_left_and_says_so(
+    cuda_model: RecursiveReasoner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacks(name: str, reason: str) -> None:
+        monkeypatch.setitem(executor.EXECUTORS, name, executor.EXECUTORS[name]._replace(why_not=lambda model: reason))
+
+    lacks("persistent", "it has no MLP mixer")
+    assert executor.executor("auto", cuda_model).name == "graph"
+    lacks("graph", "no graphs")
+    assert executor.executor("auto", cuda_model).name == "triton"
+    lacks("triton", "compute capability 7.5 is below 8.0")
+    with pytest.warns(RuntimeWarning, match="slower PyTorch executor: compute capability 7.5"):
+        assert executor.executor("auto", cuda_model).name == "reference"
+
+
+def test_on_a_cpu_triton_is_never_taken_unasked() -> None:
+    assert executor.executor("auto", RecursiveReasoner(config())).name in ("native", "reference")
+    reason = executor.EXECUTORS["graph"].why_not(RecursiveReasoner(config()))
+    assert reason == "the model is on cpu, and CUDA graphs need a CUDA device"
+
+
+def test_rows_of_the_choice_are_checked_and_found() -> None:
+    for family in ("hopper", "portable"):
+        assert choice.choose_row(1, family).path == "persistent"
+        assert choice.choose_row(10**6, family).path == "graph"
+    with pytest.raises(InputError, match="batch, family=\\(1, 'interpreter'\\)"):
+        choice.choose_row(1, "interpreter")
+    with pytest.raises(InputError, match="path='native'"):
+        choice.ChoiceRow("hopper", 4, "native")
+    with pytest.raises(InputError, match="limit=0"):
+        choice.ChoiceRow("hopper", 0, "graph")

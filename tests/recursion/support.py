@@ -103,9 +103,12 @@ class Recorder:
 
     def capture(self, fn: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
         assert self.inside
+        generator = torch.get_rng_state()
         for _ in range(WARM_UPS):
             fn()
-        outputs = {name: torch.full_like(t, torch.nan) for name, t in fn().items()}
+        with torch.inference_mode(False):  # memory that a replay may write in any mode, as that of a graph
+            outputs = {name: torch.full_like(t, torch.nan if t.is_floating_point() else 77) for name, t in fn().items()}
+        torch.set_rng_state(generator)
 
         def replay() -> None:
             assert self.inside

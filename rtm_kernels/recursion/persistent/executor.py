@@ -25,8 +25,9 @@ def why_not(program: Program, stacks: Stacks, device: torch.device, dtype: torch
 class PersistentExecutor:
     """`recursion.reference.run` for one program and its stacks, one launch per call.
 
-    Weights are packed when it is built, in `dtype` (by default that of the weights), buffers per batch size when it
-    first sees one. `update` takes changed weights in. Inference only: results carry no gradient.
+    Weights are packed when it is built, in `dtype` (by default that of the weights); buffers are allocated for powers
+    of two of samples when it first needs them. `update` takes changed weights in. Inference only: results carry no
+    gradient.
 
     Errors: `BackendUnavailable`, see `why_not`.
     """
@@ -34,7 +35,7 @@ class PersistentExecutor:
     def __init__(self, program: Program, stacks: Stacks | PackedWeights, dtype: torch.dtype | None = None) -> None:
         self.program = program
         self.weights = pack(program, stacks, dtype)
-        self._by_batch: dict[int, PersistentRecursion] = {}
+        self._by_size: dict[int, PersistentRecursion] = {}
 
     def update(self, stacks: Stacks) -> None:
         """Copy the weights of `stacks` over the packed ones."""
@@ -43,10 +44,10 @@ class PersistentExecutor:
     def run(self, latents: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
         """The latents [B, L, D] after the program; nothing that is given is modified. Errors: see `run`."""
         refuse_gradient(latents, x)
-        batch = x.shape[0]
-        if batch not in self._by_batch:
-            self._by_batch[batch] = PersistentRecursion(self.program, self.weights, batch)
-        recursion = self._by_batch[batch]
+        size = next_power_of_two(x.shape[0])
+        if size not in self._by_size:
+            self._by_size[size] = PersistentRecursion(self.program, self.weights, size)
+        recursion = self._by_size[size]
         recursion.load(latents, x)
         recursion.step()
         return {name: value.clone() for name, value in recursion.values(latents).items()}
@@ -106,6 +107,11 @@ def pack(program: Program, stacks: Stacks | PackedWeights, dtype: torch.dtype | 
     if reason is not None:
         raise BackendUnavailable(f"the persistent kernel cannot run: {reason}")
     return PackedWeights({name: stacks[name] for name in program.stacks}, dtype)
+
+
+def next_power_of_two(n: int) -> int:
+    """The least power of two that is at least n; 0 for 0."""
+    return 1 << (n - 1).bit_length() if n else 0
 
 
 def refuse_gradient(latents: Mapping[str, Tensor], x: Tensor) -> None:

@@ -81,6 +81,7 @@ class PackedWeights:
     Errors: `BackendUnavailable` for a layer without an MLP mixer, `InputError` for layers of different shapes.
     """
 
+    @torch.inference_mode(False)  # a buffer that may be written in any mode
     def __init__(self, stacks: Stacks, dtype: torch.dtype | None = None) -> None:
         reason = why_not_stacks(stacks)
         if reason is not None:

@@ -12,7 +12,7 @@ from rtm_kernels.impl import triton_interpreted, why_not_triton
 from rtm_kernels.ops.halting.reference import HaltingState, initial_state
 from rtm_kernels.ops.launch import LaunchRow, launch, select
 from rtm_kernels.program import INPUT, Program
-from rtm_kernels.recursion.head import HaltingHead, copy_state
+from rtm_kernels.recursion.head import HaltingHead, copy_state, reset_state
 from rtm_kernels.recursion.persistent.instructions import instructions
 from rtm_kernels.recursion.persistent.launch import KERNEL, TABLE
 from rtm_kernels.recursion.persistent.pack import PackedWeights
@@ -58,6 +58,7 @@ class PersistentRecursion:
     Errors: `BackendUnavailable` when the kernel cannot run on the device of the weights, in their dtype, or at L.
     """
 
+    @torch.inference_mode(False)  # buffers that may be written in any mode
     def __init__(
         self,
         program: Program,
@@ -74,6 +75,7 @@ class PersistentRecursion:
             raise BackendUnavailable(f"the persistent kernel cannot run: {reason}")
         require(batch >= 0, "batch", batch, "at least 0")
         self.program, self.weights, self.head, self.batch = program, weights, head, batch
+        self.loaded = batch
         self.row = select(TABLE, KERNEL, dtype, layout.length) if row is None else row
         self.grid = multiprocessors(device) if grid is None else grid
         tape = encode(program)
@@ -116,6 +118,8 @@ class PersistentRecursion:
     def load(self, latents: Mapping[str, Tensor], x: Tensor, state: HaltingState | None = None) -> None:
         """Copy latents, input x [B, L, D] and halting state in; without a state every sample starts afresh.
 
+        Fewer samples than the batch of this object may come, without a state: the places behind them stay idle.
+
         Errors: `InputError` for a tensor of another shape, or a latent that is missing and read before it is written.
         """
         needed = list(self.program.carried)
@@ -124,20 +128,24 @@ class PersistentRecursion:
         missing = sorted(set(needed) - set(latents))
         if missing:
             raise InputError(f"latents={sorted(latents)} is not allowed: {', '.join(missing)} is read and not given")
-        shape = tuple(self.latents.shape[1:])
+        self.loaded = x.shape[0]
+        require(self.loaded <= self.batch, "batch", self.loaded, f"at most {self.batch}")
+        shape = (self.loaded, *self.latents.shape[2:])
         for name, value in {**latents, INPUT: x}.items():
             if name in self.slot:
                 require(tuple(value.shape) == shape, name, tuple(value.shape), f"[B, L, D] = {shape}")
-                self.latents[self.slot[name]].copy_(value)
-        copy_state(self.state, initial_state(*self.state.steps.shape) if state is None else state)
+                self.latents[self.slot[name], : self.loaded].copy_(value)
+        reset_state(self.state, self.loaded) if state is None else copy_state(self.state, state)
         self.busy.copy_(self.state.active_samples)
         if self.head is not None and self.head.policy == "settle":
-            self.previous.copy_(latents[self.program.output])
+            self.previous[: self.loaded].copy_(latents[self.program.output])
 
     def values(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The latents `given` to `load` and those written since, by name; views [B, L, D] of those on the tape."""
         names = dict.fromkeys((*given, *self._written()))
-        return {name: self.latents[self.slot[name]] if name in self.slot else given[name] for name in names}
+        return {
+            name: self.latents[self.slot[name], : self.loaded] if name in self.slot else given[name] for name in names
+        }
 
     def _written(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(step.dst for step in self.program.steps))
@@ -153,16 +161,17 @@ class PersistentRecursion:
             return
         head, state, layout = self.head, self.state, self.weights.layout
         _, mix_down, gate_up, down, layer_size = layout.offsets
-        launch(
-            recursion_kernel, self.row, (self.grid,),
-            self.latents, self.partials, self.mixed, self.mixed_partials, self.inner, self.busy, self.barrier,
-            self.logits, state.steps, state.active, state.accumulated, state.weight, state.remainder, self.previous,
-            self.weights.data, self.tape, self.written, self.head_weight, self.min_steps,
-            self.batch, len(self.tape), len(self.written), self.output, act_steps,
-            head.max_steps if head else 0, self.weights.eps, head.tolerance if head else 0.0,
-            L=layout.length, D=layout.width, INNER_L=layout.inner_len, INNER_D=layout.inner_width,
-            MIX_DOWN_AT=mix_down, GATE_UP_AT=gate_up, DOWN_AT=down, LAYER_SIZE=layer_size, MAX_TERMS=MAX_TERMS,
-            NORM_HIDDEN=self.weights.norm_axis == "hidden",
-            POLICY=head.policy if head else "none", POOL=head.pool if head else "first",
-            launch_cooperative_grid=True,
-        )  # fmt: skip
+        with torch.cuda.device_of(self.latents):
+            launch(
+                recursion_kernel, self.row, (self.grid,),
+                self.latents, self.partials, self.mixed, self.mixed_partials, self.inner, self.busy, self.barrier,
+                self.logits, state.steps, state.active, state.accumulated, state.weight, state.remainder, self.previous,
+                self.weights.data, self.tape, self.written, self.head_weight, self.min_steps,
+                self.batch, len(self.tape), len(self.written), self.output, act_steps,
+                head.max_steps if head else 0, self.weights.eps, head.tolerance if head else 0.0,
+                L=layout.length, D=layout.width, INNER_L=layout.inner_len, INNER_D=layout.inner_width,
+                MIX_DOWN_AT=mix_down, GATE_UP_AT=gate_up, DOWN_AT=down, LAYER_SIZE=layer_size, MAX_TERMS=MAX_TERMS,
+                NORM_HIDDEN=self.weights.norm_axis == "hidden",
+                POLICY=head.policy if head else "none", POOL=head.pool if head else "first",
+                launch_cooperative_grid=True,
+            )  # fmt: skip
