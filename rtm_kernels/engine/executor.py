@@ -60,7 +60,7 @@ class GraphExecutor:
     `recursion.graph.GraphRunner`.
     """
 
-    name = "graph"
+    name, batch_invariant = "graph", False
 
     def __init__(self, model: RecursiveReasoner, capture: graph.Capture | None = None) -> None:
         self._model, self._capture = model, capture
@@ -95,7 +95,7 @@ class GraphExecutor:
 class ByBatch:
     """`auto` on a GPU: each batch goes to the path that the launch table `recursion.choice` names for its size."""
 
-    name = "auto"
+    name, batch_invariant = "auto", False
 
     def __init__(self, paths: Mapping[str, Executor]) -> None:
         self._paths = paths
