@@ -19,6 +19,7 @@ from rtm_kernels.embedding import Embedding, SparseEmbedding
 from rtm_kernels.errors import InputError
 from rtm_kernels.ops.attention_norm.reference import rope_tables
 from rtm_kernels.program import ADAPTER, Program
+from rtm_kernels.ranges import ranged
 from rtm_kernels.recursion import reference
 
 Batch = Mapping[str, Tensor]
@@ -164,6 +165,7 @@ class RecursiveReasoner(nn.Module):
         q = F.linear(output[:, 0], head.weight.to(output.dtype), head.bias.to(output.dtype))
         return logits, q.to(torch.float32)
 
+    @ranged("ACT step")
     def act_step(
         self, latents: Mapping[str, Tensor], x: Tensor, program: Program | None = None
     ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:

@@ -17,8 +17,8 @@ PACKAGE = "rtm_kernels"
 MAX_LINES = 350
 
 LEVELS = (
-    "errors", "program", "config", "impl", "shared", "kernel", "api", "block", "embedding", "recursion", "model",
-    "surface", "cli", "package",
+    "errors", "ranges", "program", "config", "impl", "shared", "kernel", "api", "block", "embedding", "recursion",
+    "model", "surface", "cli", "package",
 )  # fmt: skip
 """Lowest first: a module imports what is below it. What is neither named here nor below `ops` is `surface`."""
 

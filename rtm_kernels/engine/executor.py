@@ -13,6 +13,7 @@ from torch import Tensor
 from rtm_kernels.errors import BackendUnavailable, one_of
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.launch import family
+from rtm_kernels.ranges import ranged
 from rtm_kernels.recursion import choice, fused, graph, native, reference
 from rtm_kernels.recursion.persistent.executor import PersistentExecutor
 from rtm_kernels.recursion.persistent.executor import why_not as why_not_persistent
@@ -43,6 +44,7 @@ class ProgramExecutor:
     def __init__(self, name: str, model: RecursiveReasoner, run: Run, batch_invariant: bool = False) -> None:
         self.name, self.batch_invariant, self._model, self._run = name, batch_invariant, model, run
 
+    @ranged("ACT step")
     def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
         """See `Executor.step`."""
         values = self._run(latents, x)
@@ -67,6 +69,7 @@ class GraphExecutor:
         self._stacks = fused.stacks_of(_modules(model), model.cos_sin())
         self._runner: graph.GraphRunner | None = None
 
+    @ranged("ACT step")
     def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
         """See `Executor.step`."""
         carried = {name: latents[name] for name in self._model.program.carried}
@@ -113,7 +116,7 @@ class Backend(NamedTuple):
 
 
 def _modules(model: RecursiveReasoner) -> dict[str, torch.nn.Module]:
-    return {name: model.get_submodule(name) for name in model.config.layers}
+    return {name: model.get_submodule(name) for name in model.program.stacks}
 
 
 def _reference(model: RecursiveReasoner) -> Executor:

@@ -11,6 +11,7 @@ from rtm_kernels.errors import require
 from rtm_kernels.ops.halting.api import halting_step_
 from rtm_kernels.ops.halting.reference import HaltingState
 from rtm_kernels.program import Program
+from rtm_kernels.ranges import ranged
 from rtm_kernels.recursion import reference
 from rtm_kernels.recursion.head import HaltingHead
 
@@ -22,6 +23,7 @@ def require_latents(program: Program, head: HaltingHead, given: Mapping[str, Ten
     require(not missing, "latents", sorted(given), f"{', '.join(missing)} is read and not given")
 
 
+@ranged("ACT step")
 @torch.no_grad()
 def act_step_(
     program: Program,

@@ -25,13 +25,15 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def stacks_of(stacks: Mapping[str, nn.Module], cos_sin: CosSin | None = None) -> dict[str, reference.Stack]:
-    """`stacks` (modules whose `layers` are `FusedTRMBlock`s) with every op by Triton, as `reference.run` calls them.
+    """`stacks` with every op of their `FusedTRMBlock`s by Triton, as `reference.run` calls them.
 
-    The weights are shared, not copied: what is changed in place or loaded later is seen.
+    A stack without `layers` (a linear adapter) stays as it is. The weights are shared, not copied: what is changed in
+    place or loaded later is seen.
     """
 
     def bind(stack: nn.Module) -> reference.Stack:
-        ours = Stack([_by_triton(layer) for layer in stack.get_submodule("layers").children()])
+        layers = getattr(stack, "layers", None)
+        ours = stack if layers is None else Stack([_by_triton(layer) for layer in layers])
         return lambda state, injection: ours(state, injection, cos_sin)
 
     return {name: bind(stack) for name, stack in stacks.items()}

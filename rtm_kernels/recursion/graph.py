@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, require
+from rtm_kernels.ranges import ranged
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 768)
 """Batch sizes that graphs are captured for; a batch runs in the next larger one."""
@@ -152,6 +153,7 @@ class GraphRunner:
         self._captured: dict[int, tuple[Callable[[], None], Tensors]] = {}
         self._lock = threading.Lock()
 
+    @ranged("graph replay")
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensors:
         """The results of the step on `inputs`, named tensors [B, ...]; copies that later calls leave alone."""
         batch = self._batch_of(inputs)

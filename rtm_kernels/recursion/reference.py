@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from rtm_kernels.program import INPUT, Program
+from rtm_kernels.program import INPUT, Program, Step
+from rtm_kernels.ranges import ranged
 
 Stack = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
 """`stack(state, injection) -> latent`: blocks applied in order to `state + (sum of injection)`; [B, L, D]."""
 
 
+@ranged(lambda program, *_: f"recursion {program.name}")
 def run(program: Program, latents: Mapping[str, Tensor], x: Tensor, stacks: Mapping[str, Stack]) -> dict[str, Tensor]:
     """Execute `program` from `latents` with input embedding `x`; returns the new latents, all [B, L, D].
 
@@ -23,10 +25,15 @@ def run(program: Program, latents: Mapping[str, Tensor], x: Tensor, stacks: Mapp
     values = {**latents, INPUT: x}
     for step in program.steps:
         with torch.set_grad_enabled(step.grad and torch.is_grad_enabled()):
-            state = values[step.state[0]]
-            for name in step.state[1:]:
-                state = state + values[name]
-            new = stacks[step.stack](state, tuple(values[name] for name in step.inject))
-            values[step.dst] = torch.lerp(new, values[step.dst], step.keep) if step.keep else new
+            values[step.dst] = _apply(step, values, stacks)
     del values[INPUT]
     return values
+
+
+@ranged(lambda step, *_: f"step {step.dst} <- {step.stack}")
+def _apply(step: Step, values: Mapping[str, Tensor], stacks: Mapping[str, Stack]) -> Tensor:
+    state = values[step.state[0]]
+    for name in step.state[1:]:
+        state = state + values[name]
+    new = stacks[step.stack](state, tuple(values[name] for name in step.inject))
+    return torch.lerp(new, values[step.dst], step.keep) if step.keep else new

@@ -10,6 +10,7 @@ from tests.gates import (
     interpret_halting,
     interpret_mixer_norm,
     interpret_persistent,
+    interpret_queue,
     interpret_stablemax_loss,
     interpret_swiglu_norm,
 )
@@ -49,6 +50,7 @@ PERSISTENT = (
     (3, 5, 40, (18, 50), "hidden", "cumulative_token", "token", 1, programs.rtm(1)),
     (3, 5, 24, (20, 40), "hidden", "settle", "first", 1, programs.transformer()),
 )
+QUEUE = ((5, 5, 7, (9, 70)), (7, 7, 7, (3, 40)))
 
 
 def small_cases() -> list[OpCase]:
@@ -62,6 +64,7 @@ def small_cases() -> list[OpCase]:
         *(interpret_adam_atan2.case(*row) for row in ADAM),
         *(interpret_adam_atan2.sparse_case(*row) for row in SPARSE),
         *(interpret_persistent.case(*row) for row in PERSISTENT),
+        *(interpret_queue.case(*row) for row in QUEUE),
     ]
 
 

@@ -12,11 +12,13 @@ from rtm_kernels.ops.attention_norm import reference
 from rtm_kernels.ops.attention_norm.op import attention_norm_op
 from rtm_kernels.ops.checks import check_latent, to_autocast_dtype
 from rtm_kernels.ops.launch import choose
+from rtm_kernels.ranges import ranged
 
 ATTENTION = ("sdpa", "flash")
 MAX_HEAD_DIM = 256
 
 
+@ranged("attention_norm")
 def attention_norm(
     x: Tensor,
     qkv_weight: Tensor,

@@ -12,6 +12,7 @@ from rtm_kernels.ops.halting import reference
 from rtm_kernels.ops.halting.op import halting_step_op
 from rtm_kernels.ops.halting.reference import POLICIES, POOLS, HaltingState
 from rtm_kernels.ops.launch import choose
+from rtm_kernels.ranges import ranged
 
 HEADED = {"q": 1, "q_continue": 2, "cumulative_sequence": 1, "cumulative_token": 1}
 """Policy that reads a head -> the least number of logits per unit."""
@@ -28,6 +29,7 @@ class HaltingStep(NamedTuple):
     """[1] int32, how many samples are still active; stays on the device."""
 
 
+@ranged("halting_step")
 def halting_step_(
     state: HaltingState,
     y: Tensor,

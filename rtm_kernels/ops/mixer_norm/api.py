@@ -15,8 +15,10 @@ from rtm_kernels.errors import one_of, require
 from rtm_kernels.ops.checks import check_latent, check_swiglu_weights, to_autocast_dtype
 from rtm_kernels.ops.launch import choose
 from rtm_kernels.ops.mixer_norm import reference
+from rtm_kernels.ranges import ranged
 
 
+@ranged("mixer_norm")
 def mixer_norm(
     x: Tensor,
     gate_up_weight: Tensor,

@@ -14,8 +14,10 @@ from rtm_kernels.errors import require
 from rtm_kernels.ops.checks import check_latent, check_swiglu_weights, to_autocast_dtype
 from rtm_kernels.ops.launch import choose
 from rtm_kernels.ops.swiglu_norm import reference
+from rtm_kernels.ranges import ranged
 
 
+@ranged("swiglu_norm")
 def swiglu_norm(
     x: Tensor,
     gate_up_weight: Tensor,

@@ -19,7 +19,7 @@ from rtm_kernels.recursion.tape import why_not_program
 def why_not(program: Program, stacks: Stacks, device: torch.device, dtype: torch.dtype, length: int) -> str | None:
     """What keeps the persistent kernel from running `program` on latents [B, L, D], or None when it can."""
     used = {name: stacks[name] for name in program.stacks if name in stacks}
-    return why_not_stacks(used) or why_not_program(program) or why_not_here(device, dtype, length)
+    return why_not_program(program) or why_not_stacks(used) or why_not_here(device, dtype, length)
 
 
 class PersistentExecutor:

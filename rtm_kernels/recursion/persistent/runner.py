@@ -12,6 +12,7 @@ from rtm_kernels.impl import triton_interpreted, why_not_triton
 from rtm_kernels.ops.halting.reference import HaltingState, initial_state
 from rtm_kernels.ops.launch import LaunchRow, launch, select
 from rtm_kernels.program import INPUT, Program
+from rtm_kernels.ranges import ranged
 from rtm_kernels.recursion.head import HaltingHead, copy_state, reset_state
 from rtm_kernels.recursion.persistent.instructions import instructions
 from rtm_kernels.recursion.persistent.launch import KERNEL, TABLE
@@ -150,6 +151,7 @@ class PersistentRecursion:
     def _written(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(step.dst for step in self.program.steps))
 
+    @ranged(lambda self, *_: f"recursion {self.program.name}, persistent")
     def step(self, act_steps: int = 1) -> None:
         """One launch: up to `act_steps` ACT steps, fewer once every sample has halted.
 

@@ -1,0 +1,102 @@
+"""NVTX ranges: nested as the recursion is, and absent, not merely cheap, where no profiler listens."""
+
+from __future__ import annotations
+
+import builtins
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rtm_kernels import ranges
+from rtm_kernels.ops.swiglu_norm import api
+from rtm_kernels.recursion import reference
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Listener:
+    """An NVTX domain of a tool that writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.depth = 0
+
+    def push_range(self, message: str) -> None:
+        self.heard.append("  " * self.depth + message)
+        self.depth += 1
+
+    def pop_range(self) -> None:
+        self.depth -= 1
+
+
+def test_without_a_profiler_functions_are_left_as_they_are() -> None:
+    if ranges.attached() is not None:
+        pytest.skip("a profiler runs these tests")
+
+    def plain() -> None:
+        return None
+
+    assert ranges.ranged("name")(plain) is plain
+    assert not hasattr(reference.run, "__wrapped__") and not hasattr(api.swiglu_norm, "__wrapped__")
+
+
+def test_a_missing_package_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *args: object, **kwargs: object) -> object:
+        if name == "nvtx":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert ranges.attached.__wrapped__() is None
+
+
+def test_a_range_closes_when_its_function_raises() -> None:
+    listener = Listener()
+
+    @ranges.ranged(lambda value: f"value {value}", listener)
+    def fails(value: int) -> None:
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        fails(3)
+    assert listener.heard == ["value 3"] and listener.depth == 0
+
+
+def test_a_compiled_function_is_traced_without_its_range() -> None:
+    listener = Listener()
+    double = torch.compile(ranges.ranged("double", listener)(lambda x: x * 2), backend="eager", fullgraph=True)
+    assert double(torch.ones(2)).tolist() == [2.0, 2.0] and not listener.heard
+
+
+NESTED = """
+import sys, types
+class Domain:
+    depth = 0
+    def push_range(self, message):
+        print("  " * self.depth + message); self.depth += 1
+    def pop_range(self):
+        self.depth -= 1
+domain = Domain()
+sys.modules["nvtx"] = types.SimpleNamespace(get_domain=lambda name: domain)
+import torch
+from rtm_kernels.config import ModelConfig
+from rtm_kernels.model import RecursiveReasoner
+model = RecursiveReasoner(ModelConfig(vocab_size=5, seq_len=4, hidden_size=8, num_heads=1, H_cycles=1, L_cycles=1,
+                                      layers={"L_level": 1}, expansion=1))
+with torch.no_grad():
+    model.act_step(model.initial_latents(1), model.embed(torch.ones(1, 4, dtype=torch.int32), torch.zeros(1)))
+"""
+
+
+def test_ranges_nest_as_the_recursion_does() -> None:
+    done = subprocess.run([sys.executable, "-c", NESTED], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    step = "    step {} <- L_level\n      mixer_norm\n      swiglu_norm\n"
+    assert done.stdout == f"ACT step\n  recursion trm\n{step.format('z_L')}{step.format('z_H')}"
+    assert not re.search("Error", done.stderr)
