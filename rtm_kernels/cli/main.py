@@ -10,6 +10,7 @@ from rtm_kernels.cli.group import Group
 from rtm_kernels.cli.info import info
 from rtm_kernels.cli.mcp import mcp
 from rtm_kernels.cli.run import run
+from rtm_kernels.cli.serve import serve
 from rtm_kernels.cli.solve import solve
 from rtm_kernels.cli.trace import app as trace
 from rtm_kernels.cli.train import train
@@ -29,6 +30,7 @@ app.command(context_settings={"ignore_unknown_options": True, "allow_intersperse
 app.add_typer(data, name="data")
 app.add_typer(trace, name="trace")
 app.command()(mcp)
+app.command()(serve)
 app.command()(info)
 
 if __name__ == "__main__":

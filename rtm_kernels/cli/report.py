@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rtm_kernels.data.task import Task
-from rtm_kernels.engine.solution import Solution
+if TYPE_CHECKING:
+    from rtm_kernels.data.task import Task
+    from rtm_kernels.engine.solution import Solution
 
 BAR_WIDTH = 30
 MAX_BARS = 16

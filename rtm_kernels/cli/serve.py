@@ -1,0 +1,123 @@
+"""`rtm serve`: the solver over HTTP."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rtm_kernels.cli.options import Device, Executor, Halt
+
+if TYPE_CHECKING:
+    from rtm_kernels.serve.pool import Pool
+    from rtm_kernels.serve.server import Options
+
+PACKAGES = ("fastapi", "pydantic", "uvicorn", "prometheus_client")
+
+
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Bundled name, folder or hub id; NAME=FOLDER names it. Repeatable.",
+            metavar="MODEL",
+            show_default="sudoku",
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address; any but loopback needs a token.", metavar="HOST")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", metavar="PORT")] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File that holds the token; else the variable RTM_SERVE_TOKEN.", metavar="FILE"),
+    ] = None,
+    token: Annotated[str | None, typer.Option(envvar="RTM_SERVE_TOKEN", hidden=True)] = None,
+    slots: Annotated[int, typer.Option(help="Puzzles of a model in the batch at a time.", metavar="N")] = 16,
+    device: Device = None,
+    executor: Executor = "auto",
+    halt: Halt = "verified",
+    batch_invariant: Annotated[bool, typer.Option(help="The same bits whatever else is in the batch.")] = True,
+    json_lines: Annotated[bool, typer.Option("--json", help="Log as JSON lines on standard error.")] = False,
+) -> None:
+    """Serve models over HTTP: solve, stream, models, health, metrics.
+
+    Solving runs in a process of its own, which is replaced when it ends. On
+    SIGTERM no more requests are taken and those at work are finished.
+
+    Exit code: 0 after SIGTERM or Ctrl-C, 2 when it cannot start.
+
+    Examples:
+
+      rtm serve
+      rtm serve --port 9000 --slots 64 --json
+      rtm serve --model sudoku --model maze=runs/maze/model
+      rtm serve --host 0.0.0.0 --token-file token.txt
+      curl -s localhost:8000/v1/solve -H 'content-type: application/json' \\
+        -d '{"puzzles": ["53..7....6..195....98....6.(and so on, 81 in all)"]}'
+    """  # fmt: skip
+    from rtm_kernels.errors import BackendUnavailable
+
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BackendUnavailable(f"rtm serve needs {', '.join(missing)}: pip install 'rtm-kernels[serve]'")
+    from rtm_kernels.errors import require
+    from rtm_kernels.serve.child import Setup
+    from rtm_kernels.serve.logs import configure
+    from rtm_kernels.serve.server import Options, run
+
+    require(1 <= slots <= 4096, "slots", slots, "1 to 4096")
+    named = tuple(split_name(text) for text in model or ["sudoku"])
+    names = [name for name, _ in named]
+    require(len(set(names)) == len(names), "model", names, "each name once (NAME=FOLDER gives another one)")
+    if token_file is not None:
+        token = token_file.read_text(encoding="utf-8").strip()
+    setup = Setup(named, slots=slots, executor=executor, device=device, halt=halt, batch_invariant=batch_invariant)
+    options = Options(setup, host=host, port=port, token=token)
+    configure(json_lines)
+    run(options, lambda address, pool: announce(address, pool, options, json_lines))
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """(name, source) of one --model: `sudoku`, `runs/x/model`, `maze=runs/maze/model`. A folder is named by its end."""
+    from rtm_kernels.errors import require
+
+    name, equals, source = text.partition("=")
+    if not equals:
+        name, source = Path(text).name, text
+    valid = 0 < len(name) <= 64 and all(c.isalnum() or c in "._-" for c in name) and name.isascii()
+    require(valid and bool(source), "model", text, "a name of letters, digits, . _ and -, or NAME=FOLDER")
+    return name, source
+
+
+def announce(address: str, pool: Pool, options: Options, json_lines: bool) -> None:
+    """The address, the models and the limits: a table on standard error, or one line of JSON."""
+    import logging
+
+    if json_lines:
+        logging.getLogger("rtm.serve").info("listening", extra={"address": address})
+        return
+    from rich.console import Console
+
+    from rtm_kernels.cli.report import print_table
+
+    limits, setup = options.limits, options.setup
+    rows = {"address": address, "token": "asked for on every route but /healthz" if options.token else "none: loopback"}
+    for name, found in pool.models.items():
+        rows[f"model {name}"] = (
+            f"{found['task']}, {found['arch']}, {found['parameters']:,} parameters, {found['executor']} on "
+            f"{found['device']}, halting {found['halting']}, {found['default_max_steps']} steps"
+        )
+    rows["slots"] = f"{setup.slots} per model, batch invariant: {'yes' if setup.batch_invariant else 'no'}"
+    rows["limits"] = (
+        f"{limits.puzzles} puzzles and {limits.body >> 20} MiB a request, {limits.cells} cells, {limits.steps} steps, "
+        f"{limits.work:,} puzzles x cells x steps"
+    )
+    rows[""] = (
+        f"{limits.queued} puzzles may wait, {limits.connections} connections, {limits.read:g} s to read, "
+        f"{limits.request:g} s to solve"
+    )
+    rows["routes"] = "POST /v1/solve /v1/stream   GET /v1/models /healthz /metrics /openapi.json"
+    print_table(Console(stderr=True, highlight=False), rows)

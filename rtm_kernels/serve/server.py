@@ -1,0 +1,123 @@
+"""Everything together: socket, worker, application, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import uvicorn
+
+from rtm_kernels.errors import require
+from rtm_kernels.serve.app import build_app
+from rtm_kernels.serve.child import Setup
+from rtm_kernels.serve.connection import connection_class
+from rtm_kernels.serve.limits import Limits
+from rtm_kernels.serve.metrics import Metrics
+from rtm_kernels.serve.pool import Pool
+
+log = logging.getLogger("rtm.serve")
+
+KEEP_ALIVE = 5
+BACKLOG = 128
+MIN_TOKEN = 16
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where to listen, with which token, and what the worker loads.
+
+    Errors: `InputError` for an address that is not loopback without a token, and for a token that is too short.
+    """
+
+    setup: Setup
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.port < 1 << 16, "port", self.port, "0 to 65535")
+        require(self.token is None or len(self.token) >= MIN_TOKEN, "token", "...", f"{MIN_TOKEN} characters or more")
+        require(is_loopback(self.host) or self.token is not None, "host", self.host,
+                "an address other than loopback needs a token (--token-file, or RTM_SERVE_TOKEN)")  # fmt: skip
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server; when told to stop it also stops taking puzzles."""
+
+    def __init__(self, config: uvicorn.Config, pool: Pool) -> None:
+        super().__init__(config)
+        self.pool = pool
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See `uvicorn.Server.shutdown`."""
+        log.info("draining")
+        self.pool.drain()
+        await super().shutdown(sockets)
+
+
+def run(options: Options, on_ready: Callable[[str, Pool], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return. `on_ready` gets the address once requests are taken.
+
+    Errors: `InputError` for a model, `BackendUnavailable` for a worker that does not start, `OSError` for the address.
+    """
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((options.host, options.port))
+        except OSError as error:
+            error.filename = f"{options.host}:{options.port}"
+            raise
+        asyncio.run(serve(options, listening, on_ready))
+
+
+async def serve(options: Options, listening: socket.socket, on_ready: Callable[[str, Pool], None]) -> None:
+    """Start the worker, then take requests."""
+    limits, metrics = options.limits, Metrics()
+    pool = Pool(options.setup, limits, metrics)
+    try:
+        await pool.start()
+        digest = None if options.token is None else hashlib.sha256(options.token.encode()).digest()
+        config = uvicorn.Config(
+            build_app(pool, limits, metrics, digest),
+            http=connection_class(limits, metrics),
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=int(limits.drain + 1),
+            h11_max_incomplete_event_size=limits.header_block,
+        )
+        host, port = listening.getsockname()[:2]
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        listening.listen(BACKLOG)
+        server = Server(config, pool)
+        for signum in (signal.SIGTERM, signal.SIGINT):  # now, and when uvicorn raises them again after the drain
+            signal.signal(signum, server.handle_exit)
+        on_ready(address, pool)
+        await server.serve(sockets=[listening])
+    finally:
+        await pool.stop()
+    log.info("stopped")
