@@ -77,7 +77,7 @@ def serve(
     setup = Setup(named, slots=slots, executor=executor, device=device, halt=halt, batch_invariant=batch_invariant)
     options = Options(setup, host=host, port=port, token=token)
     configure(json_lines)
-    run(options, lambda address, pool: announce(address, pool, options, json_lines))
+    run(options, lambda address, server: announce(address, server.pool, options, json_lines))
 
 
 def split_name(text: str) -> tuple[str, str]:

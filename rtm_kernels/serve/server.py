@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -72,7 +73,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def run(options: Options, on_ready: Callable[[str, Pool], None]) -> None:
+def run(options: Options, on_ready: Callable[[str, Server], None]) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. `on_ready` gets the address once requests are taken.
 
     Errors: `InputError` for a model, `BackendUnavailable` for a worker that does not start, `OSError` for the address.
@@ -88,7 +89,7 @@ def run(options: Options, on_ready: Callable[[str, Pool], None]) -> None:
         asyncio.run(serve(options, listening, on_ready))
 
 
-async def serve(options: Options, listening: socket.socket, on_ready: Callable[[str, Pool], None]) -> None:
+async def serve(options: Options, listening: socket.socket, on_ready: Callable[[str, Server], None]) -> None:
     """Start the worker, then take requests."""
     limits, metrics = options.limits, Metrics()
     pool = Pool(options.setup, limits, metrics)
@@ -114,9 +115,10 @@ async def serve(options: Options, listening: socket.socket, on_ready: Callable[[
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         listening.listen(BACKLOG)
         server = Server(config, pool)
-        for signum in (signal.SIGTERM, signal.SIGINT):  # now, and when uvicorn raises them again after the drain
-            signal.signal(signum, server.handle_exit)
-        on_ready(address, pool)
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGTERM, signal.SIGINT):  # now, and when uvicorn raises them again after the drain
+                signal.signal(signum, server.handle_exit)
+        on_ready(address, server)
         await server.serve(sockets=[listening])
     finally:
         await pool.stop()
