@@ -38,9 +38,15 @@ def check_swiglu_weights(x: Tensor, size: int, gate_up_weight: Tensor, down_weig
 
 
 def to_autocast_dtype(x: Tensor, injection: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """x and the injection in the autocast dtype where autocast is on for x's device, as a matrix product takes them."""
+    """x and the injection in the autocast dtype where autocast is on for x's device, as a matrix product takes them.
+
+    As there, float64 and integers stay as they are. A recursion mixes dtypes under autocast: latents that a layer
+    gave are in the autocast dtype, the first ones and the input embedding need not be.
+    """
     device = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+    if not torch.is_autocast_enabled(device):
         return x, tuple(injection)
     dtype = torch.get_autocast_dtype(device)
-    return x.to(dtype), tuple(term.to(dtype) for term in injection)
+    low = (torch.float32, torch.bfloat16, torch.float16)
+    cast = [t.to(dtype) if t.dtype in low else t for t in (x, *injection)]
+    return cast[0], tuple(cast[1:])

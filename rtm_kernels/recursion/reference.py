@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from rtm_kernels.ops.shared import shared_weights
 from rtm_kernels.program import INPUT, Program, Step
 from rtm_kernels.ranges import ranged
 
@@ -20,12 +21,14 @@ def run(program: Program, latents: Mapping[str, Tensor], x: Tensor, stacks: Mapp
 
     Each step computes `latent[dst] <- stack((sum of state) + (sum of inject))`, summing from left to right, or the
     moving average of it that its `keep` asks for.
-    Steps without `grad` run under `no_grad`. Nothing is modified in place.
+    Steps without `grad` run under `no_grad`. Nothing is modified in place. Triton ops share their weights over the
+    whole program (`ops.shared`).
     """
     values = {**latents, INPUT: x}
-    for step in program.steps:
-        with torch.set_grad_enabled(step.grad and torch.is_grad_enabled()):
-            values[step.dst] = _apply(step, values, stacks)
+    with shared_weights():
+        for step in program.steps:
+            with torch.set_grad_enabled(step.grad and torch.is_grad_enabled()):
+                values[step.dst] = _apply(step, values, stacks)
     del values[INPUT]
     return values
 

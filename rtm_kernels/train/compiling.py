@@ -8,7 +8,9 @@ import warnings
 
 import torch
 
+from rtm_kernels.block import FusedTRMBlock
 from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.ops.launch import choose
 
 VARIANTS = 64
 """Compiled versions of a block: with and without gradient, each number of injected latents, each batch size."""
@@ -27,7 +29,14 @@ def why_not_compile(device: str) -> str | None:
 
 
 def compile_stacks(model: RecursiveReasoner) -> None:
-    """Compile every stack of blocks in place; where that cannot be, say so in one warning and leave it eager."""
+    """Compile every stack of blocks in place; where that cannot be, say so in one warning and leave it eager.
+
+    Where the Triton kernels run there is nothing left to fuse, and a compiled stack could not share the weights of its
+    calls (`ops.shared`), so the stacks stay as they are.
+    """
+    blocks = (module for module in model.modules() if isinstance(module, FusedTRMBlock))
+    if all(choose(block.impl, model.device, model.dtype) == "triton" for block in blocks):
+        return
     reason = why_not_compile(model.device.type)
     if reason is not None:
         warnings.warn(f"training runs uncompiled: {reason}", RuntimeWarning, stacklevel=2)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, InputError, one_of, require
 from rtm_kernels.ops.attention_norm import reference
-from rtm_kernels.ops.attention_norm.op import attention_norm_op
+from rtm_kernels.ops.attention_norm.op import SHARED, attention_norm_op
 from rtm_kernels.ops.checks import check_latent, to_autocast_dtype
 from rtm_kernels.ops.launch import choose
+from rtm_kernels.ops.shared import recursion
 from rtm_kernels.ranges import ranged
 
 ATTENTION = ("sdpa", "flash")
@@ -45,18 +46,19 @@ def attention_norm(
     asked for by name that cannot run here.
     Source: TinyRecursiveModels `models/layers.py` (Attention) and `models/recursive_reasoning/trm.py` (the block).
     """
+    x, injection = to_autocast_dtype(x, injection)
     _check(x, qkv_weight, o_weight, num_heads, cos_sin, injection, eps)
     one_of("attention", attention, ATTENTION)
-    x, injection = to_autocast_dtype(x, injection)
     chosen = choose(impl, x.device, x.dtype)
     if attention == "flash":
         _require_flash(x, chosen)
     if chosen == "triton":
         require(x.shape[2] // num_heads <= MAX_HEAD_DIM, "head_dim", x.shape[2] // num_heads, f"at most {MAX_HEAD_DIM}")
         cos, sin = (None, None) if cos_sin is None else (t.contiguous() for t in cos_sin)
-        y: Tensor = attention_norm_op(
-            x, list(injection), qkv_weight, o_weight, cos, sin, num_heads, causal, qk_norm, eps, attention == "flash"
-        )[0]
+        options = (cos, sin, num_heads, causal, qk_norm, eps, attention == "flash")
+        if (shared := recursion()) is not None:
+            return shared.call(SHARED, x, injection, (qkv_weight, o_weight), options)
+        y: Tensor = attention_norm_op(x, list(injection), qkv_weight, o_weight, *options)[0]
         return y
     return reference.attention_norm(
         x, qkv_weight, o_weight, num_heads=num_heads, cos_sin=cos_sin, causal=causal, qk_norm=qk_norm,

@@ -65,36 +65,61 @@ def forward(
     return y, rstd, h
 
 
-def backward(
-    dy: Tensor, y: Tensor, rstd: Tensor, h: Tensor, qkv_weight: Tensor, o_weight: Tensor, cos_sin: CosSin,
-    num_heads: int, causal: bool, qk_norm: bool, eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dh, d_qkv_weight and d_o_weight; q, k and v are recomputed from h, the attention through SDPA."""
+def slot_shapes(h: Tensor) -> list[tuple[int, ...]]:
+    """Shapes of h, the gradient of qkv, the attention's output and the gradient of the row, of one call; rows first."""
+    rows, width = h.shape[0] * h.shape[1], h.shape[2]
+    return [(rows, width), (rows, 3 * width), (rows, width), (rows, width)]
+
+
+def input_grad_step(
+    dy: Tensor, y: Tensor, rstd: Tensor, h: Tensor, weight: Tensor, o_weight: Tensor, cos_sin: CosSin,
+    num_heads: int, causal: bool, qk_norm: bool, eps: float, slots: Sequence[Tensor] = (),
+) -> tuple[Tensor, Sequence[Tensor]]:  # fmt: skip
+    """dh, and the rows that `weight_grad_step` reads, which are `slots` if given; weights in the compute dtype.
+
+    q, k and v are recomputed from h, the attention through SDPA.
+    """
     batch, length, width = h.shape
-    if h.numel() == 0:
-        return torch.empty_like(h), torch.zeros_like(qkv_weight), torch.zeros_like(o_weight)
     head_dim = width // num_heads
-    h, weight = h.contiguous(), cast(qkv_weight, h)
+    h = h.contiguous() if not slots else slots[0].view(h.shape).copy_(h)
+    rows = [h.view(-1, width), *(slots[1:] or (h.new_empty(shape) for shape in slot_shapes(h)[1:]))]
+    _, flat, mixed_rows, ds = rows
     qkv = h.new_empty(batch, length, 3, num_heads, head_dim)
     qk_rstd = rstd.new_empty(batch, length, 2, num_heads) if qk_norm else None
     project_qkv(qkv, h, qk_rstd, h, (), weight, cos_sin, eps, qk_norm)
 
-    ds = torch.empty_like(h).view(-1, width)
     norm_backward(ds, dy.contiguous().view(-1, width), y.view(-1, width), rstd)
     d_mixed = torch.empty_like(ds)
-    input_grad(d_mixed, ds, cast(o_weight, h))
+    input_grad(d_mixed, ds, o_weight)
     mixed, d_qkv_heads = attention_grad(qkv, d_mixed.view(batch, length, num_heads, head_dim).transpose(1, 2), causal)
-    d_o_weight = weight_grad(ds, mixed.transpose(1, 2).reshape(-1, width), o_weight.dtype)
+    mixed_rows.view(batch, length, num_heads, head_dim).copy_(mixed.transpose(1, 2))
 
-    d_qkv = torch.empty_like(qkv)
+    d_qkv = flat.view(qkv.shape)
     for i in range(2):
         scale = None if qk_rstd is None else qk_rstd[:, :, i]
         turn_backward(d_qkv[:, :, i], d_qkv_heads[i], qkv[:, :, i], scale, cos_sin)
     d_qkv[:, :, 2].copy_(d_qkv_heads[2].transpose(1, 2))
-    flat = d_qkv.view(-1, 3 * width)
     dh = torch.empty_like(h)
     input_grad(dh.view(-1, width), flat, weight, ds)
-    return dh, weight_grad(flat, h.view(-1, width), qkv_weight.dtype), d_o_weight
+    return dh, rows
+
+
+def weight_grad_step(slots: Sequence[Tensor], qkv_dtype: torch.dtype, o_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """d_qkv_weight [3D, D] and d_o_weight [D, D] over all rows of the slots."""
+    h, d_qkv, mixed, ds = slots
+    return weight_grad(d_qkv, h, qkv_dtype), weight_grad(ds, mixed, o_dtype)
+
+
+def backward(
+    dy: Tensor, y: Tensor, rstd: Tensor, h: Tensor, qkv_weight: Tensor, o_weight: Tensor, cos_sin: CosSin,
+    num_heads: int, causal: bool, qk_norm: bool, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dh, d_qkv_weight and d_o_weight of one call."""
+    if h.numel() == 0:
+        return torch.empty_like(h), torch.zeros_like(qkv_weight), torch.zeros_like(o_weight)
+    weights = cast(qkv_weight, h), cast(o_weight, h)
+    dh, rows = input_grad_step(dy, y, rstd, h, *weights, cos_sin, num_heads, causal, qk_norm, eps)
+    return dh, *weight_grad_step(rows, qkv_weight.dtype, o_weight.dtype)
 
 
 def attention_grad(qkv: Tensor, d_mixed: Tensor, causal: bool) -> tuple[Tensor, tuple[Tensor, ...]]:

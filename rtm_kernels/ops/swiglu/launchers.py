@@ -54,7 +54,7 @@ def swiglu_residual(
     if row is not None:
         _fused(y, rstd, x, injection, weights, eps, row)
         return
-    act = x.new_empty(x.shape[0] * x.shape[1], weights.down.shape[1])
+    act = x.new_empty(x.shape[0] * x.shape[1], weights.inner)
     _gate_up(act, x, injection, weights, table)
     _down(y, rstd, act, x, injection, weights, eps, table)
 
@@ -63,22 +63,21 @@ def _fused(
     y: Tensor, rstd: Tensor | None, x: Tensor, injection: Sequence[Tensor], weights: PackedWeights, eps: float,
     row: LaunchRow,
 ) -> None:  # fmt: skip
-    _, inner, padded = weights.gate_up.shape
     launch(
         forward.fused_kernel, row, (row_blocks(x, row.blocks["BLOCK_R"]),),
         y, y if rstd is None else rstd, *terms_of(x, injection), weights.gate_up, weights.down, eps,
-        x.shape[1], x.shape[2], padded, inner, *x.stride(), *y.stride(),
+        x.shape[1], x.shape[2], weights.padded, weights.inner, *x.stride(), *y.stride(),
         TERMS=len(injection), NORMALISE=rstd is not None, ACC=accumulator(x.dtype),
     )  # fmt: skip
 
 
 def _gate_up(act: Tensor, x: Tensor, injection: Sequence[Tensor], weights: PackedWeights, table: Table) -> None:
-    _, inner, padded = weights.gate_up.shape
     row = select(table, "gate_up", x.dtype, x.shape[2])
-    grid = row_blocks(x, row.blocks["BLOCK_R"]) * triton.cdiv(inner, row.blocks["BLOCK_F"])
+    grid = row_blocks(x, row.blocks["BLOCK_R"]) * triton.cdiv(weights.inner, row.blocks["BLOCK_F"])
     launch(
         forward.gate_up_kernel, row, (grid,),
-        act, *terms_of(x, injection), weights.gate_up, x.shape[1], x.shape[2], padded, inner, *x.stride(),
+        act, *terms_of(x, injection), weights.gate_up, x.shape[1], x.shape[2], weights.padded, weights.inner,
+        *x.stride(),
         TERMS=len(injection), ACC=accumulator(x.dtype),
     )  # fmt: skip
 
@@ -128,40 +127,56 @@ def norm_backward(dr: Tensor, dy: Tensor, y: Tensor, rstd: Tensor, eps: float, t
     )  # fmt: skip
 
 
-def swiglu_backward(dh: Tensor, dr: Tensor, h: Tensor, weights: PackedWeights, table: Table) -> tuple[Tensor, Tensor]:
-    """`dh` from `dr`; returns the gradients [2, F_pad, N] and [F_pad, N] of the packed weights, accumulator dtype."""
-    if find(table, "fused_input_grad", h.dtype, h.shape[2]) is not None:
-        return _fused_backward(dh, dr, h, weights, table)
-    rows, inner = h.shape[0] * h.shape[1], weights.down.shape[1]
-    dz, act = h.new_empty(rows, 2 * inner), h.new_empty(rows, inner)
+def hidden_widths(weights: PackedWeights, table: Table) -> tuple[int, ...]:
+    """Widths of what `input_grad` writes for `weight_grads` beside dh: of dz and act, or nothing."""
+    fused = find(table, "fused_input_grad", weights.down.dtype, weights.down.shape[0]) is not None
+    return () if fused else (2 * weights.inner, weights.inner)
+
+
+def input_grad(
+    dh: Tensor, dr: Tensor, h: Tensor, hidden: Sequence[Tensor], weights: PackedWeights, table: Table
+) -> None:
+    """`dh` from `dr`; `hidden` are dz [batch * rows, 2 F_pad] and act [batch * rows, F_pad], written, or empty."""
+    if not hidden:
+        row = select(table, "fused_input_grad", h.dtype, h.shape[2])
+        launch(
+            fused_backward.fused_input_grad_kernel, row, (row_blocks(h, row.blocks["BLOCK_R"]),),
+            dh, dr, h, weights.gate_up, weights.down, *_backward_sizes(dr, h, weights), ACC=accumulator(h.dtype),
+        )  # fmt: skip
+        return
+    dz, act = hidden
     row = select(table, "hidden_backward", h.dtype, h.shape[2])
-    grid = row_blocks(h, row.blocks["BLOCK_R"]) * triton.cdiv(inner, row.blocks["BLOCK_F"])
+    grid = row_blocks(h, row.blocks["BLOCK_R"]) * triton.cdiv(weights.inner, row.blocks["BLOCK_F"])
     launch(
         backward.hidden_backward_kernel, row, (grid,),
-        dz, act, dr, h, weights.gate_up, weights.down,
-        h.shape[1], h.shape[2], weights.gate_up.shape[2], inner, *h.stride(), *dr.stride(), ACC=accumulator(h.dtype),
+        dz, act, dr, h, weights.gate_up, weights.down, *_backward_sizes(dr, h, weights), ACC=accumulator(h.dtype),
     )  # fmt: skip
     row = select(table, "residual_gemm", h.dtype, h.shape[2])
-    residual_gemm(dh, None, dz, weights.gate_up.flatten(0, 1).t(), dr, (), 0.0, row)
-    return weight_grad(dz, h, table).view(2, inner, -1), weight_grad(act, dr, table)
+    residual_gemm(dh, None, dz, weights.gate_up.t(), dr, (), 0.0, row)
 
 
-def _fused_backward(dh: Tensor, dr: Tensor, h: Tensor, weights: PackedWeights, table: Table) -> tuple[Tensor, Tensor]:
-    batch, rows, features = h.shape
-    _, inner, padded = weights.gate_up.shape
-    tensors = (dr, h, weights.gate_up, weights.down)
-    sizes = (rows, features, padded, inner, *h.stride(), *dr.stride())
-    acc = accumulator(h.dtype)
-    row = select(table, "fused_input_grad", h.dtype, features)
-    blocks = row_blocks(h, row.blocks["BLOCK_R"])
-    launch(fused_backward.fused_input_grad_kernel, row, (blocks,), dh, *tensors, *sizes, ACC=acc)
+def weight_grads(
+    dr: Tensor, h: Tensor, hidden: Sequence[Tensor], weights: PackedWeights, table: Table
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the packed weights, [2 F_pad, N] and [F_pad, N] in the accumulator's dtype, over all rows."""
+    if hidden:
+        dz, act = hidden
+        return weight_grad(dz, h, table), weight_grad(act, dr, table)
+    features, inner = h.shape[2], weights.inner
     row = select(table, "fused_weight_grad", h.dtype, features)
     splits = row.blocks["SPLITS"]
     wide = torch.promote_types(h.dtype, torch.float32)
     partial = torch.empty(splits, 3, inner, features, dtype=wide, device=h.device)
-    grid = (triton.cdiv(inner, row.blocks["BLOCK_F"]), splits)
-    launch(fused_backward.fused_weight_grad_kernel, row, grid, partial, *tensors, batch, *sizes, ACC=acc)
-    return partial[:, :2].sum(0), partial[:, 2].sum(0)
+    launch(
+        fused_backward.fused_weight_grad_kernel, row, (triton.cdiv(inner, row.blocks["BLOCK_F"]), splits),
+        partial, dr, h, weights.gate_up, weights.down, h.shape[0], *_backward_sizes(dr, h, weights),
+        ACC=accumulator(h.dtype),
+    )  # fmt: skip
+    return partial[:, :2].sum(0).flatten(0, 1), partial[:, 2].sum(0)
+
+
+def _backward_sizes(dr: Tensor, h: Tensor, weights: PackedWeights) -> tuple[int, ...]:
+    return (*h.shape[1:], weights.padded, weights.inner, *h.stride(), *dr.stride())
 
 
 def weight_grad(z: Tensor, h: Tensor, table: Table) -> Tensor:
@@ -177,11 +192,15 @@ def weight_grad(z: Tensor, h: Tensor, table: Table) -> Tensor:
     return partial.sum(0)
 
 
-def injected(x: Tensor, injection: Sequence[Tensor], table: Table) -> Tensor:
-    """`h = x + (sum of injection)` of a `foldable` pair, with the forward kernels' bits; x itself without injection."""
+def injected(x: Tensor, injection: Sequence[Tensor], table: Table, h: Tensor | None = None) -> Tensor:
+    """`h = x + (sum of injection)` of a `foldable` pair, with the forward kernels' bits; x itself without injection.
+
+    `h`, when given, is written and returned in any case.
+    """
     if not injection:
-        return x
-    h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        return x if h is None else h.copy_(x)
+    if h is None:
+        h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     row = select(table, "inject", x.dtype, x.shape[2])
     grid = row_blocks(x, row.blocks["BLOCK_R"]) * triton.cdiv(x.shape[2], row.blocks["BLOCK_N"])
     launch(
