@@ -9,7 +9,7 @@ PYTEST := $(PY) -m pytest
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: solve test check interpret-gate compile-gate bench gpu profile native clean help
+.PHONY: solve test check interpret-gate compile-gate bench gpu train profile native clean help
 
 .venv/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
@@ -57,6 +57,9 @@ bench: .venv/.installed  ## benchmarks of this machine; writes profiles/<machine
 
 gpu:  ## everything that only a GPU can show, in stages; installs nothing (make gpu GPU_PYTHON=python3)
 	@$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
+
+train:  ## the full-size Sudoku model on a GPU, a slice of ten minutes at a time: make train DATA=data/hard
+	@$(GPU_PYTHON) -m rtm_kernels.cli.main train sudoku-full $(if $(DATA),data=$(DATA)) --minutes 9.5 $(ARGS)
 
 profile: .venv/.installed  ## where the time of one ACT step goes, operator by operator
 	@$(PY) -m benchmarks.profile $(ARGS)

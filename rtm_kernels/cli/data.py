@@ -27,7 +27,8 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 def sudoku(
     out: Out,
     source: Annotated[
-        Path | None, typer.Option(help="csv or list of puzzles; without it they are generated.", metavar="FILE")
+        list[Path] | None,
+        typer.Option(help="csv or list of puzzles, again for more; without it they are generated.", metavar="FILE"),
     ] = None,
     test: Test = "1000",
     count: Annotated[int, typer.Option(help="Puzzles to generate.", metavar="N", min=1)] = 10_000,
@@ -50,6 +51,7 @@ def sudoku(
     Examples:
 
       rtm data sudoku data/sudoku-extreme-1k --source train.csv --test test.csv --subsample 1000 --augmentations 1000
+      rtm data sudoku data/hard --source 17_clue.csv --source forum_hardest.csv
       rtm data sudoku data/generated --count 20000 --difficulty search
       rtm data sudoku data/4x4 --size 4 --clues 4 9 --test 300
     """
@@ -70,7 +72,8 @@ def sudoku(
 def maze(
     out: Out,
     source: Annotated[
-        Path | None, typer.Option(help="The official csv or a list; without it they are generated.", metavar="FILE")
+        list[Path] | None,
+        typer.Option(help="The official csv or a list, again for more; without it they are generated.", metavar="FILE"),
     ] = None,
     test: Test = "1000",
     count: Annotated[int, typer.Option(help="Mazes to generate.", metavar="N", min=1)] = 2_000,

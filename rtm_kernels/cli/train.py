@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rtm_kernels.train.schema import Recipe
     from rtm_kernels.train.session import Outcome
 
-INTERRUPTED = 130
+INTERRUPTED, OUT_OF_TIME = 130, 75
 LINES = 20
 """Progress lines that a run prints where standard error is no terminal."""
 
@@ -37,6 +37,9 @@ def train(
     track: Annotated[
         list[str] | None, typer.Option(help="tensorboard, trackio or wandb, besides the csv file.", metavar="NAME")
     ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop, saved, after M minutes; again, it goes on.", metavar="M", min=0)
+    ] = None,
     save_every: Annotated[float, typer.Option(help="Seconds between saved states.", metavar="S", min=0)] = 60.0,
     show: Annotated[bool, typer.Option("--show", help="Print the recipe as JSON and stop.")] = False,
     json_object: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, nothing else.")] = False,
@@ -48,10 +51,11 @@ def train(
     Ctrl-C saves a state and ends; --resume continues it bit for bit. The folder
     gets recipe.json, metrics.csv, checkpoints, model, summary.json, curve.png and
     the puzzles that were measured, unseen.csv.
-    Under torchrun every process takes its share of each batch.
+    Under torchrun every process takes its share of each batch. With --minutes
+    a run is done in slices: the same command begins it, or continues it.
 
     Exit code: 0 trained to the end, 2 bad input or a diverged run,
-    130 interrupted and saved.
+    75 the minutes are over and it goes on next time, 130 interrupted and saved.
 
     Examples:
 
@@ -59,6 +63,7 @@ def train(
       rtm train sudoku-4x4 stages.0.steps=800 model.hidden_size=96 --out runs/wide
       rtm train sudoku-4x4 --resume
       rtm train trm-sudoku-repo data=data/sudoku-extreme-1k --device cuda
+      rtm train sudoku-full data=data/hard --minutes 9.5
       torchrun --nproc-per-node 2 -m rtm_kernels.cli.main train trm-maze-repo data=data/maze
     """
     if preset is None:
@@ -69,7 +74,7 @@ def train(
     from rtm_kernels.errors import InputError, one_of
     from rtm_kernels.train.configure import override, to_dict
     from rtm_kernels.train.recipe import PRESETS
-    from rtm_kernels.train.session import open_recipe
+    from rtm_kernels.train.session import RECIPE, open_recipe
     from rtm_kernels.train.telemetry import tracker
 
     one_of("PRESET", preset, PRESETS)
@@ -82,10 +87,13 @@ def train(
     place, leading = join_ranks(device)
     folder = out or Path("runs") / preset
     callbacks: list[Any] = [tracker(name, folder) for name in track or []]
-    recipe = open_recipe(recipe, folder, resume) if leading else wait_for_recipe(folder)
+    slices = minutes is not None and not resume
+    resume = resume or (slices and (folder / RECIPE).is_file())
+    recipe = open_recipe(recipe, folder, resume and not slices, slices) if leading else wait_for_recipe(folder)
     torch.set_num_threads(threads or recipe.threads or os.cpu_count() or 1)
     callbacks += [] if json_object else [Console(folder)]
-    finish(run_all(recipe, folder, place, resume, callbacks, save_every), folder, preset, json_object)
+    outcome = run_all(recipe, folder, place, resume, callbacks, save_every, minutes)
+    finish(outcome, folder, preset, json_object)
 
 
 def join_ranks(device: str | None) -> tuple[str, bool]:
@@ -114,8 +122,9 @@ def wait_for_recipe(folder: Path) -> Recipe:
 
 
 def run_all(
-    recipe: Recipe, folder: Path, place: str, resume: bool, callbacks: list[Any], save_every: float
-) -> Outcome | None:
+    recipe: Recipe, folder: Path, place: str, resume: bool, callbacks: list[Any], save_every: float,
+    minutes: float | None,
+) -> Outcome | None:  # fmt: skip
     """The run on this rank; None on the ranks that have nothing to report."""
     from torch import distributed
 
@@ -125,7 +134,8 @@ def run_all(
     if joined and distributed.get_rank() == 0:
         distributed.barrier()
     try:
-        outcome = run(recipe, folder, device=place, resume=resume, callbacks=callbacks, save_every=save_every)
+        outcome = run(recipe, folder, device=place, resume=resume, callbacks=callbacks, save_every=save_every,
+                      minutes=minutes)  # fmt: skip
         return outcome if not joined or distributed.get_rank() == 0 else None
     finally:
         if joined:
@@ -139,9 +149,10 @@ def finish(outcome: Outcome | None, folder: Path, preset: str, json_object: bool
     if json_object:
         typer.echo(json.dumps(outcome.summary | {"interrupted": outcome.interrupted}))
     if outcome.interrupted:
-        place = f"saved {outcome.summary['checkpoint']}; continue with: rtm train {preset} --resume --out {folder}"
+        again = "the same command" if outcome.out_of_time else f"rtm train {preset} --resume --out {folder}"
+        place = f"saved {outcome.summary['checkpoint']}; continue with: {again}"
         typer.echo(f"stopped after step {outcome.summary['steps']}, {place}", err=True)
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(OUT_OF_TIME if outcome.out_of_time else INTERRUPTED)
     for note in outcome.notes:
         typer.echo(f"note: {note}", err=True)
     if not json_object:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -12,12 +14,12 @@ from rtm_kernels.data.files import StrPath
 from rtm_kernels.data.maze import VOCABULARY, Maze, dihedral_indices
 from rtm_kernels.data.sudoku import Sudoku, augment, read_boards, solve
 from rtm_kernels.data.sudoku.canonical import canonical
-from rtm_kernels.data.task import Pair
+from rtm_kernels.data.task import Pair, Puzzle
 from rtm_kernels.data.write import write_splits
 from rtm_kernels.errors import InputError, require
 
-Boards = StrPath | Pair
-"""A file of puzzles, or (puzzles, solutions) as `generate` returns them."""
+Boards = StrPath | Sequence[StrPath] | Pair
+"""A file of puzzles or several, or (puzzles, solutions) as `generate` returns them."""
 
 
 def build_sudoku(
@@ -107,10 +109,12 @@ def build_maze(
 
 def _boards(source: Boards, size: int, min_rating: float | None) -> Pair:
     """Puzzles and solutions of a source, the missing ones solved."""
-    if isinstance(source, (str, os.PathLike)):
-        puzzles, solutions = read_boards(source, size=size, min_rating=min_rating)
+    files = _files(source)
+    if files:
+        found = [read_boards(file, size=size, min_rating=min_rating) for file in files]
+        puzzles, solutions = (np.concatenate(part) for part in zip(*found, strict=True))
     else:
-        puzzles, solutions = (np.array(part, dtype=np.uint8) for part in source)
+        puzzles, solutions = (np.array(part, dtype=np.uint8) for part in cast(Pair, source))
     require(len(puzzles) > 0, "source", _name(source), "no puzzle is left")
     unsolved = np.flatnonzero(~solutions.any(axis=1))
     counts, solutions[unsolved] = solve(puzzles[unsolved])
@@ -121,13 +125,21 @@ def _boards(source: Boards, size: int, min_rating: float | None) -> Pair:
     return puzzles, solutions
 
 
+def _files(source: Boards) -> list[StrPath]:
+    """The files that a source names; none for arrays."""
+    parts = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    return [part for part in parts if isinstance(part, (str, os.PathLike))]
+
+
 def _mazes(source: Boards, side: int) -> Pair:
     """Tokens of mazes and of their solutions."""
-    if not isinstance(source, (str, os.PathLike)):
-        return source
-    task = Maze(side)
-    with open(source, encoding="utf-8-sig", errors="replace") as file:
-        found = list(task.parse(file))
+    files, task, found = _files(source), Maze(side), list[Puzzle]()
+    if not files:
+        mazes, answers = (np.asarray(part) for part in cast(Pair, source))
+        return mazes, answers
+    for path in files:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            found += task.parse(file)
     missing = [puzzle.line for puzzle in found if puzzle.solution is None]
     require(not missing, "source", str(source), f"line {missing[:1]} has no solution")
     texts = ([p.text for p in found], [p.solution or "" for p in found])
@@ -163,4 +175,5 @@ def _without_twins(keys: np.ndarray, rows: np.ndarray, test_keys: np.ndarray) ->
 def _name(source: Boards | int) -> str | int:
     if isinstance(source, int):
         return source
-    return Path(source).name if isinstance(source, (str, os.PathLike)) else f"{len(source[0])} puzzles in memory"
+    names = ", ".join(Path(file).name for file in _files(source))
+    return names or f"{len(cast(Pair, source)[0])} puzzles in memory"

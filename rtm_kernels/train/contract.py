@@ -9,6 +9,7 @@ from torch import nn
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import one_of, require
 from rtm_kernels.interop import official_loss_head
+from rtm_kernels.interop.loss_head import ACTLossHead
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.train.heads import COSTS, CumulativeHead, RoundsHead
 
@@ -26,7 +27,7 @@ class DeepSupervision:
 
     def head(self, model: RecursiveReasoner, loss: str) -> nn.Module:
         """The official `ACTLossHead`."""
-        return official_loss_head(model, loss)
+        return ACTLossHead(model, loss)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rtm_kernels.config import ModelConfig
-from rtm_kernels.train.contract import CumulativeHalting, FinalLoss, StochasticRounds
+from rtm_kernels.train.contract import CumulativeHalting, DeepSupervision, FinalLoss, StochasticRounds
 from rtm_kernels.train.schema import OPTIMIZERS, Recipe, Source, Stage
 
 __all__ = ["ABOUT", "OPTIMIZERS", "PRESETS", "Recipe", "Source", "Stage"]
@@ -105,6 +105,25 @@ RSM_SUDOKU = Recipe(
     warmup_steps=2000, min_lr_ratio=0.02, grad_clip=1.0, ema=0.999,
 )  # fmt: skip
 
+SUDOKU_FULL = replace(
+    RSM_SUDOKU, model=replace(RSM_SUDOKU.model, puzzle_emb_ndim=0, puzzle_emb_len=0, halting="q"), epochs=None,
+    augment=True, stages=growth(
+        15_000, 512, (20.1, 40.1, 55.1, 65.1, 75.1, 85.1),
+        (30.1, 50.1, 70.1, 80.1, 84.1, 86.1, 88.1, 90.1, 92.1, 94.1),
+    ),
+    eval_every=500, eval_steps=4,
+)  # fmt: skip
+SUDOKU_FULL_HALTING = replace(
+    SUDOKU_FULL,
+    model=replace(SUDOKU_FULL.model, H_cycles=3, L_cycles=6),
+    contract=DeepSupervision(),
+    init="runs/sudoku-full/model",
+    lr=2e-4,
+    warmup_steps=200,
+    stages=(Stage(steps=5_000, batch_size=512, mix={"all": 1.0}, halt_max_steps=16, H_cycles=3, L_cycles=6),),
+    eval_steps=16,
+)
+
 RTM_SUDOKU = Recipe(
     model=ModelConfig(
         vocab_size=11, seq_len=81, arch="rtm", hidden_size=512, num_heads=8, layers={"core": 2}, H_cycles=1,
@@ -156,6 +175,8 @@ PRESETS: dict[str, Recipe] = {
     "hrm-maze": official(replace(HRM, vocab_size=6, seq_len=900), 20_000, 2_000),
     "transformer-sudoku": official(TRANSFORMER, 20_000, 2_000),
     "rsm-sudoku": RSM_SUDOKU,
+    "sudoku-full": SUDOKU_FULL,
+    "sudoku-full-halting": SUDOKU_FULL_HALTING,
     "rtm-sudoku": RTM_SUDOKU,
     "rins-sudoku": RINS_SUDOKU,
 }
@@ -164,6 +185,8 @@ PRESETS: dict[str, Recipe] = {
 ABOUT = {
     "sudoku-4x4": "4x4 Sudoku on a CPU, minutes",
     "sudoku-small": "9x9 Sudoku on a CPU, an hour or more",
+    "sudoku-full": "full-size RSM for hard puzzles, a GPU, in slices; needs data=FOLDER",
+    "sudoku-full-halting": "deep supervision and a halting head after sudoku-full; needs data=FOLDER",
     "rtm-sudoku": "cumulative halting, generated puzzles, a GPU",
     "rins-sudoku": "stochastic rounds, generated puzzles, a GPU",
 }

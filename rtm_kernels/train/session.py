@@ -13,10 +13,11 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
 
 from rtm_kernels.data.sudoku import to_text
-from rtm_kernels.errors import BackendUnavailable, InputError
+from rtm_kernels.errors import BackendUnavailable, InputError, require
 from rtm_kernels.train.checkpoint import clean, load_checkpoint, save_checkpoint
 from rtm_kernels.train.configure import fit_to_data, load_recipe, save_recipe
 from rtm_kernels.train.evaluate import Curves, curves
@@ -36,19 +37,29 @@ RECIPE, METRICS, STATES, MODEL, PICTURE, SUMMARY, UNSEEN, SPEED, CURVES = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `summary` is what `summary.json` holds; `interrupted` when it can be resumed."""
+    """How a run ended: `summary` is what `summary.json` holds; `interrupted` when it can be resumed, `out_of_time`
+    when its minutes were over."""
 
     interrupted: bool
     summary: dict[str, Any]
     notes: tuple[str, ...]
+    out_of_time: bool = False
 
 
-def open_recipe(recipe: Recipe, out: Path, resume: bool) -> Recipe:
+def open_recipe(recipe: Recipe, out: Path, resume: bool, slices: bool = False) -> Recipe:
     """The recipe of the run in `out`: the saved one when it resumes, else `recipe` fitted to its data and saved.
+
+    With `slices` a run that is there resumes, if it is one of the same recipe, and else begins.
 
     Errors: `InputError` when there is nothing to resume, or something that a new run would overwrite.
     """
     saved = out / RECIPE
+    if slices and saved.is_file():
+        found = load_recipe(saved)
+        same = found == fit_to_data(recipe)
+        allowed = "a new name: the run in it has another recipe, and --resume continues it with that"
+        require(same, "--out", str(out), allowed)
+        return found
     if resume:
         if not saved.is_file():
             raise InputError(f"--resume: {out} holds no run ({RECIPE} is missing)")
@@ -62,13 +73,16 @@ def open_recipe(recipe: Recipe, out: Path, resume: bool) -> Recipe:
 
 
 def run(
-    recipe: Recipe, out: Path, *, device: str, resume: bool, callbacks: Sequence[Callback], save_every: float = 60.0
-) -> Outcome:
-    """Train `recipe`, which `open_recipe` returned, in `out` to its end, or until SIGINT or SIGTERM arrives.
+    recipe: Recipe, out: Path, *, device: str, resume: bool, callbacks: Sequence[Callback], save_every: float = 60.0,
+    minutes: float | None = None,
+) -> Outcome:  # fmt: skip
+    """Train `recipe`, which `open_recipe` returned, in `out` to its end, or until SIGINT or SIGTERM arrives, or
+    `minutes` have passed since the call.
 
-    A state is saved every `save_every` seconds, at each evaluation, and at the end. Under torch.distributed only
-    rank 0 writes; states are saved at evaluations and at the end, so that the ranks agree when.
+    A state is saved every `save_every` seconds, at each evaluation, and when the run stops. Under torch.distributed
+    only rank 0 writes, and a signal to any rank, or the clock of any, stops all after the same step.
     """
+    began = time.monotonic()
     trainer = Trainer(recipe, device)
     if resume and (out / STATES).is_dir():
         load_checkpoint(trainer, out / STATES)
@@ -96,24 +110,25 @@ def run(
                     file.write(json.dumps({"step": trainer.step_count, **asdict(measured)}) + "\n")
         for watcher in watchers:
             watcher.log(trainer, metrics)
-        timed = trainer.world_size == 1 and time.monotonic() - last_save > save_every
-        if due or final or timed:
+        if due or final or any_rank(time.monotonic() - last_save > save_every, trainer):
             save_checkpoint(trainer, out / STATES)
             last_save = time.monotonic()
 
+    limit = None if minutes is None else began + 60 * minutes
     for watcher in watchers:
         watcher.start(trainer)
     try:
         with stop_requested() as requested:
-            interrupted = _fit(trainer, after, requested)
-        if interrupted and trainer.world_size == 1:
+            interrupted = _fit(trainer, after, lambda: requested() or (limit is not None and time.monotonic() > limit))
+        if interrupted:
             save_checkpoint(trainer, out / STATES)
     finally:
         for watcher in watchers:
             watcher.finish(trainer)
     seconds = time.monotonic() - started
     if not leading or interrupted:
-        return Outcome(interrupted, {"steps": trainer.step_count, "checkpoint": trainer.last_good}, ())
+        over = limit is not None and time.monotonic() > limit
+        return Outcome(interrupted, {"steps": trainer.step_count, "checkpoint": trainer.last_good}, (), over)
     if test is not None and measured is None:
         measured = curves(trainer.averaged, test, recipe.eval_steps)
     return _finish(trainer, out, measured or Curves([], [], []), test, seconds, done, speed.totals)
@@ -134,9 +149,18 @@ def _fit(trainer: Trainer, after: Callable[[Trainer, Metrics], None], requested:
         metrics = trainer.step()
         trainer.step_seconds = time.perf_counter() - start
         after(trainer, metrics)
-        if requested() and trainer.step_count < trainer.recipe.total_steps:
+        if any_rank(requested(), trainer) and trainer.step_count < trainer.recipe.total_steps:
             return True
     return False
+
+
+def any_rank(condition: bool, trainer: Trainer) -> bool:
+    """Whether it holds on any rank; all of them have to ask."""
+    if trainer.world_size == 1:
+        return condition
+    held = torch.tensor(float(condition), device=trainer.device)
+    dist.all_reduce(held, dist.ReduceOp.MAX)
+    return bool(held.item())
 
 
 def _finish(
@@ -213,7 +237,7 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
     except ValueError:  # not the main thread, which alone receives signals
         before = {}
     try:
-        yield lambda: bool(received) and not dist.is_initialized()
+        yield lambda: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -36,6 +36,10 @@ def test_sudokus_of_a_file_and_a_test_file(tmp_path: Path) -> None:
         (tmp_path / name).write_text("puzzle,solution\n" + "\n".join(part))
     result = rtm("sudoku", str(tmp_path / "out"), "--source", str(tmp_path / "train.csv"),
                  "--test", str(tmp_path / "test.csv"), "--subsample", "6", "--json")  # fmt: skip
+    both = [option for name in ("train.csv", "test.csv") for option in ("--source", str(tmp_path / name))]
+    counts = json.loads(rtm("sudoku", str(tmp_path / "both"), *both, "--test", "2", "--json").stdout)
+    assert (counts["train"], counts["test"]) == (12, 2)
+    assert check_manifest(tmp_path / "both")["source"] == "train.csv, test.csv"
     assert json.loads(result.stdout) | {"seconds": 0, "data": ""} == {
         "data": "", "train": 6, "test": 4, "twins_dropped": 0, "seconds": 0,
     }  # fmt: skip

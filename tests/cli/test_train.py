@@ -15,6 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rtm_kernels.cli.main import app
+from rtm_kernels.data.build import build_sudoku
+from rtm_kernels.data.sudoku import generate
 from rtm_kernels.pretrained import from_pretrained
 from rtm_kernels.train.configure import load_recipe
 from rtm_kernels.train.recipe import PRESETS
@@ -85,6 +87,28 @@ def test_an_interrupted_run_continues_to_the_same_bits(tmp_path: Path) -> None:
         assert (whole / "model" / name).read_bytes() == (cut / "model" / name).read_bytes()
     with (whole / "metrics.csv").open() as a, (cut / "metrics.csv").open() as b:
         assert list(csv.DictReader(a)) == list(csv.DictReader(b))
+
+
+def test_the_full_size_recipes_run_in_slices_of_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    build_sudoku("data", generate(70, seed=3, size=4, clues=(5, 9)), test=10, size=4)
+    small = ["model.hidden_size=16", "model.expansion=1", "model.num_heads=2", "stages.*.batch_size=8", "eval_limit=10",
+             "model.forward_dtype=float32", "data=data", "warmup_steps=2"]  # fmt: skip
+    first = ["sudoku-full", *small, *(f"stages.{i}.steps=1" for i in range(17)), "eval_every=6", "eval_steps=2",
+             "stages.*.H_cycles=2", "stages.*.L_cycles=1", "model.H_cycles=2", "model.L_cycles=1"]  # fmt: skip
+    assert rtm(*first, "--json").exit_code == 0
+    codes = [rtm(*first, "--out", "runs/slices", "--minutes", "0.0005").exit_code]
+    while codes[-1] == 75 and len(codes) < 30:
+        codes.append(rtm(*first, "--out", "runs/slices", "--minutes", "0.0005").exit_code)
+    assert codes[-1] == 0 and codes.count(75) == len(codes) - 1 > 2
+    for name in ("model.safetensors", "config.json"):
+        assert Path("runs/slices/model", name).read_bytes() == Path("runs/sudoku-full/model", name).read_bytes()
+    other = rtm(*first, "lr=1", "--out", "runs/slices", "--minutes", "1")
+    assert other.exit_code == 2 and "the run in it has another recipe" in other.stderr
+    second = rtm("sudoku-full-halting", *small, "stages.0.steps=4", "stages.0.halt_max_steps=2", "eval_steps=2",
+                 "stages.0.H_cycles=1", "stages.0.L_cycles=1", "model.H_cycles=1", "model.L_cycles=1", "--minutes", "9",
+                 "--json")  # fmt: skip
+    assert second.exit_code == 0 and json.loads(second.stdout)["halt_confidence_by_step"][0] > 0
 
 
 @pytest.mark.parametrize(

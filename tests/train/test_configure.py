@@ -10,6 +10,7 @@ import pytest
 from rtm_kernels.data.build import build_sudoku
 from rtm_kernels.data.sudoku import generate
 from rtm_kernels.errors import InputError
+from rtm_kernels.pretrained import tensor_specs
 from rtm_kernels.train.configure import fit_to_data, load_recipe, override, save_recipe
 from rtm_kernels.train.contract import CumulativeHalting
 from rtm_kernels.train.recipe import PRESETS
@@ -20,6 +21,16 @@ from tests.train.support import TINY
 def test_every_recipe_survives_its_file(name: str, tmp_path: Path) -> None:
     save_recipe(PRESETS[name], tmp_path / "recipe.json")
     assert load_recipe(tmp_path / "recipe.json") == PRESETS[name]
+
+
+def test_a_recipe_that_goes_on_from_another_fits_its_weights() -> None:
+    first, second = PRESETS["sudoku-full"], PRESETS["sudoku-full-halting"]
+    shapes = [
+        {name: (tuple(spec.shape), spec.dtype) for name, spec in tensor_specs(recipe.model).items()}
+        for recipe in (first, second)
+    ]
+    assert shapes[0] == shapes[1] and second.init == "runs/sudoku-full/model"
+    assert first.total_steps == 15_000 and {stage.batch_size for stage in first.stages} == {512}
 
 
 def test_overrides_reach_every_kind_of_field() -> None:
