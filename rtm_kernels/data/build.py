@@ -111,8 +111,8 @@ def _boards(source: Boards, size: int, min_rating: float | None) -> Pair:
     """Puzzles and solutions of a source, the missing ones solved."""
     files = _files(source)
     if files:
-        found = [read_boards(file, size=size, min_rating=min_rating) for file in files]
-        puzzles, solutions = (np.concatenate(part) for part in zip(*found, strict=True))
+        boards = [read_boards(file, size=size, min_rating=min_rating) for file in files]
+        puzzles, solutions = (np.concatenate(part) for part in zip(*boards, strict=True))
     else:
         puzzles, solutions = (np.array(part, dtype=np.uint8) for part in cast(Pair, source))
     require(len(puzzles) > 0, "source", _name(source), "no puzzle is left")
