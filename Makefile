@@ -9,7 +9,7 @@ PYTEST := $(PY) -m pytest
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: solve test check interpret-gate compile-gate bench gpu train profile native clean help
+.PHONY: solve test test-ray check interpret-gate compile-gate bench gpu train profile native clean help
 
 .venv/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
@@ -38,6 +38,10 @@ solve: .venv/.installed  ## set everything up and solve the bundled example puzz
 
 test: .venv/.installed  ## set everything up and run every test, both gates included
 	@$(PYTEST) -n auto --maxprocesses 8 --dist worksteal
+
+test-ray: .venv/.installed  ## install Ray into .venv (once) and run the tests that need it
+	@$(PY) -c 'import ray' 2>/dev/null || $(PIP) --no-deps -r constraints/ray.txt
+	@$(PYTEST) -n 0 tests/distributed/test_ray.py
 
 check: .venv/.environment  ## lint, format check, types
 	@$(BIN)/ruff check

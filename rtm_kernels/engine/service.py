@@ -101,6 +101,7 @@ class Service:
         self._max_queued, self._number = max_queued, 0
         self._changed = threading.Condition()
         self._closing: str | None = None
+        self._failure: str | None = None
         self._statuses, self._depths, self._since = Counter[str](), Counter[int](), time.monotonic()
         self._thread = threading.Thread(target=self._work, name="rtm-service", daemon=True)
         self._thread.start()
@@ -193,6 +194,12 @@ class Service:
                 puzzles_per_second=solved / seconds,
             )
 
+    @property
+    def failure(self) -> str | None:
+        """Why no puzzle is solved any more, when the work itself failed; None while it goes on, and after `close`."""
+        with self._changed:
+            return self._failure
+
     def close(self, *, drain: bool = True, timeout: float | None = None) -> None:
         """Take no more puzzles and end: after those already taken (`drain`), or cancelling them."""
         with self._changed:
@@ -221,7 +228,7 @@ class Service:
                 pass
         except Exception as error:
             with self._changed:
-                self._closing = f"the service failed: {error}"
+                self._closing = self._failure = f"the service failed: {error}"
                 for request in self._requests():
                     if request.future.set_running_or_notify_cancel():
                         failure = Closed(self._closing)
