@@ -134,6 +134,16 @@ class LossHead(_Head):
     def __init__(self, model: RecursiveReasoner, loss_type: str, prob_detach_prev_H: float) -> None:
         super().__init__(model, loss_type)
         self.prob_detach_prev_H = prob_detach_prev_H
+        self.drawn: bool | None = None
+
+    def draw(self) -> bool:
+        """Draw whether calls detach from now on, and return it; without it each call draws its own, as officially."""
+        self.drawn = self._random()
+        return self.drawn
+
+    def _random(self) -> bool:
+        detaches = self.prob_detach_prev_H > 0 and torch.rand(1).item() < self.prob_detach_prev_H
+        return bool(detaches)
 
     def forward(
         self, return_keys: Sequence[str], *, carry: Carry, batch: Batch, override_H_cycles: int | None = None
@@ -150,11 +160,11 @@ class LossHead(_Head):
             "lm_loss": score.lm_loss.detach(),
         }
         detached = {key: outputs[key].detach() for key in return_keys if key in outputs}
-        return carry, score.lm_loss, metrics, detached, torch.tensor(True, device=score.lm_loss.device)
+        return carry, score.lm_loss, metrics, detached, torch.ones_like(score.lm_loss, dtype=torch.bool)
 
     def _program(self, override_H_cycles: int | None) -> programs.Program:
         c = self.model.config
         depth = c.H_cycles if override_H_cycles is None else override_H_cycles
         require(depth >= 1, "override_H_cycles", depth, "at least 1")
-        detach = self.training and self.prob_detach_prev_H > 0 and torch.rand(1).item() < self.prob_detach_prev_H
+        detach = self.training and (self._random() if self.drawn is None else self.drawn)
         return programs.rsm(max(2, depth) if self.training else depth, c.L_cycles, chained=not detach)

@@ -48,12 +48,21 @@ def answer_metrics(predictions: Tensor, labels: Tensor) -> dict[str, Tensor]:
 class _FreshHead(nn.Module):
     """A head whose every call starts from fresh latents; the carry it is given is handed back unread."""
 
-    progress = 0.0
-    """Share of the run that is done, set by the trainer."""
+    _progress: Tensor
 
     def __init__(self, model: RecursiveReasoner, loss: str) -> None:
         super().__init__()
         self.model, self.loss = model, loss
+        self.register_buffer("_progress", torch.zeros(()), persistent=False)
+
+    @property
+    def progress(self) -> Tensor:
+        """Share of the run that is done, set by the trainer; on the device, so that a captured step sees it change."""
+        return self._progress
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        self._progress.fill_(value)
 
     def labels(self, batch: Batch) -> Tensor:
         """The labels of a batch, `InputError` without them."""
@@ -64,7 +73,7 @@ class _FreshHead(nn.Module):
     def result(
         self, carry: Carry, loss: Tensor, metrics: dict[str, Tensor], outputs: dict[str, Tensor] | None = None
     ) -> Result:
-        return carry, loss, metrics, outputs or {}, torch.tensor(True, device=loss.device)
+        return carry, loss, metrics, outputs or {}, torch.ones((), dtype=torch.bool, device=loss.device)
 
 
 class CumulativeHead(_FreshHead):
@@ -116,7 +125,7 @@ class CumulativeHead(_FreshHead):
     def _total(
         self, lm_loss: Tensor, ponder: Tensor, entropy: Tensor, state: HaltingState, answer: Tensor, labels: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        rise = 1.0 if self.anneal == 0 else min(1.0, self.progress / self.anneal)
+        rise = 1.0 if self.anneal == 0 else (self.progress / self.anneal).clamp(max=1.0)
         total = lm_loss + rise * (self.ponder * ponder - self.entropy * entropy)
         metrics = answer_metrics(answer, labels) | {
             "steps": state.sample_steps.sum(),
@@ -133,17 +142,24 @@ class RoundsHead(_FreshHead):
     def __init__(self, model: RecursiveReasoner, loss: str, keep: float) -> None:
         super().__init__(model, loss)
         self.keep = keep
+        self.drawn: int | None = None
+
+    def draw(self) -> int:
+        """Draw the number of rounds that calls take from now on, and return it; without it each call draws its own."""
+        self.drawn = self._random()
+        return self.drawn
+
+    def _random(self) -> int:
+        return 1 + int((torch.rand(self.model.config.H_cycles - 1) < self.keep).sum())
 
     def forward(self, return_keys: Sequence[str], *, carry: Carry, batch: Batch) -> Result:
         """One pass over `batch`, its loss and metrics; called as the official heads are."""
         model, labels = self.model, self.labels(batch)
-        rounds = model.config.H_cycles
-        if self.training:
-            rounds = 1 + int((torch.rand(rounds - 1) < self.keep).sum())
+        rounds = (self.drawn or self._random()) if self.training else model.config.H_cycles
         x = model.embed(batch["inputs"], batch["puzzle_identifiers"])
         program = programs.rins(rounds, adapters=model.config.adapter_rank > 0)
         _, logits, _ = model.act_step(model.initial_latents(len(labels)), x, program)
         loss = mean_token_loss(logits, labels, self.loss)
         metrics = answer_metrics(logits.argmax(-1), labels) | {"lm_loss": loss.detach()}
-        metrics["steps"] = torch.tensor(rounds * len(labels))
+        metrics["steps"] = torch.full((), rounds * len(labels), device=loss.device)
         return self.result(carry, loss, metrics)

@@ -9,12 +9,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rtm_kernels.errors import RTMError, require
+from rtm_kernels.errors import BackendUnavailable, RTMError, require
 from rtm_kernels.model import Carry, RecursiveReasoner
 from rtm_kernels.ops.adam_atan2.api import sign_sgd_
 from rtm_kernels.pretrained import from_pretrained
+from rtm_kernels.recursion.graph import Capture, why_not
+from rtm_kernels.train.captured import CapturedLoss, compute
 from rtm_kernels.train.compiling import compile_stacks
-from rtm_kernels.train.observe import CONFIDENCE, DELTA, DEPTH, observe
+from rtm_kernels.train.observe import CONFIDENCE, DELTA, DEPTH
 from rtm_kernels.train.optim import Average, build_optimizers, set_lr
 from rtm_kernels.train.schema import Recipe, Stage
 from rtm_kernels.train.stream import build_stream
@@ -32,15 +34,20 @@ class Trainer:
     """Holds all state of a run: model, moving average, optimisers, stream, carries and step count.
 
     Under torch.distributed every rank draws the same global batch and works off its share; gradients are summed over
-    the ranks, as in the official code.
+    the ranks, as in the official code. `capture` records the steps of a recipe with `graph`, by default CUDA graphs.
+
+    Errors: `BackendUnavailable` for `graph` where CUDA graphs cannot run.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device | str = "cpu") -> None:
+    def __init__(self, recipe: Recipe, device: torch.device | str = "cpu", capture: Capture | None = None) -> None:
+        reason = why_not_graph(torch.device(device)) if recipe.graph and capture is None else None
+        if reason is not None:
+            raise BackendUnavailable(f"graph=True cannot run: {reason}")
         torch.manual_seed(recipe.seed)
         self.recipe, self.device = recipe, torch.device(device)
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.model = build_model(recipe).to(self.device).train()
-        self.head = recipe.contract.head(self.model, recipe.loss)
+        self.head = recipe.contract.head(self.model, recipe.loss).to(self.device)
         self.average = Average(self.model, recipe.ema)
         self.optimizers = build_optimizers(self.model, recipe)
         self.stream = build_stream(recipe)
@@ -55,6 +62,9 @@ class Trainer:
         self.deepest = max(stage.halt_max_steps for stage in recipe.stages)
         """Most ACT steps that a sample takes in any stage."""
         self._stage: Stage | None = None
+        self.captured: CapturedLoss | None = None
+        if recipe.graph:
+            self.captured = CapturedLoss(self.model, self.head, self.deepest, capture)
         if recipe.compile:
             compile_stacks(self.model)
 
@@ -97,11 +107,8 @@ class Trainer:
             carry = self.carries[i]
             if carry is None:
                 carry = self.model.initial_carry(part)
-            after, loss, metrics, outputs, _ = self.head(("q_halt_logits",), carry=carry, batch=part)
-            self.carries[i] = after
-            (loss / stage.batch_size).backward()
-            metrics |= observe(self.model, carry, after, outputs, self.deepest)
-            for name, value in (metrics | {"loss": loss.detach()}).items():
+            self.carries[i], found = self._part(stage, carry, part)
+            for name, value in found.items():
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=self.device)) + value
             if self.recipe.model.puzzle_emb_ndim > 0:
                 table = self.model.puzzle_emb
@@ -110,8 +117,17 @@ class Trainer:
         sums, rows = self._reduce(sums, rows)
         limit = math.inf if self.recipe.grad_clip is None else self.recipe.grad_clip
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        *found, length = torch.stack([*sums.values(), norm.double()]).tolist()  # one wait for the device
-        return dict(zip(sums, found, strict=True)), rows, length
+        *totals, length = torch.stack([*sums.values(), norm.double()]).tolist()  # one wait for the device
+        return dict(zip(sums, totals, strict=True)), rows, length
+
+    def _part(self, stage: Stage, carry: Carry, part: dict[str, Tensor]) -> tuple[Carry, dict[str, Tensor]]:
+        """Gradients of one part, added up; the carry after it and the sums of its metrics."""
+        drawn = self.head.draw() if hasattr(self.head, "draw") else None  # type: ignore[operator]
+        if self.captured is not None:
+            return self.captured((id(stage), drawn), carry, part, stage.batch_size)
+        after, loss, sums = compute(self.model, self.head, carry, part, self.deepest)
+        (loss / stage.batch_size).backward()
+        return after, sums
 
     def _reduce(
         self, sums: dict[str, Tensor], rows: list[tuple[Tensor, Tensor]]
@@ -162,6 +178,11 @@ class Trainer:
     def averaged(self) -> RecursiveReasoner:
         """The model with the moving average of the weights."""
         return self.average.model
+
+
+def why_not_graph(device: torch.device) -> str | None:
+    """What keeps training steps from being captured on `device`, or None."""
+    return why_not() or (None if device.type == "cuda" else f"the device is {device.type}")
 
 
 def build_model(recipe: Recipe) -> RecursiveReasoner:

@@ -74,7 +74,8 @@ class Recipe:
     nor a symmetric twin of one, is trained on. Every `eval_every` steps,
     and at the end, the moving average is measured on up to `eval_limit` test puzzles for `eval_steps` ACT steps.
     `init` starts from the weights of a saved model of the same sizes (bundled name, folder or hub id), else from random
-    ones. `threads` is for the CPU, where tiny models gain nothing from more than one; None takes all cores.
+    ones. `compile` compiles the blocks; `graph` captures forward and backward
+    in CUDA graphs. `threads` is for the CPU, where tiny models gain nothing from more than one; None takes all cores.
     """
 
     model: ModelConfig
@@ -99,6 +100,7 @@ class Recipe:
     loss: str = "stablemax_cross_entropy"
     accumulate: int = 1
     compile: bool = False
+    graph: bool = False
     seed: int = 0
     init: str | None = None
     threads: int | None = None
@@ -126,6 +128,8 @@ class Recipe:
             for name in stage.mix if self.data is None else ():
                 one_of("mix", name, self.sources or ())
         self.contract.check(self.model)
+        embeds = self.model.puzzle_emb_ndim > 0
+        require(not (self.graph and embeds), "graph", True, "false with puzzle embeddings, whose rows are not captured")
 
     @property
     def total_steps(self) -> int:

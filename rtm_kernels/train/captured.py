@@ -1,0 +1,80 @@
+"""Forward and backward of a contract in CUDA graphs: one per stage and per program that the contract draws."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor, nn
+
+from rtm_kernels.model import Carry, RecursiveReasoner
+from rtm_kernels.recursion.graph import Capture, Tensors
+from rtm_kernels.recursion.train_graph import TrainGraph
+from rtm_kernels.train.observe import Sums, observe
+
+LATENT, DATA, SUM = "latent ", "data ", "sum "
+"""Prefixes of a carry's parts and of a step's metrics, which enter and leave a graph as named tensors."""
+
+
+def compute(
+    model: RecursiveReasoner, head: nn.Module, carry: Carry, part: Tensors, deepest: int
+) -> tuple[Carry, Tensor, Sums]:
+    """The loss of `head` on one part of a batch, summed over it, the carry after it, and sums of its metrics."""
+    after, loss, metrics, outputs, _ = head(("q_halt_logits",), carry=carry, batch=part)
+    return after, loss, {**metrics, **observe(model, carry, after, outputs, deepest), "loss": loss.detach()}
+
+
+class CapturedLoss:
+    """Called as `compute` is, and adds the gradients of `loss / scale` to `p.grad`; has the bits of doing so eagerly.
+
+    `key` names what decides the operations: the stage, and what `head.draw()` gave. The first call of a key runs
+    eagerly, to see which parameters take part; the second captures; further ones replay.
+    """
+
+    def __init__(self, model: RecursiveReasoner, head: nn.Module, deepest: int, capture: Capture | None = None) -> None:
+        self.model, self.head, self.deepest, self.capture = model, head, deepest, capture
+        self._used: dict[Hashable, list[nn.Parameter]] = {}
+        self._graphs: dict[Hashable, TrainGraph] = {}
+
+    def __call__(self, key: Hashable, carry: Carry, part: Tensors, scale: float) -> tuple[Carry, Sums]:
+        """The carry after one part, and the sums of its metrics."""
+        if key not in self._used:
+            return self._eagerly(key, carry, part, scale)
+        if key not in self._graphs:
+            sizes = (len(carry.halted),)
+            self._graphs[key] = TrainGraph(
+                lambda batch: self._loss(batch, scale), self._used[key], sizes=sizes, capture=self.capture
+            )
+        found = self._graphs[key](_pack(carry, part))
+        after = Carry(_part(found, LATENT), found["steps"], found["halted"], _part(found, DATA))
+        return after, _part(found, SUM)
+
+    def _eagerly(self, key: Hashable, carry: Carry, part: Tensors, scale: float) -> tuple[Carry, Sums]:
+        after, loss, sums = compute(self.model, self.head, carry, part, self.deepest)
+        parameters = list(self.model.parameters())
+        gradients = torch.autograd.grad(loss / scale, parameters, allow_unused=True)
+        self._used[key] = [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return after, sums
+
+    def _loss(self, batch: Tensors, scale: float) -> tuple[Tensor, Tensors]:
+        carry = Carry(_part(batch, LATENT), batch["steps"], batch["halted"], _part(batch, DATA))
+        part = {name: value for name, value in batch.items() if name in carry.current_data}
+        after, loss, sums = compute(self.model, self.head, carry, part, self.deepest)
+        return loss / scale, {**_pack(after, {}), **{f"{SUM}{name}": value for name, value in sums.items()}}
+
+
+def _pack(carry: Carry, part: Tensors) -> Tensors:
+    return {
+        **part,
+        **{f"{LATENT}{name}": value for name, value in carry.latents.items()},
+        **{f"{DATA}{name}": value for name, value in carry.current_data.items()},
+        "steps": carry.steps,
+        "halted": carry.halted,
+    }
+
+
+def _part(tensors: Tensors, prefix: str) -> Tensors:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
