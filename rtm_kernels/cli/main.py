@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from rtm_kernels.cli.compare import compare
 from rtm_kernels.cli.data import data
 from rtm_kernels.cli.evaluate import evaluate
 from rtm_kernels.cli.group import Group
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command()(solve)
 app.command(name="eval")(evaluate)
+app.command()(compare)
 app.command()(train)
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run)
 app.add_typer(data, name="data")
