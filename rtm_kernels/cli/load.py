@@ -26,6 +26,7 @@ def load_solver(
     noise: float,
     seed: int,
     kind: str = "auto",
+    lookahead: int = 0,
 ) -> Solver:
     """A solver for the model called `model`, on CUDA where there is one and `device` does not say otherwise.
 
@@ -48,4 +49,5 @@ def load_solver(
         device=device or (f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"),
         executor=executor,
         rollouts=Rollouts(rollouts, noise, seed, kind),
+        lookahead=lookahead,
     )

@@ -20,6 +20,7 @@ from rtm_kernels.cli.options import (
     Json,
     Kind,
     Limit,
+    LookAhead,
     MaxSteps,
     MinSteps,
     Model,
@@ -50,6 +51,7 @@ def solve(
     max_steps: MaxSteps = None,
     min_steps: MinSteps = 1,
     batch_size: BatchSize = 64,
+    lookahead: LookAhead = 0,
     device: Device = None,
     executor: Executor = "auto",
     halt: Halt = "verified",
@@ -92,7 +94,7 @@ def solve(
 
     solver = load_solver(
         model, max_steps=max_steps, min_steps=min_steps, batch_size=batch_size, device=device, executor=executor,
-        halt=halt, rollouts=rollouts, noise=noise, seed=seed, kind=rollout_kind,
+        halt=halt, rollouts=rollouts, noise=noise, seed=seed, kind=rollout_kind, lookahead=lookahead,
     )  # fmt: skip
     read = read_all(puzzles or [], solver.task, limit)
     energy, start = energy_counter(solver.model.device.type), time.perf_counter()

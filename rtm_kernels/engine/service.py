@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import heapq
 import math
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rtm_kernels.data.task import Puzzle
+from rtm_kernels.engine.prediction import DepthEstimate
 from rtm_kernels.engine.slots import Finished, Sample
 from rtm_kernels.engine.solution import Solution
 from rtm_kernels.engine.solver import Solver
@@ -54,8 +56,8 @@ class Stats:
 class _Bucket:
     """The queue and the latent buffer of one solver: puzzles of one task and length."""
 
-    def __init__(self, solver: Solver) -> None:
-        self.solver, self.slots = solver, solver.slots()
+    def __init__(self, solver: Solver, estimate: DepthEstimate) -> None:
+        self.solver, self.slots, self.estimate = solver, solver.slots(), estimate
         self.queue: list[_Request] = []
         self.running: dict[Any, _Request] = {}
 
@@ -87,17 +89,28 @@ class Service:
 
     `solvers` is one solver, or several by name, each with its own latent buffer (mixed tasks and lengths); their
     batches take turns, one ACT step each. Among waiting puzzles the highest priority goes first, then the earliest.
-    At most `max_queued` wait. Cancelling a future frees its slot with the next step. What a puzzle is answered does
-    not depend on priorities or arrival, beyond the executor's rounding (`Solver(batch_invariant=True)`: not at all).
+    With `depth_bounds`, such as (4,), each solver has a buffer for every range of predicted steps (`DepthEstimate`), so
+    that no shallow puzzle waits for slots that deep ones hold. At most `max_queued` wait. Cancelling a future frees its
+    slot with the next step. What a puzzle is answered does not depend on priorities, buffers or arrival, beyond the
+    executor's rounding (`Solver(batch_invariant=True)`: not at all).
 
     Use as a context manager, or call `close`.
     """
 
-    def __init__(self, solvers: Solver | Mapping[str, Solver], *, max_queued: int = 1024) -> None:
+    def __init__(
+        self, solvers: Solver | Mapping[str, Solver], *, max_queued: int = 1024, depth_bounds: Sequence[float] = ()
+    ) -> None:
         require(isinstance(max_queued, int) and max_queued >= 1, "max_queued", max_queued, "an integer of at least 1")
         named = {solvers.task.name: solvers} if isinstance(solvers, Solver) else dict(solvers)
         require(len(named) > 0, "solvers", named, "at least one")
-        self._buckets = {name: _Bucket(solver) for name, solver in named.items()}
+        bounds = [float(bound) for bound in depth_bounds]
+        fits = bounds == sorted(set(bounds)) and all(bound >= 1 for bound in bounds)
+        require(fits, "depth_bounds", tuple(depth_bounds), "rising numbers of at least 1")
+        self._bounds = bounds
+        self._buckets: dict[str, list[_Bucket]] = {}
+        for name, solver in named.items():
+            estimate = DepthEstimate(solver.policy.max_steps)
+            self._buckets[name] = [_Bucket(solver, estimate) for _ in range(len(bounds) + 1)]
         self._max_queued, self._number = max_queued, 0
         self._changed = threading.Condition()
         self._closing: str | None = None
@@ -128,19 +141,19 @@ class Service:
         one_of("solver", name, self._buckets)
         require(max_steps is None or max_steps >= 1, "max_steps", max_steps, "at least 1")
         require(deadline > 0, "deadline", deadline, "more than 0 seconds")
-        bucket = self._buckets[str(name)]
+        buckets = self._buckets[str(name)]
         future: Future[Solution] = Future()
         with self._changed:
             self._number += 1
             number = self._number
-        sample = bucket.solver.encode(number, puzzle)
+        sample = buckets[0].solver.encode(number, puzzle)
         if isinstance(sample, Solution):
             self._count(sample)
             future.set_result(sample)
             return future
         request = _Request(
             rank=(-priority, number),
-            text=bucket.solver.task.decode(sample.tokens),
+            text=buckets[0].solver.task.decode(sample.tokens),
             sample=replace(sample, max_steps=max_steps),
             deadline=time.monotonic() + deadline,
             future=future,
@@ -150,6 +163,7 @@ class Service:
                 raise Overloaded(f"{self._max_queued} puzzles are waiting already")
             if self._closing:
                 raise Closed(self._closing)
+            bucket = buckets[bisect.bisect_left(self._bounds, buckets[0].estimate.predict(sample.tokens))]
             heapq.heappush(bucket.queue, request)
             self._changed.notify_all()
         return future
@@ -186,8 +200,8 @@ class Service:
         with self._changed:
             seconds, solved = time.monotonic() - self._since, sum(self._statuses.values())
             return Stats(
-                queued=sum(len(b.queue) for b in self._buckets.values()),
-                running=sum(len(b.running) for b in self._buckets.values()),
+                queued=sum(len(b.queue) for b in self._all()),
+                running=sum(len(b.running) for b in self._all()),
                 statuses=dict(self._statuses),
                 depth_histogram=dict(sorted(self._depths.items())),
                 seconds=seconds,
@@ -217,10 +231,13 @@ class Service:
         self.close(drain=kind is None)
 
     def _requests(self) -> list[_Request]:
-        return [r for b in self._buckets.values() for r in (*b.queue, *b.running.values())]
+        return [r for b in self._all() for r in (*b.queue, *b.running.values())]
+
+    def _all(self) -> list[_Bucket]:
+        return [bucket for buckets in self._buckets.values() for bucket in buckets]
 
     def _room(self) -> bool:
-        return sum(len(b.queue) for b in self._buckets.values()) < self._max_queued
+        return sum(len(b.queue) for b in self._all()) < self._max_queued
 
     def _work(self) -> None:
         try:
@@ -243,16 +260,18 @@ class Service:
             if not self._requests():
                 return False
             now = time.monotonic()
-            late = [(bucket, *pair) for bucket in self._buckets.values() for pair in bucket.drop(now)]
-            for bucket in self._buckets.values():
+            late = [(bucket, *pair) for bucket in self._all() for pair in bucket.drop(now)]
+            for bucket in self._all():
                 bucket.fill()
             self._changed.notify_all()
         for bucket, request, done in late:
             self._resolve(bucket, request, done)
-        for bucket in self._buckets.values():
+        for bucket in self._all():
             finished = bucket.slots.step()
             with self._changed:
                 ended = [(bucket.running.pop(done.key), done) for done in finished]
+                for request, done in ended:
+                    bucket.estimate.learn(request.sample.tokens, done.total_steps)
             for request, done in ended:
                 self._resolve(bucket, request, done)
         return True

@@ -14,6 +14,7 @@ from rtm_kernels.data.text import printable
 from rtm_kernels.engine.executor import executor as build_executor
 from rtm_kernels.engine.observer import Observer
 from rtm_kernels.engine.policy import HEADED, HaltingPolicy
+from rtm_kernels.engine.prediction import DepthEstimate, LookAhead
 from rtm_kernels.engine.rollouts import Rollouts, RolloutSlots
 from rtm_kernels.engine.slots import Finished, Sample, Slots
 from rtm_kernels.engine.solution import Solution
@@ -41,8 +42,8 @@ class Solver:
         batch_size: slots of the latent buffer.
         device: cpu, cuda or cuda:N; the model is moved there first.
         executor: `auto` or a name of `EXECUTORS`; a named one that cannot run raises.
-
         rollouts: `Rollouts`, or how many of them an unconfirmed puzzle gets; the best one answers.
+        lookahead: puzzles that are read in advance, so that those predicted to be deep begin first (`LookAhead`).
 
     Errors: `InputError` for arguments, `BackendUnavailable` for an executor that cannot run here. A puzzle that
     cannot be read is no error but a `Solution` with status `invalid`.
@@ -61,10 +62,13 @@ class Solver:
         executor: str = "auto",
         batch_invariant: bool = False,
         rollouts: Rollouts | int = 1,
+        lookahead: int = 0,
     ) -> None:
         require(isinstance(batch_size, int) and 1 <= batch_size <= MAX_BATCH, "batch_size", batch_size,
                 f"an integer from 1 to {MAX_BATCH}")  # fmt: skip
-        self.task = find_task(model, task)
+        require(isinstance(lookahead, int) and 0 <= lookahead <= MAX_BATCH, "lookahead", lookahead,
+                f"an integer from 0 to {MAX_BATCH}")  # fmt: skip
+        self.task, self.lookahead = find_task(model, task), lookahead
         self.policy = resolve_policy(model, policy, max_steps, min_steps)
         self.model = model if device is None else model.to(usable_device(device))
         self.executor = build_executor(executor, self.model, batch_size if batch_invariant else None)
@@ -89,13 +93,16 @@ class Solver:
         return slots if self.rollouts.count == 1 else RolloutSlots(slots, self.rollouts, self.task)
 
     def run(self, samples: Iterable[Sample], observer: Observer | None = None) -> Iterator[Finished]:
-        """Samples as they leave the batch; `samples` is read only as fast as slots become free."""
-        slots, queue = self.slots(observer), iter(samples)
+        """Samples as they leave the batch; `samples` is read as fast as slots become free, `lookahead` in advance."""
+        slots = self.slots(observer)
+        queue = LookAhead(iter(samples), self.lookahead, DepthEstimate(self.policy.max_steps))
         while True:
-            slots.admit(list(islice(queue, slots.free)))
+            slots.admit(queue.take(slots.free))
             if not slots.active:
                 return
-            yield from slots.step()
+            for done in slots.step():
+                queue.finished(done)
+                yield done
 
     def _stream(self, puzzles: Iterable[str | Puzzle]) -> Iterator[tuple[int, Solution]]:
         texts: dict[int, str] = {}
