@@ -54,10 +54,14 @@ interpret-gate: .venv/.installed  ## every Triton kernel against its reference, 
 compile-gate: .venv/.installed  ## every kernel and launch row compiled for sm_90 without a GPU
 	@$(PY) -m tests.gates.compile_gate
 
-bench: .venv/.installed  ## benchmarks of this machine; writes profiles/<machine>/ and prints one table
-	@mkdir -p .benchmarks
-	@$(PYTEST) benchmarks --benchmark-json=.benchmarks/latest.json --benchmark-columns=median,iqr,rounds
-	@$(PY) -m benchmarks.report .benchmarks/latest.json
+bench: .venv/.installed  ## benchmarks of this machine within ten minutes; writes profiles/<machine>/, ends with one table
+	@mkdir -p .benchmarks && rm -f .benchmarks/latest.json .benchmarks/left.json
+	@status=0; \
+	$(PYTEST) benchmarks -q --benchmark-quiet --benchmark-json=.benchmarks/latest.json --left=.benchmarks/left.json || status=$$?; \
+	$(PY) -m benchmarks.profile > .benchmarks/profile.txt || status=$$?; \
+	$(PY) -m benchmarks.energy || echo "energy: null"; \
+	$(PY) -m benchmarks.report .benchmarks/latest.json --left .benchmarks/left.json || status=$$?; \
+	exit $$status
 
 gpu:  ## everything that only a GPU can show, in stages; installs nothing (make gpu GPU_PYTHON=python3)
 	@$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)

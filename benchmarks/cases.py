@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,11 +43,14 @@ class Case:
     batch: int
     dtype: str
     device: str
+    threads: int = 1
+    """Threads of a CPU case, which every provider is given."""
 
     @property
     def name(self) -> str:
-        """`sudoku-act_step-B8-bfloat16-cuda`."""
-        return f"{self.model}-{self.task}-B{self.batch}-{self.dtype}-{self.device}"
+        """`sudoku-act_step-B8-bfloat16-cuda`; `small-solve-B1-float32-cpu-t2` where two threads are used."""
+        threads = f"-t{self.threads}" if self.threads > 1 else ""
+        return f"{self.model}-{self.task}-B{self.batch}-{self.dtype}-{self.device}{threads}"
 
     @property
     def config(self) -> ModelConfig:
@@ -96,11 +100,17 @@ def useful_bytes(case: Case) -> int:
 
 
 CPU_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
-    "small": {"mixer": (16,), "channel": (16,), "block": (1, 16), "act_step": (1, 16), "solve": (1,), "train": (16,)},
-    "sudoku": {"mixer": (1,), "channel": (1,), "block": (1,), "act_step": (1,)},
-    "hrm": {"block": (1,)},
-}
-"""Model -> task -> batch sizes that two cores do in the time of one run; everything else is reported as not run."""
+    "small": {
+        "mixer": (64,), "channel": (64,), "block": (1, 64), "act_step": (1, 8), "solve": (1, 8), "train": (8,),
+    },
+    "sudoku": {"mixer": (1,), "channel": (1,), "block": (1, 8), "act_step": (1,), "train": (1,)},
+    "maze": {"mixer": (1,), "block": (1,)},
+    "hrm": {"block": (1,), "act_step": (1,)},
+}  # fmt: skip
+"""Model -> task -> batch sizes that a small CPU does in the time of one run; the rest is reported as not run."""
+
+CPU_THREADED = ("small-act_step-B8", "small-solve-B1", "sudoku-block-B8", "sudoku-act_step-B1")
+"""Cases that are measured once more with all cores, which is what a library takes if nobody tells it otherwise."""
 
 GPU_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "sudoku": {
@@ -114,12 +124,20 @@ GPU_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
 }  # fmt: skip
 
 
-def cases(device: str) -> Iterator[tuple[Case, str | None]]:
+def cases(device: str, cores: int | None = None) -> Iterator[tuple[Case, str | None]]:
     """Every case for `device` ("cpu" or "cuda"), and why it is not run there (None when it is)."""
     here, dtype = (CPU_SIZES, "float32") if device == "cpu" else (GPU_SIZES, "bfloat16")
-    for model in MODELS:
+    for model in dict.fromkeys((*here, *MODELS)):
         for task in TASKS:
             wanted = here.get(model, {}).get(task, ())
             for batch in sorted({*BATCHES, *wanted}):
                 reason = None if batch in wanted else f"not in the {device} set of benchmarks/cases.py"
-                yield Case(model, task, batch, dtype, device), reason
+                case = Case(model, task, batch, dtype, device)
+                yield case, reason
+                if device == "cpu" and case.name.removesuffix("-float32-cpu") in CPU_THREADED:
+                    yield from _threaded(case, cores or len(os.sched_getaffinity(0)))
+
+
+def _threaded(case: Case, cores: int) -> Iterator[tuple[Case, str | None]]:
+    reason = None if cores > 1 else "there is one core"
+    yield replace(case, threads=max(2, cores)), reason

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks.cases import Case
 from benchmarks.harness import Row, run_case
+from benchmarks.providers import PROVIDERS
+from benchmarks.rows import replace as write
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Threads of the CPU cases: one by default, because threads that wait for a busy core time the other programs."""
-    parser.addoption("--threads", type=int, default=1, help="threads of the CPU cases")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Fix the number of threads before anything runs."""
-    torch.set_num_threads(config.getoption("--threads"))
+    """How long each case is timed, and whether its energy is measured."""
+    parser.addoption("--seconds", type=float, default=3.0, help="seconds of timed rounds per case")
+    parser.addoption("--energy", type=float, default=0.0, help="seconds of each energy window (at least 30 to cite)")
+    parser.addoption("--limit", type=float, default=500.0, help="seconds after which no new case begins")
+    parser.addoption("--left", type=Path, help="file for what was not measured, and why")
 
 
 @pytest.fixture(scope="session")
-def measured() -> Callable[[Case], dict[str, Row]]:
+def measured(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], dict[str, Row]]]:
     """Case -> its rows by provider; all providers of a case are timed in turns, in this process."""
+    option = request.config.getoption
+    begin, terminal = time.monotonic(), request.config.pluginmanager.get_plugin("terminalreporter")
     done: dict[Case, dict[str, Row]] = {}
 
     def rows_of(case: Case) -> dict[str, Row]:
-        if case not in done:
-            done[case] = {row.impl: row for row in run_case(case)}
+        if case not in done and time.monotonic() - begin > option("--limit"):
+            reason = f"the time of this run, {option('--limit'):.0f} s, was over"
+            done[case] = {p.name: Row(case.name, p.name, "not run", reason) for p in PROVIDERS}
+        elif case not in done:
+            found = run_case(case, seconds=option("--seconds"), energy_seconds=option("--energy"))
+            done[case] = {row.impl: row for row in found}
+            count = sum(row.status == "measured" for row in found)
+            if terminal is not None:
+                terminal.write_line(f" {case.name}: {count} measured, {time.monotonic() - begin:.0f} s so far")
         return done[case]
 
-    return rows_of
+    yield rows_of
+    if option("--left") is not None:
+        left = [row for found in done.values() for row in found.values() if row.status != "measured"]
+        keys = ("case", "impl", "status", "reason")
+        write(option("--left"), json.dumps([{k: getattr(row, k) for k in keys} for row in left], indent=1) + "\n")

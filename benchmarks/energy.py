@@ -1,7 +1,7 @@
-"""python -m benchmarks.energy: joules per ACT step and per puzzle, in windows of 30 s, and watts when idle.
+"""python -m benchmarks.energy: joules per ACT step, per puzzle and per verified puzzle, in windows of 30 s.
 
-Contestants take turns. The counter is that of the GPU board (NVML) or processor package (RAPL); where neither can be
-read the file says `null`, and nothing is estimated.
+Contestants take turns. The counter is that of the GPU board (NVML) or of the processor packages (RAPL); where neither
+can be read the file says `null`, and nothing is estimated. Gross: the watts of the idle machine stand beside them.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks import machine, rows
+from benchmarks import machine, report, rows
 from benchmarks.cases import Case
 from benchmarks.gate import refusal
 from benchmarks.harness import caller
 from benchmarks.problem import make
 from benchmarks.providers import BASELINE, PROVIDERS
+from rtm_kernels.data.examples import example_puzzles
+from rtm_kernels.data.task import Puzzle
+from rtm_kernels.engine.solver import Solver
+from rtm_kernels.model import RecursiveReasoner
 
 WINDOW = 30.0
 """Seconds of one window, long against the counter's refresh."""
@@ -40,6 +45,24 @@ def measure(case: Case, impls: Sequence[str], window: float) -> list[dict[str, o
     return found
 
 
+def measure_solver(solver: Solver, puzzles: Sequence[str | Puzzle], window: float) -> dict[str, object]:
+    """Gross joules per puzzle, verified puzzle and ACT step of `solver`, each puzzle halting by the solver's policy."""
+    first = solver.solve(puzzles)
+    verified = sum(solution.status == "verified" for solution in first)
+    steps = sum(solution.steps or 0 for solution in first)
+    device = solver.model.device.type
+    energy = machine.energy(lambda i: solver.solve(puzzles), device, window)
+    name = f"{solver.task.name}, {len(puzzles)} puzzles, {solver.policy}"
+    row: dict[str, object] = {"case": name, "impl": "solver", "reason": None, "energy": energy, "verified": verified}
+    if energy is not None:
+        total = float(energy["joules_per_call"])
+        row |= {
+            "joules_per_act_step": total / max(1, steps), "joules_per_puzzle": total / len(puzzles),
+            "joules_per_verified": total / verified if verified else None,
+        }  # fmt: skip
+    return row
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 1 where no counter can be read."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.energy", description=__doc__)
@@ -48,18 +71,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=768 if gpu else 1)
     parser.add_argument("--impl", action="append", help="providers (default: the baseline and the best of ours)")
     parser.add_argument("--window", type=float, default=WINDOW)
+    parser.add_argument("--threads", type=int, default=1, help="threads of the CPU")
     parser.add_argument("--folder", type=Path, help="folder to write to (default: profiles/<machine>)")
     args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
     device = "cuda" if gpu else "cpu"
-    case = Case(args.model, "act_step", args.batch, "bfloat16" if gpu else "float32", device)
+    case = Case(args.model, "act_step", args.batch, "bfloat16" if gpu else "float32", device, args.threads)
+    folder = args.folder or machine.ROOT / "profiles" / machine.slug(device)
     idle = machine.idle_watts(device)
-    found = measure(case, args.impl or [BASELINE.name, "rtm_triton_graph" if gpu else "rtm_native"], args.window)
-    facts = {"machine": machine.device_name(device), "commit": machine.commit(), "idle_watts": idle}
-    path = (args.folder or machine.ROOT / "profiles" / machine.slug(device)) / "energy.json"
-    rows.replace(path, json.dumps({**facts, "versions": machine.versions(), "rows": found}, indent=1) + "\n")
+    found: list[dict[str, Any]] = []
+    if machine.energy_counter(device) is not None:
+        found = measure(case, args.impl or [BASELINE.name, "rtm_triton_graph" if gpu else "rtm_native"], args.window)
+        solver = Solver(RecursiveReasoner.from_pretrained("sudoku"), device=device)
+        found.append(measure_solver(solver, example_puzzles(), args.window))
+    facts: dict[str, Any] = {"machine": machine.device_name(device), "commit": machine.commit(), "idle_watts": idle}
+    facts |= {"versions": machine.versions(), "rows": found}
+    rows.replace(folder / "energy.json", json.dumps(facts, indent=1) + "\n")
+    report.refresh(folder)
     read = [row for row in found if row["energy"] is not None]
-    print(f"{len(read)} of {len(found)} measured, idle {idle} W, written to {path}")
-    return int(len(read) < len(found))
+    counter = (machine.energy_counter(device) or ("none can be read",))[0]
+    print(f"{len(read)} of {len(found)} measured, idle {idle} W, counter: {counter}")
+    return int(not read or len(read) < len(found))
 
 
 if __name__ == "__main__":

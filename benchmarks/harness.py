@@ -45,6 +45,19 @@ def run_case(
     case: Case, providers: Sequence[Provider] = PROVIDERS, *, seconds: float = 3.0, energy_seconds: float = 0.0
 ) -> list[Row]:
     """One row per provider. `seconds` bounds the timed rounds; with `energy_seconds` each window lasts that long."""
+    before = torch.get_num_threads()
+    try:
+        if case.device == "cpu":
+            busy = machine.why_not_threads(case.threads) if case.threads > 1 else None
+            if busy is not None:
+                return [Row(case.name, p.name, "not run", p.why_not(case) or busy) for p in providers]
+            torch.set_num_threads(case.threads)
+        return _run_case(case, providers, seconds, energy_seconds)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run_case(case: Case, providers: Sequence[Provider], seconds: float, energy_seconds: float) -> list[Row]:
     problem = make(case)
     rows = {p.name: Row(case.name, p.name, "not run", p.why_not(case) or "") for p in providers}
     calls: dict[str, Call] = {}
@@ -62,9 +75,10 @@ def run_case(
         timed = interleave(calls, clock, seconds=seconds)
         limits = machine.limits(case.device, case.dtype)
         baseline = next(iter(calls))
+        idle = machine.idle_watts(case.device) if energy_seconds > 0 else None
         for name, samples in timed.items():
             _fill(rows[name], case, baseline, timed[baseline], samples, limits)
-            rows[name].facts |= _extras(calls[name], case, energy_seconds)
+            rows[name].facts |= _extras(calls[name], case, energy_seconds) | {"idle_watts": idle}
     return list(rows.values())
 
 
@@ -124,11 +138,12 @@ def _fill(
         "cache": "flushed before each call" if case.device == "cuda" and case.task in LATENT_TASKS else "as left",
         "rounds": len(samples), "commit": machine.commit(), "versions": machine.versions(),
         "clock_mhz": machine.clock_mhz(case.device),
+        "intensity": flops / moved, "puzzles_per_second": case.batch / seconds if case.task == "solve" else None,
     }  # fmt: skip
 
 
 def _extras(call: Call, case: Case, energy_seconds: float) -> dict[str, Any]:
-    """Launches and peak memory of one call, and joules; None for what cannot be read here."""
+    """Launches and peak memory of one call (of a GPU), and joules; None for what cannot be read here."""
     found: dict[str, Any] = {"launches": None, "peak_memory_bytes": None, "energy": None, "joules": None}
     if case.device == "cuda":
         torch.cuda.synchronize()

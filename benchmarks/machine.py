@@ -19,7 +19,8 @@ import torch
 from benchmarks.timing import Clock, interleave
 
 ROOT = Path(__file__).resolve().parent.parent
-RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
+CPU_CLOCK = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
+RAPL = Path("/sys/class/powercap")
 
 
 def device_name(device: str) -> str:
@@ -54,7 +55,7 @@ def commit() -> str:
 def versions() -> dict[str, str]:
     """Versions of what decides speed, `none` for what is not installed."""
     found = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda or "none"}
-    for package in ("triton", "numpy", "liger_kernel", "flash_attn"):
+    for package in ("triton", "numpy", "liger_kernel", "flash_attn", "onnxruntime"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -101,9 +102,11 @@ def nvml() -> Nvml | None:
 
 
 def clock_mhz(device: str) -> int | None:
-    """Clock of the GPU now, or None: a processor's clock is not read."""
-    counters = nvml() if device == "cuda" else None
-    return counters.clock_mhz() if counters else None
+    """Clock of the GPU or of the first core now, or None where it cannot be read (most virtual machines)."""
+    if device == "cuda":
+        counters = nvml()
+        return counters.clock_mhz() if counters else None
+    return int(CPU_CLOCK.read_text()) // 1000 if os.access(CPU_CLOCK, os.R_OK) else None
 
 
 def energy_counter(device: str) -> tuple[str, Any] | None:
@@ -111,8 +114,9 @@ def energy_counter(device: str) -> tuple[str, Any] | None:
     if device == "cuda":
         counters = nvml()
         return ("GPU board only, NVML total-energy counter", counters.joules) if counters else None
-    if os.access(RAPL, os.R_OK):
-        return "processor package 0, RAPL", lambda: int(RAPL.read_text()) / 1e6
+    packages = [p for p in sorted(RAPL.glob("intel-rapl:[0-9]*/energy_uj")) if p.parent.name.count(":") == 1]
+    if packages and all(os.access(p, os.R_OK) for p in packages):
+        return f"{len(packages)} processor packages, RAPL", lambda: sum(int(p.read_text()) for p in packages) / 1e6
     return None
 
 
@@ -139,8 +143,9 @@ def energy(call: Any, device: str, seconds: float = 30.0) -> dict[str, float | s
     return {"joules_per_call": joules / count, "watts": joules / elapsed, "window_s": elapsed, "covers": covers}
 
 
+@functools.cache
 def idle_watts(device: str, seconds: float = 10.0) -> float | None:
-    """Watts while nothing is submitted, or None where no counter can be read."""
+    """Watts while nothing is submitted, or None where no counter can be read; measured once per process."""
     counter = energy_counter(device)
     if counter is None:
         return None
@@ -150,14 +155,41 @@ def idle_watts(device: str, seconds: float = 10.0) -> float | None:
     return float((counter[1]() - start) / (time.perf_counter() - begin))
 
 
+def why_not_threads(threads: int) -> str | None:
+    """Why a case of so many threads would time something else now, or None: whether a product gains from them.
+
+    Threads that wait for a core that another program uses make a call hundreds of times slower.
+    """
+    a, out = torch.randn(768, 768), torch.empty(768, 768)
+    calls = {n: _product(n, a, out) for n in (1, threads)}
+    best = {n: min(times) for n, times in interleave(calls, Clock("cpu"), seconds=0.5).items()}  # type: ignore[arg-type,type-var]
+    gain = best[1] / best[threads]
+    return None if gain > 1.2 else f"{threads} threads do a matrix product {gain:.2f} times as fast as one here, now"
+
+
+def _product(threads: int, a: torch.Tensor, out: torch.Tensor) -> Any:
+    def run(i: int) -> None:
+        torch.set_num_threads(threads)
+        torch.mm(a, a, out=out)
+
+    return run
+
+
 def _synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 
 
-@functools.cache
 def limits(device: str, dtype: str) -> dict[str, float]:
-    """The best of many samples, here and now, on random data: `tflops` of a matrix product, `gbs` of a copy."""
+    """The best of many samples, here and now, on random data: `tflops` of a matrix product, `gbs` of a copy.
+
+    With the threads that PyTorch has now; measured once per process for each number of them.
+    """
+    return dict(_limits(device, dtype, torch.get_num_threads()))
+
+
+@functools.cache
+def _limits(device: str, dtype: str, threads: int) -> dict[str, float]:
     n, elements = (8192, 1 << 30) if device == "cuda" else (512, 1 << 24)
     a, b = (torch.randn(n, n, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
     source = torch.randn(elements, device=device, dtype=torch.float32)

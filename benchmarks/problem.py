@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ class Problem:
     case: Case
     model: RecursiveReasoner
     inputs: list[Inputs]
+    memory: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What is worked out once for all providers."""
 
     @property
     def config(self) -> ModelConfig:
@@ -52,9 +54,11 @@ class Problem:
         return Problem(self.case, clone(self.model, forward_dtype="float64").double(), inputs)
 
 
-def clone(model: RecursiveReasoner, *, impl: str = "reference", **changes: Any) -> RecursiveReasoner:
-    """A copy of `model` with another `impl` or other fields of its configuration."""
-    other = RecursiveReasoner(replace(model.config, **changes), impl=impl).to(model.device)
+def clone(
+    model: RecursiveReasoner, *, impl: str = "reference", attention: str = "sdpa", **changes: Any
+) -> RecursiveReasoner:
+    """A copy of `model` with another `impl` or `attention`, or other fields of its configuration."""
+    other = RecursiveReasoner(replace(model.config, **changes), impl=impl, attention=attention).to(model.device)
     other.load_state_dict(model.state_dict())
     return other.eval()
 

@@ -21,7 +21,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks import machine, rows
+from benchmarks import machine, report, rows
 from benchmarks.cases import MODELS, Case
 from benchmarks.harness import caller
 from benchmarks.problem import make
@@ -154,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     facts = {"case": case.name, "tool": tool, "machine": machine.device_name(device), "commit": machine.commit()}
     path = (args.folder or machine.ROOT / "profiles" / machine.slug(device)) / f"act_step_{case.name}.json"
     rows.replace(path, json.dumps({**facts, "versions": machine.versions(), "rows": found}, indent=1) + "\n")
+    report.refresh(path.parent)
     print(f"\nwritten to {path}")
     return 0
 

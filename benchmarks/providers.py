@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import official
+from benchmarks import peers
 from benchmarks.cases import Case
+from benchmarks.peers import Layer, StepFunction
 from benchmarks.problem import LATENT_TASKS, Inputs, Problem, Run, clone, loss
 from rtm_kernels.engine.executor import executor
 from rtm_kernels.impl import why_not_triton
@@ -22,9 +22,6 @@ from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
 from rtm_kernels.program import INPUT, Program, Step
 from rtm_kernels.recursion import native
 
-Layer = Callable[[Inputs], Tensor]
-StepFunction = Callable[[Inputs], tuple[Inputs, Tensor, Tensor | None]]
-"""One ACT step: inputs to (inputs with the new latents, logits, q logits)."""
 ONE_LAYER = Program("layer", (Step("h", ("h",), ("y", INPUT)),), output="h")
 
 
@@ -38,6 +35,8 @@ class Provider:
     why_not: Callable[[Case], str | None] = lambda case: None
     graph: bool = False
     """Whether its calls are captured in a CUDA graph and replayed."""
+    leeway: float = 1.0
+    """Factor on the error budget of the gate."""
 
 
 def run_of(provider: Provider, problem: Problem) -> Run:
@@ -71,38 +70,12 @@ def _train(step: StepFunction, module: nn.Module) -> Run:
     return run
 
 
-def _official(problem: Problem, *, cast: bool = False, compiled: str | None = None, liger: bool = False) -> Any:
-    model = official.inner(problem)
-    if cast:
-        official.precast(model, getattr(torch, problem.config.forward_dtype))
-    if liger:
-        official.use_liger(model)
-    if compiled is not None:
-        for name in problem.config.layers:
-            setattr(model, name, torch.compile(getattr(model, name), mode=compiled, dynamic=False))
-    return model
-
-
-def _official_layer(problem: Problem, *, compiled: str | None = None, **options: Any) -> Layer:
-    model = _official(problem, **options)
-    layer: Any = official.HalfLayer(model.L_level.layers[0], problem.case.task)
-    if compiled is not None:
-        layer = torch.compile(layer, mode=compiled, dynamic=False)
-    cos_sin = model.cos_sin()
-    return lambda inputs: layer(inputs, cos_sin)
-
-
-def _official_step(problem: Problem, **options: Any) -> tuple[StepFunction, nn.Module]:
-    model = _official(problem, **options)
-    return partial(official.act_step, model), model
-
-
 def _first_block(model: nn.Module) -> Any:
     return model.get_submodule("L_level.layers.0")
 
 
-def _ours_layer(problem: Problem, *, impl: str) -> Layer:
-    model = clone(problem.model, impl=impl)
+def _ours_layer(problem: Problem, *, impl: str, attention: str = "sdpa") -> Layer:
+    model = clone(problem.model, impl=impl, attention=attention)
     block = _first_block(model)
     task, cos_sin = problem.case.task, model.cos_sin()
     channel = (block.mlp.gate_up_proj.weight, block.mlp.down_proj.weight)
@@ -115,12 +88,13 @@ def _ours_layer(problem: Problem, *, impl: str) -> Layer:
         mixer = partial(mixer_norm, norm_axis=block.norm_axis, eps=block.eps, impl=impl)
     else:
         weights = (block.self_attn.qkv_proj.weight, block.self_attn.o_proj.weight)
-        mixer = partial(attention_norm, num_heads=block.num_heads, cos_sin=cos_sin, eps=block.eps, impl=impl)
+        options = {"num_heads": block.num_heads, "cos_sin": cos_sin, "eps": block.eps, "attention": attention}
+        mixer = partial(attention_norm, **options, impl=impl)
     return lambda inputs: mixer(inputs["h"], *weights, injection=(inputs["y"], inputs["x"]))
 
 
-def _ours_step(problem: Problem, *, impl: str) -> tuple[StepFunction, nn.Module]:
-    model = clone(problem.model, impl=impl)
+def _ours_step(problem: Problem, *, impl: str, attention: str = "sdpa") -> tuple[StepFunction, nn.Module]:
+    model = clone(problem.model, impl=impl, attention=attention)
     return _with_embedding(model, model.act_step), model
 
 
@@ -192,31 +166,10 @@ def _why_not_runner(case: Case) -> str | None:
     return _why_not_graph(case, _why_not_ours) or (None if steps else "it replays whole ACT steps, without gradients")
 
 
-def _why_not_official(case: Case) -> str | None:
-    return official.why_not(case.config)
-
-
-def _why_not_precast(case: Case) -> str | None:
-    reason = "the weights are already float32" if case.dtype == "float32" else None
-    return _why_not_official(case) or reason
-
-
-def _why_not_compiled(case: Case) -> str | None:
-    measured = ("block", "act_step")
-    slow = case.device == "cpu" and (case.task not in measured or case.batch > 1)
-    return _why_not_official(case) or ("compiling it on this many cores takes the time of the run" if slow else None)
-
-
 def _why_not_graph(case: Case, inner: Callable[[Case], str | None]) -> str | None:
     if case.device != "cuda":
         return "CUDA graphs need a CUDA device"
     return "captured for inference only" if case.task == "train" else inner(case)
-
-
-def _why_not_liger(case: Case) -> str | None:
-    if case.device != "cuda" or importlib.util.find_spec("liger_kernel") is None:
-        return "the package liger_kernel is not installed" if case.device == "cuda" else "it needs a CUDA device"
-    return _why_not_official(case)
 
 
 def _why_not_ours(case: Case) -> str | None:
@@ -246,11 +199,19 @@ def _why_not_persistent(case: Case) -> str | None:
     return why_not(case.config.program, stacks, torch.device("cuda"), model.dtype, case.config.latent_len)
 
 
-def _compiled(name: str, mode: str, graph: bool) -> Provider:
-    options: dict[str, Any] = {"compiled": mode, "cast": graph}
-    why_not = partial(_why_not_graph, inner=_why_not_compiled) if graph or mode != "default" else _why_not_compiled
-    layer, step = partial(_official_layer, **options), partial(_official_step, **options)
-    return Provider(name, layer, step, why_not, graph=graph)
+def _why_not_flash(case: Case) -> str | None:
+    return peers.why_not_flash(case) or _why_not_ours(case)
+
+
+def _official(name: str, why_not: Callable[[Case], str | None], graph: bool = False, **options: Any) -> Provider:
+    """The official structure; with `graph`, one CUDA graph around the whole call, with the weights cast beforehand."""
+    if graph:
+        why_not, options = partial(_why_not_graph, inner=why_not), {**options, "cast": True}
+    return Provider(name, partial(peers.layer, **options), partial(peers.step, **options), why_not, graph=graph)
+
+
+def _ours(name: str, why_not: Callable[[Case], str | None], **options: Any) -> Provider:
+    return Provider(name, partial(_ours_layer, **options), partial(_ours_step, **options), why_not)
 
 
 def _graphed(provider: Provider) -> Provider:
@@ -258,30 +219,30 @@ def _graphed(provider: Provider) -> Provider:
     return Provider(f"{provider.name}_graph", provider.layer, provider.step, why_not, graph=True)
 
 
-BASELINE = Provider("official_eager", _official_layer, _official_step, _why_not_official)
-REFERENCE = Provider("rtm_reference", partial(_ours_layer, impl="reference"), partial(_ours_step, impl="reference"))
-TRITON = Provider("rtm_triton", partial(_ours_layer, impl="triton"), partial(_ours_step, impl="triton"), _why_not_ours)
+BASELINE = _official("official_eager", peers.why_not_official)
+REFERENCE = _ours("rtm_reference", lambda case: None, impl="reference")
+TRITON = _ours("rtm_triton", _why_not_ours, impl="triton")
 PERSISTENT = Provider("rtm_persistent", _persistent_layer, _persistent_step, _why_not_persistent)
 NATIVE = Provider("rtm_native", _native_layer, _native_step, _why_not_native)
 
 PROVIDERS: tuple[Provider, ...] = (
     BASELINE,
-    Provider(
-        "official_precast", partial(_official_layer, cast=True), partial(_official_step, cast=True), _why_not_precast
-    ),
-    Provider(
-        "official_liger", partial(_official_layer, liger=True), partial(_official_step, liger=True), _why_not_liger
-    ),
-    _compiled("official_compiled", "default", graph=False),
-    _compiled("official_compiled_graph", "default", graph=True),
-    _compiled("official_autotuned_graph", "max-autotune-no-cudagraphs", graph=True),
+    _official("official_precast", peers.why_not_precast, cast=True),
+    _official("official_liger", peers.why_not_liger, kernels="liger"),
+    _official("official_flash", peers.why_not_official_flash, cast=True, kernels="flash"),
+    _official("official_compiled", peers.why_not_compiled, compiled="default"),
+    _official("official_autotuned", peers.why_not_autotuned, compiled=peers.MAX_AUTOTUNE),
+    _official("official_compiled_graph", peers.why_not_compiled, graph=True, compiled="default"),
+    _official("official_autotuned_graph", peers.why_not_compiled, graph=True, compiled=peers.MAX_AUTOTUNE),
+    Provider("onnxruntime", peers.onnx_layer, peers.onnx_step, peers.why_not_onnx, leeway=4.0),
     REFERENCE,
     TRITON,
+    _ours("rtm_triton_flash", _why_not_flash, impl="triton", attention="flash"),
     _graphed(TRITON),
     Provider("rtm_graph_runner", TRITON.layer, _runner_step, _why_not_runner),
     PERSISTENT,
     _graphed(PERSISTENT),
     NATIVE,
 )
-"""The baseline of every ratio comes first. A compiled one compiles its stacks of layers, in which all time is spent;
-`_graph` is one CUDA graph around the whole call, with the weights cast beforehand."""
+"""The baseline of every ratio comes first. A compiled one compiles its stacks of layers, in which all time is spent.
+ONNX Runtime approximates exp, which a recursion magnifies; it gets leeway, because refusing it would hide it."""

@@ -16,9 +16,11 @@ from benchmarks.cases import cases
 from benchmarks.providers import PROVIDERS
 
 PROFILES = machine.ROOT / "profiles"
+DRAWN = ("ratios.png", "roofline.png", "history.png")
 NOTES = {
-    "cpu": "A processor that other programs share: only the ratios mean something, since the rounds are interleaved. "
-    "Single-threaded unless `threads` in the summary says otherwise. Energy was not measured: no counter can be read.",
+    "cpu": "Compare ratios, not milliseconds: a processor is shared with other programs, and the rounds are "
+    "interleaved so that they hit all contestants alike. One thread, or those at the end of a case's name (`-t2`); "
+    "the limits are measured with as many. Launches and peak memory are not counted on a CPU.",
     "cuda": "Times by CUDA events. Energy, where given, is that of the GPU board alone by NVML's counter, gross.",
 }
 
@@ -43,8 +45,8 @@ def table(found: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def page(found: Sequence[Mapping[str, Any]], drawn: Sequence[str]) -> str:
-    """The page of a machine, from its summary and the names of its figures alone."""
+def page(found: Sequence[Mapping[str, Any]], folder: Path) -> str:
+    """The page of a machine, from its summary and from what else was written to its folder."""
     first = found[0]
     device = "cuda" if first["gpu"] else "cpu"
     versions = f"torch {first['torch']}, triton {first['triton']}"
@@ -58,17 +60,75 @@ def page(found: Sequence[Mapping[str, Any]], drawn: Sequence[str]) -> str:
         "`ratio` is the time of the case's baseline, its first row, over the time of the row. `of limit` is the larger "
         "of two fractions: useful FLOP/s over those of a large matrix product, and the bytes that must move over "
         "those of a copy, both measured in the same run; a small case that stays in cache can pass 1. "
-        "Every row's answer was held to the error budget before it was timed.", "",
+        "Every row's answer was held to the error budget before it was timed (ONNX Runtime to four times of it). "
+        "What was refused or not run, and why: [not_run.json](not_run.json).", "",
         *table(found), "",
+        *_refused(folder), *_act_steps(folder), *_energy(folder, device), *_more(folder),
     ]  # fmt: skip
-    lines += [f"![{name.removesuffix('.png')}]({name})" for name in drawn]
+    lines += [f"![{name.removesuffix('.png')}]({name})" for name in DRAWN if (folder / name).exists()]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def not_run(device: str, measured: set[tuple[str, str]]) -> list[dict[str, str]]:
-    """What the run left out, and why."""
-    left = []
+def _refused(folder: Path) -> list[str]:
+    """Who gave a wrong answer and was not timed."""
+    left = _load(folder / "not_run.json") or []
+    refused = [f"- {e['case']}, {e['impl']}: {e['reason']}" for e in left if e.get("status") == "refused"]
+    return ["Refused:", "", *refused, ""] if refused else []
+
+
+def _act_steps(folder: Path) -> list[str]:
+    """Where the time of one ACT step goes, implementation by implementation, as `benchmarks.profile` found it."""
+    lines = []
+    for path in sorted(folder.glob("act_step_*.json")):
+        content = _load(path)
+        title = f"One ACT step of {content['case']} by {content['tool']} at commit {content['commit']}"
+        lines += [f"{title}, all rows in [{path.name}]({path.name}):", ""]
+        lines += ["| impl | ms | calls | largest |", "|---|--:|--:|---|"]
+        for impl in dict.fromkeys(row["impl"] for row in content["rows"]):
+            mine = [row for row in content["rows"] if row["impl"] == impl]
+            top = "; ".join(f"{row['op'][:48]} {100 * row['share']:.0f} %" for row in mine[:4])
+            total, calls = sum(row["microseconds"] for row in mine) / 1e3, sum(row["calls"] for row in mine)
+            lines.append(f"| {impl} | {total:.2f} | {calls:.0f} | {top} |")
+        lines.append("")
+    return lines
+
+
+def _energy(folder: Path, device: str) -> list[str]:
+    """Joules, as `benchmarks.energy` measured them, or that nothing was."""
+    content = _load(folder / "energy.json")
+    rows_ = [row for row in content["rows"] if row["energy"] is not None] if content else []
+    if not rows_:
+        return ["Energy: not measured, no counter can be read here.", ""] if device == "cpu" else []
+    lines = ["| case | impl | J per ACT step | J per puzzle | J per verified puzzle | W | idle W | covers |",
+             "|---|---|--:|--:|--:|--:|--:|---|"]  # fmt: skip
+    for row in rows_:
+        keys = ("joules_per_act_step", "joules_per_puzzle", "joules_per_verified")
+        values = ["" if row.get(key) is None else f"{row[key]:.3g}" for key in keys]
+        lines.append(f"| {row['case']} | {row['impl']} | {' | '.join(values)} | {row['energy']['watts']:.1f} "
+                     f"| {content['idle_watts']:.1f} | {row['energy']['covers']} |")  # fmt: skip
+    return [*lines, ""]
+
+
+def _more(folder: Path) -> list[str]:
+    """Links to the studies of `benchmarks.evaluation`."""
+    found = sorted((folder / "evaluation").glob("*.md"))
+    links = ", ".join(f"[{path.stem}](evaluation/{path.name})" for path in found)
+    return [f"Accuracy for compute: {links}.", ""] if found else []
+
+
+def _load(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def not_run(
+    device: str, measured: set[tuple[str, str]], known: Sequence[Mapping[str, str]] = ()
+) -> list[dict[str, str]]:
+    """What the run left out, and why; `known` are the rows that the run itself did not measure."""
+    left = [dict(row) for row in known if (row["case"], row["impl"]) not in measured]
+    noted = {row["case"] for row in left}
     for case, reason in cases(device):
+        if case.name in noted:
+            continue
         if all(name != case.name for name, _ in measured):
             left.append({"case": case.name, "impl": "all", "reason": reason or "not in this run"})
             continue
@@ -79,17 +139,28 @@ def not_run(device: str, measured: set[tuple[str, str]]) -> list[dict[str, str]]
     return left
 
 
-def write(results: Sequence[rows.Result], folder: Path) -> list[dict[str, Any]]:
-    """Write summary, page, figures, what was not run, and the history; returns the summary."""
+def write(
+    results: Sequence[rows.Result], folder: Path, known: Sequence[Mapping[str, str]] = ()
+) -> list[dict[str, Any]]:
+    """Write summary, facts, figures, what was not run, history, and the page last; returns the summary."""
     found = rows.summary(results)
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = figures.draw(found, [r.facts for r in results], folder)
+    figures.draw(found, [r.facts for r in results], folder)
     rows.replace(folder / "summary.json", json.dumps(found, indent=1) + "\n")
-    rows.replace(folder / "README.md", page(found, drawn))
-    left = not_run(results[0].facts["device"], {r.key for r in results})
+    facts = [dict(r.facts) for r in results]
+    rows.replace(folder / "facts.jsonl", "".join(json.dumps(fact) + "\n" for fact in facts))
+    left = not_run(results[0].facts["device"], {r.key for r in results}, known)
     rows.replace(folder / "not_run.json", json.dumps(left, indent=1) + "\n")
     _append_history(found, folder)
+    rows.replace(folder / "README.md", page(found, folder))
     return found
+
+
+def refresh(folder: Path) -> None:
+    """Write the page anew after something else was written to its folder; nothing where there is no summary."""
+    found = _load(folder / "summary.json")
+    if found:
+        rows.replace(folder / "README.md", page(found, folder))
 
 
 def _append_history(found: Sequence[Mapping[str, Any]], folder: Path) -> None:
@@ -111,6 +182,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("results", type=Path, help="file that pytest --benchmark-json wrote")
+    parser.add_argument("--left", type=Path, help="file that pytest --left wrote")
     parser.add_argument("--folder", type=Path, help="folder to write to (default: profiles/<machine>)")
     args = parser.parse_args()
     results = rows.read(args.results)
@@ -118,7 +190,7 @@ def main() -> int:
         print(f"error: {args.results} holds no measured row")
         return 1
     folder = args.folder or PROFILES / machine.slug(results[0].facts["device"])
-    found = write(results, folder)
+    found = write(results, folder, _load(args.left) if args.left else ())
     print("\n".join(table(found)))
     print(f"\nwritten to {folder}")
     return 0

@@ -27,9 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="seconds of timed rounds per case")
     parser.add_argument("--energy", type=float, default=0.0, help="seconds of each energy window (at least 30 to cite)")
     parser.add_argument("--only", action="append", help="cases whose name begins with this (may be repeated)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the CPU cases")
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = [
         case for case, reason in cases(device) if reason is None and case.name.startswith(tuple(args.only or [""]))

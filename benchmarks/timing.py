@@ -14,6 +14,8 @@ Call = Callable[[int], object]
 MIN_SAMPLE = {"cpu": 5e-3, "cuda": 2e-4}
 """A sample repeats the call until it takes at least this many seconds."""
 
+PATIENCE = 5
+
 
 class Clock:
     """Times calls on a device: by the processor's clock, or by CUDA events with one synchronisation per sample.
@@ -59,7 +61,7 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Samples (seconds per call) by name; the i-th samples of all were taken in round i, in rotating order.
 
-    Rounds go on until `seconds` have passed, within the bounds.
+    Rounds go on until `seconds` have passed, within the bounds; after `PATIENCE` times `seconds`, three are enough.
     """
     counts = {}
     for name, call in calls.items():
@@ -68,7 +70,8 @@ def interleave(
     samples: dict[str, list[float]] = {name: [] for name in calls}
     names, begin = list(calls), time.perf_counter()
     for turn in range(max_rounds):
-        if turn >= min_rounds and time.perf_counter() - begin > seconds:
+        elapsed = time.perf_counter() - begin
+        if (elapsed > seconds and turn >= min_rounds) or (elapsed > PATIENCE * seconds and turn >= 3):
             break
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import machine
+from benchmarks import machine, report
 from benchmarks.evaluation.run import Interrupted, Options, run_study
 from benchmarks.evaluation.studies import SCALES, STUDIES
 from rtm_kernels.errors import RTMError, one_of
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             one_of("study", name, ["all", *STUDIES])
         for name in STUDIES if "all" in args.study else dict.fromkeys(args.study):
             print("\n".join(["", *run_study(name, STUDIES[name], options)]), flush=True)
+        report.refresh(folder.parent)
     except Interrupted as error:
         print(f"stopped: {error}; the same command goes on from there", file=sys.stderr)
         return INTERRUPTED

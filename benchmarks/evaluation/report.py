@@ -14,7 +14,7 @@ from benchmarks.evaluation.measure import FIXED
 from rtm_kernels.errors import InputError
 
 Row = Mapping[str, Any]
-TEXT = ("study", "scale", "changes", "arm", "policy", "device", "machine", "commit", "energy_covers")
+TEXT = ("study", "scale", "changes", "arm", "policy", "device", "machine", "commit")
 COLUMNS = (
     "study", "scale", "changes", "arm", "seed", "policy", "depth", "mean_steps", "flops_per_puzzle", "exact_accuracy",
     "exact_low", "exact_high", "verified", "puzzles", "joules_per_puzzle", "joules_per_verified", "idle_watts",
@@ -36,9 +36,13 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
     try:
         with path.open(newline="") as file:
             found = list(csv.DictReader(file))
-        return [{k: v if k in TEXT else float(v) if v else None for k, v in row.items()} for row in found]
+        return [{k: v if k in TEXT else _value(k, v) for k, v in row.items()} for row in found]
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not the rows of a study ({type(error).__name__}: {error})") from error
+
+
+def _value(column: str, text: str) -> float | str | None:
+    return None if text == "" else text if column == "energy_covers" else float(text)
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

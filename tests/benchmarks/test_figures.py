@@ -65,8 +65,7 @@ def test_figures_of_documents_agree_with_the_files_they_cite(path: Path) -> None
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.parent.name)
 def test_pages_are_what_their_summaries_give(path: Path) -> None:
     found = json.loads((path.parent / "summary.json").read_text())
-    drawn = [name for name in ("ratios.png", "roofline.png") if (path.parent / name).exists()]
-    assert path.read_text() == report.page(found, drawn)
+    assert path.read_text() == report.page(found, path.parent)
 
 
 def test_negative_results_are_one_line_each() -> None:
@@ -101,7 +100,7 @@ def test_the_check_bites(line: str, expected: str | None, tmp_path: Path) -> Non
 def test_a_report_is_complete(tmp_path: Path) -> None:
     baseline = results([2.0], impl="official_eager", ratio=1.0, ratio_interval=[1.0, 1.0])
     found = report.write([*baseline, *results([1.0])], tmp_path)
-    names = {"summary.json", "README.md", "not_run.json", "history.jsonl", "ratios.png", "roofline.png"}
+    names = {"summary.json", "facts.jsonl", "README.md", "not_run.json", "history.jsonl", "ratios.png", "roofline.png"}
     assert {p.name for p in tmp_path.iterdir()} == names
     wanted = {"case", "impl", "metric", "value", "unit", "baseline", "ratio", "fraction_of_limit", "commit", "torch",
               "triton", "gpu", "clock_mhz"}  # fmt: skip

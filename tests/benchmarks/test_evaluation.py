@@ -1,0 +1,188 @@
+"""Compute-aligned evaluation: FLOPs as PyTorch counts them, arms of equal cost, and what is made of their answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.evaluation import report, run
+from benchmarks.evaluation.__main__ import main
+from benchmarks.evaluation.cost import sample_flops, step_flops, training_flops
+from benchmarks.evaluation.measure import FIXED, points, trajectory
+from benchmarks.evaluation.studies import CPU, GPU, STUDIES, Study, recipes
+from rtm_kernels.errors import InputError
+from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.train.evaluate import exact_by_step
+from rtm_kernels.train.loop import Trainer
+from rtm_kernels.train.recipe import PRESETS
+from rtm_kernels.train.schema import Recipe
+
+TINY = ("stages.0.steps=2", "stages.1.steps=1", "stages.*.batch_size=4", "sources.all.count=40", "test.count=12",
+        "model.forward_dtype=float32")  # fmt: skip
+PAGES = sorted((Path(__file__).resolve().parents[2] / "profiles").glob("*/evaluation/*.csv"))
+
+
+def arms(study: str) -> dict[str, Recipe]:
+    return recipes(STUDIES[study], CPU, TINY)
+
+
+@pytest.mark.parametrize(
+    ("study", "arm"),
+    [("mixer", "mlp"), ("mixer", "attention"), ("compute-aligned", "fixed, FLOPs of 1 step"), ("halting", "per token"),
+     ("halting", "per sequence"), ("no-regret", "4 rounds, fixed"), ("workspace", "prefix 4"), ("sharing", "partial")],
+)  # fmt: skip
+def test_training_flops_are_those_that_pytorch_counts(study: str, arm: str) -> None:
+    recipe = arms(study)[arm]
+    trainer = Trainer(recipe)
+    trainer.step()  # the first one also draws the puzzles
+    with FlopCounterMode(display=False) as counter:
+        trainer.step()
+    stage = recipe.stages[0]
+    orthogonal = 0
+    for group in trainer.optimizers[0].param_groups:  # Muon's products are the optimiser's, not the model's
+        for p in group["params"]:
+            small, large = sorted(p.shape)
+            orthogonal += 5 * (2 * small * small * large * 2 + 2 * small**3)
+    expected = stage.batch_size * sample_flops(recipe, stage)
+    assert abs(counter.get_total_flops() - orthogonal - expected) < 0.06 * expected
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_arms_of_a_study_cost_the_same_to_train(name: str) -> None:
+    found = recipes(STUDIES[name], CPU)
+    costs = [training_flops(recipe) for recipe in found.values()]
+    assert len(found) >= 2 and max(costs) < 1.05 * min(costs)
+    assert len(
+        {recipe.model.to_json() + repr(recipe.contract) + repr(recipe.stages[0]) for recipe in found.values()}
+    ) == len(found)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_arms_of_a_gpu_scale_are_recipes(name: str, tmp_path: Path) -> None:
+    """At the published size, with a data set in place of Sudoku-Extreme; nothing is trained."""
+    scale = replace(GPU, base=replace(GPU.base, data=None, sources=PRESETS["sudoku-small"].sources,
+                                      stages=(replace(GPU.base.stages[0], mix={"easy": 1.0}),)))  # fmt: skip
+    found = recipes(STUDIES[name], scale)
+    costs = [training_flops(recipe) for recipe in found.values()]
+    assert max(costs) < 1.001 * min(costs)
+    with torch.device("meta"):
+        for recipe in found.values():
+            RecursiveReasoner(recipe.model)
+    with pytest.raises(InputError, match="data=FOLDER"):
+        recipes(STUDIES[name], GPU)
+
+
+def test_baselines_match_in_parameters_and_in_flops() -> None:
+    found = arms("compute-aligned")
+    with torch.device("meta"):
+        sizes = {n: sum(p.numel() for p in RecursiveReasoner(r.model).parameters()) for n, r in found.items()}
+    assert sizes["fixed, same parameters"] == sizes["recursive"]
+    step = step_flops(found["recursive"].model)
+    assert step_flops(found["fixed, FLOPs of 1 step"].model) == step
+    assert step_flops(found["fixed, FLOPs of 2 steps"].model) == pytest.approx(2 * step, rel=0.01)
+    for scale in (CPU, GPU):
+        assert len({layers * outer * (inner + 1) for layers, outer, inner in scale.depths}) == 1
+
+
+def model_of(study: str, arm: str) -> tuple[RecursiveReasoner, Recipe, dict[str, np.ndarray]]:
+    recipe = arms(study)[arm]
+    torch.manual_seed(0)
+    model = RecursiveReasoner(recipe.model)
+    with torch.no_grad():
+        if recipe.model.has_q_head:
+            model.q_head.weight.normal_(std=0.5)
+            model.q_head.bias.fill_(3.0 if recipe.model.halting == "cumulative_token" else 0.0)
+    return model, recipe, run.test_puzzles(recipe, 20)
+
+
+@pytest.mark.parametrize("arm", ["per token", "per sequence", "q head"])
+def test_halting_keeps_the_answer_of_the_last_step_a_unit_took(arm: str) -> None:
+    model, recipe, arrays = model_of("halting", arm)
+    steps, halted, taken = trajectory(model, arrays, 5, batch_size=7)
+    assert halted is not None and len(steps) == 5 and taken.min() >= 1 and taken.max() <= 5
+    assert len(set(taken.tolist())) > 1, "the head must tell these puzzles apart, or nothing is tested"
+    if arm == "per token":
+        own = np.stack([(halted == step) & (t < taken)[:, None] for t, step in enumerate(steps)])
+        assert own.any(0).all(), "every token has an answer of a step that its puzzle took"
+    else:
+        chosen = np.stack([steps[t - 1][i] for i, t in enumerate(taken)])
+        assert (halted == chosen).all()
+    found = points(model, recipe, arrays, 5)
+    assert [p.depth for p in found] == [1, 2, 3, 4, 5, 5] and found[-1].policy == model.config.halting
+    assert found[-1].flops == pytest.approx(taken.mean() * step_flops(model.config))
+
+
+def test_fixed_depths_agree_with_the_trainers_own_measure() -> None:
+    model, recipe, arrays = model_of("mixer", "mlp")
+    arrays["labels"] = trajectory(model, arrays, 2)[0][1].astype(np.int32)  # what it says at step 2 is "right"
+    found = [p for p in points(model, recipe, arrays, 3) if p.policy == FIXED]
+    assert [p.exact for p in found] == exact_by_step(model, arrays, 3) and found[1].exact == 1.0
+    assert all(p.verified is not None for p in found)
+
+
+def row(arm: str, seed: int, depth: int, exact: float, flops: float, policy: str = FIXED) -> dict[str, object]:
+    point = run.Point(policy, depth, depth, flops, exact, exact)
+    facts = {"study": "s", "scale": "cpu", "changes": "", "arm": arm, "seed": seed, "puzzles": 100, "parameters": 10,
+             "training_steps": 3, "training_flops": 1e9, "idle_watts": None, "energy_covers": None, "device": "cpu",
+             "machine": "a machine", "commit": "abc"}  # fmt: skip
+    return facts | run.columns(point, 100)
+
+
+ROWS = [row("a", 0, 1, 0.2, 1e6), row("a", 0, 2, 0.8, 2e6), row("a", 1, 1, 0.4, 1e6), row("a", 1, 2, 0.8, 2e6),
+        row("a", 1, 2, 0.5, 1.5e6, "q"), row("b", 0, 1, 0.6, 1.5e6)]  # fmt: skip
+
+
+def test_regret_is_what_an_arm_lacks_at_a_budget() -> None:
+    found = report.regrets(ROWS)
+    assert found["a"] == [(1e6, 0.0), (1.5e6, pytest.approx(0.3)), (2e6, 0.0)]
+    assert found["b"] == [(1e6, pytest.approx(0.3)), (1.5e6, 0.0), (2e6, pytest.approx(0.2))]
+
+
+def test_rows_go_there_and_back_and_the_page_tells_them(tmp_path: Path) -> None:
+    report.write_csv(ROWS, tmp_path / "s.csv")
+    back = report.read_csv(tmp_path / "s.csv")
+    assert [{k: v for k, v in r.items() if v is not None} for r in back] == [
+        {k: v for k, v in r.items() if v is not None} for r in ROWS
+    ]
+    text = report.page(back, "Why?", report.draw(back, tmp_path / "s.png"))
+    assert "| a | 10 | 3 | 1 | 2 | 2.0 | 80.0 % | 80.0 % to 80.0 % | 400.0 |" in text and (tmp_path / "s.png").exists()
+    with pytest.raises(InputError, match="not the rows of a study"):
+        report.read_csv(tmp_path / "none.csv")
+
+
+def test_wilson_interval() -> None:
+    low, high = report.wilson(0.5, 100)
+    assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-3)
+    assert report.wilson(0.0, 100)[0] == pytest.approx(0.0, abs=1e-12) and report.wilson(1.0, 100)[1] <= 1.0 + 1e-12
+
+
+def test_a_study_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained, measured, written; the second time nothing is trained again."""
+    monkeypatch.setitem(STUDIES, "two", Study("Which?", lambda scale: STUDIES["mixer"].arms(scale)))
+    monkeypatch.setattr("benchmarks.evaluation.__main__.SCALES", {"cpu": replace(CPU, puzzles=16, steps=2)})
+    out = tmp_path / "out" / "evaluation"
+    options = ["--scale", "cpu", "--seeds", "1", "--folder", str(out), "--runs", str(tmp_path / "runs")]
+    options += [part for change in TINY for part in ("--set", change)]
+    assert main(["two", *options]) == 0
+    assert {p.name for p in out.iterdir()} == {"two.csv", "two.md", "two.png"}
+    first = (out / "two.csv").read_text()
+    monkeypatch.setattr(run, "run", lambda *a, **k: pytest.fail("trained again"))
+    assert main(["two", *options]) == 0
+    assert (out / "two.csv").read_text() == first
+    capsys.readouterr()
+    assert main(["nothing", *options]) == 2 and "study='nothing'" in capsys.readouterr().err
+    assert main(["--list", "--scale", "cpu"]) == 0 and "fixed, same parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
+def test_pages_are_what_their_rows_give(path: Path) -> None:
+    found = report.read_csv(path)
+    picture = path.with_suffix(".png").exists()
+    assert path.with_suffix(".md").read_text() == report.page(found, STUDIES[path.stem].question, picture)
