@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def measured(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], dict[str, Row]]]:
     """Case -> its rows by provider; all providers of a case are timed in turns, in this process."""
     option = request.config.getoption
-    begin, terminal = time.monotonic(), request.config.pluginmanager.get_plugin("terminalreporter")
+    begin = time.monotonic()
     done: dict[Case, dict[str, Row]] = {}
 
     def rows_of(case: Case) -> dict[str, Row]:
@@ -38,8 +38,8 @@ def measured(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], dict[s
             found = run_case(case, seconds=option("--seconds"), energy_seconds=option("--energy"))
             done[case] = {row.impl: row for row in found}
             count = sum(row.status == "measured" for row in found)
-            if terminal is not None:
-                terminal.write_line(f" {case.name}: {count} measured, {time.monotonic() - begin:.0f} s so far")
+            with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
+                print(f" {case.name}: {count} measured, {time.monotonic() - begin:.0f} s so far", flush=True)
         return done[case]
 
     yield rows_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -114,7 +115,8 @@ def onnx_session(
         path = str(Path(folder) / "model.onnx")
         named: dict[str, Any] = {"input_names": names, "output_names": list(outputs)}
         values = tuple(example[name] for name in names)
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter that needs no further package is the older one
             torch.onnx.export(Flat(), values, path, dynamo=False, opset_version=17, **named)
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     used = [i.name for i in session.get_inputs()]  # inputs that the graph does not read are not its inputs
