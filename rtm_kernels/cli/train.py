@@ -172,8 +172,11 @@ def print_summary(summary: dict[str, Any]) -> None:
     if curve:
         unseen = f"{100 * summary['exact_accuracy']:.2f} % of {summary['unseen_puzzles']} {summary['unseen']}"
     speed = f", {summary['steps_per_second']} steps/s" if summary["steps_per_second"] else ""
+    speed += f", {summary['samples_per_second']:.0f} samples/s" if "samples_per_second" in summary else ""
+    speed += f", {summary['joules']:.0f} J" if "joules" in summary else ""
     rows = {
         "exact on unseen puzzles": unseen,
+        "depths in training": ", ".join(f"{d}: {n}" for d, n in summary["depth_histogram"].items()) or "-",
         "by ACT steps": ", ".join(f"{n}: {100 * curve[n - 1]:.2f} %" for n in marks) or "-",
         "training loss": "-" if summary["loss"] is None else f"{summary['loss']:.4f} (mean of the last 50 steps)",
         "steps": f"{summary['steps']}, {summary['skipped_steps']} of them skipped",
@@ -232,7 +235,7 @@ class Console:
         size = sum(p.numel() for p in trainer.model.parameters())
         self.terminal.print(
             f"{trainer.recipe.model.arch}, {size:,} parameters, steps {trainer.step_count} to {total} on "
-            f"{trainer.device}, in {self.folder}", markup=False,
+            f"{trainer.device}, in {self.folder}", markup=False, soft_wrap=True,
         )  # fmt: skip
 
     def log(self, trainer: Trainer, metrics: Metrics) -> None:
@@ -249,13 +252,17 @@ class Console:
             self.fields["unseen"] = f"{100 * metrics['test_exact_accuracy']:.2f} %"
         elapsed = max(1e-9, time.monotonic() - self.started)
         self.fields["speed"] = f"{(trainer.step_count - self.first) / elapsed:.2f} steps/s"
+        if "samples_per_second" in metrics:
+            self.fields["speed"] += f", {metrics['samples_per_second']:.0f} samples/s"
+        if trainer.device.type == "cuda" and "tflops" in metrics:
+            self.fields["speed"] += f", {metrics['tflops']:.1f} TFLOP/s"
         self.bar.update(self.task, completed=trainer.step_count, **self.fields)
         total = trainer.recipe.total_steps
         if not self.terminal.is_terminal and trainer.step_count % max(1, total // LINES) == 0:
             left = (total - trainer.step_count) * elapsed / (trainer.step_count - self.first)
             values = ", ".join(f"{name} {value}" for name, value in self.fields.items() if name != "speed")
             line = f"step {trainer.step_count}/{total}: {values}, {self.fields['speed']}, {left:.0f} s left"
-            self.terminal.print(line, markup=False)
+            self.terminal.print(line, markup=False, soft_wrap=True)
 
     def finish(self, trainer: Trainer) -> None:
         """Leave the last state of the bar on the screen."""
