@@ -11,6 +11,7 @@ import torch
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.engine.executor import executor
 from rtm_kernels.errors import BackendUnavailable, InputError
+from rtm_kernels.interop.official import model_config
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.stablemax_loss.reference import softmax_cross_entropy
 from rtm_kernels.recursion.tape import encode
@@ -79,6 +80,34 @@ def test_every_preset_of_an_architecture_takes_a_step(preset: str) -> None:
             _, loss, _, _, _ = head((), carry=model.initial_carry(batch), batch=batch)
             loss.backward()
             assert loss.isfinite() and model.lm_head.weight.grad is not None
+
+
+OFFICIAL = {
+    "vocab_size": 6, "seq_len": 16, "hidden_size": 16, "expansion": 1, "num_heads": 2, "H_cycles": 2, "L_cycles": 1,
+    "L_layers": 1, "num_puzzle_identifiers": 1, "pos_encodings": "rope", "halt_max_steps": 2, "mlp_t": True,
+    "halt_exploration_prob": 0.1, "puzzle_emb_ndim": 16, "puzzle_emb_len": 2, "forward_dtype": "float32",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "loss", "metric"),
+    [
+        ({}, "softmax_cross_entropy", "lm_loss"),
+        ({"no_ACT_continue": False}, "stablemax_cross_entropy", "q_continue_loss"),
+        ({"puzzle_emb_ndim": 0}, "stablemax_cross_entropy", "lm_loss"),
+    ],
+)
+def test_the_options_that_crash_in_the_official_code_train(option: dict, loss: str, metric: str) -> None:
+    """softmax loss; `no_ACT_continue=False`; no puzzle embedding, yet a prefix (`puzzle_emb_len` 2)."""
+    model = model_config("trm", OFFICIAL | option)
+    assert model.latent_len == 16 + 2
+    recipe = dataclasses.replace(
+        TINY, model=model, loss=loss, stages=(Stage(steps=30, batch_size=16, mix={"all": 1.0}, halt_max_steps=2),)
+    )
+    seen: list[dict[str, float]] = []
+    Trainer(recipe).fit(lambda _, metrics: seen.append(metrics))
+    assert all(metric in step for step in seen)
+    assert sum(step["lm_loss"] for step in seen[-5:]) < 0.95 * sum(step["lm_loss"] for step in seen[:5])
 
 
 def test_a_contract_refuses_a_model_it_cannot_train() -> None:
