@@ -77,9 +77,9 @@ class Steps(nn.Module):
         return level(y, z, cos_sin=self.cos_sin)
 
 
-def native_run(case: Case) -> Run:
+def native_run(case: Case, precision: str = "float32") -> Run:
     steps = Steps(case)
-    executor = native.NativeExecutor(PROGRAM, {"L_level": steps.weights()})
+    executor = native.NativeExecutor(PROGRAM, {"L_level": steps.weights()}, precision=precision)
     latents = {"z_H": steps.y, "z_L": steps.z}
     return lambda: executor.run(latents, steps.x)["z_H"]
 
@@ -138,6 +138,8 @@ PEERS: dict[str, Callable[[Case], Run]] = {
     "compile": lambda case: compiled(case),
     "compile_max_autotune_frozen": lambda case: compiled(case, mode="max-autotune", freezing=True),
     "onnxruntime": onnxruntime_run,
+    "native_bfloat16": lambda case: native_run(case, "bfloat16"),
+    "native_int8": lambda case: native_run(case, "int8"),
 }
 
 
@@ -146,4 +148,4 @@ def missing(name: str) -> str | None:
     if name == "onnxruntime":
         absent = [package for package in ("onnx", "onnxruntime") if importlib.util.find_spec(package) is None]
         return f"not installed: {', '.join(absent)}" if absent else None
-    return None
+    return native.why_not_precision(name.removeprefix("native_")) if name.startswith("native_") else None

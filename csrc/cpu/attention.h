@@ -45,15 +45,25 @@ static void scatter_row(const Attention& a, i64 part, float* row, i64 l, i64 L, 
   }
 }
 
+// Weight `part` of those [D, D] that lie one behind the other.
+RTM_INLINE Linear part_of(const Linear& w, i64 part, i64 D) {
+  const i64 columns = row_blocks(D) * W;
+#ifdef RTM_REDUCED
+  if (w.reduced) return at(w, part * columns * words(D), part * columns);
+#endif
+  return {w.words + part * columns * D, false, nullptr, nullptr};
+}
+
 static void attention_project(const Layer& layer, const Sources& sources, float* work, const Heads& heads, i64 L,
                               i64 D, i64 first, i64 last, float* scratch) {
   const i64 rows = last - first, blocks = row_blocks(D), size = blocks * rows * W;
   float *x = scratch, *projected = x + size, *row = projected + size, *rotated = row + blocks * W;
+  float* reduced = rotated + round_up(D, W);
   for (i64 l = first; l < last; ++l)
     for (i64 d = 0; d < D; d += W) store_first(work + l * D + d, summed(sources, l * D + d, D - d), D - d);
   pack_rows(work, D, first, rows, x);
   for (i64 part = 0; part < 3; ++part) {
-    product(x, rows, layer.attention.qkv + part * blocks * W * D, D, D, projected, false);
+    linear(part_of(layer.attention.qkv, part, D), x, D, rows, projected, reduced);
     for (i64 r = 0; r < rows; ++r) {
       for (i64 b = 0; b < blocks; ++b) store(row + b * W, load(projected + (b * rows + r) * W));
       scatter_row(layer.attention, part, row, first + r, L, layer.eps, rotated, heads);
@@ -129,7 +139,7 @@ static void attention_channel_mix(const Layer& layer, const float* mixed, const 
   float *x = scratch, *a = x + size, *residual = a + size;
   pack_rows(mixed, D, first, rows, a);
   pack_rows(work, D, first, rows, residual);
-  product(a, rows, layer.attention.out, D, D, x, false);
+  linear(layer.attention.out, a, D, rows, x, residual + size);
   norm_rows(x, residual, D, rows, layer.eps);
   mix_rows(layer, x, dst, D, first, rows, a, residual);
 }

@@ -10,10 +10,17 @@ namespace {
 using at::Tensor;
 using rtm::i64;
 
-const rtm::Kernels* kernels_named(const std::string& isa) {
-  for (const rtm::Kernels* k : rtm::supported_kernels())
+rtm::Format format_named(const std::string& precision) {
+  if (precision == "float32") return rtm::Format::float32;
+  if (precision == "bfloat16") return rtm::Format::bfloat16;
+  TORCH_CHECK(precision == "int8", "precision=", precision, " is not allowed: float32, bfloat16, int8");
+  return rtm::Format::int8;
+}
+
+const rtm::Kernels* kernels_named(const std::string& isa, const std::string& precision) {
+  for (const rtm::Kernels* k : rtm::supported_kernels(format_named(precision)))
     if (isa == k->name) return k;
-  TORCH_CHECK(false, "isa=", isa, " does not run on this processor");
+  TORCH_CHECK(false, "isa=", isa, " does not run in ", precision, " on this processor");
 }
 
 const float* data(const Tensor& t, const char* name) {
@@ -24,34 +31,35 @@ const float* data(const Tensor& t, const char* name) {
 
 class NativeModel : public torch::CustomClassHolder {
  public:
-  NativeModel(const std::string& isa, i64 D, i64 latents) : executor_(kernels_named(isa), D, latents) {}
+  NativeModel(const std::string& isa, const std::string& precision, i64 D, i64 latents)
+      : executor_(kernels_named(isa, precision), D, latents) {}
 
   void add_mlp_layer(i64 stack, const Tensor& mixer_gate_up, const Tensor& mixer_down, const Tensor& gate_up,
-                     const Tensor& down, bool norm_hidden, double eps) {
+                     const Tensor& down, bool norm_hidden, double eps, bool reduced) {
     const rtm::Kernels& k = executor_.kernels();
     rtm::PackedLayer packed;
-    packed.mixer = rtm::pack_mixer(k, data(mixer_gate_up, "mixer gate_up"), data(mixer_down, "mixer down"),
+    packed.mixer = rtm::pack_mixer(k, reduced, data(mixer_gate_up, "mixer gate_up"), data(mixer_down, "mixer down"),
                                    mixer_down.size(1), mixer_down.size(0));
     packed.layer.norm_hidden = norm_hidden;
     packed.layer.mixer = packed.mixer.view();
-    add(stack, std::move(packed), gate_up, down, eps);
+    add(stack, std::move(packed), gate_up, down, eps, reduced);
   }
 
   void add_attention_layer(i64 stack, const Tensor& qkv, const Tensor& out, const Tensor& gate_up, const Tensor& down,
                            i64 heads, bool causal, bool qk_norm, const std::optional<Tensor>& cos,
-                           const std::optional<Tensor>& sin, double eps) {
+                           const std::optional<Tensor>& sin, double eps, bool reduced) {
     const i64 D = executor_.hidden_size();
     rtm::PackedLayer packed;
-    packed.qkv = rtm::pack_linear(executor_.kernels(), data(qkv, "qkv"), D, D, 3);
-    packed.out = rtm::pack_linear(executor_.kernels(), data(out, "out"), D, D);
+    packed.qkv = rtm::pack_linear(executor_.kernels(), reduced, data(qkv, "qkv"), D, D, 3);
+    packed.out = rtm::pack_linear(executor_.kernels(), reduced, data(out, "out"), D, D);
     if (cos && sin) {
       packed.cos = copy(*cos, "cos");
       packed.sin = copy(*sin, "sin");
     }
     packed.layer.attends = true;
-    packed.layer.attention = {packed.qkv.get(), packed.out.get(), heads,           D / heads,
+    packed.layer.attention = {packed.qkv.view(), packed.out.view(), heads,            D / heads,
                               causal,           qk_norm,          packed.cos.get(), packed.sin.get()};
-    add(stack, std::move(packed), gate_up, down, eps);
+    add(stack, std::move(packed), gate_up, down, eps, reduced);
   }
 
   void add_step(i64 dst, i64 stack, std::vector<i64> state, std::vector<i64> inject) {
@@ -94,8 +102,9 @@ class NativeModel : public torch::CustomClassHolder {
     return result;
   }
 
-  void add(i64 stack, rtm::PackedLayer packed, const Tensor& gate_up, const Tensor& down, double eps) {
-    packed.channel = rtm::pack_channel(executor_.kernels(), data(gate_up, "gate_up"), data(down, "down"), down.size(1),
+  void add(i64 stack, rtm::PackedLayer packed, const Tensor& gate_up, const Tensor& down, double eps,
+           bool reduced) {
+    packed.channel = rtm::pack_channel(executor_.kernels(), reduced, data(gate_up, "gate_up"), data(down, "down"), down.size(1),
                                        down.size(0));
     packed.layer.channel = packed.channel.view();
     packed.layer.eps = static_cast<float>(eps);
@@ -111,16 +120,16 @@ class NativeModel : public torch::CustomClassHolder {
   rtm::Executor executor_;
 };
 
-std::vector<std::string> isas() {
+std::vector<std::string> isas(const std::string& precision) {
   std::vector<std::string> names;
-  for (const rtm::Kernels* k : rtm::supported_kernels()) names.push_back(k->name);
+  for (const rtm::Kernels* k : rtm::supported_kernels(format_named(precision))) names.push_back(k->name);
   return names;
 }
 
 TORCH_LIBRARY(rtm_kernels_native, m) {
-  m.def("isas() -> str[]", &isas);
+  m.def("isas(str precision) -> str[]", &isas);
   m.class_<NativeModel>("NativeModel")
-      .def(torch::init<const std::string&, i64, i64>())
+      .def(torch::init<const std::string&, const std::string&, i64, i64>())
       .def("add_mlp_layer", &NativeModel::add_mlp_layer)
       .def("add_attention_layer", &NativeModel::add_attention_layer)
       .def("add_step", &NativeModel::add_step)

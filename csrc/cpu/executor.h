@@ -18,7 +18,8 @@ struct Step {
 struct PackedLayer {
   Layer layer{};
   PackedSwiGLU mixer, channel;
-  Buffer qkv, out, cos, sin;
+  PackedLinear qkv, out;
+  Buffer cos, sin;
 };
 
 // Memory of one call, leased and given back so that calls from several threads never share it.

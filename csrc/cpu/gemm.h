@@ -13,9 +13,19 @@ constexpr i64 NR = 2 * W;
 constexpr int MR = W == 16 ? 14 : 6;
 constexpr i64 kChain = 128;
 
-template <int R>
+RTM_INLINE i64 row_blocks(i64 D) { return 2 * ceil_div(D, NR); }  // of W, in a whole number of panels
+
+// How the products of one format are summed: `Sum` is the register that holds a row's sums of W columns.
+struct Float32 {
+  using Sum = V;
+  static RTM_INLINE_MEMBER V broadcast(const float* word) { return set1(*word); }
+  static RTM_INLINE_MEMBER V words(const float* p) { return load(p); }
+  static RTM_INLINE_MEMBER V add(V sum, V a, V b) { return fma(a, b, sum); }
+};
+
+template <int R, class F = Float32>
 struct Tile {
-  V c[R][2];
+  typename F::Sum c[R][2];
 };
 
 template <int R>
@@ -24,20 +34,20 @@ RTM_INLINE void clear(Tile<R>& t) {
   for (int r = 0; r < R; ++r) t.c[r][0] = t.c[r][1] = set1(0.0f);
 }
 
-template <int R>
-RTM_INLINE void rank_one(Tile<R>& t, const float* a, const float* b) {
-  const V b0 = load(b), b1 = load(b + W);
+template <int R, class F>
+RTM_INLINE void rank_one(Tile<R, F>& t, const float* a, const float* b) {
+  const auto b0 = F::words(b), b1 = F::words(b + W);
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
-    const V s = set1(a[r * W]);
-    t.c[r][0] = fma(s, b0, t.c[r][0]);
-    t.c[r][1] = fma(s, b1, t.c[r][1]);
+    const auto s = F::broadcast(a + r * W);
+    t.c[r][0] = F::add(t.c[r][0], s, b0);
+    t.c[r][1] = F::add(t.c[r][1], s, b1);
   }
 }
 
 // t += a b: a in the rows layout with a_block floats from one block of W to the next, b a panel [K][2W].
-template <int R>
-RTM_INLINE void multiply_chain(Tile<R>& t, const float* a, i64 a_block, const float* b, i64 K) {
+template <int R, class F>
+RTM_INLINE void multiply_chain(Tile<R, F>& t, const float* a, i64 a_block, const float* b, i64 K) {
   i64 k = 0;
   for (; k + W <= K; k += W, a += a_block)
 #pragma GCC unroll 4

@@ -28,15 +28,23 @@ struct Sources {
   i64 injects;
 };
 
+// A packed weight. A word is 32 bits of a row: one float, two bfloat16 or four int8 neighbours along K.
+struct Linear {
+  const float* words;
+  bool reduced;            // held in the kernel set's own format instead of float32
+  const float* scale;      // int8: the value of one unit of each output
+  const std::int32_t* offset;  // int8: what cancels the bias of 128 of the activations, for each output
+};
+
 struct SwiGLU {
-  const float* gate_up;
-  const float* down;  // of the channel mix: one block of columns after the other for each kInnerBlock of F
+  Linear gate_up;
+  Linear down;  // of the channel mix: one block of columns after the other for each kInnerBlock of F
   i64 inner;  // F rounded up to W; the weights are padded with zeros
 };
 
 struct Attention {
-  const float* qkv;  // the panels of q, of k and of v
-  const float* out;
+  Linear qkv;  // the panels of q, of k and of v
+  Linear out;
   i64 heads, head_dim;
   bool causal, qk_norm;
   const float* cos;  // [L, head_dim], or null without rotary positions
@@ -64,8 +72,13 @@ struct HeadSizes {
   i64 query, key, value;
 };
 
+enum class Format { float32, bfloat16, int8 };  // of the products' operands; sums, norms and latents are float32
+
+inline i64 per_word(Format format) { return format == Format::float32 ? 1 : format == Format::bfloat16 ? 2 : 4; }
+
 struct Kernels {
   const char* name;
+  Format format;
   i64 width;     // W
   i64 max_rows;  // rows of the largest register tile
 
@@ -74,7 +87,6 @@ struct Kernels {
   void (*token_mix)(const Layer&, const Sources&, float* work, i64 L, i64 D, i64 first, i64 last, float* scratch);
   // dst[rows] = rms_norm(h + swiglu over D of h), h = work[rows], rows [first, last) at most kRowChunk of them.
   void (*channel_mix)(const Layer&, const float* work, float* dst, i64 D, i64 first, i64 last, float* scratch);
-
 
   // work[rows] = sum of sources; q, k and v of these rows into `heads`.
   void (*attention_project)(const Layer&, const Sources&, float* work, const Heads& heads, i64 L, i64 D, i64 first,
@@ -92,7 +104,9 @@ struct Kernels {
 const Kernels* portable_kernels();
 const Kernels* avx2_kernels();    // null when not compiled in
 const Kernels* avx512_kernels();
+const Kernels* avx512_bfloat16_kernels();
+const Kernels* avx512_int8_kernels();
 
-std::vector<const Kernels*> supported_kernels();  // those this processor runs, the fastest first
+std::vector<const Kernels*> supported_kernels(Format);  // those this processor runs, the fastest first
 
 }  // namespace rtm

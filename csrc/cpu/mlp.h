@@ -2,12 +2,13 @@
 #pragma once
 
 #include "gemm.h"
+#ifdef RTM_REDUCED
+#include "reduced.h"
+#endif
 
 namespace rtm::RTM_ISA {
 
 // --- rows: activations [rows, D] held as [D / W][rows][W], padded with zeros to a whole number of panels ---
-
-RTM_INLINE i64 row_blocks(i64 D) { return 2 * ceil_div(D, NR); }
 
 static void pack_rows(const float* x, i64 D, i64 first, i64 rows, float* packed) {
   for (i64 b = 0; b < row_blocks(D); ++b)
@@ -81,18 +82,34 @@ constexpr auto gate_up_tiles = table<GateUp>(std::make_integer_sequence<int, MR>
 
 // out [D / W][rows][W] = swiglu over D of x [D / W][rows][W]; inner is scratch [kInnerBlock / W][rows][W].
 static void swiglu_rows(const SwiGLU& w, const float* x, i64 D, i64 rows, float* out, float* inner) {
+#ifdef RTM_REDUCED
+  if (w.gate_up.reduced) return reduced_swiglu_rows(w, x, D, rows, out, inner);
+#endif
   const i64 tiles = ceil_div(rows, MR);
   for (i64 f0 = 0; f0 < w.inner; f0 += kInnerBlock) {
     const i64 width = w.inner - f0 < kInnerBlock ? w.inner - f0 : kInnerBlock;
     for (i64 f = 0; f < width; f += W) {
-      const float* panel = w.gate_up + (f0 + f) / W * D * NR;
+      const float* panel = w.gate_up.words + (f0 + f) / W * D * NR;
       for (i64 i = 0; i < tiles; ++i) {
         const i64 r = part(rows, tiles, i), R = part(rows, tiles, i + 1) - r;
         gate_up_tiles[R - 1](x + r * W, rows * W, panel, D, inner + (f / W * rows + r) * W);
       }
     }
-    product(inner, rows, w.down + f0 * row_blocks(D) * W, width, D, out, f0 > 0);
+    product(inner, rows, w.down.words + f0 * row_blocks(D) * W, width, D, out, f0 > 0);
   }
+}
+
+// out = x w with w [D, D]; the scratch is that of `scratch_size`.
+static void linear(const Linear& w, const float* x, i64 D, i64 rows, float* out, float* scratch) {
+#ifdef RTM_REDUCED
+  if (w.reduced) {
+    float* scale = scratch + row_words(D, rows);
+    convert_rows(x, row_blocks(D) * W, rows, scratch, scale);
+    return reduced_product(scratch, scale, rows, w, D, D, out, false);
+  }
+#endif
+  (void)scratch;
+  product(x, rows, w.words, D, D, out, false);
 }
 
 // dst[rows] = rms_norm(x + swiglu over D of x); out like x and inner are scratch.
@@ -168,15 +185,18 @@ constexpr auto down_column_tiles = table<DownColumns>(std::make_integer_sequence
 
 // y [L, 2W] = x + swiglu over L of x [L, 2W]; inner is scratch [F, 2W].
 static void swiglu_columns(const SwiGLU& w, const float* x, i64 L, float* y, float* inner, float* squares) {
+#ifdef RTM_REDUCED
+  if (w.gate_up.reduced) return reduced_swiglu_columns(w, x, L, y, inner, squares);
+#endif
   const i64 pairs = ceil_div(w.inner, MR / 2), padded_L = round_up(L, W);
   for (i64 i = 0; i < pairs; ++i) {
     const i64 f = part(w.inner, pairs, i), R = part(w.inner, pairs, i + 1) - f;
-    gate_up_column_tiles[R - 1](w.gate_up + 2 * f * padded_L, x, L, inner + f * NR);
+    gate_up_column_tiles[R - 1](w.gate_up.words + 2 * f * padded_L, x, L, inner + f * NR);
   }
   const i64 tiles = ceil_div(L, MR);
   for (i64 i = 0; i < tiles; ++i) {
     const i64 l = part(L, tiles, i), R = part(L, tiles, i + 1) - l;
-    down_column_tiles[R - 1](w.down + l * w.inner, inner, w.inner, x + l * NR, y + l * NR, squares);
+    down_column_tiles[R - 1](w.down.words + l * w.inner, inner, w.inner, x + l * NR, y + l * NR, squares);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "kernels.h"
 
@@ -26,25 +27,30 @@ class Buffer {
   std::unique_ptr<float, Free> data_;
 };
 
-// `row(i)` is the row [K] of the weight that takes place i, or null for a row of zeros.
+// `row(i)` is the row of the weight that takes place i, or null for a row of zeros.
 using RowOf = std::function<const float*(i64)>;
 
-// Panels [places / 2W][K][2W] of `places` columns, of which the first `filled` of the K elements are read.
-void pack_columns(const Kernels&, i64 places, i64 K, i64 filled, const RowOf& row, float* panels);
-// The panels of `parts` weights [N, K] that lie one below the other.
-Buffer pack_linear(const Kernels&, const float* weight, i64 N, i64 K, i64 parts = 1);
-
-// One tile [K / W][rows][W]; the tile is zero where a row is null or has no element.
-void pack_tile(const Kernels&, i64 rows, i64 K, const RowOf& row, float* tile);
-
-struct PackedSwiGLU {
-  Buffer gate_up, down;
-  i64 inner = 0;
-  SwiGLU view() const { return {gate_up.get(), down.get(), inner}; }
+struct PackedLinear {
+  Buffer words;
+  bool reduced = false;
+  std::vector<float> scale;          // int8: one for each place, in the order of the layout
+  std::vector<std::int32_t> offset;  // int8: -128 times the sum of the integers of each place
+  Linear view() const {
+    return {words.get(), reduced, scale.empty() ? nullptr : scale.data(), offset.empty() ? nullptr : offset.data()};
+  }
 };
 
-// gate_up [2F, N] and down [N, F], row-major.
-PackedSwiGLU pack_channel(const Kernels&, const float* gate_up, const float* down, i64 F, i64 N);
-PackedSwiGLU pack_mixer(const Kernels&, const float* gate_up, const float* down, i64 F, i64 N);
+struct PackedSwiGLU {
+  PackedLinear gate_up, down;
+  i64 inner = 0;
+  SwiGLU view() const { return {gate_up.view(), down.view(), inner}; }
+};
+
+// Weights in the format of the kernel set, or in float32 unless `reduced`.
+// `parts` weights [N, K] that lie one below the other, as columns.
+PackedLinear pack_linear(const Kernels&, bool reduced, const float* weight, i64 N, i64 K, i64 parts = 1);
+// gate_up [2F, N] and down [N, F], row-major, as columns (channel mix) and as rows (token mix).
+PackedSwiGLU pack_channel(const Kernels&, bool reduced, const float* gate_up, const float* down, i64 F, i64 N);
+PackedSwiGLU pack_mixer(const Kernels&, bool reduced, const float* gate_up, const float* down, i64 F, i64 N);
 
 }  // namespace rtm

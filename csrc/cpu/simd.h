@@ -6,7 +6,8 @@
 
 #include "kernels.h"
 
-#define RTM_INLINE static inline __attribute__((always_inline))
+#define RTM_INLINE_MEMBER inline __attribute__((always_inline))
+#define RTM_INLINE static RTM_INLINE_MEMBER
 
 namespace rtm::RTM_ISA {
 

@@ -20,6 +20,7 @@ from rtm_kernels.cli.options import (
     MaxSteps,
     Model,
     Noise,
+    Precision,
     Rollouts,
     Seed,
 )
@@ -43,6 +44,7 @@ def evaluate(
     batch_size: BatchSize = 64,
     device: Device = None,
     executor: Executor = "auto",
+    precision: Precision = "float32",
     halt: Halt = "verified",
     rollouts: Rollouts = 1,
     noise: Noise = 0.3,
@@ -79,8 +81,8 @@ def evaluate(
     from rtm_kernels.errors import require
 
     solver = load_solver(
-        model, max_steps=max_steps, batch_size=batch_size, device=device, executor=executor, halt=halt,
-        rollouts=rollouts, noise=noise, seed=seed,
+        model, max_steps=max_steps, batch_size=batch_size, device=device, executor=executor, precision=precision,
+        halt=halt, rollouts=rollouts, noise=noise, seed=seed,
     )  # fmt: skip
     puzzles = read_labelled(data, solver.task, limit)
     votes = start_votes(solver, puzzles)

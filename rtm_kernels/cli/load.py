@@ -21,6 +21,7 @@ def load_solver(
     batch_size: int,
     device: str | None,
     executor: str,
+    precision: str = "float32",
     halt: str,
     rollouts: int,
     noise: float,
@@ -48,6 +49,7 @@ def load_solver(
         batch_size=batch_size,
         device=device or (f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"),
         executor=executor,
+        precision=precision,
         rollouts=Rollouts(rollouts, noise, seed, kind),
         lookahead=lookahead,
     )

@@ -17,6 +17,9 @@ LookAhead = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default cuda where there is one.", metavar="DEVICE")]
 Executor = Annotated[str, typer.Option(help="auto, or one that `rtm info` lists.", metavar="NAME")]
+Precision = Annotated[
+    str, typer.Option(help="Of the products on a CPU: float32, or bfloat16 or int8 (faster).", metavar="FORMAT")
+]
 Halt = Annotated[
     str,
     typer.Option(

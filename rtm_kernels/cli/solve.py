@@ -25,6 +25,7 @@ from rtm_kernels.cli.options import (
     MinSteps,
     Model,
     Noise,
+    Precision,
     Rollouts,
     Seed,
 )
@@ -54,6 +55,7 @@ def solve(
     lookahead: LookAhead = 0,
     device: Device = None,
     executor: Executor = "auto",
+    precision: Precision = "float32",
     halt: Halt = "verified",
     rollouts: Rollouts = 8,
     rollout_kind: Kind = "auto",
@@ -86,6 +88,7 @@ def solve(
       rtm solve 53..7....6..195....98....6.(and so on, 81 in all)
       rtm solve hard.csv --rollouts 32 --stats stats.json
       rtm solve hard.csv --rollouts 1 --max-steps 256 --halt verified+settle=8
+      rtm solve puzzles.csv --precision int8
       cat grids.txt | rtm solve - --show 1
     """
     from rtm_kernels.cli.load import load_solver
@@ -94,7 +97,8 @@ def solve(
 
     solver = load_solver(
         model, max_steps=max_steps, min_steps=min_steps, batch_size=batch_size, device=device, executor=executor,
-        halt=halt, rollouts=rollouts, noise=noise, seed=seed, kind=rollout_kind, lookahead=lookahead,
+        precision=precision, halt=halt, rollouts=rollouts, noise=noise, seed=seed, kind=rollout_kind,
+        lookahead=lookahead,
     )  # fmt: skip
     read = read_all(puzzles or [], solver.task, limit)
     energy, start = energy_counter(solver.model.device.type), time.perf_counter()

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from rtm_kernels.errors import BackendUnavailable, one_of
+from rtm_kernels.errors import BackendUnavailable, one_of, require
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.launch import family
 from rtm_kernels.ranges import ranged
@@ -134,20 +134,28 @@ def _persistent(model: RecursiveReasoner) -> Executor:
     return ProgramExecutor("persistent", model, PersistentExecutor(model.program, _modules(model), model.dtype).run)
 
 
-def _native(model: RecursiveReasoner) -> Executor:
-    stacks = {
-        name: native.StackWeights.from_module(model.get_submodule(name), model.cos_sin())
-        for name in model.config.layers
-    }
-    return ProgramExecutor("native", model, native.NativeExecutor(model.program, stacks).run, batch_invariant=True)
+def _native(precision: str) -> Backend:
+    def build(model: RecursiveReasoner) -> Executor:
+        stacks = {
+            name: native.StackWeights.from_module(model.get_submodule(name), model.cos_sin())
+            for name in model.config.layers
+        }
+        run = native.NativeExecutor(model.program, stacks, precision=precision).run
+        return ProgramExecutor(native_name(precision), model, run, batch_invariant=True)
+
+    def why_not(model: RecursiveReasoner) -> str | None:
+        if model.device.type != "cpu":
+            return f"the model is on {model.device.type}, and it runs on cpu"
+        if model.config.forward_dtype != "float32":
+            return f"the model computes in {model.config.forward_dtype}, and it in float32"
+        return why_not_program(model.program) or native.why_not() or native.why_not_precision(precision)
+
+    return Backend(build, why_not)
 
 
-def _why_not_native(model: RecursiveReasoner) -> str | None:
-    if model.device.type != "cpu":
-        return f"the model is on {model.device.type}, and it runs on cpu"
-    if model.config.forward_dtype != "float32":
-        return f"the model computes in {model.config.forward_dtype}, and it in float32"
-    return why_not_program(model.program) or native.why_not()
+def native_name(precision: str) -> str:
+    """The name of the native executor that multiplies in `precision`."""
+    return "native" if precision == "float32" else f"native-{precision}"
 
 
 def _why_not_triton(model: RecursiveReasoner) -> str | None:
@@ -165,17 +173,30 @@ def _why_not_persistent(model: RecursiveReasoner) -> str | None:
 
 
 EXECUTORS: dict[str, Backend] = {
-    "native": Backend(_native, _why_not_native),
+    "native": _native("float32"),
     "persistent": Backend(_persistent, _why_not_persistent),
     "graph": Backend(GraphExecutor, _why_not_graph),
     "triton": Backend(_triton, _why_not_triton),
     "reference": Backend(_reference, lambda model: None),
+    **{native_name(p): _native(p) for p in native.PRECISIONS if p != "float32"},
 }
 """Executors by name: C++ on the CPU; one cooperative launch, replayed CUDA graphs, and op by op, all with Triton; plain
 PyTorch. `native` and `persistent` pack the weights when they are built."""
 
 PREFERRED = {"cpu": ("native", "reference"), "cuda": (*choice.PATHS, "triton", "reference")}
 """Device -> what `auto` considers there, the best first. Triton's interpreter is never taken unasked."""
+
+
+def with_precision(name: str, precision: str) -> str:
+    """The executor that `executor=name, precision=precision` asks for.
+
+    Errors: `InputError` for an unknown precision, and for one that the named executor does not offer.
+    """
+    one_of("precision", precision, native.PRECISIONS)
+    if precision == "float32":
+        return name
+    require(name in ("auto", "native"), "executor", name, f"auto or native with precision={precision!r}")
+    return native_name(precision)
 
 
 def executor(name: str, model: RecursiveReasoner, batch_size: int | None = None) -> Executor:

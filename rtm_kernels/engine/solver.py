@@ -12,6 +12,7 @@ import torch
 from rtm_kernels.data.task import Puzzle, Task, get_task, task_names
 from rtm_kernels.data.text import printable
 from rtm_kernels.engine.executor import executor as build_executor
+from rtm_kernels.engine.executor import with_precision
 from rtm_kernels.engine.observer import Observer
 from rtm_kernels.engine.policy import HEADED, HaltingPolicy
 from rtm_kernels.engine.prediction import DepthEstimate, LookAhead
@@ -42,6 +43,8 @@ class Solver:
         batch_size: slots of the latent buffer.
         device: cpu, cuda or cuda:N; the model is moved there first.
         executor: `auto` or a name of `EXECUTORS`; a named one that cannot run raises.
+        precision: of the products on a CPU: `float32`, or `bfloat16` or `int8` where the processor has instructions
+            for them. The faster ones may change answers, which stay checked.
         rollouts: `Rollouts`, or how many of them an unconfirmed puzzle gets; the best one answers.
         lookahead: puzzles that are read in advance, so that those predicted to be deep begin first (`LookAhead`).
 
@@ -60,6 +63,7 @@ class Solver:
         batch_size: int = 64,
         device: torch.device | str | None = None,
         executor: str = "auto",
+        precision: str = "float32",
         batch_invariant: bool = False,
         rollouts: Rollouts | int = 1,
         lookahead: int = 0,
@@ -71,7 +75,8 @@ class Solver:
         self.task, self.lookahead = find_task(model, task), lookahead
         self.policy = resolve_policy(model, policy, max_steps, min_steps)
         self.model = model if device is None else model.to(usable_device(device))
-        self.executor = build_executor(executor, self.model, batch_size if batch_invariant else None)
+        name = with_precision(executor, precision)
+        self.executor = build_executor(name, self.model, batch_size if batch_invariant else None)
         self.batch_size, self.batch_invariant = batch_size, batch_invariant
         self.rollouts = rollouts if isinstance(rollouts, Rollouts) else Rollouts(rollouts)
         symmetric = type(self.task).twin is not Task.twin

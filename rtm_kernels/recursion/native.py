@@ -1,6 +1,7 @@
 """The CPU executor of programs: packed weights, fused layers, no Python between steps (csrc/cpu).
 
-A sample's result has the same bits in any batch and with any number of threads. float32 only, no autograd.
+A sample's result has the same bits in any batch and with any number of threads. Latents are float32, and so are the
+products unless `precision` says otherwise; no autograd.
 """
 
 from __future__ import annotations
@@ -43,13 +44,34 @@ def available() -> bool:
     return why_not() is None
 
 
-def isas() -> tuple[str, ...]:
-    """Instruction sets that this processor runs, the fastest first: of `avx512`, `avx2` and `portable`.
+PRECISIONS = ("float32", "bfloat16", "int8")
+"""Formats of the operands of the products; everything else is float32.
 
+`int8`: weights with a scale for each output (and for each 512 of a longer row), activations with a scale for each
+token (channel mix) or channel (token mix), found as they come. `bfloat16`: both rounded to nearest even.
+"""
+
+INSTRUCTIONS = {"float32": "float32", "bfloat16": "AVX512-BF16", "int8": "AVX512-VNNI"}
+
+
+def isas(precision: str = "float32") -> tuple[str, ...]:
+    """Instruction sets of this processor that compute in `precision`, the fastest first.
+
+    Of `avx512`, `avx2` and `portable` for float32, `avx512_bf16` for bfloat16, `avx512_vnni` for int8.
     Errors: `BackendUnavailable` without the compiled extension.
     """
+    one_of("precision", precision, PRECISIONS)
     _load()
-    return tuple(torch.ops.rtm_kernels_native.isas())
+    return tuple(torch.ops.rtm_kernels_native.isas(precision))
+
+
+def why_not_precision(precision: str) -> str | None:
+    """What keeps the native executor from computing in `precision` here, or None when it can."""
+    one_of("precision", precision, PRECISIONS)
+    reason = why_not()
+    if reason is None and not isas(precision):
+        reason = f"precision={precision!r} needs the {INSTRUCTIONS[precision]} instructions, which this processor lacks"
+    return reason
 
 
 def _load() -> None:
@@ -128,12 +150,24 @@ class Halted:
 class NativeExecutor:
     """Executes `program` with the weights of `stacks`, packed once; later changes of the weights are not seen.
 
-    `isa` names an instruction set of `isas()`, or `auto` for the fastest. Several threads may call at once.
-    Errors: `BackendUnavailable` without the compiled extension, `InputError` for weights that do not fit together.
+    `isa` names an instruction set of `isas(precision)`, or `auto` for the fastest; `precision` is one of `PRECISIONS`.
+    Several threads may call at once.
+    Errors: `BackendUnavailable` without the compiled extension or the instructions that `precision` needs,
+    `InputError` for weights that do not fit together.
     """
 
-    def __init__(self, program: Program, stacks: Mapping[str, StackWeights], *, isa: str = "auto") -> None:
-        supported = isas()
+    def __init__(
+        self,
+        program: Program,
+        stacks: Mapping[str, StackWeights],
+        *,
+        isa: str = "auto",
+        precision: str = "float32",
+    ) -> None:
+        supported = isas(precision)
+        reason = why_not_precision(precision)
+        if reason is not None:
+            raise BackendUnavailable(f"the native executor cannot run: {reason}")
         reason = why_not_program(program)
         if reason is not None:
             raise InputError(reason)
@@ -141,11 +175,14 @@ class NativeExecutor:
         for name in program.stacks:
             require(name in stacks, "stacks", sorted(stacks), f"weights of the stack {name!r} are needed")
         self.program = program
+        self.precision = precision
         self.isa = supported[0] if isa == "auto" else isa
         self.names = program.latents
         self.hidden_size = int(next(iter(stacks.values())).layers[0][CHANNEL[1]].shape[0])
         self.seq_len: int | None = None
-        self._model = torch.classes.rtm_kernels_native.NativeModel(self.isa, self.hidden_size, len(self.names))
+        self._model = torch.classes.rtm_kernels_native.NativeModel(
+            self.isa, precision, self.hidden_size, len(self.names)
+        )
         for number, name in enumerate(program.stacks):
             for layer in stacks[name].layers:
                 self._add_layer(number, name, stacks[name], layer)
@@ -157,11 +194,12 @@ class NativeExecutor:
             )  # fmt: skip
 
     def _add_layer(self, number: int, name: str, stack: StackWeights, layer: Mapping[str, Tensor]) -> None:
+        reduced = self.precision != "float32"
         channel = _swiglu_weights(layer, CHANNEL, name, self.hidden_size)
         if MLP_MIXER[0] in layer:
             self._fix_length(name, int(layer[MLP_MIXER[1]].shape[0]))
             mixer = _swiglu_weights(layer, MLP_MIXER, name, self.seq_len or 0)
-            self._model.add_mlp_layer(number, *mixer, *channel, stack.norm_axis == "hidden", stack.eps)
+            self._model.add_mlp_layer(number, *mixer, *channel, stack.norm_axis == "hidden", stack.eps, reduced)
             return
         width, heads = self.hidden_size, stack.num_heads
         require(heads >= 1 and width % heads == 0, "num_heads", heads, f"a divisor of hidden_size={width}")
@@ -173,7 +211,8 @@ class NativeExecutor:
             require(wanted[1] % 2 == 0, "head_dim", wanted[1], "even with rotary positions")
             self._fix_length(name, wanted[0])
         self._model.add_attention_layer(
-            number, *attention, *channel, heads, stack.causal, stack.qk_norm, *(tables or (None, None)), stack.eps
+            number, *attention, *channel, heads, stack.causal, stack.qk_norm, *(tables or (None, None)), stack.eps,
+            reduced,
         )  # fmt: skip
 
     def _fix_length(self, stack: str, length: int) -> None:
