@@ -124,6 +124,19 @@ GPU_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
 }  # fmt: skip
 
 
+FIRST = ("sudoku-act_step-B1-", "sudoku-act_step-B768-", "sudoku-solve-B1-", "sudoku-act_step-B8-",
+         "sudoku-act_step-B64-", "sudoku-block-B768-", "sudoku-train-")  # fmt: skip
+"""How the names of the cases begin that are worth most when time is short."""
+
+COMPILED = (("sudoku", "act_step", 1), ("sudoku", "act_step", 768))
+"""Model, task and batch of the cases in which torch.compile is measured on a GPU: it compiles for minutes."""
+
+
+def by_worth(case: Case) -> int:
+    """Rank of a case in `FIRST`, the others behind it."""
+    return next((i for i, begin in enumerate(FIRST) if case.name.startswith(begin)), len(FIRST))
+
+
 def cases(device: str, cores: int | None = None) -> Iterator[tuple[Case, str | None]]:
     """Every case for `device` ("cpu" or "cuda"), and why it is not run there (None when it is)."""
     here, dtype = (CPU_SIZES, "float32") if device == "cpu" else (GPU_SIZES, "bfloat16")

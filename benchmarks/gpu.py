@@ -1,18 +1,24 @@
 """python -m benchmarks.gpu: everything that only a GPU can show, in stages, within ten minutes; one table last.
 
+The stages are ordered by worth: what is right, which path is faster, how fast, where the time goes, and then the rest.
 A stage that cannot run, fails or runs out of time says so in the table and makes the exit status 1. `--stage NAME`
-runs one alone; stages that succeeded at this commit are not repeated unless `--fresh` is given. Nothing is fetched:
-what is missing on the machine is named and counts against the stage that needs it.
+runs one alone; stages that succeeded at this commit are not repeated unless `--fresh` is given, so that a second call
+goes on where the first ran out of time. Nothing is fetched: what is missing on the machine is named and counts against
+the stage that needs it. `--pack FILE` keeps one archive of results and logs up to date.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -62,15 +68,19 @@ def _tool(name: str) -> Callable[[], str | None]:
 def stages(folder: Path) -> tuple[Stage, ...]:
     """The stages in order; results go to `folder`."""
     to, results = ("--folder", str(folder)), ("--results", str(STATE / "results.json"))
-    pytest = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+
+    def module(name: str, *arguments: str) -> tuple[str, ...]:
+        return ("-m", f"benchmarks.{name}", *arguments)
+
     return (
-        Stage("build", ("setup.py", "--quiet", "build_ext", "--inplace"), 120, _tool("nvcc")),
-        Stage("tests", (*pytest, "-m", "gpu", "tests"), 180, _module("pytest")),
-        Stage("sanitize", ("-m", "benchmarks.sanitize"), 90, _tool("compute-sanitizer")),
-        Stage("tune", ("-m", "benchmarks.tune", *to, "--limit", "60"), 75, _gpu),
-        Stage("bench", ("-m", "benchmarks.run", *to, *results, "--seconds", "1", "--limit", "150"), 200, _gpu),
-        Stage("energy", ("-m", "benchmarks.energy", *to), 100, _gpu),
-        Stage("profile", ("-m", "benchmarks.profile", "sudoku", "--batch", "1", *to), 60, _gpu),
+        Stage("build", module("build"), 90, _tool("nvcc")),
+        Stage("tests", module("gpu_tests", *to, "--limit", "170"), 185, _module("pytest")),
+        Stage("choose", module("choose", *to, "--limit", "60", "--seconds", "0.6"), 110, _gpu),
+        Stage("bench", module("run", *to, *results, "--seconds", "0.8", "--limit", "120"), 220, _gpu),
+        Stage("profile", module("profile", "sudoku", "--batch", "1", *to), 50, _gpu),
+        Stage("sanitize", module("sanitize", *to, "--seconds", "80"), 100, _tool("compute-sanitizer")),
+        Stage("tune", module("tune", *to, "--limit", "60"), 80, _gpu),
+        Stage("energy", module("energy", *to), 110, _gpu),
     )
 
 
@@ -83,13 +93,18 @@ def run(stage: Stage, left: float) -> Outcome:
         return Outcome(stage.name, "not run", 0.0, reason, machine.commit())
     log, begin = STATE / f"{stage.name}.log", time.monotonic()
     with log.open("w") as output:
+        command = [sys.executable, *stage.command]
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(
+            command, cwd=machine.ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
         try:
-            command = [sys.executable, *stage.command]
-            limit = min(stage.seconds, left)
-            code = subprocess.run(command, cwd=machine.ROOT, stdout=output, stderr=output, timeout=limit).returncode
-            status = "ok" if code == 0 else "failed"
+            status = "ok" if process.wait(min(stage.seconds, left)) == 0 else "failed"
         except subprocess.TimeoutExpired:
             status = "timed out"
+        with contextlib.suppress(ProcessLookupError):  # what it has started ends with it
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     lines = log.read_text().strip().splitlines()
     detail = (lines[-1] if lines else "no output")[:110]
     return Outcome(stage.name, status, time.monotonic() - begin, detail, machine.commit())
@@ -98,6 +113,16 @@ def run(stage: Stage, left: float) -> Outcome:
 def _load() -> dict[str, Outcome]:
     path = STATE / "stages.json"
     return {o["stage"]: Outcome(**o) for o in json.loads(path.read_text())} if path.exists() else {}
+
+
+def pack(file: Path, folder: Path) -> None:
+    """Replace `file` by an archive of the results in `folder` and the logs of all stages."""
+    scratch = file.with_suffix(".new")
+    with tarfile.open(scratch, "w:gz") as archive:
+        for path, name in ((folder, "results"), (STATE, "logs")):
+            if path.exists():
+                archive.add(path, name)
+    scratch.replace(file)
 
 
 def table(chosen: Sequence[Stage], done: dict[str, Outcome]) -> str:
@@ -116,9 +141,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--fresh", action="store_true", help="repeat stages that succeeded at this commit")
     parser.add_argument("--limit", type=float, default=590.0, help="seconds for everything")
     parser.add_argument("--folder", type=Path, help="folder of results (default: profiles/<gpu>)")
+    parser.add_argument("--pack", type=Path, help="archive of results and logs, replaced after every stage")
     args = parser.parse_args(argv)
     name = machine.slug("cuda") if torch.cuda.is_available() else "no-gpu"
-    every = stages(args.folder or machine.ROOT / "profiles" / name)
+    folder = args.folder or machine.ROOT / "profiles" / name
+    every = stages(folder)
     try:
         for stage in args.stage or ():
             one_of("stage", stage, [s.name for s in every])
@@ -129,12 +156,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     done, begin, current = _load(), time.monotonic(), machine.commit()
     for stage in chosen:
         known = done.get(stage.name)
-        repeat = args.fresh or args.stage or current.endswith(("+", "unknown"))
+        repeat = args.fresh or args.stage or current.endswith("+")
         if not repeat and known is not None and (known.status, known.commit) == ("ok", current):
             continue
         print(f"{stage.name} ...", flush=True)
         done[stage.name] = run(stage, args.limit - (time.monotonic() - begin))
+        print(f"  {done[stage.name].status}: {done[stage.name].detail}", flush=True)
         rows.replace(STATE / "stages.json", json.dumps([asdict(o) for o in done.values()], indent=1) + "\n")
+        if torch.cuda.is_available():
+            rows.replace(folder / "stages.json", (STATE / "stages.json").read_text())
+        if args.pack is not None:
+            pack(args.pack, folder)
     print("\n" + table(chosen, done))
     return int(any(done[s.name].status != "ok" for s in chosen))
 

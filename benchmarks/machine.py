@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -41,20 +42,32 @@ def slug(device: str) -> str:
 
 @functools.cache
 def commit() -> str:
-    """The commit of the checkout, with `+` when files differ from it; `unknown` outside of git."""
+    """The commit of the checkout, with `+` when files differ from it; outside of git the `digest` of the sources."""
     try:
         run = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=True)
         head = run(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
         changed = run(["git", "status", "--porcelain", "--untracked-files=no", "rtm_kernels", "csrc"]).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return f"tree-{digest()}"
     return head + ("+" if changed else "")
+
+
+@functools.cache
+def digest() -> str:
+    """12 hex digits of the sources of package and native code: which tree was measured, also where git is missing."""
+    total = hashlib.sha256()
+    for folder in ("rtm_kernels", "csrc"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".h", ".cpp", ".cu"):
+                total.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return total.hexdigest()[:12]
 
 
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions of what decides speed, `none` for what is not installed."""
     found = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda or "none"}
+    found["sources"] = digest()
     for package in ("triton", "numpy", "liger_kernel", "flash_attn", "onnxruntime"):
         try:
             found[package] = importlib.metadata.version(package)

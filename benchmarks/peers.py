@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import official
-from benchmarks.cases import Case
+from benchmarks.cases import COMPILED, Case
 from benchmarks.problem import Inputs, Problem
 
 Layer = Callable[[Inputs], Tensor]
@@ -144,6 +144,7 @@ def why_not_precast(case: Case) -> str | None:
 
 def why_not_compiled(case: Case) -> str | None:
     slow = case.device == "cpu" and (case.task not in ("block", "act_step") or case.batch > 1 or case.model == "hrm")
+    slow = slow or (case.device == "cuda" and (case.model, case.task, case.batch) not in COMPILED)
     return why_not_official(case) or ("compiling it on this many cores takes the time of the run" if slow else None)
 
 

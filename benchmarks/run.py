@@ -6,6 +6,7 @@ Results are written after every case; a case that the file holds for this commit
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine, report, rows
-from benchmarks.cases import Case, cases
+from benchmarks.cases import Case, by_worth, cases
 from benchmarks.harness import run_case
 from benchmarks.providers import BASELINE
 
@@ -32,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = [
         case for case, reason in cases(device) if reason is None and case.name.startswith(tuple(args.only or [""]))
     ]
+    wanted.sort(key=by_worth)
     results = _earlier(args.results)
+    folder = args.folder or report.PROFILES / machine.slug(device)
     left = refused = 0
     begin = time.monotonic()
     for case in wanted:
@@ -45,8 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         refused += wrong
         results += found
         rows.write(args.results, results)
+        # whatever ends this run, what is measured is there
+        rows.replace(folder / "summary.json", json.dumps(rows.summary(results), indent=1) + "\n")
     if results:
-        report.write(results, args.folder or report.PROFILES / machine.slug(device))
+        report.write(results, folder)
         print("\n".join(report.table(rows.summary(results))))
     print(f"{len(wanted) - left} of {len(wanted)} cases measured, {refused} providers refused")
     return int(left > 0 or refused > 0 or not results)
@@ -54,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _earlier(path: Path) -> list[rows.Result]:
     """Results of this very commit from an interrupted run."""
-    clean = path.exists() and not machine.commit().endswith(("+", "unknown"))
+    clean = path.exists() and not machine.commit().endswith("+")
     return [r for r in rows.read(path) if r.facts["commit"] == machine.commit()] if clean else []
 
 

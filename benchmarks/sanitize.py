@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import subprocess
-import sys
 import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from benchmarks import machine
+from benchmarks import machine, rows
+from benchmarks.gpu_tests import pytest_command
 
 FOUND = 9
 """Exit status of compute-sanitizer when it has found something."""
@@ -32,13 +36,16 @@ int main(int argc, char**) {
 """Writes one element beyond a buffer, or with an argument reads shared memory without a barrier."""
 
 
-def sanitizer(tool: str, command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run `command` under a tool of compute-sanitizer."""
+def sanitizer(tool: str, command: list[str], seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """Run `command` under a tool of compute-sanitizer; exit status -1 when it takes longer."""
     options = ["--tool", tool, "--error-exitcode", str(FOUND), "--target-processes", "all"]
     # else the caching allocator hides accesses beyond a tensor and reads of memory that nothing has written
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     whole = ["compute-sanitizer", *options, *command]
-    return subprocess.run(whole, cwd=machine.ROOT, env=environment, capture_output=True, text=True)
+    try:
+        return subprocess.run(whole, cwd=machine.ROOT, env=environment, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(whole, -1, "", f"not done after {seconds:.0f} s")
 
 
 def self_test() -> list[str]:
@@ -54,18 +61,40 @@ def self_test() -> list[str]:
     return [f"{tool} does not find the planted defect" for tool in missed]
 
 
-def main() -> int:
-    """The self-test, then every tool over tests/gpu/test_tiny.py."""
-    failures = self_test()
-    for tool in TOOLS if not failures else ():
-        tests = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/gpu/test_tiny.py"]
-        done = sanitizer(tool, tests)
-        last = (done.stdout + done.stderr).strip().splitlines()[-1:]
-        print(f"{tool}: exit {done.returncode}: {' '.join(last)}", flush=True)
-        if done.returncode != 0:
-            failures.append(f"{tool}: exit {done.returncode}")
-    print("; ".join(failures) or "both planted defects found, nothing else")
-    return int(bool(failures))
+def main(argv: Sequence[str] | None = None) -> int:
+    """The self-test, then every tool over tests/gpu/test_tiny.py, side by side; 0 when none of them found anything."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sanitize", description=__doc__)
+    parser.add_argument("--folder", type=Path, help="folder to write sanitizer.json to")
+    parser.add_argument("--seconds", type=float, default=80.0, help="seconds that a tool may take")
+    args = parser.parse_args(argv)
+    missed = self_test()
+    found = {f"self-test: {one}": False for one in missed}
+    print("; ".join(missed) or "the planted defects are found", flush=True)
+    command = pytest_command("-q", "-x", "tests/gpu/test_tiny.py")
+    with ThreadPoolExecutor(len(TOOLS)) as pool:
+        running = {pool.submit(sanitizer, tool, command, args.seconds): tool for tool in TOOLS if not missed}
+        for one in as_completed(running):
+            done, tool = one.result(), running[one]
+            text = (done.stdout + done.stderr).strip()
+            summary = [line for line in text.splitlines() if "ERROR SUMMARY" in line or "RACECHECK SUMMARY" in line]
+            last = " ".join((summary or text.splitlines())[-1:])
+            print(
+                f"{tool}: exit {done.returncode}: {last}" + (f"\n{text[-3000:]}" if done.returncode else ""), flush=True
+            )
+            found[tool] = done.returncode == 0
+            _write(args.folder, found)
+    _write(args.folder, found)
+    wrong = [name for name, clean in found.items() if not clean]
+    print(
+        f"{len(found) - len(wrong)} of {len(TOOLS)} tools find nothing" + (f"; not {', '.join(wrong)}" if wrong else "")
+    )
+    return int(bool(wrong) or not found)
+
+
+def _write(folder: Path | None, found: Mapping[str, bool]) -> None:
+    if folder is not None:
+        facts = {"commit": machine.commit(), "versions": machine.versions(), "clean": dict(found)}
+        rows.replace(folder / "sanitizer.json", json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

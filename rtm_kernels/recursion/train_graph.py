@@ -14,8 +14,8 @@ from rtm_kernels.recursion.graph import Capture, GraphRunner, Tensors
 Loss = Callable[[Tensors], tuple[Tensor, Tensors]]
 """Named batch tensors [B, ...] to the scalar loss, and named results of any shape: metrics, the new carry."""
 
-GRADIENT = "gradient "
-"""Prefix under which the gradients leave the graph."""
+GRADIENT, LEAF = "gradient ", "leaf gradient "
+"""Prefixes under which the gradients leave the graph, of parameters and of what `leaves` gives."""
 
 
 class TrainGraph:
@@ -35,6 +35,8 @@ class TrainGraph:
         parameters: those that get gradients; all of them must take part in the loss.
         optimizers: captured optimisers over `parameters`. On a GPU their groups need `capturable=True`, and `lr` as a
             tensor on the device, which a schedule fills in place: a number would stay what it was when captured.
+        leaves: called after `loss`; leaf tensors that it made and whose gradients become the results `leaf gradient 0`,
+            …: the rows of a puzzle embedding, `lambda: [model.puzzle_emb.local_weights]`, for its sparse optimiser.
         sizes: ascending batch sizes, each with its own graph. mutates: other tensors that `loss` updates in place.
         capture: the recorder, by default CUDA graphs on the device of the first batch.
 
@@ -49,10 +51,12 @@ class TrainGraph:
         optimizers: Sequence[Optimizer] = (),
         *,
         sizes: Sequence[int],
+        leaves: Callable[[], Sequence[Tensor]] = tuple,
         mutates: Iterable[Tensor] = (),
         capture: Capture | None = None,
     ) -> None:
         self._loss, self._optimizers, self._parameters = loss, tuple(optimizers), tuple(parameters)
+        self._leaves = leaves
         for optimizer in self._optimizers:
             _require_capturable(optimizer)
             _fill_state(optimizer)
@@ -78,8 +82,11 @@ class TrainGraph:
     def _step(self, batch: Tensors) -> Tensors:
         with torch.enable_grad():
             loss, results = self._loss(batch)
-            gradients = torch.autograd.grad(loss, self._parameters)
+            leaves = tuple(self._leaves())
+            gradients = torch.autograd.grad(loss, (*self._parameters, *leaves))
         found = {"loss": loss.detach(), **{name: value.detach() for name, value in results.items()}}
+        found |= {f"{LEAF}{i}": gradient for i, gradient in enumerate(gradients[len(self._parameters) :])}
+        gradients = gradients[: len(self._parameters)]
         if not self._optimizers:
             return {**found, **{f"{GRADIENT}{i}": gradient for i, gradient in enumerate(gradients)}}
         before = [parameter.grad for parameter in self._parameters]

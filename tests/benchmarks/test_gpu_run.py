@@ -66,7 +66,7 @@ def test_only_ok_everywhere_is_a_pass_and_what_succeeded_is_not_repeated(
 
 def test_every_stage_names_a_module_that_exists() -> None:
     found = gpu.stages(Path("folder"))
-    assert [s.name for s in found] == ["build", "tests", "sanitize", "tune", "bench", "energy", "profile"]
+    assert [s.name for s in found] == ["build", "tests", "choose", "bench", "profile", "sanitize", "tune", "energy"]
     for one in found:
         module = one.command[1] if one.command[0] == "-m" else None
         path = machine.ROOT / ((module.replace(".", "/") + ".py") if module else one.command[0])

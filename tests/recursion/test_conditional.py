@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import build
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.recursion import conditional
-from tests.conftest import ROOT
-
-SOURCES = ROOT / "csrc" / "cuda"
-NVCC = shutil.which("nvcc")
 
 
 class Raw:
@@ -29,19 +24,10 @@ class Raw:
 @pytest.fixture(scope="module")
 def extension_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """csrc/cuda compiled for sm_80 and sm_90a and linked as a Python extension named `_cuda`."""
-    if NVCC is None:
-        pytest.skip("nvcc was not found")
-    folder = tmp_path_factory.mktemp("cuda")
-    includes = [Path(torch.__file__).parent / "include", sysconfig.get_paths()["include"]]
-    flags = ["-O1", "-std=c++17", "-Xcompiler", "-fPIC", "-DTORCH_EXTENSION_NAME=_cuda", *(f"-I{i}" for i in includes)]
-    targets = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"]
-    library = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    sources = [str(SOURCES / name) for name in ("while_graph.cu", "binding.cpp")]
-    result = subprocess.run(
-        [NVCC, *flags, *targets, "-shared", "-o", str(library), *sources], capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return library
+    reason = build.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    return build.compile_cuda(tmp_path_factory.mktemp("cuda"), "-O1")
 
 
 def test_the_sources_compile_and_hold_a_kernel_for_hopper(extension_path: Path) -> None:

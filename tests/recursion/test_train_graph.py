@@ -146,6 +146,24 @@ def test_an_optimiser_with_state_keeps_it() -> None:
     assert bits(dict(ours.named_parameters())) == bits(dict(theirs.named_parameters()))
 
 
+def test_gradients_of_rows_that_the_loss_has_made_are_results() -> None:
+    model = make("trm", halt_exploration_prob=0.0).train()
+    rows = model.puzzle_emb
+
+    def loss(batch: Tensors) -> tuple[Tensor, Tensors]:
+        value, results = loss_of(model)(batch)
+        return value, {**results, "ids": rows.local_ids}
+
+    sizes, leaves = (SIZE,), lambda: [rows.local_weights]
+    graph = TrainGraph(loss, model.parameters(), sizes=sizes, leaves=leaves, capture=Recorder())
+    batch = fresh(model, 3)
+    results = graph(batch)
+    value, _ = loss_of(model)(batch)
+    value.backward()
+    assert torch.equal(results["leaf gradient 0"], rows.local_weights.grad)
+    assert torch.equal(results["ids"], batch["puzzle_identifiers"])
+
+
 def test_another_size_is_refused() -> None:
     model = model_of()
     graph = TrainGraph(loss_of(model), model.parameters(), sizes=(SIZE,), capture=Recorder())

@@ -1,0 +1,132 @@
+"""python -m benchmarks.choose: the persistent kernel or the graph, measured in every batch bucket.
+
+Writes choice.json: both paths' times per bucket, the loser's too, and the rows of `rtm_kernels/recursion/choice.py`
+that follow. `--apply choice.json` puts the rows there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import machine, rows
+from benchmarks.cases import Case
+from benchmarks.harness import Row, run_case
+from benchmarks.providers import PROVIDERS, Provider
+from rtm_kernels.errors import InputError
+from rtm_kernels.ops.launch import family
+from rtm_kernels.recursion import choice
+from rtm_kernels.recursion.choice import ANY, ChoiceRow
+from rtm_kernels.recursion.graph import BUCKETS
+
+PROVIDER_OF = {"graph": "rtm_triton_graph", "persistent": "rtm_persistent_graph"}
+"""Path -> the provider that measures it, both as one CUDA graph around the whole ACT step."""
+
+SOURCE = machine.ROOT / "rtm_kernels" / "recursion" / "choice.py"
+BLOCK = re.compile(r"(?<=^# table: replaced as a whole by benchmarks/choose\.py\n).*?(?=^# end of table$)", re.M | re.S)
+
+
+def measure(case: Case, seconds: float, providers: Sequence[Provider] = PROVIDERS) -> dict[str, Row]:
+    """Path -> its row, the graph being the baseline."""
+    by_name = {p.name: p for p in providers}
+    found = run_case(case, [by_name[name] for name in PROVIDER_OF.values()], seconds=seconds)
+    return dict(zip(PROVIDER_OF, found, strict=True))
+
+
+def winner(found: dict[str, Row]) -> str | None:
+    """The faster path by the median ratio, or the only one that was measured; None when none was."""
+    measured = [path for path, row in found.items() if row.status == "measured"]
+    if len(measured) < 2:
+        return measured[0] if measured else None
+    ratio = found["persistent"].ratio
+    return "persistent" if ratio is not None and ratio > 1 else "graph"
+
+
+def table(winners: dict[int, str], family: str, measured: str) -> tuple[ChoiceRow, ...]:
+    """Rows that give every bucket its winner, the last one for all larger batches too."""
+    found: list[ChoiceRow] = []
+    for batch, path in sorted(winners.items()):
+        if found and found[-1].path == path:
+            found.pop()
+        found.append(ChoiceRow(family, batch, path, measured))
+    if found:
+        found[-1] = ChoiceRow(family, ANY, found[-1].path, measured)
+    return tuple(found)
+
+
+def apply(path: Path, source: Path = SOURCE) -> tuple[ChoiceRow, ...]:
+    """Replace the rows of the family that `path` measured in `source`. Errors: `InputError` for a file without rows."""
+    try:
+        new = tuple(ChoiceRow(**row) for row in json.loads(path.read_text())["table"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a file of measured choices ({type(error).__name__}: {error})") from error
+    kept = [row for row in choice.TABLE if row.family not in {row.family for row in new}]
+    lines = ["TABLE: tuple[ChoiceRow, ...] = ("]
+    for row in (*new, *kept):
+        limit = "ANY" if row.limit == ANY else str(row.limit)
+        measured = f", {json.dumps(row.measured)}" if row.measured else ""
+        lines.append(f'    ChoiceRow("{row.family}", {limit}, "{row.path}"{measured}),')
+    text = source.read_text()
+    if not new or not BLOCK.search(text):
+        raise InputError(f"{path} or {source}: no rows, or no marked table to put them in")
+    rows.replace(source, BLOCK.sub(lambda _: "\n".join([*lines, ")\n"]), text))
+    return new
+
+
+def _write(path: Path, found: dict[int, dict[str, Row]], device: str) -> tuple[ChoiceRow, ...]:
+    winners = {batch: best for batch, both in found.items() if (best := winner(both)) is not None}
+    chosen = table(winners, family(), f"{machine.device_name(device)} at {machine.commit()}")
+    facts: dict[str, Any] = {"machine": machine.device_name(device), "commit": machine.commit()}
+    facts |= {"versions": machine.versions(), "clock_mhz": machine.clock_mhz(device)}
+    measured = [row.as_dict() | {"path": name} for both in found.values() for name, row in both.items()]
+    facts |= {"table": [vars(row) for row in chosen], "rows": measured}
+    rows.replace(path, json.dumps(facts, indent=1) + "\n")
+    return chosen
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: 0 when both paths were measured in every bucket."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.choose", description=__doc__)
+    parser.add_argument("--apply", type=Path, help="put the rows of this choice.json into the launch table")
+    parser.add_argument("--model", default="sudoku")
+    parser.add_argument("--batch", type=int, action="append", help="buckets (default: all)")
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds after which no bucket begins")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds of timed rounds per bucket")
+    parser.add_argument("--folder", type=Path, help="folder to write to (default: profiles/<gpu>)")
+    args = parser.parse_args(argv)
+    if args.apply is not None:
+        for row in apply(args.apply):
+            print(row)
+        return 0
+    if not torch.cuda.is_available():
+        parser.error("PyTorch finds no CUDA device here")
+    device, dtype, begin = "cuda", "bfloat16", time.monotonic()
+    path = (args.folder or machine.ROOT / "profiles" / machine.slug(device)) / "choice.json"
+    found: dict[int, dict[str, Row]] = {}
+    wanted = args.batch or BUCKETS
+    for batch in wanted:
+        if time.monotonic() - begin > args.limit:
+            break
+        found[batch] = measure(Case(args.model, "act_step", batch, dtype, device), args.seconds)
+        _write(path, found, device)
+        print(f"B{batch}: " + ", ".join(_told(name, row) for name, row in found[batch].items()), flush=True)
+    both = [b for b, rows_ in found.items() if all(row.status == "measured" for row in rows_.values())]
+    first = min(found, default=0)
+    told = ", ".join(_told(name, row) for name, row in found[first].items()) if found else "nothing"
+    print(f"{len(both)} of {len(wanted)} buckets measured; B{first}: {told}")
+    return int(len(both) < len(wanted))
+
+
+def _told(path: str, row: Row) -> str:
+    return f"{path} {1e3 * row.seconds:.3f} ms" if row.seconds is not None else f"{path} {row.status} ({row.reason})"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

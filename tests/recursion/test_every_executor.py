@@ -1,0 +1,115 @@
+"""Every executor, every program, every prefix: reference = Triton op by op = persistent = graph = C++.
+
+A new model is a new program: the one below exists nowhere else, and no executor knows of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rtm_kernels import program as programs
+from rtm_kernels.impl import launches
+from rtm_kernels.program import INPUT, Program, Step
+from rtm_kernels.recursion import fused, native, reference
+from rtm_kernels.recursion.graph import GraphRunner, Tensors
+from tests.recursion.support import Recorder, assert_within_budget, random_state, small_stacks
+
+LENGTH, WIDTH, INNER = 7, 20, (12, 24)
+NEW = Program(
+    "a model of tomorrow",
+    (
+        Step("plan", (INPUT, INPUT), ("memory",), stack="think"),
+        Step("memory", ("memory", "plan", "memory"), (INPUT, "plan", "draft"), stack="recall"),
+        Step("draft", ("plan",), stack="write"),
+        Step("plan", ("draft", "plan"), ("draft",) * 8, stack="recall"),
+        Step("answer", ("memory",), ("plan", "draft"), stack="write"),
+        Step("memory", ("answer",), stack="think"),
+    ),
+    output="answer",
+)
+"""Four latents of which two are carried, an output written once, eight terms in a sum, three stacks out of order."""
+
+PROGRAMS = [
+    (NEW, "sequence"),
+    (NEW, "hidden"),
+    (programs.trm(1, 2), "sequence"),
+    (programs.trm_singlez(1, 1), "sequence"),
+    (programs.trm_hier6(1, 2), "sequence"),
+    (programs.hrm(1, 1), "sequence"),
+    (programs.rsm(1, 1), "hidden"),
+    (programs.rins(2), "sequence"),
+    (programs.rtm(2), "sequence"),
+    (programs.averaged(programs.rtm(2), 0.25), "sequence"),
+    (programs.transformer(), "sequence"),
+]
+
+Run = Callable[[Program, Mapping[str, Tensor], Tensor, Mapping[str, nn.Module]], dict[str, Tensor]]
+
+
+def by_triton(
+    program: Program, latents: Mapping[str, Tensor], x: Tensor, stacks: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
+    before = launches.total()
+    values = fused.run(program, latents, x, stacks)
+    assert launches.total() > before or not len(program)
+    return values
+
+
+def by_graph(
+    program: Program, latents: Mapping[str, Tensor], x: Tensor, stacks: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
+    """The fused ops replayed: by CUDA graphs on a GPU, elsewhere by a recorder that behaves as they do."""
+    ours = fused.stacks_of(stacks)
+
+    @torch.no_grad()
+    def step(inputs: Tensors) -> Tensors:
+        return reference.run(program, {n: t for n, t in inputs.items() if n != INPUT}, inputs[INPUT], ours)
+
+    capture = None if x.is_cuda else Recorder()
+    return GraphRunner(step, max_batch=len(x), buckets=(len(x),), capture=capture)({**latents, INPUT: x})
+
+
+def by_persistent(
+    program: Program, latents: Mapping[str, Tensor], x: Tensor, stacks: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
+    from rtm_kernels.recursion.persistent.executor import run, why_not
+
+    reason = why_not(program, stacks, x.device, x.dtype, x.shape[1])
+    if reason is not None:
+        pytest.skip(reason)
+    return run(program, latents, x, stacks)
+
+
+def by_native(
+    program: Program, latents: Mapping[str, Tensor], x: Tensor, stacks: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
+    reason = native.why_not() or native.why_not_program(program)
+    if reason is not None or x.is_cuda:
+        pytest.skip(reason or "it runs on the CPU")
+    weights = {name: native.StackWeights.from_module(stack) for name, stack in stacks.items()}
+    return native.run(program, latents, x, weights)
+
+
+EXECUTORS: dict[str, Run] = {
+    "triton": by_triton, "persistent": by_persistent, "graph": by_graph, "native": by_native
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXECUTORS)
+@pytest.mark.parametrize(("program", "norm_axis"), PROGRAMS, ids=lambda p: getattr(p, "name", str(p)))
+def test_every_prefix_is_within_the_budget(program: Program, norm_axis: str, name: str, device: torch.device) -> None:
+    if name in ("triton", "graph") and (reason := fused.why_not(device, torch.float32)) is not None:
+        pytest.skip(reason)
+    stacks = {
+        key: stack.to(device) for key, stack in small_stacks(program.stacks, LENGTH, WIDTH, INNER, norm_axis).items()
+    }
+    latents, x = random_state(program, 2, LENGTH, WIDTH)
+    latents, x = {key: t.to(device) for key, t in latents.items()}, x.to(device)
+    with torch.no_grad():
+        for n in range(0 if name != "graph" else len(program), len(program) + 1):
+            got = EXECUTORS[name](program[:n], latents, x, stacks)
+            assert_within_budget(got, program[:n], latents, x, stacks)
