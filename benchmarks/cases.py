@@ -124,6 +124,8 @@ GPU_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
 }  # fmt: skip
 
 
+GPU_DTYPE = "bfloat16"
+
 FIRST = ("sudoku-act_step-B1-", "sudoku-act_step-B768-", "sudoku-solve-B1-", "sudoku-act_step-B8-",
          "sudoku-act_step-B64-", "sudoku-block-B768-", "sudoku-train-")  # fmt: skip
 """How the names of the cases begin that are worth most when time is short."""
@@ -137,9 +139,14 @@ def by_worth(case: Case) -> int:
     return next((i for i, begin in enumerate(FIRST) if case.name.startswith(begin)), len(FIRST))
 
 
+def dtype_on(device: str) -> str:
+    """The dtype that is measured on `device`."""
+    return GPU_DTYPE if device == "cuda" else "float32"
+
+
 def cases(device: str, cores: int | None = None) -> Iterator[tuple[Case, str | None]]:
     """Every case for `device` ("cpu" or "cuda"), and why it is not run there (None when it is)."""
-    here, dtype = (CPU_SIZES, "float32") if device == "cpu" else (GPU_SIZES, "bfloat16")
+    here, dtype = CPU_SIZES if device == "cpu" else GPU_SIZES, dtype_on(device)
     for model in dict.fromkeys((*here, *MODELS)):
         for task in TASKS:
             wanted = here.get(model, {}).get(task, ())

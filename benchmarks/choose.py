@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine, rows
-from benchmarks.cases import Case
+from benchmarks.cases import Case, dtype_on
 from benchmarks.harness import Row, run_case
 from benchmarks.providers import PROVIDERS, Provider
 from rtm_kernels.errors import InputError
@@ -107,14 +107,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not torch.cuda.is_available():
         parser.error("PyTorch finds no CUDA device here")
-    device, dtype, begin = "cuda", "bfloat16", time.monotonic()
+    device, begin = "cuda", time.monotonic()
     path = (args.folder or machine.ROOT / "profiles" / machine.slug(device)) / "choice.json"
     found: dict[int, dict[str, Row]] = {}
     wanted = args.batch or BUCKETS
     for batch in wanted:
         if time.monotonic() - begin > args.limit:
             break
-        found[batch] = measure(Case(args.model, "act_step", batch, dtype, device), args.seconds)
+        found[batch] = measure(Case(args.model, "act_step", batch, dtype_on(device), device), args.seconds)
         _write(path, found, device)
         print(f"B{batch}: " + ", ".join(_told(name, row) for name, row in found[batch].items()), flush=True)
     both = [b for b, rows_ in found.items() if all(row.status == "measured" for row in rows_.values())]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine, report, rows
-from benchmarks.cases import Case
+from benchmarks.cases import Case, dtype_on
 from benchmarks.gate import refusal
 from benchmarks.harness import caller
 from benchmarks.problem import make
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     device = "cuda" if gpu else "cpu"
-    case = Case(args.model, "act_step", args.batch, "bfloat16" if gpu else "float32", device, args.threads)
+    case = Case(args.model, "act_step", args.batch, dtype_on(device), device, args.threads)
     folder = args.folder or machine.ROOT / "profiles" / machine.slug(device)
     idle = machine.idle_watts(device)
     found: list[dict[str, Any]] = []

@@ -1,18 +1,18 @@
 """python -m benchmarks.profile [MODEL] [--batch N]: where the time of one ACT step goes, operator by operator.
 
-By nsys where it is installed and there is a GPU, else by PyTorch's profiler. Self times, so that the rows add up.
+By nsys where it is installed and there is a GPU, where the rows are the NVTX ranges of `rtm_kernels.ranges`, else by
+PyTorch's profiler, where they are operators. Self times, so that the rows add up.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import shutil
-import subprocess
+import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +21,12 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks import machine, report, rows
-from benchmarks.cases import MODELS, Case
+from benchmarks import machine, nsys, report, rows
+from benchmarks.cases import MODELS, Case, dtype_on
 from benchmarks.harness import caller
 from benchmarks.problem import make
 from benchmarks.providers import BASELINE, PROVIDERS
+from benchmarks.timing import Call
 from rtm_kernels.errors import RTMError, one_of
 
 WARMUP = 3
@@ -34,9 +35,13 @@ OUTSIDE = "outside of PyTorch operators (native code, Python)"
 
 @dataclass(frozen=True)
 class OpRow:
-    """One operator (CPU) or kernel (GPU) in one ACT step: microseconds by itself, calls, share of the step."""
+    """One row of an ACT step: microseconds by itself, calls, share of its level.
+
+    `level` is `op` (an operator or NVTX range; on a GPU the time of the kernels that it launched) or `kernel`.
+    """
 
     impl: str
+    level: str
     op: str
     calls: float
     microseconds: float
@@ -44,8 +49,8 @@ class OpRow:
 
 
 def by_torch(case: Case, impl: str, repeats: int) -> list[OpRow]:
-    """Rows of `impl` by PyTorch's profiler: kernels on a GPU, operators on the CPU."""
-    call = caller(next(p for p in PROVIDERS if p.name == impl), make(case))
+    """Rows of `impl` by PyTorch's profiler: operators, and on a GPU the kernels too."""
+    call = _caller(case, impl)
     for i in range(WARMUP):
         call(i)
     gpu = case.device == "cuda"
@@ -55,47 +60,54 @@ def by_torch(case: Case, impl: str, repeats: int) -> list[OpRow]:
                 call(i)
         if gpu:
             torch.cuda.synchronize()
-    found: dict[str, list[float]] = {}
+    ops: nsys.Times = {}
+    kernels: nsys.Times = {}
     for event in profiler.key_averages():
-        if gpu and event.device_type != DeviceType.CUDA:
-            continue
+        on_gpu = event.device_type == DeviceType.CUDA
         time = event.self_device_time_total if gpu else event.self_cpu_time_total
-        found[event.key] = [event.count / repeats, time / repeats]
-    return _rows(impl, found)
+        (kernels if on_gpu else ops)[event.key] = [event.count / repeats, time / repeats]
+    return [*_rows(impl, "op", ops), *_rows(impl, "kernel", kernels)]
 
 
 def by_nsys(case: Case, impl: str, repeats: int) -> list[OpRow]:
     """Rows of `impl` by nsys: a run of this program below it, of which the marked part is recorded."""
+    child = [sys.executable, "-m", "benchmarks.profile", case.model, "--batch", str(case.batch), "--impl", impl,
+             "--repeats", str(repeats), "--mark"]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        report = str(Path(folder) / "report")
-        child = [sys.executable, "-m", "benchmarks.profile", case.model, "--batch", str(case.batch), "--impl", impl,
-                 "--repeats", str(repeats), "--mark"]  # fmt: skip
-        record = ["nsys", "profile", "--capture-range=cudaProfilerApi", "--cuda-graph-trace=node", "-o", report]
-        subprocess.run([*record, *child], cwd=machine.ROOT, check=True, capture_output=True)
-        stats = ["nsys", "stats", "--report", "cuda_gpu_kern_sum", "--format", "csv", "--force-export=true"]
-        text = subprocess.run([*stats, f"{report}.nsys-rep"], check=True, capture_output=True, text=True).stdout
-    return _rows(impl, read_nsys(text, repeats))
+        kernels, ops = nsys.read(nsys.record(child, Path(folder), machine.ROOT), repeats)
+    return [*_rows(impl, "op", ops), *_rows(impl, "kernel", kernels)]
 
 
-def read_nsys(text: str, repeats: int) -> dict[str, list[float]]:
-    """Kernel -> [launches, microseconds] per call, from the csv that `nsys stats` prints."""
-    lines = text.splitlines()
-    start = next(i for i, line in enumerate(lines) if "Total Time (ns)" in line)
-    table = csv.DictReader(io.StringIO("\n".join(lines[start:])))
-    return {
-        row["Name"]: [float(row["Instances"]) / repeats, float(row["Total Time (ns)"]) / 1e3 / repeats] for row in table
-    }
+def latency(case: Case, impl: str, repeats: int) -> float:
+    """Microseconds of one iteration without a profiler, the host's work included: the median of `repeats`."""
+    call = _caller(case, impl)
+    for i in range(WARMUP):
+        call(i)
+    samples = []
+    for i in range(max(repeats, 3)):
+        if case.device == "cuda":
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        call(i)
+        if case.device == "cuda":
+            torch.cuda.synchronize()
+        samples.append(time.perf_counter() - begin)
+    return 1e6 * statistics.median(samples)
 
 
-def _rows(impl: str, found: dict[str, list[float]]) -> list[OpRow]:
+def _caller(case: Case, impl: str) -> Call:
+    return caller(next(p for p in PROVIDERS if p.name == impl), make(case))
+
+
+def _rows(impl: str, level: str, found: nsys.Times) -> list[OpRow]:
     total = sum(time for _, time in found.values()) or 1.0
     ordered = sorted(found.items(), key=lambda item: -item[1][1])
-    return [OpRow(impl, op, calls, time, time / total) for op, (calls, time) in ordered if time > 0]
+    return [OpRow(impl, level, op, calls, time, time / total) for op, (calls, time) in ordered if time > 0]
 
 
 def mark(case: Case, impl: str, repeats: int) -> None:
     """What nsys records: warmed up first, then `repeats` calls between the profiler's start and stop."""
-    call = caller(next(p for p in PROVIDERS if p.name == impl), make(case))
+    call = _caller(case, impl)
     for i in range(WARMUP):
         call(i)
     torch.cuda.synchronize()
@@ -134,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     try:
         one_of("model", args.model, MODELS)
-        case = Case(args.model, "act_step", args.batch, "bfloat16" if gpu else "float32", device)
+        case = Case(args.model, "act_step", args.batch, dtype_on(device), device)
         runnable = [p.name for p in PROVIDERS if p.why_not(case) is None]
         ours = [name for name in runnable if name.startswith("rtm_") or name == "official_compiled_graph"]
         chosen = args.impl or list(dict.fromkeys([BASELINE.name, *ours]))
@@ -146,14 +158,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         mark(case, chosen[0], args.repeats)
         return 0
     measure, tool = (by_nsys, "nsys") if gpu and shutil.which("nsys") else (by_torch, "torch.profiler")
-    found = []
-    for name in chosen:
-        mine = measure(case, name, args.repeats)
-        print(f"\n{case.name}, {name}, one ACT step, by {tool}\n{table(mine, args.top)}")
-        found += [asdict(row) for row in mine]
-    facts = {"case": case.name, "tool": tool, "machine": machine.device_name(device), "commit": machine.commit()}
     path = (args.folder or machine.ROOT / "profiles" / machine.slug(device)) / f"act_step_{case.name}.json"
-    rows.replace(path, json.dumps({**facts, "versions": machine.versions(), "rows": found}, indent=1) + "\n")
+    facts = {"case": case.name, "tool": tool, "machine": machine.device_name(device), "commit": machine.commit(),
+             "versions": machine.versions(), "clock_mhz": machine.clock_mhz(device)}  # fmt: skip
+    found: list[dict[str, object]] = []
+    whole: dict[str, float] = {}
+    for name in chosen:
+        whole[name], mine = latency(case, name, args.repeats), measure(case, name, args.repeats)
+        for level in dict.fromkeys(row.level for row in mine):
+            print(f"\n{case.name}, {name}: one ACT step in {whole[name]:.1f} us; by {level}, {tool}")
+            print(table([row for row in mine if row.level == level], args.top))
+        found += [asdict(row) for row in mine]
+        rows.replace(path, json.dumps({**facts, "iteration_us": whole, "rows": found}, indent=1) + "\n")
     report.refresh(path.parent)
     print(f"\nwritten to {path}")
     return 0

@@ -26,7 +26,6 @@ from benchmarks.harness import capture
 from benchmarks.problem import Problem, make
 from benchmarks.providers import PERSISTENT, TRITON, Provider, run_of
 from benchmarks.timing import Call, Clock, interleave, speedup
-from rtm_kernels.impl import launches
 from rtm_kernels.ops.launch import LaunchRow
 
 MARGIN = 1.02
@@ -85,26 +84,28 @@ def replaced(old: LaunchRow, new: LaunchRow) -> Iterator[None]:
 
 
 def rows_used(provider: Provider, problem: Problem) -> list[LaunchRow]:
-    """The rows that one call launches: those without which it would launch another, or none."""
-    from rtm_kernels.ops import launch
+    """The rows that one call launches, wherever they were chosen."""
+    from rtm_kernels.ops.launch import launch
 
-    picked: list[LaunchRow] = []
-    original = launch.find
+    used: list[LaunchRow] = []
 
-    def noting(*args: Any, **kwargs: Any) -> LaunchRow | None:
-        row = original(*args, **kwargs)
-        if row is not None and all(row is not seen for seen in picked):
-            picked.append(row)
-        return row
+    def noting(kernel: Any, row: LaunchRow, *args: Any, **constants: Any) -> None:
+        if all(row is not seen for seen in used):
+            used.append(row)
+        launch(kernel, row, *args, **constants)
 
-    before = launches.copy()
-    launch.find = noting
+    run = run_of(provider, problem)
+    run(problem.inputs[0])  # imports the kernels
+    holders = [m for name, m in list(sys.modules.items()) if name.startswith("rtm_kernels.")]
+    holders = [module for module in holders if getattr(module, "launch", None) is launch]
     try:
-        run_of(provider, problem)(problem.inputs[0])
+        for module in holders:
+            module.launch = noting  # type: ignore[attr-defined]
+        run(problem.inputs[0])
     finally:
-        launch.find = original
-    ran = {name for name, count in launches.items() if count > before[name]}
-    return [row for row in picked if row.kernel in ran]
+        for module in holders:
+            module.launch = launch  # type: ignore[attr-defined]
+    return used
 
 
 def tune(case: Case, provider: Provider, until: float) -> Iterator[Found]:

@@ -83,7 +83,7 @@ def test_the_sanitizer_must_find_what_is_planted(monkeypatch: pytest.MonkeyPatch
     done = sanitize.subprocess.CompletedProcess([], 0, "", "")
     monkeypatch.setattr(sanitize.subprocess, "run", lambda *args, **kwargs: done)
     assert sanitize.self_test() == [f"{tool} does not find the planted defect" for tool in ("memcheck", "racecheck")]
-    assert sanitize.main() == 1
+    assert sanitize.main([]) == 1
 
 
 def test_candidates_differ_in_one_number_and_are_put_back() -> None:
@@ -108,11 +108,6 @@ def test_the_rows_that_a_call_uses_are_found() -> None:
     used = tune.rows_used(TRITON, problem)
     assert used and all(row in table_of.TABLE for row in used)
     assert tune.rows_used(REFERENCE, problem) == []
-
-
-def test_nsys_tables_are_read() -> None:
-    text = "Processing ...\n\nTime (%),Total Time (ns),Instances,Name\n75.0,3000,6,gate_up\n25.0,1000,2,down\n"
-    assert profile.read_nsys(text, repeats=2) == {"gate_up": [3.0, 1.5], "down": [1.0, 0.5]}
 
 
 def test_the_profile_of_a_step_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,145 @@
+"""The branches for a CUDA device, run over a simulated one: capture, replay, streams, both loops, training."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+
+import pytest
+import torch
+
+from rtm_kernels import program as programs
+from rtm_kernels.program import INPUT
+from rtm_kernels.recursion import conditional, fused, reference
+from rtm_kernels.recursion.act_graph import ActGraph
+from rtm_kernels.recursion.graph import CudaGraphs, GraphRunner, Tensors
+from rtm_kernels.recursion.head import HaltingHead
+from rtm_kernels.recursion.persistent.executor import PersistentExecutor, run
+from rtm_kernels.recursion.persistent.pack import PackedWeights
+from rtm_kernels.recursion.queue.runner import HaltingQueue
+from rtm_kernels.recursion.train_graph import TrainGraph
+from tests.recursion import test_queue, test_train_graph
+from tests.recursion.simulated_cuda import Machine, Stream, simulate
+from tests.recursion.support import bits, random_state, small_stacks
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real device")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return simulate(monkeypatch)
+
+
+PROGRAM = programs.trm(1, 1)
+
+
+def inputs_of(batch: int) -> Tensors:
+    latents, x = random_state(PROGRAM, batch, 9, 24)
+    return {**latents, INPUT: x}
+
+
+def test_the_simulation_replays_over_the_same_memory_and_forbids_waiting(machine: Machine) -> None:
+    x, total = torch.ones(3), torch.zeros(3)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = x * 2 + 1
+        total += y
+    x.fill_(5)
+    graph.replay()
+    assert y.tolist() == [11.0] * 3 and total.tolist() == [14.0] * 3
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"), torch.cuda.graph(graph):
+        x.sum().item()
+    with pytest.raises(RuntimeError, match="not permitted"), torch.cuda.graph(graph):
+        torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_the_graph_runner_captures_warms_up_and_replays(
+    machine: Machine, inference: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    stacks = fused.stacks_of(small_stacks(PROGRAM.stacks, 9, 24))
+
+    @torch.no_grad()
+    def step(inputs: Tensors) -> Tensors:
+        return reference.run(PROGRAM, inputs, inputs[INPUT], stacks)
+
+    runner, side = GraphRunner(step, max_batch=2), Stream()
+    with caplog.at_level(logging.INFO), torch.inference_mode(inference), torch.no_grad():
+        for batch, stream in ((1, None), (2, side), (1, side)):
+            inputs = {name: t + batch for name, t in inputs_of(batch).items()}
+            if stream is not None:
+                machine.streams.append(stream)
+            assert bits(runner(inputs)) == bits(step(inputs))
+    assert [g.replays for g in machine.graphs.values()] == [1, 2] and runner.captured == (2, 1)
+    assert any(type(waited).__name__ == "Event" for waited in side.waited), "calls on other streams are ordered"
+    assert "3 MiB reserved on the device" in caplog.text
+
+
+def test_the_persistent_launch_is_captured_with_its_loads(machine: Machine) -> None:
+    weights = PackedWeights(small_stacks(PROGRAM.stacks, 9, 24))
+    executor, inputs = PersistentExecutor(PROGRAM, weights), inputs_of(3)
+    static = {name: t.clone() for name, t in inputs.items()}
+    graphs = CudaGraphs(torch.device("cpu"))
+    with graphs.exclusive():
+        replay, outputs = graphs.capture(lambda: executor.run(static, static[INPUT]))
+    for name, t in static.items():
+        t.copy_(2 * inputs[name])
+    replay()
+    expected = run(PROGRAM, {k: 2 * v for k, v in inputs.items()}, 2 * inputs[INPUT], weights)
+    assert bits({n: outputs[n] for n in PROGRAM.carried}) == bits({n: expected[n] for n in PROGRAM.carried})
+
+
+@pytest.mark.parametrize("policy", ["q", "settle"])
+def test_both_loops_of_a_fixed_batch_agree(machine: Machine, policy: str) -> None:
+    assert conditional.why_not() is None
+    program = programs.rtm(1)
+    stacks, head = small_stacks(program.stacks, 9, 24), test_queue.make_head(policy)
+    latents, x = random_state(program, 4, 9, 24)
+    found = []
+    for loop in ("poll", "while"):
+        graph = ActGraph(program, stacks, head, latents, x, loop=loop)
+        for _ in range(2):
+            graph.load(latents, x)
+            taken = graph.run()
+        found.append((taken, bits(graph.latents), bits({"steps": graph.state.steps, "logits": graph.logits})))
+    assert found[0] == found[1] and found[0][0] > 1
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_both_loops_of_the_queue_agree(machine: Machine, impl: str) -> None:
+    head = HaltingHead("fixed", 2) if impl == "triton" else test_queue.make_head("cumulative_sequence")
+    initial, x = test_queue.samples(4)
+    stacks = small_stacks(test_queue.PROGRAM.stacks, 9, 24)
+    found = []
+    for loop in ("poll", "while"):
+        options = {"slots": 2, "capacity": 4, "buckets": (1, 2), "loop": loop, "impl": impl}
+        if impl == "reference":  # the reference of the exchange counts on the host, which a capture forbids
+            with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+                HaltingQueue(test_queue.PROGRAM, stacks, head, initial, **options).run(x)
+            continue
+        queue = HaltingQueue(test_queue.PROGRAM, stacks, head, initial, **options)
+        found.append([test_queue.halted_bits(queue.run(x)) for _ in range(2)])
+    assert not found or (found[0] == found[1] and found[0][0] == found[0][1])
+
+
+def test_training_steps_are_captured_with_their_optimiser_and_random_numbers(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adam = importlib.import_module("torch.optim.adam")
+    monkeypatch.setattr(adam, "_get_capturable_supported_devices", lambda *_: ["cpu"])
+    ours, theirs = test_train_graph.model_of(), test_train_graph.model_of()
+    optimizers = [test_train_graph.adamw(model, capturable=True) for model in (ours, theirs)]
+    sizes = (test_train_graph.SIZE,)
+    graph = TrainGraph(test_train_graph.loss_of(ours), ours.parameters(), optimizers[:1], sizes=sizes)
+    losses = test_train_graph.train(ours, graph)
+    assert losses == test_train_graph.train(theirs, test_train_graph.eager(theirs, optimizers[1]))
+    assert bits(dict(ours.named_parameters())) == bits(dict(theirs.named_parameters()))
+
+
+def test_an_optimiser_that_waits_is_stopped_by_the_capture(machine: Machine) -> None:
+    model = test_train_graph.model_of()
+    optimizer = test_train_graph.adamw(model)
+    graph = TrainGraph(test_train_graph.loss_of(model), model.parameters(), [optimizer], sizes=(test_train_graph.SIZE,))
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        test_train_graph.train(model, graph)
