@@ -86,6 +86,7 @@ def _act_steps(folder: Path) -> list[str]:
         lines += ["| impl | ms | calls | largest |", "|---|--:|--:|---|"]
         for impl in dict.fromkeys(row["impl"] for row in content["rows"]):
             mine = [row for row in content["rows"] if row["impl"] == impl]
+            mine = [row for row in mine if row.get("level") == "kernel"] or mine
             top = "; ".join(f"{row['op'][:48]} {100 * row['share']:.0f} %" for row in mine[:4])
             total, calls = sum(row["microseconds"] for row in mine) / 1e3, sum(row["calls"] for row in mine)
             lines.append(f"| {impl} | {total:.2f} | {calls:.0f} | {top} |")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cases, choose, energy, harness, machine, profile, providers, run, tune
+from benchmarks import cases, choose, energy, harness, machine, peers, profile, run, tune
 from benchmarks.cases import Case
 from benchmarks.harness import Row
 from benchmarks.problem import make
@@ -38,7 +38,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     simulate(monkeypatch)
     monkeypatch.setitem(cases.MODELS, "sudoku", TINY)
     monkeypatch.setattr(cases, "GPU_DTYPE", "float32")
-    monkeypatch.setattr(providers, "COMPILED", ())
+    monkeypatch.setattr(peers, "COMPILED", ())
     of_cpu = torch.profiler.profile  # there is no CUPTI to simulate
     monkeypatch.setattr(profile, "profile", lambda activities: of_cpu(activities=activities[:1]))
     monkeypatch.setattr(harness, "_launches", lambda call: 0)
@@ -118,6 +118,9 @@ def test_profile_and_energy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     joules = count()
     monkeypatch.setattr(machine, "energy_counter", lambda device: ("a counter", lambda: float(next(joules))))
     monkeypatch.setattr(machine, "idle_watts", lambda device: 70.0)
+    solved = {"case": "solver", "impl": "auto", "reason": None, "energy": {"joules_per_call": 1.0}}
+    monkeypatch.setattr(energy, "Solver", lambda model, device: None)
+    monkeypatch.setattr(energy, "measure_solver", lambda solver, puzzles, window: solved)
     assert energy.main(["--model", "sudoku", "--batch", "1", "--window", "0.01", "--folder", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "energy.json").read_text())
-    assert [row["reason"] for row in found["rows"]] == [None, None] and found["idle_watts"] == 70.0
+    assert [row["reason"] for row in found["rows"]] == [None, None, None] and found["idle_watts"] == 70.0
