@@ -21,8 +21,8 @@ def unknown_cells(tokens: np.ndarray) -> int:
 
 
 class DepthEstimate:
-    """Mean steps, of all rollouts, of the finished puzzles with as many unknown cells, drawn to a prior that grows from 1
-    to the cap with the share of unknown cells.
+    """Mean steps, of all rollouts, of the finished puzzles with as many unknown cells, drawn to a prior that grows from
+    1 to the cap with the share of unknown cells.
 
     The prior counts as one puzzle. What is predicted decides when a puzzle begins and with whom it shares a batch, and
     never its answer.
