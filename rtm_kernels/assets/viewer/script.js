@@ -6,6 +6,7 @@ const BLANKS = new Set([".", " ", "_"]);
 const WALL = "#";
 const PLAY_MILLISECONDS = 700;
 const ROWS_AROUND = 200;
+const MOST_THUMBS = 64;
 const state = { puzzle: 0, step: 0, timer: null };
 
 const element = (tag, attributes = {}, text = "") => {
@@ -137,6 +138,44 @@ function legend() {
     item.append(swatch, text);
     list.append(item);
   }
+}
+
+// One small board per step: what changed then, and what was still wrong
+
+function strip() {
+  const { input, steps, target } = current();
+  const list = $("strip");
+  list.replaceChildren();
+  list.hidden = !fits(input) || steps.length > MOST_THUMBS;
+  if (list.hidden) return;
+  const { rows, columns } = trace.layout;
+  const right = target === null || !fits(target) ? null : [...target];
+  for (const step of steps) {
+    const svg = drawn("svg", { viewBox: `0 0 ${columns} ${rows}`, "aria-hidden": "true" });
+    const square = (cell, name) => svg.append(drawn("rect", { class: name, x: cell % columns, y: Math.floor(cell / columns), width: 1, height: 1 }));
+    [...input].forEach((character, cell) => { if (!BLANKS.has(character)) square(cell, "given"); });
+    for (const cell of step.changed) square(cell, "moved");
+    [...step.answer].forEach((character, cell) => {
+      if (right !== null && character !== right[cell]) svg.append(drawn("circle", { class: "astray", cx: cell % columns + 0.5, cy: Math.floor(cell / columns) + 0.5, r: 0.22 }));
+    });
+    const button = element("button", { class: "thumb", "data-step": step.step, title: `Step ${step.step}: ${many(step.changed.length, "cell")} changed` });
+    button.append(svg, element("span", {}, step.verified ? `✓ ${step.step}` : String(step.step)));
+    button.addEventListener("click", () => { play(false); go(step.step); });
+    const item = element("li");
+    item.append(button);
+    list.append(item);
+  }
+}
+
+function markStrip() {
+  document.querySelectorAll(".thumb").forEach((thumb) => {
+    const here = Number(thumb.dataset.step) === state.step;
+    thumb.setAttribute("aria-pressed", String(here));
+    const view = $("strip");
+    if (here && (thumb.offsetLeft < view.scrollLeft || thumb.offsetLeft + thumb.offsetWidth > view.scrollLeft + view.clientWidth)) {
+      view.scrollLeft = thumb.offsetLeft - view.clientWidth / 2;
+    }
+  });
 }
 
 // Charts
@@ -291,6 +330,7 @@ function draw() {
   board($("board"), input, answerAt(state.step), answerAt(Math.max(0, state.step - 1)), new Set(step?.changed ?? []), truth);
   for (const id of ["changed-chart", "halt-chart", "latent-chart"]) mark($(id));
   document.querySelectorAll(".bar").forEach((bar) => bar.classList.toggle("current", Number(bar.dataset.step) === state.step));
+  markStrip();
   if (steps.length > 2 * ROWS_AROUND) table();
   document.querySelectorAll("tbody tr").forEach((row) => {
     const here = Number(row.dataset.step) === state.step;
@@ -330,6 +370,7 @@ function open(puzzle, step) {
   $("input").setAttribute("aria-label", `Input: ${input}`);
   facts();
   legend();
+  strip();
   charts();
   table();
   go(step);
@@ -406,7 +447,9 @@ function start() {
   });
   listen();
   play(false);
+  const asked = location.hash.includes("step=") || matchMedia("(prefers-reduced-motion: reduce)").matches;
   fragment();
+  if (!asked) play(true); // the answer forms before anything is pressed
 }
 
 start();
