@@ -74,8 +74,18 @@ def official(
         model=model, data="", epochs=epochs, optimizer=optimizer, lr=lr, puzzle_lr=puzzle_lr, weight_decay=decay,
         puzzle_weight_decay=decay, warmup_steps=2000, grad_clip=None, ema=0.999,
         eval_every=int(eval_epochs * per_epoch),
-        stages=(Stage(steps=int(epochs * per_epoch), batch_size=batch_size, mix={"all": 1.0}),),
+        stages=(
+            Stage(steps=int(epochs * per_epoch), batch_size=batch_size, mix={"all": 1.0},
+                  halt_max_steps=model.halt_max_steps),
+        ),
     )  # fmt: skip
+
+
+HRM_SUDOKU_FULL = replace(
+    official(replace(HRM, L_cycles=8, pos_encodings="learned", halt_max_steps=8), 100, 10, batch_size=2304, lr=3e-4,
+             decay=0.1, groups=3_831_994),
+    loss="softmax_cross_entropy", min_lr_ratio=0.1,
+)  # fmt: skip
 
 
 def growth(total: int, batch_size: int, H: tuple[float, ...], L: tuple[float, ...]) -> tuple[Stage, ...]:
@@ -172,6 +182,7 @@ PRESETS: dict[str, Recipe] = {
     "trm-arc-paper": official(TRM_ARC, 100_000, 10_000, puzzle_lr=1e-2, decay=0.1, groups=960, optimizer="adamw"),
     "trm-arc-repo": official(replace(TRM_ARC, L_cycles=4), 100_000, 10_000, puzzle_lr=1e-2, decay=0.1, groups=960),
     "hrm-sudoku": official(HRM, 20_000, 2_000),
+    "hrm-sudoku-full": HRM_SUDOKU_FULL,
     "hrm-maze": official(replace(HRM, vocab_size=6, seq_len=900), 20_000, 2_000),
     "transformer-sudoku": official(TRANSFORMER, 20_000, 2_000),
     "rsm-sudoku": RSM_SUDOKU,

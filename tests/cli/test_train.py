@@ -153,6 +153,33 @@ def test_an_installed_tracker_is_told_everything(tmp_path: Path, monkeypatch: py
     assert {"loss", "grad_norm", "exact_accuracy", "test_exact_accuracy"} <= set(told[3][1][0])
 
 
+@pytest.mark.parametrize("name", ["wandb", "tensorboard"])
+def test_every_tracker_gets_depths_and_speed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, float]] = []
+    module = ModuleType(name)
+    if name == "wandb":
+        module.init, module.finish = (lambda **k: None), (lambda: None)  # type: ignore[attr-defined]
+        module.log = lambda metrics, step: told.append(metrics)  # type: ignore[attr-defined]
+    else:
+
+        class SummaryWriter:
+            def __init__(self, folder: str) -> None:
+                assert folder == str(tmp_path / "run" / "tensorboard")
+
+            def add_scalar(self, metric: str, value: float, step: int) -> None:
+                told.extend({} for _ in range(step - len(told)))
+                told[step - 1][metric] = value
+
+            def close(self) -> None:
+                told.append({})
+
+        module.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, {"tensorboard": "torch.utils.tensorboard"}.get(name, name), module)
+    assert rtm(*SMALL, "--out", str(tmp_path / "run"), "--track", name, "--json").exit_code == 0
+    wanted = {"depth_1", "halt_confidence", "latent_delta", "samples_per_second", "tflops", "seconds", "loss"}
+    assert wanted <= set(told[0]) and "test_exact_accuracy" in told[2]
+
+
 def test_a_tracker_that_is_not_installed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     result = rtm(*SMALL, "--out", str(tmp_path / "run"), "--track", "wandb")

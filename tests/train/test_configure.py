@@ -33,6 +33,13 @@ def test_a_recipe_that_goes_on_from_another_fits_its_weights() -> None:
     assert first.total_steps == 15_000 and {stage.batch_size for stage in first.stages} == {512}
 
 
+def test_the_stages_of_a_published_recipe_halt_where_its_model_does() -> None:
+    for name, recipe in PRESETS.items():
+        if recipe.epochs is not None and name != "rsm-sudoku":
+            assert {stage.halt_max_steps for stage in recipe.stages} == {recipe.model.halt_max_steps}, name
+    assert PRESETS["hrm-sudoku-full"].model.halt_max_steps == 8
+
+
 def test_overrides_reach_every_kind_of_field() -> None:
     changed = override(
         TINY,
