@@ -17,7 +17,7 @@ from benchmarks.evaluation.measure import FIXED, points, trajectory
 from benchmarks.evaluation.studies import CPU, GPU, STUDIES, Study, recipes
 from rtm_kernels.errors import InputError
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.train.evaluate import exact_by_step
+from rtm_kernels.train.evaluate import curves
 from rtm_kernels.train.loop import Trainer
 from rtm_kernels.train.recipe import PRESETS
 from rtm_kernels.train.schema import Recipe
@@ -121,7 +121,7 @@ def test_fixed_depths_agree_with_the_trainers_own_measure() -> None:
     model, recipe, arrays = model_of("mixer", "mlp")
     arrays["labels"] = trajectory(model, arrays, 2)[0][1].astype(np.int32)  # what it says at step 2 is "right"
     found = [p for p in points(model, recipe, arrays, 3) if p.policy == FIXED]
-    assert [p.exact for p in found] == exact_by_step(model, arrays, 3) and found[1].exact == 1.0
+    assert [p.exact for p in found] == curves(model, arrays, 3).exact and found[1].exact == 1.0
     assert all(p.verified is not None for p in found)
 
 
