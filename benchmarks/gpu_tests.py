@@ -37,7 +37,7 @@ def files() -> list[str]:
 def pytest_command(*arguments: str) -> list[str]:
     """pytest without plugins' help and without the project's configuration, which asks for a recent version."""
     return [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(machine.ROOT), "-p", "no:cacheprovider",
-            *arguments]  # fmt: skip
+            "-W", "ignore::pytest.PytestUnknownMarkWarning", *arguments]  # fmt: skip
 
 
 @dataclass

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import gpu, machine, profile, sanitize, tune
+from benchmarks import gpu, gpu_tests, machine, profile, sanitize, tune
 from benchmarks.cases import Case
 from benchmarks.harness import Row
 from benchmarks.providers import REFERENCE
@@ -126,3 +130,75 @@ def test_the_profile_of_a_step_adds_up(tmp_path: Path, monkeypatch: pytest.Monke
 def test_rows_say_what_could_not_be_read() -> None:
     row = Row("case", "impl", "measured", facts={"joules": None})
     assert row.as_dict()["joules"] is None and "samples" not in row.as_dict()
+
+
+MODULES = ("build", "choose", "energy", "gpu", "gpu_tests", "profile", "run", "sanitize", "tune")
+BARE = """
+import sys
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+absent = {"typer", "rich", "safetensors", "hypothesis", "matplotlib", "nvtx", "xdist", "pytest_benchmark", "execnet"}
+PathFinder.find_spec = classmethod(lambda cls, name, path=None, target=None:
+                                   None if name.partition(".")[0] in absent else find(name, path, target))
+"""
+
+
+def test_every_stage_imports_on_a_bare_machine() -> None:
+    code = BARE + f"for name in {MODULES}: __import__('benchmarks.' + name)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=machine.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_every_gpu_test_is_collected_on_a_bare_machine() -> None:
+    found = gpu_tests.files()
+    assert set(gpu_tests.FIRST) <= set(found)
+    options = gpu_tests.pytest_command("--collect-only", "-q", "-m", "gpu", *found)[3:]
+    there = BARE.replace('"safetensors", ', "")  # a dependency of what tests/train trains
+    code = there + f"import pytest; raise SystemExit(pytest.main({options!r}))"
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=machine.ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
+    for file in found:
+        assert f"{file}::" in done.stdout, f"no test of {file}"
+
+
+def test_gpu_tests_end_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = f"import os, time, pytest\npytestmark = pytest.mark.{'gpu'}\n"
+    for name, body in {
+        "good": "def test_a(): pass\ndef test_b(): pytest.skip('no tool')",
+        "bad": "def test_c(): assert False",
+        "dies": "def test_d(): pass\ndef test_e(): os._exit(9)",
+        "slow": "def test_f(): pass\ndef test_g(): time.sleep(600)",
+    }.items():
+        (tmp_path / f"test_{name}.py").write_text(mark + body)
+    (tmp_path / "conftest.py").write_text("")
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.setattr(machine, "commit", lambda: "abc")
+    chosen = ["test_good.py", "test_bad.py", "test_dies.py", "test_slow.py", "test_late.py"]
+    ended = gpu_tests.run(chosen, tmp_path / "logs", 15.0, 4, tmp_path / "tests.json")
+    assert {file: one["ended"] for file, one in ended.items()} == {
+        "test_good.py": "ok", "test_bad.py": "exit 1", "test_dies.py": "exit 9", "test_slow.py": "out of time",
+        "test_late.py": "exit 4",
+    }  # fmt: skip
+    assert ended["test_good.py"]["tests"] == {"test_good.py::test_a": "passed", "test_good.py::test_b": "skipped"}
+    assert ended["test_slow.py"]["tests"] == {"test_slow.py::test_f": "passed"}
+    written = json.loads((tmp_path / "tests.json").read_text())
+    assert written["commit"] == "abc" and written["files"].keys() == ended.keys()
+    assert gpu_tests.read("tests/a.py::test_x[b c] FAILED [ 3%]\n") == {"tests/a.py::test_x[b c]": "failed"}
+
+
+def test_results_and_logs_are_packed(tmp_path: Path, state: Path) -> None:
+    folder = tmp_path / "profiles"
+    folder.mkdir()
+    (folder / "summary.json").write_text("[]")
+    (state / "one.log").write_text("log")
+    gpu.pack(tmp_path / "all.tgz", folder)
+    with tarfile.open(tmp_path / "all.tgz") as archive:
+        assert {"results/summary.json", "logs/one.log"} <= set(archive.getnames())
+
+
+def test_a_tree_without_git_is_known_by_its_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.subprocess, "run", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no git")))
+    assert machine.commit.__wrapped__() == f"tree-{machine.digest()}" and len(machine.digest()) == 12

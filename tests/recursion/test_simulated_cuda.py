@@ -13,7 +13,6 @@ from rtm_kernels.program import INPUT
 from rtm_kernels.recursion import conditional, fused, reference
 from rtm_kernels.recursion.act_graph import ActGraph
 from rtm_kernels.recursion.graph import CudaGraphs, GraphRunner, Tensors
-from rtm_kernels.recursion.head import HaltingHead
 from rtm_kernels.recursion.persistent.executor import PersistentExecutor, run
 from rtm_kernels.recursion.persistent.pack import PackedWeights
 from rtm_kernels.recursion.queue.runner import HaltingQueue
@@ -106,21 +105,27 @@ def test_both_loops_of_a_fixed_batch_agree(machine: Machine, policy: str) -> Non
     assert found[0] == found[1] and found[0][0] > 1
 
 
-@pytest.mark.parametrize("impl", ["reference", "triton"])
-def test_both_loops_of_the_queue_agree(machine: Machine, impl: str) -> None:
-    head = HaltingHead("fixed", 2) if impl == "triton" else test_queue.make_head("cumulative_sequence")
-    initial, x = test_queue.samples(4)
-    stacks = small_stacks(test_queue.PROGRAM.stacks, 9, 24)
+def test_both_loops_of_the_queue_agree_while_it_shrinks(machine: Machine) -> None:
+    head, stacks = test_queue.make_head("q"), small_stacks(test_queue.PROGRAM.stacks, 9, 24)
+    initial, x = test_queue.samples(5)
     found = []
     for loop in ("poll", "while"):
-        options = {"slots": 2, "capacity": 4, "buckets": (1, 2), "loop": loop, "impl": impl}
-        if impl == "reference":  # the reference of the exchange counts on the host, which a capture forbids
-            with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
-                HaltingQueue(test_queue.PROGRAM, stacks, head, initial, **options).run(x)
-            continue
-        queue = HaltingQueue(test_queue.PROGRAM, stacks, head, initial, **options)
-        found.append([test_queue.halted_bits(queue.run(x)) for _ in range(2)])
-    assert not found or (found[0] == found[1] and found[0][0] == found[0][1])
+        queue = HaltingQueue(
+            test_queue.PROGRAM, stacks, head, initial, slots=3, capacity=5, buckets=(1, 2, 4), loop=loop, impl="triton"
+        )
+        runs = [test_queue.halted_bits(queue.run(x)) for _ in range(2)]
+        assert runs[0] == runs[1] and queue.taken[0] == 4 and queue.taken[-1] == 1
+        assert loop == "poll" or len(queue.taken) == len(set(queue.taken)), "one launch per bucket"
+        found.append(runs[0])
+    assert found[0] == found[1]
+
+
+def test_the_exchange_by_pytorch_counts_on_the_host_and_is_stopped_by_the_capture(machine: Machine) -> None:
+    initial, x = test_queue.samples(2)
+    stacks = small_stacks(test_queue.PROGRAM.stacks, 9, 24)
+    queue = HaltingQueue(test_queue.PROGRAM, stacks, test_queue.make_head("q"), initial, slots=1, capacity=2)
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        queue.run(x)
 
 
 def test_training_steps_are_captured_with_their_optimiser_and_random_numbers(

@@ -110,7 +110,9 @@ class HaltingQueue:
             active = self._active()
             while active:
                 bucket = bucket_of(active, self.buckets)
-                self._launch(bucket)()
+                launch = self._launch(bucket)
+                self.schedule.more.fill_(True)  # it was decided for the bucket before
+                launch()
                 self.taken.append(bucket)
                 active = self._active()
             return Halted(
