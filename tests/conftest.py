@@ -28,6 +28,12 @@ if importlib.util.find_spec("hypothesis") is not None:  # a machine with a GPU m
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How many damaged inputs `tests/hostile` tries per target, and which."""
+    parser.addoption("--hostile", type=int, default=100, help="damaged inputs per target of tests/hostile")
+    parser.addoption("--hostile-seed", type=int, default=0, help="their seed")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none, saying that it stays unproven."""
     if HAS_GPU:

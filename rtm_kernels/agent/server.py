@@ -52,7 +52,7 @@ class Server(MCPServer):
 def explained(error: ValidationError) -> str:
     """Each argument at fault and what is wrong with it, on one line, at most five."""
     found = error.errors(include_url=False, include_input=False)
-    parts = [f"{'.'.join(map(str, e['loc'])) or 'arguments'}: {e['msg']}" for e in found[:5]]
+    parts = [f"{'.'.join(map(str, e['loc']))[:80] or 'arguments'}: {e['msg']}" for e in found[:5]]
     more = [f"{len(found) - 5} more faults"] if len(found) > 5 else []
     return printable("; ".join(parts + more))
 

@@ -72,7 +72,7 @@ class HaltingPolicy:
         options: dict[str, float] = {}
         signals = []
         for part in [] if text == "fixed" else text.split("+"):
-            match = re.fullmatch(r"([a-z_]+)(?:=([0-9.]+(?:/[0-9.]+)?))?", part)
+            match = re.fullmatch(r"([a-z_]+)(?:=([0-9.]+(?:/[0-9.e-]+)?))?", part)
             name, numbers = match.groups() if match else (part, None)
             require(name in SIGNALS, "policy", text, "expected fixed, or " + ", ".join(SIGNALS) + " joined by '+'")
             signals.append(name)

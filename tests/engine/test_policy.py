@@ -19,6 +19,7 @@ from rtm_kernels.errors import InputError
         "cumulative",
         "cumulative_token+verified",
         "settle=3/0.001",
+        "settle=2/1e-06",
         "settle=5/0.25+q=0.9",
     ],
 )

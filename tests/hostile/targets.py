@@ -1,0 +1,118 @@
+"""What is attacked: trace files, the command line and the arguments of the agent's tools."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from rtm_kernels.cli.main import app
+from rtm_kernels.errors import RTMError
+from rtm_kernels.trace import read_trace
+from rtm_kernels.trace.page import page
+from rtm_kernels.trace.plot import by_step
+from tests.hostile.mutations import damage_bytes, damage_json, damage_text
+
+Target = Callable[[random.Random], str]
+"""Attacks once; returns what was tried, in words, and raises where the answer was not a clear one."""
+
+PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def clear(text: str, tried: str) -> None:
+    """One line that a terminal may print."""
+    assert text and "\n" not in text and text.isprintable() and len(text) < 2000, (tried, text)
+
+
+def trace_files(recorded: Path, folder: Path) -> Target:
+    """Damaged traces: read whole and shown, or refused in one line."""
+    content, path = recorded.read_bytes(), folder / "hostile.jsonl"
+
+    def attack(rng: random.Random) -> str:
+        damaged = damage_bytes(content, rng)
+        path.write_bytes(damaged)
+        try:
+            trace = read_trace(path)
+            page(trace.header, trace.puzzles)
+            by_step(trace)
+        except RTMError as error:
+            clear(str(error), repr(damaged[:200]))
+        return f"a trace of {len(damaged)} bytes"
+
+    return attack
+
+
+def command_line(model: str, recorded: Path, folder: Path) -> Target:
+    """Damaged arguments: exit code 0, 1 or 2, and no traceback."""
+    trace, out = str(recorded), str(folder / "out")
+    small = ("--model", model, "--executor", "reference")
+    commands = (
+        ["solve", PUZZLE, *small, "--max-steps", "1", "--rollouts", "1", "--halt", "verified", "--json"],
+        ["solve", "-", *small, "--limit", "2", "--batch-size", "2", "--noise", "0.1", "--max-steps", "1"],
+        ["solve", PUZZLE, *small, "--rollout-kind", "twins", "--max-steps", "1", "--stats", out],
+        ["trace", "record", PUZZLE, *small, "--out", out, "--max-steps", "1", "--batch-size", "2"],
+        ["trace", "view", trace, "--out", out, "--limit", "1"],
+        ["trace", "replay", trace, "--model", model],
+        ["compare", str(folder / "none.csv"), *small, "--rounds", "2"],
+        ["mcp", "--transport", "pigeon", "--port", "1", "--token-file", out],
+    )
+
+    def attack(rng: random.Random) -> str:
+        arguments = list(rng.choice(commands))
+        # the first word stays, or another command with work of its own would run; mcp without its transport would wait
+        fixed = {"mcp": 3}.get(arguments[0], 1)
+        for _ in range(rng.randint(1, 2)):
+            at = rng.randrange(fixed, len(arguments))
+            if arguments[at].startswith(str(folder)) or arguments[at] in (model, trace):
+                continue
+            arguments[at] = damage_text(arguments[at], rng).replace("/", "_")[:6000]
+        done = CliRunner().invoke(app, arguments, input=damage_text(PUZZLE, rng).encode("utf-8", "surrogatepass"))
+        tried = repr(arguments)[:600]
+        assert done.exception is None or isinstance(done.exception, SystemExit), (tried, done.exception)
+        assert done.exit_code in (0, 1, 2), (tried, done.exit_code)
+        assert "Traceback" not in done.output, tried
+        own = [line for line in done.stderr.split("\n") if line.startswith(("error: ", "note: "))]
+        for line in own:
+            clear(line, tried)
+        return tried
+
+    return attack
+
+
+def tool_arguments(solvers: Any) -> Target:
+    """Damaged tool calls: a result, or one clear line."""
+    from mcp.server.mcpserver.exceptions import ToolError
+
+    from rtm_kernels.agent.server import build
+
+    server = build(solvers)
+    calls: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("solve_sudoku", {"puzzle": PUZZLE, "max_steps": 1}),
+        ("solve_maze", {"maze": "S" + "." * 898 + "G", "max_steps": 1}),
+        ("solve_arc_candidates", {"test_input": [[1, 2], [3, 4]], "train": [{"input": [[1]], "output": [[2]]}],
+                                  "candidates": 1, "augmentations": 2, "max_steps": 1}),
+        ("list_models", {}),
+    )  # fmt: skip
+
+    def attack(rng: random.Random) -> str:
+        name, arguments = rng.choice(calls)
+        damaged = damage_json(arguments, rng)
+        if not isinstance(damaged, dict):
+            damaged = {"puzzle": damaged}
+        tried = f"{name} {damaged!r:.600}"
+        try:
+            found = asyncio.run(server.call_tool(name, damaged))
+        except ToolError as error:
+            clear(str(error), tried)
+        else:
+            assert not CONTROL.search(found.content[0].text), tried
+            assert found.structured_content is not None, tried
+        return tried
+
+    return attack
