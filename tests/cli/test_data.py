@@ -49,7 +49,7 @@ def test_generated_mazes_become_a_data_set(tmp_path: Path) -> None:
     result = rtm(
         "maze", str(tmp_path / "m"), "--side", "8", "--path-cells", "8", "--count", "12", "--test", "3", "--augmented"
     )
-    assert result.exit_code == 0 and "train" in result.stdout
+    assert result.exit_code == 0 and "rtm train trm-maze-repo" in result.stdout
     assert len(PuzzleDataset.open(tmp_path / "m", "train").sets["all"].inputs) == 9 * 8
 
 
