@@ -6,20 +6,36 @@ element size and a size that is never the batch, so that a sample's result does 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from rtm_kernels.errors import BackendUnavailable, InputError
+from rtm_kernels.errors import BackendUnavailable, InputError, one_of
 from rtm_kernels.impl import launches, resolve, triton_interpreted
 
-FAMILIES: dict[str, int] = {"hopper": 227 * 1024, "portable": 99 * 1024, "interpreter": 1 << 40}
+FAMILIES: dict[str, int] = {
+    "hopper": 227 * 1024, "blackwell": 227 * 1024, "ampere": 163 * 1024, "portable": 99 * 1024, "interpreter": 1 << 40,
+}  # fmt: skip
 """GPU family -> shared memory of one program in bytes. `portable` rows run on every GPU from sm_80 on."""
 
-BIG_SHARED_MEMORY = (90, 100, 103)
-"""Compute capabilities with 227 KiB of shared memory per program; they take the `hopper` rows."""
+FAMILY_OF = {80: "ampere", 90: "hopper", 100: "blackwell", 103: "blackwell"}
+"""Compute capability -> family; every other one (86, 89, 120: 99 KiB) is `portable`."""
+
+FALLBACKS: dict[str, tuple[str, ...]] = {
+    "hopper": ("hopper", "portable"),
+    "blackwell": ("blackwell", "hopper", "portable"),
+    "ampere": ("ampere", "portable"),
+    "portable": ("portable",),
+    "interpreter": ("interpreter",),
+}
+"""Family -> the families whose rows run there, in the order in which they are looked up."""
+
+VARIANTS = ("", "tma")
+"""How a kernel is written: one program per tile, or programs that loop over tiles, with weights by TMA descriptors."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +43,9 @@ class LaunchRow:
     """How one kernel runs for one GPU family, element size and shape class.
 
     `bits` is the element size of the operands (0: any), `limit` the largest size of the shape class, `blocks`
-    the kernel's constexpr block sizes. `waiver` is the written reason why the compile gate lets a row spill.
+    the kernel's constexpr block sizes, `variant` one of `VARIANTS`. `waiver` is the written reason why the compile gate
+    lets a row spill. Of rows for the same kernel, family, bits and limit the first runs; the others are alternatives
+    that the tuner measures against it.
     """
 
     kernel: str
@@ -38,10 +56,17 @@ class LaunchRow:
     num_warps: int = 4
     num_stages: int = 2
     waiver: str = ""
+    variant: str = ""
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise InputError(f"family={self.family!r} is not one of {', '.join(FAMILIES)}")
+        one_of("variant", self.variant, VARIANTS)
+
+    @property
+    def shape_class(self) -> tuple[str, str, int, int]:
+        """What the row is chosen by: kernel, family, bits and limit."""
+        return self.kernel, self.family, self.bits, self.limit
 
 
 @dataclass(frozen=True)
@@ -58,18 +83,43 @@ def family() -> str:
         return "interpreter"
     from triton.runtime import driver
 
-    return "hopper" if driver.active.get_current_target().arch in BIG_SHARED_MEMORY else "portable"
+    return FAMILY_OF.get(driver.active.get_current_target().arch, "portable")
 
 
 def find(table: Iterable[LaunchRow], kernel: str, dtype: torch.dtype, size: int) -> LaunchRow | None:
-    """The first row of `table` for this kernel, GPU, dtype and size, `portable` rows last; or None."""
-    here, bits = family(), dtype.itemsize * 8
+    """The first row of `table` for this kernel, GPU, dtype and size, those of the GPU's own family first; or None."""
+    bits = dtype.itemsize * 8
     fits = [row for row in table if row.kernel == kernel and row.bits in (0, bits) and size <= row.limit]
-    for wanted in (here,) if here == "interpreter" else (here, "portable"):
+    for wanted in FALLBACKS[family()]:
         for row in fits:
             if row.family == wanted:
-                return row
+                return next((new for old, new in _substitutes if old is row), row)
     return None
+
+
+_substitutes: list[tuple[LaunchRow, LaunchRow]] = []
+
+
+@contextlib.contextmanager
+def substituted(old: LaunchRow, new: LaunchRow) -> Iterator[None]:
+    """Where `old`, a row of a table, would be found, `new` is: for tuning and for the gates."""
+    _substitutes.insert(0, (old, new))
+    try:
+        yield
+    finally:
+        _substitutes.remove((old, new))
+
+
+@contextlib.contextmanager
+def preferring(variant: str, table: Sequence[LaunchRow]) -> Iterator[None]:
+    """The rows of this variant run instead of the first ones of their shape classes."""
+    first: dict[tuple[str, str, int, int], LaunchRow] = {}
+    with contextlib.ExitStack() as stack:
+        for row in table:
+            default = first.setdefault(row.shape_class, row)
+            if row.variant == variant and default is not row:
+                stack.enter_context(substituted(default, row))
+        yield
 
 
 def select(table: Iterable[LaunchRow], kernel: str, dtype: torch.dtype, size: int) -> LaunchRow:
@@ -78,6 +128,14 @@ def select(table: Iterable[LaunchRow], kernel: str, dtype: torch.dtype, size: in
     if row is None:
         raise BackendUnavailable(f"no launch row of {kernel} for {family()}, {dtype} and size {size}")
     return row
+
+
+@functools.cache
+def programs(device: torch.device) -> int:
+    """How many programs share the tiles of a launch whose programs loop: one for each multiprocessor, 3 without any."""
+    if device.type != "cuda":
+        return 3
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def launch(kernel: Any, row: LaunchRow, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:

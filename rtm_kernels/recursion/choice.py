@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rtm_kernels.errors import one_of, require
-from rtm_kernels.ops.launch import FAMILIES
+from rtm_kernels.ops.launch import FALLBACKS, FAMILIES
 
 PATHS = ("persistent", "graph")
 """Executors that the table chooses between, as `rtm_kernels.engine.EXECUTORS` names them."""
@@ -48,8 +48,12 @@ TABLE: tuple[ChoiceRow, ...] = (
 
 
 def choose_row(batch: int, family: str, table: Iterable[ChoiceRow] | None = None) -> ChoiceRow:
-    """The first row of the table for a batch of this size on this family. Errors: `InputError` without one."""
-    rows = [row for row in (TABLE if table is None else table) if row.family == family]
-    fits = [row for row in rows if batch <= row.limit]
+    """The first row of the table for a batch of this size on this family, or on the nearest one that has rows.
+
+    Errors: `InputError` without one.
+    """
+    rows = list(TABLE if table is None else table)
+    near = [[row for row in rows if row.family == name] for name in FALLBACKS.get(family, (family,))]
+    fits = [row for row in next(filter(None, near), []) if batch <= row.limit]
     require(len(fits) > 0, "batch, family", (batch, family), f"one of the rows {rows}")
     return fits[0]

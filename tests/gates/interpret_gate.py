@@ -28,6 +28,7 @@ import importlib
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +54,8 @@ class OpCase:
     shape: str
     make: Callable[[torch.Generator], dict[str, Tensor]]
     call: Callable[[str, Tensors], Tensor | tuple[Tensor, ...]]
+    scope: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Entered around the case, backward included: `preferring` rows, for one."""
 
 
 @dataclass
@@ -80,6 +83,11 @@ def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def run(case: OpCase, impl: str, tensors: Tensors, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Outputs, and gradients by name under fixed random upstream gradients."""
+    with case.scope():
+        return _run(case, impl, tensors, dtype)
+
+
+def _run(case: OpCase, impl: str, tensors: Tensors, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Tensor]]:
     leaves = {name: as_dtype(tensor, dtype) for name, tensor in tensors.items()}
     result = case.call(impl, leaves)
     outputs = [result] if isinstance(result, Tensor) else list(result)

@@ -8,7 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from rtm_kernels.ops.launch import preferring
 from rtm_kernels.ops.mixer_norm.api import mixer_norm
+from rtm_kernels.ops.mixer_norm.launch import TABLE
 from tests.gates.interpret_gate import OpCase, Tensors
 from tests.ops.support import laid_out, swiglu_weights
 
@@ -26,6 +28,7 @@ CASES = (  # B, L, D, F, norm axis, injection terms, layout of x
     (0, 97, 64, 256, "sequence", 1, "plain"),
     (4, 9, 20, 31, "hidden", 2, "expanded"),
 )
+TMA_CASES = ((1, 130, 70, 80, "hidden", 2, "plain"), (2, 130, 24, 64, "sequence", 1, "strided"))
 
 
 def _make(shape: tuple[int, ...], inner: int, terms: int, layout: str, generator: torch.Generator) -> dict[str, Tensor]:
@@ -41,13 +44,23 @@ def _call(norm_axis: str, impl: str, t: Tensors) -> Tensor:
     )
 
 
-def case(batch: int, length: int, features: int, inner: int, norm_axis: str, terms: int, layout: str) -> OpCase:
-    """One configuration."""
+def case(
+    batch: int, length: int, features: int, inner: int, norm_axis: str, terms: int, layout: str, variant: str = ""
+) -> OpCase:
+    """One configuration; with the launch rows of a variant where there are any."""
     shape = (batch, length, features)
     name = f"{list(shape)} F={inner} {norm_axis} terms={terms} {layout}"
-    return OpCase("mixer_norm", name, partial(_make, shape, inner, terms, layout), partial(_call, norm_axis))
+    scope = partial(preferring, variant, TABLE)
+    return OpCase(
+        "mixer_norm",
+        f"{name} {variant}".rstrip(),
+        partial(_make, shape, inner, terms, layout),
+        partial(_call, norm_axis),
+        scope,
+    )
 
 
 def interpret_cases() -> Iterator[OpCase]:
     """Official, odd, tiny and empty sizes, both norm axes, every layout."""
-    return (case(*row) for row in CASES)
+    yield from (case(*row) for row in CASES)
+    yield from (case(*row, variant="tma") for row in TMA_CASES)

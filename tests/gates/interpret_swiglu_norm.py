@@ -8,7 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from rtm_kernels.ops.launch import preferring
 from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
+from rtm_kernels.ops.swiglu_norm.launch import TABLE
 from tests.gates.interpret_gate import OpCase, Tensors
 from tests.ops.support import laid_out, swiglu_weights
 
@@ -26,6 +28,7 @@ CASES = (  # shape of x, F, injection terms, layout
     ((2, 3, 5, 64), 256, 1, "transposed"),
     ((4, 9, 20), 31, 2, "expanded"),
 )
+TMA_CASES = (((5, 27, 100), 100, 0, "plain"), ((1, 70, 136), 96, 1, "plain"))
 
 
 def _make(shape: tuple[int, ...], inner: int, terms: int, layout: str, generator: torch.Generator) -> dict[str, Tensor]:
@@ -39,12 +42,16 @@ def _call(impl: str, t: Tensors) -> Tensor:
     return swiglu_norm(t["x"], t["gate_up_weight"], t["down_weight"], injection=injection, impl=impl)
 
 
-def case(shape: tuple[int, ...], inner: int, terms: int, layout: str) -> OpCase:
-    """One configuration."""
+def case(shape: tuple[int, ...], inner: int, terms: int, layout: str, variant: str = "") -> OpCase:
+    """One configuration; with the launch rows of a variant where there are any."""
     name = f"{list(shape)} F={inner} terms={terms} {layout}"
-    return OpCase("swiglu_norm", name, partial(_make, shape, inner, terms, layout), _call)
+    scope = partial(preferring, variant, TABLE)
+    return OpCase(
+        "swiglu_norm", f"{name} {variant}".rstrip(), partial(_make, shape, inner, terms, layout), _call, scope
+    )
 
 
 def interpret_cases() -> Iterator[OpCase]:
     """Official, odd, tiny and empty sizes, every layout."""
-    return (case(*row) for row in CASES)
+    yield from (case(*row) for row in CASES)
+    yield from (case(*row, variant="tma") for row in TMA_CASES)

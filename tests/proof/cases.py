@@ -57,6 +57,7 @@ def small_cases() -> list[OpCase]:
     """A few configurations of each op; together they launch every kernel."""
     return [
         *(interpret_swiglu_norm.case(*row) for row in SWIGLU),
+        *(interpret_swiglu_norm.case(*row, variant="tma") for row in SWIGLU[1:]),
         *(interpret_mixer_norm.case(*row) for row in MIXER),
         *(interpret_attention_norm.case(*row) for row in ATTENTION),
         *(interpret_halting.case(*row) for row in HALTING),

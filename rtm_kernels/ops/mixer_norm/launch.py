@@ -6,6 +6,11 @@ from rtm_kernels.ops.launch import LaunchRow
 
 ANY = 1 << 30
 
+
+def _loop(flatten: int = 0, **blocks: int) -> dict[str, int]:
+    return {**blocks, "GROUP": 8, "FLATTEN": flatten}
+
+
 TABLE: tuple[LaunchRow, ...] = (
     # Hopper, 16-bit: wgmma; up to L = 128 everything in one kernel
     LaunchRow("fused", "hopper", 16, 32, {"BLOCK_R": 64, "BLOCK_F": 64, "BLOCK_N": 32}, 4, 2),
@@ -23,6 +28,9 @@ TABLE: tuple[LaunchRow, ...] = (
     ),
     LaunchRow("hidden_backward", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 64}, 8, 3),
     LaunchRow("weight_grad", "hopper", 16, ANY, {"BLOCK_R": 64, "BLOCK_P": 128, "BLOCK_N": 128, "SPLITS": 4}, 8, 3),
+    # alternatives for the tuner: programs that loop over tiles, weights by TMA
+    LaunchRow("gate_up", "hopper", 16, ANY, _loop(BLOCK_R=128, BLOCK_F=128, BLOCK_N=64), 8, 3, variant="tma"),
+    LaunchRow("residual_gemm", "hopper", 16, ANY, _loop(BLOCK_R=128, BLOCK_N=128, BLOCK_K=64), 8, 3, variant="tma"),
     # any GPU, 16-bit
     LaunchRow("gate_up", "portable", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 32}, 8, 3),
     LaunchRow("residual_gemm", "portable", 16, 64, {"BLOCK_R": 128, "BLOCK_N": 64, "BLOCK_K": 32}, 8, 3),
@@ -51,4 +59,6 @@ TABLE: tuple[LaunchRow, ...] = (
     LaunchRow("norm_backward", "interpreter", 0, ANY, {"BLOCK_R": 128, "BLOCK_N": 128}),
     LaunchRow("hidden_backward", "interpreter", 0, ANY, {"BLOCK_R": 128, "BLOCK_F": 256, "BLOCK_N": 256}),
     LaunchRow("weight_grad", "interpreter", 0, ANY, {"BLOCK_R": 128, "BLOCK_P": 256, "BLOCK_N": 128, "SPLITS": 2}),
+    LaunchRow("gate_up", "interpreter", 0, ANY, _loop(BLOCK_R=64, BLOCK_F=64, BLOCK_N=64), variant="tma"),
+    LaunchRow("residual_gemm", "interpreter", 0, ANY, _loop(BLOCK_R=64, BLOCK_N=64, BLOCK_K=64), variant="tma"),
 )

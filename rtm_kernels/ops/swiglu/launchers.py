@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from rtm_kernels.ops.launch import LaunchRow, find, launch, select
-from rtm_kernels.ops.swiglu import backward, forward, fused_backward
+from rtm_kernels.ops.swiglu import backward, forward, fused_backward, tma
+from rtm_kernels.ops.swiglu.tiles import accumulator
 from rtm_kernels.ops.swiglu.weights import PackedWeights
 
 Table = Sequence[LaunchRow]
-
-
-def accumulator(dtype: torch.dtype) -> Any:
-    """The dtype that kernels accumulate in: float64 for float64, float32 for every other dtype."""
-    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def foldable(x: Tensor, injection: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -73,6 +67,9 @@ def _fused(
 
 def _gate_up(act: Tensor, x: Tensor, injection: Sequence[Tensor], weights: PackedWeights, table: Table) -> None:
     row = select(table, "gate_up", x.dtype, x.shape[2])
+    if row.variant == "tma":
+        tma.gate_up(act, terms_of(x, injection), len(injection), weights.gate_up, row)
+        return
     grid = row_blocks(x, row.blocks["BLOCK_R"]) * triton.cdiv(weights.inner, row.blocks["BLOCK_F"])
     launch(
         forward.gate_up_kernel, row, (grid,),
@@ -100,6 +97,9 @@ def residual_gemm(
     row: LaunchRow,
 ) -> None:  # fmt: skip
     """`y <- h + a weight^T` with a [batch * rows, K] and weight [at least N, K] of any strides."""
+    if row.variant == "tma":
+        tma.residual_gemm(y, rstd, a, weight, terms_of(x, injection), len(injection), eps, row)
+        return
     grid = row_blocks(x, row.blocks["BLOCK_R"]) * triton.cdiv(x.shape[2], row.blocks["BLOCK_N"])
     launch(
         forward.residual_gemm_kernel, row, (grid,),

@@ -4,8 +4,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+
+
+def accumulator(dtype: torch.dtype) -> Any:
+    """The dtype that kernels accumulate in: float64 for float64, float32 for every other dtype."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 @triton.jit

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 16
-"""Elements; Triton vectorises and pipelines loads only from strides and masks divisible by 16."""
+"""Elements, and bytes at the start: what Triton vectorises loads from, and what TMA descriptors ask for."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,17 @@ def pack(gate_up_weight: Tensor, down_weight: Tensor, dtype: torch.dtype) -> Pac
     features, inner = down_weight.shape
     gate_up, down = gate_up_weight.detach(), down_weight.detach()
     if (aligned(inner), aligned(features)) == (inner, gate_up.shape[1]):
-        return PackedWeights(gate_up.to(dtype).contiguous(), down.to(dtype).contiguous())
+        return PackedWeights(_aligned_start(gate_up.to(dtype)), _aligned_start(down.to(dtype)))
     padded_gate_up = gate_up.new_zeros(2, aligned(inner), aligned(features), dtype=dtype)
     padded_gate_up[:, :inner, :features] = gate_up.reshape(2, inner, features)
     padded_down = down.new_zeros(features, aligned(inner), dtype=dtype)
     padded_down[:, :inner] = down
     return PackedWeights(padded_gate_up.flatten(0, 1), padded_down)
+
+
+def _aligned_start(weight: Tensor) -> Tensor:
+    weight = weight.contiguous()
+    return weight.clone() if weight.data_ptr() % ALIGNMENT else weight
 
 
 def unpack_grads(
