@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rtm_kernels.ops.launch import LaunchRow
+from rtm_kernels.ops.tuned import tuned
 
 ANY = 1 << 30
 Rows = Iterator[LaunchRow]
@@ -72,7 +73,7 @@ def _common(family: str) -> Rows:
     yield from _elementwise(family, 32)
 
 
-TABLE: tuple[LaunchRow, ...] = (
+ROWS: tuple[LaunchRow, ...] = (
     *_qkv("qkv", "hopper", 16, 128, 128, 64, 8, 3),
     _full_row("hopper", 128, 64, 64, 4, 3),
     _full_row("hopper", 256, 64, 64, 8, 3),
@@ -89,3 +90,5 @@ TABLE: tuple[LaunchRow, ...] = (
     *_gemms("_odd", "interpreter", 0, 128, 256, 128, 1, 1),
     *_elementwise("interpreter", 1024),
 )
+
+TABLE = tuned("attention_norm", ROWS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rtm_kernels.ops.launch import LaunchRow
+from rtm_kernels.ops.tuned import tuned
 
 ANY = 1 << 30
 
@@ -11,7 +12,7 @@ def _loop(flatten: int = 0, **blocks: int) -> dict[str, int]:
     return {**blocks, "GROUP": 8, "FLATTEN": flatten}
 
 
-TABLE: tuple[LaunchRow, ...] = (
+ROWS: tuple[LaunchRow, ...] = (
     # Hopper, 16-bit: wgmma; up to L = 128 everything in one kernel
     LaunchRow("fused", "hopper", 16, 32, {"BLOCK_R": 64, "BLOCK_F": 64, "BLOCK_N": 32}, 4, 2),
     LaunchRow("fused", "hopper", 16, 64, {"BLOCK_R": 64, "BLOCK_F": 64, "BLOCK_N": 64}, 4, 2),
@@ -62,3 +63,5 @@ TABLE: tuple[LaunchRow, ...] = (
     LaunchRow("gate_up", "interpreter", 0, ANY, _loop(BLOCK_R=64, BLOCK_F=64, BLOCK_N=64), variant="tma"),
     LaunchRow("residual_gemm", "interpreter", 0, ANY, _loop(BLOCK_R=64, BLOCK_N=64, BLOCK_K=64), variant="tma"),
 )
+
+TABLE = tuned("mixer_norm", ROWS)

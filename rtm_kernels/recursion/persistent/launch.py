@@ -8,6 +8,7 @@ gate-up phase on `UP_M` rows x `UP_I` inner columns x `UP_K`; the down phase on 
 from __future__ import annotations
 
 from rtm_kernels.ops.launch import LaunchRow
+from rtm_kernels.ops.tuned import tuned
 
 KERNEL = "persistent_recursion"
 
@@ -19,7 +20,7 @@ def _blocks(
     return dict(zip(names, (length, *mix, *up, *down, norm_rows), strict=True))
 
 
-TABLE = (
+ROWS = (
     LaunchRow(KERNEL, "hopper", 16, 128, _blocks(128, (16, 64), (64, 32, 64), (64, 16, 128)), 8, 3),
     LaunchRow(KERNEL, "hopper", 16, 256, _blocks(256, (16, 32), (64, 32, 64), (64, 16, 128)), 8, 3),
     LaunchRow(KERNEL, "hopper", 32, 128, _blocks(128, (16, 16), (64, 32, 32), (64, 16, 32)), 8, 1),
@@ -30,4 +31,6 @@ TABLE = (
     LaunchRow(KERNEL, "interpreter", 0, 16, _blocks(16, (32, 64), (32, 64, 32), (32, 32, 64)), 4, 1),
     LaunchRow(KERNEL, "interpreter", 0, 128, _blocks(128, (64, 64), (128, 128, 64), (128, 64, 128), 64), 4, 1),
 )  # fmt: skip
+
+TABLE = tuned("persistent", ROWS)
 """Rows of the persistent kernel; the longest `limit` of a family is the longest sequence that it runs there."""
