@@ -75,14 +75,19 @@ def _first_block(model: nn.Module) -> Any:
 
 
 def _ours_layer(problem: Problem, *, impl: str, attention: str = "sdpa") -> Layer:
+    return half_layer(problem, impl, attention)[0]
+
+
+def half_layer(problem: Problem, impl: str, attention: str = "sdpa") -> tuple[Layer, tuple[Tensor, ...]]:
+    """The half layer or layer of a latent task, and the weights that it multiplies with."""
     model = clone(problem.model, impl=impl, attention=attention)
     block = _first_block(model)
     task, cos_sin = problem.case.task, model.cos_sin()
     channel = (block.mlp.gate_up_proj.weight, block.mlp.down_proj.weight)
     if task == "channel":
-        return lambda inputs: swiglu_norm(inputs["h"], *channel, eps=block.eps, impl=impl)
+        return lambda inputs: swiglu_norm(inputs["h"], *channel, eps=block.eps, impl=impl), channel
     if task == "block":
-        return lambda inputs: block(inputs["h"], (inputs["y"], inputs["x"]), cos_sin)
+        return lambda inputs: block(inputs["h"], (inputs["y"], inputs["x"]), cos_sin), tuple(block.parameters())
     if block.mixer == "mlp":
         weights = (block.mlp_t.gate_up_proj.weight, block.mlp_t.down_proj.weight)
         mixer = partial(mixer_norm, norm_axis=block.norm_axis, eps=block.eps, impl=impl)
@@ -90,7 +95,7 @@ def _ours_layer(problem: Problem, *, impl: str, attention: str = "sdpa") -> Laye
         weights = (block.self_attn.qkv_proj.weight, block.self_attn.o_proj.weight)
         options = {"num_heads": block.num_heads, "cos_sin": cos_sin, "eps": block.eps, "attention": attention}
         mixer = partial(attention_norm, **options, impl=impl)
-    return lambda inputs: mixer(inputs["h"], *weights, injection=(inputs["y"], inputs["x"]))
+    return lambda inputs: mixer(inputs["h"], *weights, injection=(inputs["y"], inputs["x"])), weights
 
 
 def _ours_step(problem: Problem, *, impl: str, attention: str = "sdpa") -> tuple[StepFunction, nn.Module]:

@@ -1,18 +1,18 @@
 """python -m benchmarks.tune: better launch rows for this GPU, found offline and held to the error budget first.
 
-One row is changed at a time: warps, stages, or one block size doubled or halved. A candidate is compiled, compared with
-the reference, and timed against the row of the table in turns, by graph replay. `tuned.json` lists the winners; they
-enter a `launch.py` by hand, after the compile gate has seen them.
+From the row of the table the search goes uphill: warps, stages, one block size doubled or halved, another variant. A
+candidate is compiled, compared with the reference, and timed against the best row so far in turns, by graph replay.
+`tuned.json` beside the profiles lists everything that was tried. `--write` puts the winners into
+`rtm_kernels/ops/tuned.json`, which the launch tables read: review the diff, then run both gates.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,33 +20,29 @@ from typing import Any
 import torch
 
 from benchmarks import machine, rows
-from benchmarks.cases import Case
-from benchmarks.gate import refusal
 from benchmarks.harness import capture
-from benchmarks.problem import Problem, make
-from benchmarks.providers import PERSISTENT, TRITON, Provider, run_of
-from benchmarks.timing import Call, Clock, interleave, speedup
-from rtm_kernels.ops.launch import LaunchRow
+from benchmarks.timing import Clock, interleave, speedup
+from benchmarks.tune_uses import Use, Work, uses
+from rtm_kernels.impl import launches
+from rtm_kernels.ops import launch, tuned
+from rtm_kernels.ops.launch import LaunchRow, substituted
 
 MARGIN = 1.02
 """The lower end of a winner's interval must be above this ratio."""
 
-USES: tuple[tuple[Case, Provider], ...] = (
-    (Case("sudoku", "mixer", 768, "bfloat16", "cuda"), TRITON),
-    (Case("sudoku", "channel", 768, "bfloat16", "cuda"), TRITON),
-    (Case("sudoku", "block", 1, "bfloat16", "cuda"), PERSISTENT),
-    (Case("arc1", "mixer", 64, "bfloat16", "cuda"), TRITON),
-)
-"""What is tuned for: forward passes at the published sizes, the widest batches for throughput, one for latency."""
+Replay = Callable[[], object]
+Timer = Callable[[Replay, Replay], tuple[float, float, float]]
+"""Time of the first over time of the second, and the ends of its interval."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A candidate and what became of it; ratio is the table's time over its time."""
+    """A candidate and what became of it; ratio is the best row's time so far over its time."""
 
-    case: str
-    row: str
-    candidate: str
+    use: str
+    op: str
+    row: LaunchRow
+    candidate: LaunchRow
     status: str
     ratio: float | None = None
     low: float | None = None
@@ -58,98 +54,160 @@ def candidates(row: LaunchRow) -> Iterator[LaunchRow]:
     for warps in (4, 8):
         if warps != row.num_warps:
             yield replace(row, num_warps=warps)
-    for stages in (2, 3, 4):
+    for stages in (2, 3, 4) if row.num_stages > 1 else ():
         if stages != row.num_stages:
             yield replace(row, num_stages=stages)
     for name, size in row.blocks.items():
-        for other in (size // 2, size * 2):
-            if 16 <= other <= 512 and name.startswith(("BLOCK_", "MIX_", "UP_", "DOWN_")) and name != "BLOCK_L":
-                yield replace(row, blocks={**row.blocks, name: other})
+        if name == "FLATTEN":
+            yield replace(row, blocks={**row.blocks, name: 1 - size})
+        elif name in ("GROUP", "SPLITS"):
+            yield from (replace(row, blocks={**row.blocks, name: n}) for n in (size // 2, size * 2) if 1 <= n <= 64)
+        elif name.startswith(("BLOCK", "MIX_", "UP_", "DOWN_", "NORM_")) and name != "BLOCK_L":
+            for other in (size // 2, size * 2):
+                if 1 <= other <= (8192 if name == "BLOCK" else 512):
+                    yield replace(row, blocks={**row.blocks, name: other})
 
 
-@contextlib.contextmanager
-def replaced(old: LaunchRow, new: LaunchRow) -> Iterator[None]:
-    """Every module of the package sees `new` in place of `old` in the table that holds it."""
-    changed: list[tuple[Any, tuple[LaunchRow, ...]]] = []
+def variants(row: LaunchRow, table: Sequence[LaunchRow]) -> list[LaunchRow]:
+    """The other rows of the table for the same shape class."""
+    return [other for other in table if other.shape_class == row.shape_class and other is not row]
+
+
+def rows_used(run: Callable[[], object]) -> list[LaunchRow]:
+    """The rows that one call launches: those without which it would launch another, or none."""
+    before = launches.copy()
+    with launch.noted() as notes:
+        run()
+    ran = {name for name, count in launches.items() if count > before[name]}
+    return list({id(row): row for row in notes if row.kernel in ran}.values())
+
+
+def table_of(row: LaunchRow) -> tuple[str, tuple[LaunchRow, ...]]:
+    """The op whose launch table holds `row`, as `ops.tuned` names it, and the table."""
     for name, module in list(sys.modules.items()):
-        table = getattr(module, "TABLE", None) if name.startswith("rtm_kernels.") else None
-        if isinstance(table, tuple) and any(row is old for row in table):
-            changed.append((module, table))
-            module.TABLE = tuple(new if row is old else row for row in table)  # type: ignore[attr-defined]
+        table = getattr(module, "TABLE", None)
+        if name.startswith("rtm_kernels.") and name.endswith(".launch") and any(row is other for other in table or ()):
+            return name.split(".")[-2], tuple(table or ())
+    raise LookupError(f"no launch table holds {row}")
+
+
+def climb(use: str, work: Work, row: LaunchRow, until: float, timer: Timer, replay: Any) -> Iterator[Found]:
+    """Try what is near the best row so far, until nothing near it is faster or the time is up."""
+    op, table = table_of(row)
+    best, tried = row, {_key(row)}
+    queue = [*variants(row, table), *candidates(row)]
+    while queue and time.monotonic() < until:
+        candidate = queue.pop(0)
+        if _key(candidate) in tried:
+            continue
+        tried.add(_key(candidate))
+        with substituted(row, best):
+            now = replay(work.run)
+        with substituted(row, candidate):
+            reason = _refusal(work)
+            after = None if reason else replay(work.run)
+        if after is None:
+            yield Found(use, op, row, candidate, f"refused: {reason}")
+            continue
+        ratio = timer(now, after)
+        faster = ratio[1] > MARGIN
+        yield Found(use, op, row, candidate, "faster" if faster else "not faster", *ratio)
+        if faster:
+            best, queue = candidate, [*queue, *candidates(candidate)]
+    if best is not row and time.monotonic() < until:
+        with substituted(row, best):
+            after = replay(work.run)
+        ratio = timer(replay(work.run), after)
+        yield Found(use, op, row, best, "winner" if ratio[1] > MARGIN else "not faster", *ratio)
+
+
+def _key(row: LaunchRow) -> tuple[Any, ...]:
+    return (row.variant, row.num_warps, row.num_stages, *sorted(row.blocks.items()))
+
+
+def _refusal(work: Work) -> str | None:
     try:
-        yield
-    finally:
-        for module, table in changed:
-            module.TABLE = table
+        return work.refusal()
+    except Exception as error:  # a candidate that does not compile, or needs more than the GPU has
+        return f"it raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def rows_used(provider: Provider, problem: Problem) -> list[LaunchRow]:
-    """The rows that one call launches, wherever they were chosen."""
-    from rtm_kernels.ops.launch import launch
-
-    used: list[LaunchRow] = []
-
-    def noting(kernel: Any, row: LaunchRow, *args: Any, **constants: Any) -> None:
-        if all(row is not seen for seen in used):
-            used.append(row)
-        launch(kernel, row, *args, **constants)
-
-    run = run_of(provider, problem)
-    run(problem.inputs[0])  # imports the kernels
-    holders = [m for name, m in list(sys.modules.items()) if name.startswith("rtm_kernels.")]
-    holders = [module for module in holders if getattr(module, "launch", None) is launch]
-    try:
-        for module in holders:
-            module.launch = noting  # type: ignore[attr-defined]
-        run(problem.inputs[0])
-    finally:
-        for module in holders:
-            module.launch = launch  # type: ignore[attr-defined]
-    return used
+def entry(found: Found, facts: dict[str, Any]) -> dict[str, Any]:
+    """A winner as `ops/tuned.json` holds it, for the family of the GPU it was measured on."""
+    row = replace(found.candidate, family=launch.family(), waiver="")
+    measured = {"use": found.use, "ratio": round(found.ratio or 0, 4), "low": round(found.low or 0, 4), **facts}
+    return {"op": found.op, **asdict(row), "measured": measured}
 
 
-def tune(case: Case, provider: Provider, until: float) -> Iterator[Found]:
-    """Try the candidates of every row that the case uses, until that time."""
-    problem = make(case, copies=1)
-    for row in rows_used(provider, problem):
-        table = _call(provider, problem)
-        for candidate in candidates(row):
-            if time.monotonic() > until:
-                return
-            with replaced(row, candidate):
-                reason = refusal(provider, problem)
-                call = None if reason else _call(provider, problem)
-            if call is None:
-                yield Found(case.name, str(row), str(candidate), f"refused: {reason}")
-                continue
-            timed = interleave({"table": table, "candidate": call}, Clock("cuda", flush=True), seconds=0.3)
-            ratio = speedup(timed["table"], timed["candidate"])
-            yield Found(case.name, str(row), str(candidate), "faster" if ratio[1] > MARGIN else "not faster", *ratio)
+def merge(before: Sequence[Any], winners: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The entries of the file with the winners in place of what they replace, in a fixed order."""
+
+    def key(item: Any) -> tuple[Any, ...]:
+        return tuple(item[name] for name in ("op", "kernel", "family", "bits", "limit"))
+
+    best: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for item in winners:  # of one row tuned for two uses, the one that gains more
+        if item["measured"]["ratio"] > best.get(key(item), {"measured": {"ratio": 0.0}})["measured"]["ratio"]:
+            best[key(item)] = item
+    kept = {key(item): dict(item) for item in before} | best
+    return [kept[k] for k in sorted(kept, key=str)]
 
 
-def _call(provider: Provider, problem: Problem) -> Call:
-    replay = capture(run_of(provider, problem), problem.inputs[0])
-    return lambda i: replay()
+def tune(chosen: Sequence[Use], begin: float, limit: float, timer: Timer, replay: Any = lambda run: run) -> list[Found]:
+    """Climb from every row that the uses launch; each use gets an equal share of the time that is left."""
+    found: list[Found] = []
+    seen: list[LaunchRow] = []
+    for i, use in enumerate(chosen):
+        share = (begin + limit - time.monotonic()) / (len(chosen) - i)
+        until = time.monotonic() + max(0.0, share)
+        work = use.build()
+        for row in rows_used(work.run):
+            if all(row is not other for other in seen):
+                seen.append(row)
+                found += climb(use.name, work, row, until, timer, replay)
+    return found
+
+
+def _gpu_timer(now: Replay, after: Replay) -> tuple[float, float, float]:
+    calls = {"table": lambda i: now(), "candidate": lambda i: after()}
+    timed = interleave(calls, Clock("cuda", flush=True), seconds=0.3)
+    return speedup(timed["table"], timed["candidate"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; writes tuned.json, the negative results included."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("filters", nargs="*", help="tune for the uses whose name contains one of these")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds")
     parser.add_argument("--folder", type=Path, help="folder to write to (default: profiles/<gpu>)")
+    parser.add_argument("--write", action="store_true", help="put the winners into rtm_kernels/ops/tuned.json")
+    parser.add_argument("--list", action="store_true", help="print the uses and stop")
     args = parser.parse_args(argv)
+    chosen = [use for use in uses() if not args.filters or any(part in use.name for part in args.filters)]
+    if args.list:
+        print("\n".join(use.name for use in chosen))
+        return 0
     if not torch.cuda.is_available():
         parser.error("PyTorch finds no CUDA device here")
-    begin, found = time.monotonic(), []
-    for i, (case, provider) in enumerate(USES):
-        found += list(tune(case, provider, begin + args.limit * (i + 1) / len(USES)))
-    path = (args.folder or machine.ROOT / "profiles" / machine.slug("cuda")) / "tuned.json"
-    facts = {"machine": machine.device_name("cuda"), "commit": machine.commit(), "versions": machine.versions()}
-    rows.replace(path, json.dumps({**facts, "found": [asdict(f) for f in found]}, indent=1) + "\n")
-    faster = [f for f in found if f.status == "faster"]
-    for f in faster:
-        print(f"{f.case}: {f.ratio:.3f} with {f.candidate} instead of {f.row}")
-    print(f"{len(found)} candidates, {len(faster)} faster, written to {path}")
+    found = tune(chosen, time.monotonic(), args.limit, _gpu_timer, lambda run: capture(lambda _: run(), None))
+    return report(found, args.folder or machine.ROOT / "profiles" / machine.slug("cuda"), args.write)
+
+
+def report(found: Sequence[Found], folder: Path, write: bool, path: Path = tuned.PATH) -> int:
+    """Write what was found, and with `write` the winners to the data file of the tables; 1 if nothing was tried."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    facts = {"gpu": machine.device_name(device), "commit": machine.commit(), "versions": machine.versions()}
+    rows.replace(folder / "tuned.json", json.dumps({**facts, "found": [asdict(f) for f in found]}, indent=1) + "\n")
+    winners = [f for f in found if f.status == "winner"]
+    for f in winners:
+        print(f"{f.use}: {f.ratio:.3f} with {f.candidate} instead of {f.row}")
+    if write:
+        entries = merge(tuned.entries(path), [entry(f, facts) for f in winners])
+        rows.replace(path, json.dumps(entries, indent=1) + "\n")
+        print(f"{len(winners)} rows written to {path}; now review the diff and run make interpret-gate compile-gate")
+    print(f"{len(found)} candidates, {len(winners)} winners, written to {folder / 'tuned.json'}")
     return int(not found)
 
 

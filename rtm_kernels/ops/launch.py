@@ -93,8 +93,24 @@ def find(table: Iterable[LaunchRow], kernel: str, dtype: torch.dtype, size: int)
     for wanted in FALLBACKS[family()]:
         for row in fits:
             if row.family == wanted:
+                for notes in _notes:
+                    notes.append(row)
                 return next((new for old, new in _substitutes if old is row), row)
     return None
+
+
+_notes: list[list[LaunchRow]] = []
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[list[LaunchRow]]:
+    """A list that every row of a table that is found is added to, in order, whether or not it is launched."""
+    notes: list[LaunchRow] = []
+    _notes.append(notes)
+    try:
+        yield notes
+    finally:
+        _notes[:] = [other for other in _notes if other is not notes]
 
 
 _substitutes: list[tuple[LaunchRow, LaunchRow]] = []
@@ -107,7 +123,7 @@ def substituted(old: LaunchRow, new: LaunchRow) -> Iterator[None]:
     try:
         yield
     finally:
-        _substitutes.remove((old, new))
+        _substitutes[:] = [pair for pair in _substitutes if pair[0] is not old or pair[1] is not new]
 
 
 @contextlib.contextmanager

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cases, choose, energy, harness, machine, peers, profile, run, tune
+from benchmarks import cases, choose, energy, harness, machine, peers, profile, run, tune, tune_uses
 from benchmarks.cases import Case
 from benchmarks.harness import Row
 from benchmarks.problem import make
-from benchmarks.providers import PERSISTENT, PROVIDERS
+from benchmarks.providers import PERSISTENT, PROVIDERS, TRITON
 from benchmarks.timing import interleave
+from benchmarks.tune_uses import Use
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import InputError
 from rtm_kernels.recursion import choice
@@ -87,13 +88,15 @@ def test_rows_follow_from_the_winners() -> None:
 
 
 def test_tune_tries_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uses = tuple((replace(case, dtype="float32", batch=1), p) for case, p in tune.USES if case.model == "sudoku")
-    assert len(uses) == 3
-    monkeypatch.setattr(tune, "USES", uses)
+    tasks = (("mixer", TRITON), ("channel", TRITON), ("block", PERSISTENT))
+    small = [(Case("sudoku", task, 1, "float32", "cuda"), provider) for task, provider in tasks]
+    uses = [Use(case.name, partial(tune_uses.layer, case, provider)) for case, provider in small]
+    monkeypatch.setattr(tune, "uses", lambda: uses)
     monkeypatch.setattr(tune, "candidates", lambda row: iter([replace(row, num_warps=8)]))
+    monkeypatch.setattr(tune, "variants", lambda row, table: [])
     assert tune.main(["--folder", str(tmp_path), "--limit", "300"]) == 0
     found = json.loads((tmp_path / "tuned.json").read_text())["found"]
-    assert {f["case"] for f in found} == {case.name for case, _ in uses}
+    assert {f["use"] for f in found} == {use.name for use in uses}
     assert not [f for f in found if f["status"].startswith("refused")]
 
 

@@ -13,12 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_tests, machine, profile, sanitize, tune
-from benchmarks.cases import Case
+from benchmarks import gpu, gpu_tests, machine, profile, sanitize
 from benchmarks.harness import Row
-from benchmarks.providers import REFERENCE
-from rtm_kernels.ops.swiglu_norm import forward
-from rtm_kernels.ops.swiglu_norm import launch as table_of
 
 
 @pytest.fixture(autouse=True)
@@ -88,30 +84,6 @@ def test_the_sanitizer_must_find_what_is_planted(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sanitize.subprocess, "run", lambda *args, **kwargs: done)
     assert sanitize.self_test() == [f"{tool} does not find the planted defect" for tool in ("memcheck", "racecheck")]
     assert sanitize.main([]) == 1
-
-
-def test_candidates_differ_in_one_number_and_are_put_back() -> None:
-    row = next(r for r in table_of.TABLE if r.kernel == "gate_up" and r.family == "hopper")
-    found = list(tune.candidates(row))
-    assert len(found) > 5
-    for other in found:
-        changes = (row.num_warps != other.num_warps) + (row.num_stages != other.num_stages)
-        assert changes + sum(row.blocks[k] != other.blocks[k] for k in row.blocks) == 1
-    before = table_of.TABLE
-    with tune.replaced(row, found[0]):
-        assert any(r is found[0] for r in forward.TABLE) and all(r is not row for r in forward.TABLE)
-        assert forward.TABLE is not before
-    assert forward.TABLE is before and table_of.TABLE is before
-
-
-def test_the_rows_that_a_call_uses_are_found() -> None:
-    from benchmarks.problem import make
-    from benchmarks.providers import TRITON
-
-    problem = make(Case("small", "channel", 1, "float32", "cpu"), copies=1)
-    used = tune.rows_used(TRITON, problem)
-    assert used and all(row in table_of.TABLE for row in used)
-    assert tune.rows_used(REFERENCE, problem) == []
 
 
 def test_the_profile_of_a_step_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
