@@ -26,6 +26,9 @@ log = logging.getLogger("rtm.serve")
 
 KEEP_ALIVE = 5
 BACKLOG = 128
+ACCEPTED_AT_ONCE = 16
+"""Connections taken per turn of the loop: fewer than the limit, so that each can be read before others displace it."""
+
 MIN_TOKEN = 16
 
 
@@ -65,6 +68,12 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, pool: Pool) -> None:
         super().__init__(config)
         self.pool = pool
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See `uvicorn.Server.startup`."""
+        await super().startup(sockets)
+        for listening in sockets or ():
+            listening.listen(BACKLOG)  # asyncio has set its length to what is accepted at once
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See `uvicorn.Server.shutdown`."""
@@ -106,7 +115,7 @@ async def serve(options: Options, listening: socket.socket, on_ready: Callable[[
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            backlog=BACKLOG,
+            backlog=ACCEPTED_AT_ONCE,
             timeout_keep_alive=KEEP_ALIVE,
             timeout_graceful_shutdown=int(limits.drain + 1),
             h11_max_incomplete_event_size=limits.header_block,
