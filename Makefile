@@ -9,7 +9,7 @@ PYTEST := $(PY) -m pytest
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: solve test test-ray check interpret-gate compile-gate bench gpu train profile native clean help
+.PHONY: solve test test-ray check interpret-gate compile-gate bench soak gpu train profile native clean help
 
 .venv/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
@@ -62,6 +62,9 @@ bench: .venv/.installed  ## benchmarks of this machine within ten minutes; write
 	$(PY) -m benchmarks.energy || echo "energy: null"; \
 	$(PY) -m benchmarks.report .benchmarks/latest.json --left .benchmarks/left.json || status=$$?; \
 	exit $$status
+
+soak: .venv/.installed  ## 100,000 requests to `rtm serve` on loopback; writes profiles/<machine>/soak.json (make soak ARGS="--requests 2000")
+	@$(PY) -m benchmarks.soak $(ARGS)
 
 gpu:  ## everything that only a GPU can show, in stages; installs nothing (make gpu GPU_PYTHON=python3)
 	@$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)

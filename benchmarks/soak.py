@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import os
 import random
@@ -139,6 +140,11 @@ class Server:
             found[f"{name}_rss_mib"] = int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
             found[f"{name}_fds"] = len(os.listdir(f"/proc/{pid}/fd"))
         return found
+
+    def pauses(self) -> list[float]:
+        """Gaps of over five seconds between requests: the machine, or a person, had stopped the processes."""
+        times = [line["time"] for line in self.events("request")]
+        return [round(b - a, 1) for a, b in itertools.pairwise(times) if b - a > 5]
 
     def cpu_seconds(self) -> dict[str, float]:
         """Processor time of the front and of the worker so far."""
@@ -356,6 +362,7 @@ def run(count: int, clients: int = 12, sockets: int = 1000, seed: int = 0) -> di
             result["overload"] = overload(server, clients=24, rounds=max(100, count // 200))
             result["idle_sockets"] = idle_sockets(server, requests, max(200, count // 50), clients, sockets)
             result["drain"] = drain(server, requests, clients)
+            result["pauses_seconds"] = server.pauses()
             result["unexpected_log_lines"] = len(server.events("request failed"))
         finally:
             server.kill()

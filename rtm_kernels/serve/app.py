@@ -76,7 +76,7 @@ def add_solving(app: FastAPI, pool: Pool, limits: Limits) -> None:
         return Response(answer.model_dump_json(), media_type="application/json")
 
     streamed: dict[int | str, dict[str, Any]] = {
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": EVENTS}
+        200: {"content": {"text/event-stream": {"schema": EVENT}}, "description": EVENTS}
     }
 
     @app.post("/v1/stream", response_class=StreamingResponse, responses=refusals | streamed, operation_id="stream")
@@ -87,7 +87,16 @@ def add_solving(app: FastAPI, pool: Pool, limits: Limits) -> None:
         return StreamingResponse(events, media_type="text/event-stream")
 
 
-EVENTS = "Events `solution` with a Solution as data, then `done`, or `error` with an ErrorBody."
+EVENTS = "Events: `solution` with a Solution as data for each puzzle, then `done`, or `error` with an ErrorBody."
+EVENT = {
+    "type": "object",
+    "description": "One server-sent event.",
+    "properties": {
+        "event": {"enum": ["solution", "done", "error"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["event", "data"],
+}
 
 
 async def sent_events(pool: Pool, job: Job, name: str, request_id: str) -> AsyncIterator[str]:

@@ -256,8 +256,13 @@ class Pool:
             }))  # fmt: skip
 
     def _give_up(self, job: Job) -> None:
-        """The worker is past the deadline and the grace: it is stuck."""
+        """The worker is past the deadline and the grace: it is stuck, unless this process was stopped meanwhile."""
+        loop, grace = asyncio.get_running_loop(), self.limits.grace
         self._expire(job)
+        if loop.time() - job.expires > 2 * grace:
+            job.expires = loop.time()
+            loop.call_later(grace, self._give_up, job)
+            return
         if job.running:
             job.results.put_nowait(unavailable("deadline", "the worker did not answer in time"))
             self.kill_worker("no answer past the deadline")

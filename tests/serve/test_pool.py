@@ -99,6 +99,19 @@ def test_a_stuck_worker_is_replaced_and_health_says_so_meanwhile(workers: Worker
     run(workers, test, grace=0.2, probe=0.2)
 
 
+def test_a_front_that_was_stopped_itself_does_not_blame_the_worker(workers: Workers) -> None:
+    async def test(pool: Pool) -> None:
+        workers[0].hold()
+        job = pool.submit("reverse", ["1000"], 8, 30)
+        await until(lambda: len(job.running) == 1)
+        job.expires -= 100  # as if nothing had run for long
+        pool._give_up(job)
+        workers[0].gate(2)
+        assert (await collect(pool, job))[0]["answer"] == "0001" and len(workers) == 1
+
+    run(workers, test)
+
+
 def test_health_notices_other_bits(workers: Workers) -> None:
     async def test(pool: Pool) -> None:
         assert pool._golden["reverse"][:3] == ("0000", "verified", 1)
