@@ -63,7 +63,7 @@ bench: .venv/.installed  ## benchmarks of this machine within ten minutes; write
 	$(PY) -m benchmarks.report .benchmarks/latest.json --left .benchmarks/left.json || status=$$?; \
 	exit $$status
 
-soak: .venv/.installed  ## 100,000 requests to `rtm serve` on loopback; writes profiles/<machine>/soak.json (make soak ARGS="--requests 2000")
+soak: .venv/.installed  ## 100,000 requests to `rtm serve` on loopback; writes profiles/<machine>/soak.json
 	@$(PY) -m benchmarks.soak $(ARGS)
 
 gpu:  ## everything that only a GPU can show, in stages; installs nothing (make gpu GPU_PYTHON=python3)

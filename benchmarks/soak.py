@@ -56,14 +56,16 @@ class Tally:
 
     statuses: Counter[int] = field(default_factory=Counter)
     wrong: int = 0
+    late: int = 0
     broken: int = 0
     seconds: list[float] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, status: int, wrong: bool, seconds: float) -> None:
+    def add(self, status: int, verdict: str, seconds: float) -> None:
         with self.lock:
             self.statuses[status] += 1
-            self.wrong += wrong
+            self.wrong += verdict == "wrong"
+            self.late += verdict == "late"
             self.seconds.append(seconds)
 
     @property
@@ -199,14 +201,17 @@ def requests_of(rng: random.Random, tiny: Path) -> list[Request]:
     return found
 
 
-def is_wrong(request: Request, status: int, body: bytes) -> bool:
-    """Whether an answer of 200 holds other bits than it must, or a request got another status than 503."""
+def judge(request: Request, status: int, body: bytes) -> str:
+    """`right`, `late` for solutions that say they met their deadline first, else `wrong`; 503 is right here."""
     if status != request.status:
-        return status != 503
+        return "right" if status == 503 else "wrong"
     if request.bits is None:
-        return False
+        return "right"
     solutions = json.loads(body)["solutions"]
-    return [tuple(s[name] for name in BITS) for s in solutions] != request.bits
+    if [tuple(s[name] for name in BITS) for s in solutions] == request.bits:
+        return "right"
+    on_time = [(s, bits) for s, bits in zip(solutions, request.bits, strict=True) if s["reason"] != "deadline"]
+    return "wrong" if any(tuple(s[name] for name in BITS) != bits for s, bits in on_time) else "late"
 
 
 def drive(port: int, requests: list[Request], count: int, clients: int, tally: Tally) -> list[threading.Thread]:
@@ -225,7 +230,7 @@ def drive(port: int, requests: list[Request], count: int, clients: int, tally: T
                     tally.broken += 1
                 connection = None
                 continue
-            tally.add(status, is_wrong(request, status, body), time.perf_counter() - began)
+            tally.add(status, judge(request, status, body), time.perf_counter() - began)
         if connection is not None:
             connection.close()
 
@@ -288,7 +293,7 @@ def settle(server: Server, fds: float) -> None:
 def summary(tally: Tally) -> dict[str, Any]:
     server_errors = {status: n for status, n in tally.statuses.items() if status >= 500 and status != 503}
     return {
-        "requests": tally.total, "wrong": tally.wrong, "broken_connections": tally.broken,
+        "requests": tally.total, "wrong": tally.wrong, "late": tally.late, "broken_connections": tally.broken,
         "5xx_but_503": sum(server_errors.values()), "503": tally.statuses[503],
         "statuses": {str(k): v for k, v in sorted(tally.statuses.items())},
         "p50_ms": tally.quantile(0.5), "p99_ms": tally.quantile(0.99),
