@@ -29,7 +29,7 @@ SETUP = Setup((("reverse", "unused"),), slots=SLOTS)
 class ThreadWorker:
     """What `child.start` gives, but a thread: `kill` cuts its socket and drops its work, as the end of a process."""
 
-    def __init__(self, setup: Setup, max_steps: int) -> None:
+    def __init__(self, setup: Setup, max_steps: int, held: bool) -> None:
         self.pid = 0
         self.solvers: dict[str, Solver] = {}
         self.executors: dict[str, GatedExecutor] = {}
@@ -37,7 +37,7 @@ class ThreadWorker:
             solver = Solver(model(), task=TASK, batch_size=setup.slots, max_steps=max_steps)
             self.executors[name] = solver.executor = GatedExecutor(solver)
             self.solvers[name] = solver
-        self.gate(10_000)
+        self.gate(0 if held else 10_000)
         self.ours, self.theirs = socket.socketpair()
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
@@ -72,10 +72,12 @@ class ThreadWorker:
 
 
 class Workers(list[ThreadWorker]):
-    """Every worker started so far."""
+    """Every worker started so far; those started while `held` is set run no step before their gate opens."""
+
+    held = False
 
     def start(self, setup: Setup, limits: Limits) -> tuple[ThreadWorker, socket.socket]:
-        found = ThreadWorker(setup, limits.steps)
+        found = ThreadWorker(setup, limits.steps, self.held)
         self.append(found)
         return found, found.ours
 

@@ -70,11 +70,12 @@ def test_a_worker_that_dies_loses_nothing(workers: Workers) -> None:
 
 def test_a_puzzle_that_ends_every_worker_is_refused(workers: Workers) -> None:
     async def test(pool: Pool) -> None:
+        workers.held = True
         workers[-1].hold()
         task = asyncio.create_task(collect(pool, pool.submit("reverse", ["7000"], 8, 30)))
         for number in range(1, 4):
             await until(lambda number=number: len(workers) == number and pool._queues["reverse"].running == 1)
-            workers[-1].hold()
+            workers.held = number < 3
             pool.kill_worker("a test")
         with pytest.raises(Refused, match="kept failing") as refused:
             await task
@@ -96,7 +97,7 @@ def test_a_stuck_worker_is_replaced_and_health_says_so_meanwhile(workers: Worker
         with pytest.raises(Refused, match="golden puzzle was not solved in time"):
             await pool.probe()
 
-    run(workers, test, grace=0.2, probe=0.2)
+    run(workers, test, grace=0.2, probe=2.0)
 
 
 def test_a_front_that_was_stopped_itself_does_not_blame_the_worker(workers: Workers) -> None:

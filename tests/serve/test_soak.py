@@ -7,23 +7,25 @@ import json
 import pytest
 
 from benchmarks import soak
+from benchmarks.soak_client import BITS as NAMES
+from benchmarks.soak_client import Request, judge
 
 BITS = ("0001", "verified", 1, 0.5, None)
 
 
 def answer(**changes: object) -> bytes:
-    solution = dict(zip(soak.BITS, BITS, strict=True)) | {"reason": "verified"} | changes
+    solution = dict(zip(NAMES, BITS, strict=True)) | {"reason": "verified"} | changes
     return json.dumps({"solutions": [solution]}).encode()
 
 
 def test_the_soak_notices_what_is_wrong() -> None:
-    request = soak.Request(b"", 200, [BITS])
-    assert soak.judge(request, 200, answer()) == "right" == soak.judge(request, 503, b"")
-    assert soak.judge(request, 200, answer(halt_probability=0.5000001)) == "wrong"
-    assert soak.judge(request, 200, answer(status="unverified")) == "wrong"
-    assert soak.judge(request, 200, answer(answer=None, reason="deadline")) == "late"
-    assert soak.judge(request, 500, b"") == "wrong" == soak.judge(request, 404, b"")
-    assert soak.judge(soak.Request(b"", 422), 200, answer()) == "wrong"
+    request = Request(b"", 200, [BITS])
+    assert judge(request, 200, answer()) == "right" == judge(request, 503, b"")
+    assert judge(request, 200, answer(halt_probability=0.5000001)) == "wrong"
+    assert judge(request, 200, answer(status="unverified")) == "wrong"
+    assert judge(request, 200, answer(answer=None, reason="deadline")) == "late"
+    assert judge(request, 500, b"") == "wrong" == judge(request, 404, b"")
+    assert judge(Request(b"", 422), 200, answer()) == "wrong"
 
 
 @pytest.mark.slow
