@@ -189,12 +189,11 @@ def run(count: int, clients: int = 12, sockets: int = 1000, seed: int = 0) -> di
         requests = requests_of(random.Random(seed), tiny_model(folder))
         server = Server(folder, [f"tiny={folder / 'tiny'}", "sudoku"])
         try:
-            result = {"steady": steady(server, requests, count, clients)}
+            result = {"steady": steady(server, requests, count, clients), "pauses_seconds": server.pauses()}
             result["kills"] = kills(server, requests, max(400, count // 50), clients)
             result["overload"] = overload(server, clients=24, rounds=max(100, count // 200))
             result["idle_sockets"] = idle_sockets(server, requests, max(200, count // 50), clients, sockets)
             result["drain"] = drain(server, requests, clients)
-            result["pauses_seconds"] = server.pauses()
             result["unexpected_log_lines"] = len(server.events("request failed"))
         finally:
             server.kill()
