@@ -26,7 +26,7 @@ def read_all(arguments: list[str], task: Task, limit: int | None) -> list[Puzzle
     """
     require(limit is None or limit >= 1, "--limit", limit, "at least 1")
     read = _read(arguments, task) if arguments else iter(example_puzzles(task.name))
-    found = list(islice(read, limit or MAX_PUZZLES + 1))
+    found = list(islice(read, min(limit or MAX_PUZZLES + 1, sys.maxsize)))
     if limit is None and len(found) > MAX_PUZZLES:
         raise InputError(f"more than {MAX_PUZZLES} puzzles in one run; --limit N takes the first N")
     return found

@@ -7,6 +7,7 @@ took them, and an `end` for each puzzle, after its last step.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ def whole(low: int, high: int) -> Check:
 
 
 def number(value: Any) -> bool:
-    return type(value) in (int, float) or value in NON_FINITE
+    return value in NON_FINITE or (type(value) in (int, float) and abs(value) <= sys.float_info.max)
 
 
 def probability(value: Any) -> bool:

@@ -141,6 +141,7 @@ def test_bad_puzzles_end_in_one_line_and_code_2(rtm, tmp_path, case: str, as_fil
         (["--executor", "warp", "1"], "executor='warp' is not allowed"),
         (["--halt", "never", "1"], "policy='never' is not allowed"),
         (["--limit", "0", "1"], "--limit=0 is not allowed"),
+        (["--limit", "9" * 400, "1"], "1 cells"),
         (["--rollouts", "0", "1"], "rollouts=0 is not allowed"),
         (["--noise", "nan", "1"], "noise=nan is not allowed"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ BROKEN: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
     "NaN": (lambda text: [text[0], '{"kind": NaN}\n'], "line 2: not JSON"),
     "a field twice": (lambda text: [text[0], '{"kind": "end", "kind": "end"}\n'], "line 2: not JSON"),
     "long number": (lambda text: [text[0], '{"kind": ' + "9" * 10_000 + "}\n"], "line 2: not JSON"),
+    "a number without end": (
+        lambda text: [*text[:STEP], re.sub(r'"seconds": [^,}]*', '"seconds": 1e309', text[STEP]), *text[STEP + 1 :]],
+        "line 5: field seconds=inf",
+    ),
     "long line": (lambda text: [text[0], "x" * (1 << 20) + "\n"], "line 2: longer than"),
     "cut in a line": (lambda text: [*text[:8], text[8][:20]], "line 9: cut off"),
     "cut between lines": (lambda text: text[:8], "line 8: the trace is cut off after this line"),
