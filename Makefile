@@ -9,7 +9,7 @@ PYTEST := $(PY) -m pytest
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: solve test test-ray check interpret-gate compile-gate bench soak gpu train profile native clean help
+.PHONY: solve test test-ray check interpret-gate compile-gate proof roofline bench soak gpu train profile native clean help
 
 .venv/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
@@ -51,8 +51,14 @@ check: .venv/.environment  ## lint, format check, types
 interpret-gate: .venv/.installed  ## every Triton kernel against its reference, in Triton's interpreter (float32)
 	@$(PY) -m tests.gates.interpret_gate
 
-compile-gate: .venv/.installed  ## every kernel and launch row compiled for sm_90 without a GPU
-	@$(PY) -m tests.gates.compile_gate
+compile-gate: .venv/.installed  ## every kernel and launch row compiled for sm_90 without a GPU; ARCH=all writes the table
+	@$(PY) -m tests.gates.compile_gate --arch $(or $(ARCH),90)
+
+proof: .venv/.installed  ## every proof that needs no GPU, ending in one table
+	@$(PYTEST) tests/proof tests/gates -n auto --maxprocesses 8 --dist worksteal -q --no-header -W ignore
+
+roofline: .venv/.installed  ## FLOPs, bytes and modelled time of every kernel of an ACT step
+	@$(PY) -m benchmarks.roofline $(ARGS)
 
 bench: .venv/.installed  ## benchmarks of this machine within ten minutes; writes profiles/<machine>/, ends with one table
 	@mkdir -p .benchmarks && rm -f .benchmarks/latest.json .benchmarks/left.json

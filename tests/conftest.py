@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,9 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip("no folder of shared data beside the checkout")
     return path
+
+
+@pytest.fixture
+def cells(request: pytest.FixtureRequest) -> Callable[[int], None]:
+    """Say how many cells of the table the test has run, when it is more than one."""
+    return lambda n: request.node.user_properties.append(("cells", n))

@@ -1,6 +1,8 @@
 """Compile gate: every kernel of every launch row becomes an sm_90 cubin, without a GPU, and the cubin is read.
 
-    python -m tests.gates.compile_gate [--arch 90] [--jobs 2] [FILTER ...]
+    python -m tests.gates.compile_gate [--arch 90|all] [--jobs 2] [--table] [FILTER ...]
+
+`--arch all` compiles for every architecture of the committed table and writes it again; `--table` compares with it.
 
 Protocol. A package folder (`rtm_kernels/ops/<op>/` or any other) that launches Triton kernels has a file
 `compile_cases.py` with one function:
@@ -39,6 +41,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from tests.gates import compile_table
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
@@ -218,31 +222,46 @@ def print_table(compiled: list[Compiled], arch: int) -> None:
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="compile every launch row without a GPU and read the cubins")
-    parser.add_argument("filters", nargs="*", help="keep cases whose module or name contains one of these")
-    parser.add_argument("--arch", type=int, default=90, choices=sorted(SHARED_LIMIT))
-    parser.add_argument("--jobs", type=int, default=2)
-    options = parser.parse_args(argv)
-    if os.environ.pop("TRITON_INTERPRET", None):
-        print("TRITON_INTERPRET is ignored: this gate compiles")
+def compile_all(arch: int, filters: list[str], pool: ProcessPoolExecutor) -> tuple[list[Compiled], list[str]]:
+    """Every distinct kernel of the chosen cases, and, without filters, the launch rows that no case reaches."""
     modules, jobs = [], []
     for module in case_modules():
         for index, case in enumerate(importlib.import_module(module).compile_cases()):
-            if not options.filters or any(f in module or f in case.name for f in options.filters):
-                jobs.append((module, index, options.arch))
+            if not filters or any(f in module or f in case.name for f in filters):
+                jobs.append((module, index, arch))
                 modules.append(module)
-    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        compiled = [row for rows in pool.map(compile_case, jobs) for row in rows]
+    compiled = [row for rows in pool.map(compile_case, jobs) for row in rows]
     worst_last = sorted(compiled, key=lambda c: bool(c.failures))  # of like launches keep one that fails
     distinct = {(c.kernel, c.options, c.case): c for c in worst_last}
-    print_table(list(distinct.values()), options.arch)
-    unreached = [] if options.filters else unreached_rows(sorted(set(modules)), compiled, options.arch)
-    for text in unreached:
-        print(f"no case reaches launch row {text}")
-    failed = sum(bool(c.failures) for c in distinct.values())
-    print(f"{len(distinct)} kernels, {failed} failed, {len(unreached)} launch rows unreached")
-    return 1 if failed or unreached or not distinct else 0
+    unreached = [] if filters else unreached_rows(sorted(set(modules)), compiled, arch)
+    return list(distinct.values()), unreached
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="compile every launch row without a GPU and read the cubins")
+    parser.add_argument("filters", nargs="*", help="keep cases whose module or name contains one of these")
+    parser.add_argument("--arch", default="90", choices=["all", *map(str, sorted(SHARED_LIMIT))])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--table", action="store_true", help="fail where the committed table says something else")
+    options = parser.parse_args(argv)
+    if os.environ.pop("TRITON_INTERPRET", None):
+        print("TRITON_INTERPRET is ignored: this gate compiles")
+    bad = 0
+    for arch in compile_table.ARCHITECTURES if options.arch == "all" else (int(options.arch),):
+        with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            compiled, unreached = compile_all(arch, options.filters, pool)
+        rows = [compile_table.row(c) for c in compiled]
+        print_table(compiled, arch)
+        stale = compile_table.differences(arch, rows) if options.table and not options.filters else []
+        for text in (*(f"no case reaches launch row {row}" for row in unreached), *stale):
+            print(text)
+        failed = sum(bool(c.failures) for c in compiled)
+        print(f"sm_{arch}: {len(compiled)} kernels, {failed} failed, {len(unreached)} rows unreached", flush=True)
+        bad += failed + len(unreached) + len(stale) + (not compiled)
+        if options.arch == "all" and not options.filters:
+            compile_table.write(arch, rows)
+            compile_table.summarise()
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ def _make_adam(shapes: tuple[tuple[int, ...], ...], layout: str, g: torch.Genera
     return tensors
 
 
-def _call_adam(impl: str, t: Tensors) -> tuple[Tensor, ...]:
+def _call_adam(beta1: float, impl: str, t: Tensors) -> tuple[Tensor, ...]:
     params = [torch.nn.Parameter(t[name].clone()) for name in sorted(t) if name.startswith("p")]
-    optimizer = AdamATan2(params, lr=1e-2, weight_decay=0.5, impl=impl)
+    optimizer = AdamATan2(params, lr=1e-2, betas=(beta1, 0.95), weight_decay=0.5, impl=impl)
     for step in (1, 2):
         for i, param in enumerate(params):
             param.grad = t[f"g{i}.{step}"]
@@ -56,9 +56,10 @@ def _call_sparse(impl: str, t: Tensors) -> Tensor:
     return weights
 
 
-def case(shapes: tuple[tuple[int, ...], ...], layout: str) -> OpCase:
-    """One configuration of AdamATan2."""
-    return OpCase("adam_atan2", f"{list(map(list, shapes))} {layout}", partial(_make_adam, shapes, layout), _call_adam)
+def case(shapes: tuple[tuple[int, ...], ...], layout: str, beta1: float) -> OpCase:
+    """One configuration of AdamATan2; without momentum (beta1 = 0) its angles also pass pi / 4."""
+    name = f"{list(map(list, shapes))} {layout} beta1={beta1}"
+    return OpCase("adam_atan2", name, partial(_make_adam, shapes, layout), partial(_call_adam, beta1))
 
 
 def sparse_case(rows: int, batch: int, width: int, layout: str) -> OpCase:
@@ -69,5 +70,5 @@ def sparse_case(rows: int, batch: int, width: int, layout: str) -> OpCase:
 
 def interpret_cases() -> Iterator[OpCase]:
     """Many tensors of odd and empty shapes in one launch; repeated, single and no ids."""
-    yield from (case(shapes, layout) for shapes in SHAPES for layout in LAYOUTS)
+    yield from (case(shapes, layout, beta1) for shapes in SHAPES for layout in LAYOUTS for beta1 in (0.0, 0.9))
     yield from (sparse_case(*row) for row in SPARSE)

@@ -44,7 +44,7 @@ def _call(heads: int, options: str, impl: str, t: Tensors) -> Tensor:
     return attention_norm(
         t["x"], t["qkv_weight"], t["o_weight"], num_heads=heads, injection=injection, causal="causal" in options,
         qk_norm="qk_norm" in options, impl=impl,
-        cos_sin=rope_tables(length, width // heads, 10000.0) if "rope" in options else None,
+        cos_sin=rope_tables(length, width // heads, 10000.0, t["x"].device) if "rope" in options else None,
     )  # fmt: skip
 
 

@@ -70,30 +70,34 @@ class Outcome:
     failures: list[str] = field(default_factory=list)
 
 
-def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A leaf with the values, layout and offset of `tensor` in another dtype."""
+def as_dtype(tensor: Tensor, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """A leaf with the values, layout and offset of `tensor` in another dtype, and on another device if one is given."""
     if not tensor.is_floating_point():
-        return tensor
+        return tensor.to(device)
     span = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1 if tensor.numel() else 0
     offset = tensor.storage_offset()
-    storage = torch.zeros(offset + span, dtype=dtype)
+    storage = torch.zeros(offset + span, dtype=dtype, device=device or tensor.device)
     storage[offset:] = tensor.detach().as_strided((span,), (1,), offset)
     return storage.as_strided(tensor.shape, tensor.stride(), offset).requires_grad_(tensor.requires_grad)
 
 
-def run(case: OpCase, impl: str, tensors: Tensors, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Tensor]]:
+def run(
+    case: OpCase, impl: str, tensors: Tensors, dtype: torch.dtype, device: torch.device | None = None
+) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Outputs, and gradients by name under fixed random upstream gradients."""
     with case.scope():
-        return _run(case, impl, tensors, dtype)
+        return _run(case, impl, tensors, dtype, device)
 
 
-def _run(case: OpCase, impl: str, tensors: Tensors, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Tensor]]:
-    leaves = {name: as_dtype(tensor, dtype) for name, tensor in tensors.items()}
+def _run(
+    case: OpCase, impl: str, tensors: Tensors, dtype: torch.dtype, device: torch.device | None
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    leaves = {name: as_dtype(tensor, dtype, device) for name, tensor in tensors.items()}
     result = case.call(impl, leaves)
     outputs = [result] if isinstance(result, Tensor) else list(result)
     smooth = [out for out in outputs if out.requires_grad]
     generator = torch.Generator().manual_seed(1)
-    upstream = [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype) for out in smooth]
+    upstream = [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out) for out in smooth]
     wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
     if not smooth or not wanted:
         return outputs, {}
@@ -121,15 +125,17 @@ def rounded(case: OpCase, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor
     return {name: as_dtype(as_dtype(t, dtype), torch.float32) for name, t in tensors.items()}
 
 
-def check(case: OpCase, dtype: torch.dtype = torch.float32, seed: int = 0) -> Outcome:
-    """Run one case in `dtype` against its reference in the same dtype and in float64."""
+def check(
+    case: OpCase, dtype: torch.dtype = torch.float32, seed: int = 0, device: torch.device | None = None
+) -> Outcome:
+    """Run one case in `dtype` against its reference in the same dtype and in float64, all on one device."""
     outcome = Outcome(case)
     tensors = rounded(case, dtype, seed)
-    truth, truth_grads = run(case, "reference", tensors, torch.float64)
-    base, base_grads = run(case, "reference", tensors, dtype)
+    truth, truth_grads = run(case, "reference", tensors, torch.float64, device)
+    base, base_grads = run(case, "reference", tensors, dtype, device)
     launches.clear()
     start = time.perf_counter()
-    outputs, grads = run(case, "triton", tensors, dtype)
+    outputs, grads = run(case, "triton", tensors, dtype, device)
     outcome.seconds, outcome.launches = time.perf_counter() - start, launches.total()
     for i, (out, b, t) in enumerate(zip(outputs, base, truth, strict=True)):
         outcome.forward = max(outcome.forward, value := ratio(out, b, t))

@@ -33,6 +33,7 @@ CASES = (  # B, L, D, inner widths over L and D, norm axis, policy, pool, ACT st
     (2, 16, 64, (64, 128), "hidden", "q", "mean", 1, programs.transformer()),
     (17, 2, 8, (8, 8), "sequence", "q", "first", 1, programs.transformer()),
 )
+MAX_STEPS, TOLERANCE = 2, 1.3
 WEIGHTS = ("mlp_t", "mlp")
 
 
@@ -70,7 +71,7 @@ def _call(
     stacks, latents = _stacks(program, t, norm_axis), {n[2:]: v for n, v in t.items() if n.startswith("z.")}
     headed = {} if policy in ("settle", "fixed") else {"weight": t["head"], "bias": t["bias"], "pool": pool}
     if impl == "triton":
-        head = HaltingHead(policy, 4, tolerance=0.5, **headed)
+        head = HaltingHead(policy, MAX_STEPS, tolerance=TOLERANCE, **headed)
         latents, state, logits = run_act_step(program, latents, t["x"], stacks, head, act_steps=act_steps)
     else:
         latents, state, logits = _reference(program, latents, t["x"], stacks, policy, headed, act_steps)
@@ -80,19 +81,19 @@ def _call(
 
 def _reference(program, latents, x, stacks, policy, headed, act_steps):  # type: ignore[no-untyped-def]
     units = x.shape[1] if headed.get("pool") == "token" else 1
-    state, logits = initial_state(len(x), units), torch.zeros(len(x), units, 2)
+    state, logits = initial_state(len(x), units, x.device), torch.zeros(len(x), units, 2, device=x.device)
     for _ in range(act_steps):
         active = state.active_samples
         new = reference.run(program, latents, x, stacks)
-        settle = {"previous": latents[program.output], "tol": 0.5} if policy == "settle" else {}
+        settle = {"previous": latents[program.output], "tol": TOLERANCE} if policy == "settle" else {}
         step = halting_step_(
-            state, new[program.output], policy=policy, max_steps=4, **headed, **settle, impl="reference"
+            state, new[program.output], policy=policy, max_steps=MAX_STEPS, **headed, **settle, impl="reference"
         )
         latents = {name: torch.where(active[:, None, None], new[name], latents[name]) for name in new}
         if headed:
             logits = torch.where(active[:, None, None], step.logits, logits)
     if policy == "settle":
-        logits = torch.zeros(len(x), units, 2)
+        logits = torch.zeros_like(logits)
     return latents, state, logits
 
 

@@ -3,19 +3,55 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
+from tests.gates import compile_table
 from tests.gates.compile_gate import ROOT
 
+GATES = {"compile": ["compile_gate", "--table"], "error": ["interpret_gate"]}
 
-@pytest.mark.parametrize("gate", ["compile_gate", "interpret_gate"])
-def test_gate(gate: str) -> None:
+
+@pytest.mark.parametrize("row", [pytest.param(name, marks=pytest.mark.proof(name)) for name in GATES])
+def test_gate(row: str, cells: Callable[[int], None]) -> None:
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    result = subprocess.run(
-        [sys.executable, "-m", f"tests.gates.{gate}"], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", f"tests.gates.{GATES[row][0]}", *GATES[row][1:]]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
+    cells(int(re.findall(r"(\d+) (?:kernels|cases),", result.stdout)[-1]))
+
+
+@pytest.mark.proof("compile")
+@pytest.mark.parametrize("arch", compile_table.ARCHITECTURES)
+def test_the_committed_table_is_of_these_sources_and_has_no_failure(arch: int, cells: Callable[[int], None]) -> None:
+    if not compile_table.exists(arch):
+        pytest.skip("no table was committed yet: make compile-gate ARCH=all")
+    table = compile_table.read(arch)
+    assert table["sources"] == compile_table.fingerprint(), "refresh it: make compile-gate ARCH=all"
+    assert [r for r in table["kernels"] if r["failures"]] == []
+    cells(len(table["kernels"]))
+
+
+@pytest.mark.proof("compile")
+def test_the_official_sizes_on_hopper_spill_nothing_and_multiply_on_tensor_cores() -> None:
+    if not compile_table.exists(90):
+        pytest.skip("no table was committed yet: make compile-gate ARCH=all")
+    rows = [r for r in compile_table.read(90)["kernels"] if r["case"].startswith(compile_table.OFFICIAL)]
+    assert {r["kernel"] for r in rows} == {r["kernel"] for r in compile_table.read(90)["kernels"]}
+    for r in rows:
+        assert r["stack"] == r["spills"] == 0, r
+        half = not re.search("float32|fp32", r["case"])
+        assert not half or r["kernel"] not in PRODUCTS or r["wgmma"] > 0, r
+
+
+PRODUCTS = {
+    "fused_kernel", "gate_up_kernel", "residual_gemm_kernel", "fused_input_grad_kernel", "fused_weight_grad_kernel",
+    "hidden_backward_kernel", "weight_grad_kernel", "qkv_kernel", "output_kernel", "input_grad_kernel",
+    "recursion_kernel",
+}  # fmt: skip
+"""Kernels with a dot."""

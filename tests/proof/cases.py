@@ -39,11 +39,11 @@ HALTING = (
     ((33, 3, 24), "q_continue", "mean", "strided"),
     ((4, 7, 17), "cumulative_sequence", "first", "offset"),
     ((3, 17, 24), "cumulative_token", "token", "plain"),
-    ((5, 7, 41), "settle", "first", "plain"),
+    ((24, 9, 170), "settle", "first", "plain"),
     ((40, 1, 1), "fixed", "first", "plain"),
 )
 TOKEN_LOSS = (((3, 67, 11), "plain", 3.0, 0.3), ((2, 5, 70), "transposed", 10.0, 0.2))
-ADAM = ((((97, 24), (1,), (7, 130)), "plain"),)
+ADAM = ((((97, 24), (1,), (7, 130)), "plain", 0.9), (((511,), (513,)), "offset", 0.0))
 SPARSE = ((5, 9, 70, "plain"), (3, 12, 24, "strided"))
 PERSISTENT = (
     (2, 9, 24, (20, 40), "sequence", "q", "first", 2, programs.trm(1, 1)),

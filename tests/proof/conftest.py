@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable
 
 import pytest
 from rich.console import Console
@@ -31,12 +30,6 @@ PROPERTIES = {
     "cost": "FLOPs, bytes and special functions as the kernels execute them; modelled ACT step",
 }
 """Row of the table -> what it says, in the order of the table."""
-
-
-@pytest.fixture
-def cells(request: pytest.FixtureRequest) -> Callable[[int], None]:
-    """Say how many cells of the table the test has run, when it is more than one."""
-    return lambda n: request.node.user_properties.append(("cells", n))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from triton.runtime import interpreter
 
@@ -99,4 +98,4 @@ def kernel_names() -> set[str]:
 
 def bits(tensor: Tensor) -> bytes:
     """The bytes of a tensor's elements: NaN equals NaN, and -0.0 differs from 0.0."""
-    return tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
+    return tensor.detach().numpy().tobytes()

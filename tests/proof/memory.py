@@ -47,7 +47,8 @@ class Mapping:
     def vast(self, shape: torch.Size, stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor of zeros that takes memory only where it is touched, however large it is."""
         size = span(shape, stride) * dtype.itemsize
-        return _storage(self._pages(-(size // -PAGE) * PAGE), size, dtype).as_strided(shape, stride)
+        pages = max(1, -(size // -PAGE)) * PAGE
+        return _storage(self._pages(pages), size, dtype).as_strided(shape, stride)
 
     def fenced(self, tensors: dict[str, Tensor], at_end: bool) -> dict[str, Tensor]:
         """Copies whose last byte (or first, unless `at_end`) lies beside a page that must not be touched.

@@ -24,7 +24,7 @@ def halting_step_op(
 
     state = HaltingState(steps, active, accumulated, step_weight, remainder)
     logits = _empty_logits(y, weight, pool)
-    head = None if weight is None else (weight.contiguous(), bias)
+    head = None if weight is None else (weight.contiguous(), None if bias is None else bias.contiguous())
     latents = None if previous is None else (previous.contiguous(), answer, previous_answer)
     floor = min_steps if min_steps_of is None else min_steps_of.to(torch.int32).contiguous()
     with torch.cuda.device_of(y):

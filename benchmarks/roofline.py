@@ -1,0 +1,143 @@
+"""python -m benchmarks.roofline: what each kernel of an ACT step computes and moves, and the time that allows.
+
+The counts come from the ops' cost models (`rtm_kernels/ops/<op>/cost.py`), which `tests/proof/test_cost.py` holds to
+what the kernels do. The limits are those of an H200 that a good kernel reaches: 790 TFLOP/s in bfloat16, 4.3 TB/s, and
+16 special functions per clock and multiprocessor. A measured time stands beside the model where a profile has one, and
+`unproven` where none has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from rtm_kernels.ops.adam_atan2 import cost as adam_cost
+from rtm_kernels.ops.cost import KernelCost, Limits
+from rtm_kernels.ops.halting import cost as halting_cost
+from rtm_kernels.ops.mixer_norm import cost as mixer_cost
+from rtm_kernels.ops.stablemax_loss import cost as loss_cost
+from rtm_kernels.ops.swiglu_norm import cost as swiglu_cost
+from rtm_kernels.program import trm
+
+H200 = Limits(flops=790e12, bytes=4.3e12, special=132 * 16 * 1.755e9)
+LENGTH, WIDTH, MIXER_INNER, INNER, VOCABULARY, LAYERS = 97, 512, 512, 1536, 11, 2
+"""The official Sudoku model of TRM with the MLP mixer: 81 cells behind 16 places of the puzzle embedding."""
+PARAMETERS = LAYERS * (3 * MIXER_INNER * LENGTH + 3 * INNER * WIDTH) + 2 * WIDTH * VOCABULARY + 2 * (WIDTH + 1)
+"""Parameters that AdamATan2 updates: the layers, the embedding of the tokens, both heads."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A kernel, and how often a step launches it."""
+
+    step: str
+    calls: int
+    cost: KernelCost
+
+
+def act_step(batch: int) -> list[Line]:
+    """The launches of one forward ACT step of `batch` puzzles: every layer application, both heads, halting."""
+    lines = []
+    for step in trm(3, 6).steps:
+        for layer in range(LAYERS):
+            terms = len(step.state) + len(step.inject) - 1 if layer == 0 else 0
+            lines += [("mixer_norm", c) for c in mixer_cost.forward(batch, LENGTH, WIDTH, MIXER_INNER, min(terms, 2))]
+            lines += [("swiglu_norm", c) for c in swiglu_cost.forward(batch, LENGTH, WIDTH, INNER, 0)]
+    lines += [("lm head (PyTorch)", _linear(batch * LENGTH, WIDTH, VOCABULARY))]
+    lines += [("halting", c) for c in halting_cost.step(batch, LENGTH, WIDTH, "q", "first")]
+    return _counted(lines)
+
+
+def training_extra(batch: int) -> list[Line]:
+    """What a training step launches beside the forward pass: the backward of the last H cycle, loss and optimiser."""
+    lines = [("loss", c) for c in loss_cost.forward(batch, LENGTH, VOCABULARY, True, block=128)]
+    lines += [("loss", c) for c in loss_cost.backward(batch, LENGTH, VOCABULARY, True)]
+    for step in trm(3, 6).steps:
+        for layer in range(LAYERS if step.grad else 0):
+            terms = len(step.state) + len(step.inject) - 1 if layer == 0 else 0
+            lines += [
+                ("mixer_norm backward", c)
+                for c in mixer_cost.backward(batch, LENGTH, WIDTH, MIXER_INNER, min(terms, 2))
+            ]
+            lines += [("swiglu_norm backward", c) for c in swiglu_cost.backward(batch, LENGTH, WIDTH, INNER, 0)]
+    lines += [("optimiser", adam_cost.adam_atan2(PARAMETERS))]
+    return _counted(lines)
+
+
+def _linear(rows: int, inputs: int, outputs: int, element: int = 2) -> KernelCost:
+    flops = 2 * rows * inputs * outputs
+    return KernelCost("linear", flops, flops, element * (rows * (inputs + outputs) + inputs * outputs), 0)
+
+
+def _counted(launches: list[tuple[str, KernelCost]]) -> list[Line]:
+    counts: dict[tuple[str, KernelCost], int] = {}
+    for launch in launches:
+        counts[launch] = counts.get(launch, 0) + 1
+    return [Line(step, calls, cost) for (step, cost), calls in counts.items()]
+
+
+def modelled_milliseconds(lines: list[Line], limits: Limits = H200) -> float:
+    """The sum of the least times of all launches, one after the other."""
+    return 1e3 * sum(line.calls * limits.seconds(line.cost) for line in lines)
+
+
+def measured(folder: Path) -> Iterator[tuple[str, float]]:
+    """(kernel, milliseconds of one launch) of every kernel that a GPU profile below `folder` measured."""
+    for path in sorted(folder.glob("*/kernels.json")):
+        for row in json.loads(path.read_text()):
+            yield row["kernel"], row["milliseconds"]
+
+
+def print_table(title: str, lines: list[Line], times: dict[str, float], limits: Limits = H200) -> None:
+    """One line per kernel, and the sum."""
+    table = Table(title=title)
+    columns = ("op", "kernel", "calls", "GFLOP", "useful", "MB", "Mspecial", "bound by", "model ms", "measured ms",
+               "of the model")  # fmt: skip
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("op", "kernel", "bound by") else "right")
+    for line in lines:
+        c, least = line.cost, 1e3 * limits.seconds(line.cost)
+        bounds = {"products": c.flops / limits.flops, "bytes": c.bytes / limits.bytes,
+                  "special": c.special / limits.special}  # fmt: skip
+        time = times.get(c.kernel)
+        proven = ("unproven", "") if time is None else (f"{time:.3f}", f"{least / time:.0%}")
+        figures = (f"{c.flops / 1e9:.1f}", f"{c.useful / 1e9:.1f}", f"{c.bytes / 1e6:.1f}", f"{c.special / 1e6:.0f}")
+        bound = max(bounds, key=lambda name: bounds[name])
+        table.add_row(line.step, c.kernel, str(line.calls), *figures, bound, f"{least:.3f}", *proven)
+    table.add_section()
+    flops = sum(line.calls * line.cost.flops for line in lines)
+    total = (f"{flops / 1e9:.0f}", *[""] * 4, f"{modelled_milliseconds(lines, limits):.2f}", "", "")
+    table.add_row("sum", "", str(sum(line.calls for line in lines)), *total)
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="model every kernel of an ACT step of the official Sudoku model")
+    parser.add_argument("--batch", type=int, default=768)
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON instead")
+    options = parser.parse_args(argv)
+    profiles = Path(__file__).resolve().parent.parent / "profiles"
+    times = dict(measured(profiles))
+    parts = {f"ACT step, B = {options.batch}": act_step(options.batch), "training adds": training_extra(options.batch)}
+    if options.json:
+        rows = [
+            {"part": part, "op": line.step, "calls": line.calls, **vars(line.cost),
+             "model_ms": 1e3 * H200.seconds(line.cost), "measured_ms": times.get(line.cost.kernel)}
+            for part, lines in parts.items() for line in lines
+        ]  # fmt: skip
+        print(json.dumps(rows))
+        return 0
+    for part, lines in parts.items():
+        print_table(f"{part}; 790 TFLOP/s, 4.3 TB/s, 3.7e12 special functions per second", lines, times)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

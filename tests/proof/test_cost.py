@@ -1,0 +1,109 @@
+"""The cost models count what the kernels do: the interpreter's dots, exponentials, roots and distinct bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import pytest
+import torch
+
+from benchmarks.roofline import act_step, modelled_milliseconds
+from rtm_kernels.ops.adam_atan2 import cost as adam_cost
+from rtm_kernels.ops.attention_norm import cost as attention_cost
+from rtm_kernels.ops.cost import KernelCost
+from rtm_kernels.ops.halting import cost as halting_cost
+from rtm_kernels.ops.mixer_norm import cost as mixer_cost
+from rtm_kernels.ops.stablemax_loss import cost as loss_cost
+from rtm_kernels.ops.swiglu_norm import cost as swiglu_cost
+from tests.gates import interpret_adam_atan2 as adam_gate
+from tests.gates import interpret_attention_norm as attention_gate
+from tests.gates import interpret_halting as halting_gate
+from tests.gates import interpret_mixer_norm as mixer_gate
+from tests.gates import interpret_stablemax_loss as loss_gate
+from tests.gates import interpret_swiglu_norm as swiglu_gate
+from tests.gates.interpret_gate import OpCase, run
+from tests.proof.counting import Counted, counting
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.proof("cost")
+
+HERE = ("interpreter",)
+OWN = {"element": 4, "families": HERE}
+
+
+def counted(case: OpCase) -> list[Counted]:
+    """The launches of a case, forward and backward."""
+    with counting() as counts:
+        run(case, "triton", case.make(torch.Generator().manual_seed(0)), torch.float32)
+    return counts
+
+
+def compare(found: Iterable[Counted], modelled: Iterable[KernelCost]) -> int:
+    """Every model must have a launch with its counts, and no launch may be left over."""
+    facts = sorted((c.flops, 2 * (c.exponentials + c.roots), c.bytes) for c in found)
+    models = sorted((m.flops, m.special, m.bytes) for m in modelled if "PyTorch" not in m.kernel)
+    assert facts == models
+    return len(facts)
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "width", "inner", "terms"),
+    [(3, 50, 24, 40, 2), (2, 150, 64, 200, 0), (2, 70, 100, 150, 0), (1, 140, 100, 33, 1), (1, 70, 150, 40, 2)],
+)
+def test_swiglu_norm(batch: int, length: int, width: int, inner: int, terms: int, cells: Callable[[int], None]) -> None:
+    sizes = (batch, length, width, inner, terms)
+    models = [*swiglu_cost.forward(*sizes, **OWN), *swiglu_cost.backward(*sizes, **OWN)]
+    cells(compare(counted(swiglu_gate.case((batch, length, width), inner, terms, "plain")), models))
+
+
+@pytest.mark.parametrize("axis", ["sequence", "hidden"])
+@pytest.mark.parametrize(
+    ("batch", "length", "width", "inner", "terms"), [(2, 97, 150, 100, 2), (1, 20, 24, 33, 0), (2, 140, 70, 40, 1)]
+)
+def test_mixer_norm(
+    batch: int, length: int, width: int, inner: int, terms: int, axis: str, cells: Callable[[int], None]
+) -> None:
+    sizes = (batch, length, width, inner, terms, axis)
+    models = [*mixer_cost.forward(*sizes, **OWN), *mixer_cost.backward(*sizes, **OWN)]
+    cells(compare(counted(mixer_gate.case(batch, length, width, inner, axis, terms, "plain")), models))
+
+
+@pytest.mark.parametrize(("width", "heads", "terms", "options"), [(64, 2, 2, "rope"), (300, 3, 0, "qk_norm rope")])
+def test_attention_norm(width: int, heads: int, terms: int, options: str, cells: Callable[[int], None]) -> None:
+    case = attention_gate.case((2, 70, width), heads, terms, "plain", options)
+    with torch.no_grad(), counting() as counts:
+        case.call("triton", case.make(torch.Generator().manual_seed(0)))
+    models = attention_cost.forward(2, 70, width, heads, terms, "qk_norm" in options, **OWN)
+    cells(compare(counts, models))
+
+
+@pytest.mark.parametrize("loss", ["stablemax_cross_entropy", "softmax_cross_entropy"])
+def test_token_loss_bytes(loss: str) -> None:
+    found = counted(loss_gate.case((3, 70, 11), "plain", 1.0, 0.0, loss))
+    sizes = (3, 70, 11, loss.startswith("stable"), 4)
+    (forward,), (backward,) = loss_cost.forward(*sizes, block=64), loss_cost.backward(*sizes)
+    assert [c.bytes for c in found] == [forward.bytes, backward.bytes]
+
+
+def test_optimiser_bytes() -> None:
+    found = counted(adam_gate.case(((97, 24), (7, 130)), "plain", 0.9))
+    parameters = 97 * 24 + 7 * 130
+    table = 2 * 5 * 8
+    assert [c.bytes for c in found] == [adam_cost.adam_atan2(parameters).bytes + table] * 2
+    (sparse,) = counted(adam_gate.sparse_case(1000, 1, 70, "plain"))
+    assert sparse.bytes == adam_cost.sign_sgd(1, 70).bytes
+
+
+@pytest.mark.parametrize(
+    ("policy", "pool"), [("q", "first"), ("q_continue", "mean"), ("cumulative_token", "token"), ("settle", "first")]
+)
+def test_halting_bytes(policy: str, pool: str) -> None:
+    found = counted(halting_gate.case((40, 7, 64), policy, pool, "plain"))
+    models = list(halting_cost.step(40, 7, 64, policy, pool, element=4))
+    assert len(found) == len(models)
+    for fact, model in zip(found, models, strict=True):  # the model counts every unit as active
+        assert 0.7 * model.bytes <= fact.bytes <= model.bytes, model.kernel
+
+
+def test_an_act_step_of_the_official_sudoku_model_is_modelled_below_30_ms() -> None:
+    assert 20 < modelled_milliseconds(act_step(768)) <= 30

@@ -1,0 +1,258 @@
+"""No offset is computed in 32 bits where it may pass 2^31: every launch at sizes and strides beyond, interpreted with
+overflow checks on memory that exists only where it is touched; the first, middle and last programs of each grid."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.runtime import interpreter
+
+from rtm_kernels.ops.adam_atan2.adam import adam_atan2
+from rtm_kernels.ops.adam_atan2.sign_sgd import sign_sgd
+from rtm_kernels.recursion.persistent.device import GRID_LIMIT
+from rtm_kernels.recursion.queue import kernels as queue
+from rtm_kernels.recursion.queue.schedule import Moved, Schedule
+from tests.proof import uses
+from tests.proof.launching import ROOT, Launch, every_launch, jit_functions, kernel_files, kernel_names
+from tests.proof.memory import mapped, span
+
+pytestmark = pytest.mark.proof("int32")
+
+HALF = (1 << 30) + 1
+"""A stride that fits 32 bits and whose double does not."""
+ALMOST = 2_100_000_000
+"""Elements of a tensor with one element per row: the number of rows is still a 32-bit argument, a tile more is not."""
+SMALL = {
+    "gate_up_ptr", "down_ptr", "w_ptr", "weight_ptr", "bias_ptr", "cos_ptr", "sin_ptr", "weights_ptr", "head_ptr",
+    "tape_ptr", "written_ptr", "table_ptr", "barrier_ptr", "count_ptr", "out_ptr", "partial_ptr", "ids_ptr",
+    "origin_ptr",
+}  # fmt: skip
+"""Arguments that do not grow with the batch, or address by 64-bit values that they hold."""
+PER_SAMPLE = {"busy_ptr", "min_steps_ptr", "alive_ptr", "order_ptr", "change_ptr"}
+"""One element per sample: beyond 2^31 only with 2^31 samples, whose index is an int64 there or a bare offset."""
+
+
+def few(n: int) -> list[int]:
+    """All of a short range, and the ends and the middle of a long one."""
+    return list(builtins.range(n)) if n <= 8 else sorted({0, 1, n // 2, n - 2, n - 1})
+
+
+def short_range(*bounds: Any) -> Iterator[int]:
+    """`range`, with the ends and the middle of a long one: a loop over millions of rows in five turns."""
+    whole = builtins.range(*(int(b.handle.data.item()) if hasattr(b, "handle") else int(b) for b in bounds))
+    return (whole[i] for i in few(len(whole)))
+
+
+@contextmanager
+def sanitized(given: dict[str, Tensor]) -> Iterator[list[str]]:
+    """Run few programs of every launch on vast memory, 32-bit overflows being errors.
+
+    `given` are arguments whose values matter. Yields the names of the kernels launched so far.
+    """
+    builder = interpreter.interpreter_builder
+    atomic, options = builder.create_atomic_rmw, builder.options
+
+    def opened(operation: Any, pointer: Any, value: Any, mask: Any, sem: Any, scope: Any) -> Any:
+        """A barrier that opens at once: arrivals find 0, and everybody then reads the flipped bit."""
+        now = GRID_LIMIT.value if "ACQUIRE" in str(sem) else 0
+        return interpreter.TensorHandle(value.data * 0 + now, value.dtype.scalar)
+
+    def run(launch: Launch) -> None:
+        with mapped() as mapping:
+            tensors = {n: t for n, t in launch.tensors.items() if t.is_meta}
+            vast = {n: mapping.vast(t.shape, t.stride(), t.dtype) for n, t in tensors.items()}
+            launch.function.__globals__["range"] = short_range
+            try:
+                programs = list(itertools.product(*map(few, launch.grid)))
+                if launch.kernel == "recursion_kernel":  # each program takes many tiles
+                    programs = programs[-1:]
+                launch.given({**vast, **{n: t for n, t in given.items() if n in vast}}).run(programs)
+            finally:
+                del launch.function.__globals__["range"]
+
+    builder.options, builder.create_atomic_rmw = replace(options, debug=True), opened
+    try:
+        with every_launch(run) as seen:
+            yield seen
+    finally:
+        builder.options, builder.create_atomic_rmw = options, atomic
+
+
+SCENARIOS: dict[str, Callable[[], None]] = {
+    "swiglu_norm, wide": lambda: uses.swiglu_norm(300_000, 97, 136, 136, 1),
+    "swiglu_norm, the down product normalises": lambda: uses.swiglu_norm(300_000, 97, 100, 100, 0),
+    "swiglu_norm, narrow": lambda: uses.swiglu_norm(1_500_000, 97, 24, 32, 2),
+    "swiglu_norm, 2^31 rows": lambda: uses.swiglu_norm(22_000_000, 97, 24, 16, 0),
+    "swiglu_norm, wide, 2^31 rows": lambda: uses.swiglu_norm(22_000_000, 97, 136, 16, 1),
+    "mixer_norm": lambda: uses.mixer_norm(300_000, 97, 136, 96, 2, "sequence"),
+    "mixer_norm, hidden": lambda: uses.mixer_norm(300_000, 97, 136, 96, 0, "hidden"),
+    "mixer_norm, long": lambda: uses.mixer_norm(60_000, 300, 136, 96, 1, "sequence"),
+    "mixer_norm, 2^31 rows": lambda: uses.mixer_norm(15_000_000, 17, 140, 16, 1, "sequence"),
+    "mixer_norm, long, 2^31 rows": lambda: uses.mixer_norm(15_000_000, 131, 140, 16, 0, "sequence"),
+    "attention_norm": lambda: uses.attention_norm(300_000, 97, 160, 2, 2, True),
+    "attention_norm, odd": lambda: uses.attention_norm(500_000, 97, 50, 2, 1, True),
+    "attention_norm, 2^31 rows": lambda: uses.attention_norm(22_000_000, 97, 300, 2, 0, True),
+    **{
+        f"halting, {policy} {pool}": partial(uses.halting, batch, 97, 512, policy, pool)
+        for policy, pool, batch in (
+            ("q", "first", 50_000), ("q_continue", "mean", 50_000), ("cumulative_token", "token", 23_000_000),
+            ("settle", "first", 23_000_000),
+        )
+    },
+    "stablemax": lambda: uses.token_loss(22_000_000, 97, 11, True),
+    "softmax": lambda: uses.token_loss(22_000_000, 97, 70, False),
+    **{
+        f"{op}, stride {HALF} over {axis}": partial(use, strides=tuple(HALF if a == axis else 1 for a in "BLD"))
+        for axis in "BLD"
+        for op, use in {
+            "swiglu_norm": partial(uses.swiglu_norm, 5, 7, 24, 16, 0),
+            "swiglu_norm, wide": partial(uses.swiglu_norm, 5, 7, 140, 16, 2),
+            "mixer_norm": partial(uses.mixer_norm, 5, 7, 24, 16, 0, "sequence"),
+            "mixer_norm, long": partial(uses.mixer_norm, 5, 131, 24, 16, 1, "hidden"),
+            "stablemax": partial(uses.token_loss, 5, 7, 24, True),
+        }.items()
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_offsets_beyond_2_31_elements(name: str, cells: Callable[[int], None]) -> None:
+    with sanitized({}) as seen:
+        SCENARIOS[name]()
+    assert seen
+    cells(len(seen))
+
+
+PERSISTENT = [(46_000, 97, 512, "sequence", "q", "first"), (46_000, 97, 512, "hidden", "settle", "first")]
+
+
+@pytest.mark.parametrize("sizes", PERSISTENT, ids=str)
+def test_offsets_of_the_persistent_kernel(sizes: tuple[Any, ...]) -> None:
+    plan = uses.persistent(1, *sizes[1:], launch=False).plan
+    busy = torch.ones(sizes[0], dtype=torch.int32)
+    with sanitized({"tape_ptr": plan.rows, "written_ptr": plan.written, "busy_ptr": busy}) as seen:
+        uses.persistent(*sizes, grid=65535)
+    assert seen == ["recursion_kernel"]
+
+
+def test_offsets_of_the_optimisers() -> None:
+    with mapped() as mapping, sanitized({}) as seen:
+        size = (1 << 31) + 1000
+        tensors = [[mapping.vast(torch.Size((size,)), (1,), torch.float32)] for _ in range(4)]
+        adam_atan2(*tensors, 1, 1e-3, 0.9, 0.95, 0.1)
+        table = mapping.vast(torch.Size((1 << 23, 300)), (300, 1), torch.float32)
+        sign_sgd(table, torch.tensor([5, (1 << 23) - 1, (1 << 23) - 1]), torch.ones(3, 300), 1.0, 0.0)
+        assert (table[5] == -1).all() and (table[-1] == -1).all() and not table[6].any()
+    assert seen == ["adam_atan2_kernel", "sign_sgd_kernel"]
+
+
+def test_offsets_of_the_queue() -> None:
+    size, moved = HALF, Schedule.empty(3, torch.device("cpu"))
+    moved.owner.copy_(torch.tensor([0, 1, 2]))
+    moved.following.fill_(3)
+    moved.total.fill_(4)
+    with mapped() as mapping, sanitized({}) as seen:
+        queue.plan(moved, torch.tensor([False, False, True]), 1)
+        rows, fresh, result = (mapping.vast(torch.Size((n, size)), (size, 1), torch.float32) for n in (3, 4, 4))
+        rows[2, -1], fresh[3, -1] = 5.0, 7.0
+        queue.carry_out(moved, [Moved(rows, fresh, result)])
+        assert sorted(rows[:, -1].tolist()) == [5.0, 5.0, 7.0]
+    assert seen == ["plan_kernel", "move_kernel"]
+
+
+def test_the_scenarios_bring_every_argument_that_grows_beyond_2_31(cells: Callable[[int], None]) -> None:
+    largest: Counter[tuple[str, str]] = Counter()
+
+    def measure(launch: Launch) -> None:
+        for name, tensor in launch.tensors.items():
+            largest[launch.kernel, name] = max(largest[launch.kernel, name], span(tensor.shape, tensor.stride()))
+
+    with every_launch(measure):
+        for scenario in SCENARIOS.values():
+            scenario()
+        for sizes in PERSISTENT:
+            uses.persistent(*sizes, grid=65535)
+    apart = {"adam_atan2_kernel", "sign_sgd_kernel", "plan_kernel", "move_kernel"}
+    assert {kernel for kernel, _ in largest} == kernel_names() - apart
+    short = {key: n for key, n in largest.items() if n < ALMOST and key[1] not in SMALL | PER_SAMPLE}
+    whole_latents = {"latents_ptr", "mixed_ptr", "inner_ptr", "y_ptr", "previous_ptr"}
+    # the persistent kernel has one int64 row index for all; what has fewer elements per row stays below
+    assert not {key for key in short if key[0] != "recursion_kernel" or key[1] in whole_latents}, short
+    cells(len(largest))
+
+
+@triton.jit
+def planted_kernel(out_ptr, x_ptr, stride, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    rows = rows.to(tl.int64) if WIDE else rows
+    tl.store(out_ptr + tl.arange(0, BLOCK), tl.load(x_ptr + rows * stride))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_planted_overflow_is_found(wide: bool) -> None:
+    x = uses.meta(64, 2, strides=(HALF, 1))
+    with sanitized({}):
+        if wide:
+            planted_kernel[(4,)](torch.empty(16), x, x.stride(0), True, 16)
+        else:
+            with pytest.raises(AssertionError, match="int32 overflow detected for operation mul"):
+                planted_kernel[(4,)](torch.empty(16), x, x.stride(0), False, 16)
+
+
+NARROW = {"weight_grad_kernel": "its first id counts tiles of a weight, which has fewer than 2^31 elements"}
+
+
+def narrow_products(function: ast.FunctionDef) -> Iterator[ast.BinOp]:
+    """Products whose factor is a program id that is still 32-bit, apart from remainders, which do not grow."""
+    tainted: set[str] = set()
+
+    def narrow(node: ast.AST) -> bool:
+        text = ast.unparse(node)
+        if isinstance(node, ast.Call) and (text.endswith(".to(tl.int64)") or text.endswith(", tl.int64)")):
+            return False
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod):
+            return False
+        if isinstance(node, ast.Call) and text.startswith("tl.program_id"):
+            return True
+        if isinstance(node, ast.Call):
+            return False
+        return (isinstance(node, ast.Name) and node.id in tainted) or any(map(narrow, ast.iter_child_nodes(node)))
+
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            pairs = [(node.targets[0], node.value)]
+            if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+                pairs = list(zip(node.targets[0].elts, node.value.elts, strict=True))
+            tainted |= {ast.unparse(target) for target, value in pairs if narrow(value)}
+    for node in ast.walk(function):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and (narrow(node.left) or narrow(node.right)):
+            yield node
+
+
+@pytest.mark.parametrize("path", kernel_files(), ids=lambda p: str(p.relative_to(ROOT / "rtm_kernels")))
+def test_program_ids_are_wide_before_they_are_multiplied(path: Any, cells: Callable[[int], None]) -> None:
+    functions = [f for f in jit_functions(path) if f.name not in NARROW]
+    bad = [f"{path.name}:{n.lineno}: {ast.unparse(n)}" for f in functions for n in narrow_products(f)]
+    assert not bad
+    cells(sum(ast.unparse(f).count("tl.program_id(") for f in functions) or 1)
+
+
+def test_the_lint_finds_a_narrow_product() -> None:
+    text = "def k():\n p, q = tl.program_id(0), tl.program_id(1).to(tl.int64)\n a = p * 4\n b = q * 4\n"
+    text += " c = p // 2\n d = c * 4\n e = (p % 3) * 4\n f = (c.to(tl.int64)) * 4\n"
+    function = ast.parse(text).body[0]
+    assert isinstance(function, ast.FunctionDef)
+    assert [ast.unparse(node) for node in narrow_products(function)] == ["p * 4", "c * 4"]
