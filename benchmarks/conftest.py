@@ -17,9 +17,9 @@ from benchmarks.rows import replace as write
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long each case is timed, and whether its energy is measured."""
-    parser.addoption("--seconds", type=float, default=3.0, help="seconds of timed rounds per case")
+    parser.addoption("--seconds", type=float, default=2.0, help="seconds of timed rounds per case")
     parser.addoption("--energy", type=float, default=0.0, help="seconds of each energy window (at least 30 to cite)")
-    parser.addoption("--limit", type=float, default=500.0, help="seconds after which no new case begins")
+    parser.addoption("--limit", type=float, default=440.0, help="seconds after which no new case begins")
     parser.addoption("--left", type=Path, help="file for what was not measured, and why")
 
 

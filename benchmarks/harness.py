@@ -50,7 +50,7 @@ def run_case(
         if case.device == "cpu":
             busy = machine.why_not_threads(case.threads) if case.threads > 1 else None
             if busy is not None:
-                return [Row(case.name, p.name, "not run", p.why_not(case) or busy) for p in providers]
+                return [Row(case.name, p.name, "not run", busy) for p in providers]
             torch.set_num_threads(case.threads)
         return _run_case(case, providers, seconds, energy_seconds)
     finally:

@@ -125,7 +125,11 @@ def not_run(
     device: str, measured: set[tuple[str, str]], known: Sequence[Mapping[str, str]] = ()
 ) -> list[dict[str, str]]:
     """What the run left out, and why; `known` are the rows that the run itself did not measure."""
-    left = [dict(row) for row in known if (row["case"], row["impl"]) not in measured]
+    left: list[dict[str, str]] = []
+    for name in dict.fromkeys(row["case"] for row in known):
+        mine = [dict(row) for row in known if row["case"] == name and (name, row["impl"]) not in measured]
+        alike = len(mine) > 1 and len({row["reason"] for row in mine}) == 1
+        left += [mine[0] | {"impl": "all"}] if alike and all(case != name for case, _ in measured) else mine
     noted = {row["case"] for row in left}
     for case, reason in cases(device):
         if case.name in noted:

@@ -146,6 +146,7 @@ def draw(found: Sequence[Row], path: Path) -> bool:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
     except ImportError:
         return False
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -166,6 +167,9 @@ def draw(found: Sequence[Row], path: Path) -> bool:
     right.set_ylabel("regret: accuracy below the best arm")
     for axes in (left, right):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("MFLOP per puzzle")
     figure.savefig(path, dpi=100)
     return True
