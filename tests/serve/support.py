@@ -21,7 +21,7 @@ from rtm_kernels.serve.server import Options, Server, serve
 from tests.engine.fakes import TASK, model
 from tests.engine.test_service import GatedExecutor
 
-WAIT = 60.0
+WAIT = 180.0
 SLOTS = 16
 SETUP = Setup((("reverse", "unused"),), slots=SLOTS)
 
