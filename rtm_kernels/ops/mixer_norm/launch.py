@@ -16,7 +16,7 @@ ROWS: tuple[LaunchRow, ...] = (
     # Hopper, 16-bit: wgmma; up to L = 128 everything in one kernel
     LaunchRow("fused", "hopper", 16, 32, {"BLOCK_R": 64, "BLOCK_F": 64, "BLOCK_N": 32}, 4, 2),
     LaunchRow("fused", "hopper", 16, 64, {"BLOCK_R": 64, "BLOCK_F": 64, "BLOCK_N": 64}, 4, 2),
-    LaunchRow("fused", "hopper", 16, 128, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 128}, 8, 2),
+    LaunchRow("fused", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 64, "BLOCK_N": 128}, 4, 2),
     LaunchRow("gate_up", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 128, "BLOCK_N": 64}, 8, 3),
     LaunchRow("residual_gemm", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 64}, 8, 3),
     LaunchRow("fused_input_grad", "hopper", 16, 32, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 32}, 4, 2),
