@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +24,22 @@ def note(name: str, reason: object) -> None:
     print(f"note: rtm_kernels.{name} is not built: {reason}", file=sys.stderr)
 
 
+def compiles_openmp(compiler: str) -> bool:
+    """Whether the compiler finds OpenMP; clang does only where its libomp is installed."""
+    command = [compiler, "-fopenmp", "-fsyntax-only", "-x", "c++", "-"]
+    found = subprocess.run(command, input="#include <omp.h>\n", text=True, capture_output=True).returncode == 0
+    if not found:
+        print(f"note: rtm_kernels._cpu is built for one thread: {compiler} has no OpenMP (for clang: libomp)",
+              file=sys.stderr)  # fmt: skip
+    return found
+
+
 def cpu_extension(cpp_extension: Any) -> Extension | None:
     sources = sorted(glob.glob("csrc/cpu/*.cpp"))
     if not sources:
         note("_cpu", "csrc/cpu has no sources")
         return None
-    openmp = ["-fopenmp"] if sys.platform == "linux" else []
+    openmp = ["-fopenmp"] if sys.platform == "linux" and compiles_openmp(cpp_extension.get_cxx_compiler()) else []
     return cpp_extension.CppExtension(
         "rtm_kernels._cpu",
         sources,

@@ -20,7 +20,7 @@ from rtm_kernels.errors import InputError
 from rtm_kernels.ops.attention_norm.reference import rope_tables
 from rtm_kernels.program import ADAPTER, Program
 from rtm_kernels.ranges import ranged
-from rtm_kernels.recursion import reference
+from rtm_kernels.recursion import reference, warm_up
 
 Batch = Mapping[str, Tensor]
 """`inputs` [B, seq_len] token ids, `puzzle_identifiers` [B], and `labels` [B, seq_len] when there are any."""
@@ -75,6 +75,8 @@ class RecursiveReasoner(nn.Module):
             start = trunc_normal(width, std=1.0).to(self.dtype)
             self.register_buffer(init_name(latent), start)
         self._rope: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self.native_warm_up = False
+        """Whether the steps of an ACT step before its first gradient run in the C++ executor; training sets it."""
         self.register_load_state_dict_pre_hook(_drop_official_prefixes)
 
     @classmethod
@@ -171,7 +173,10 @@ class RecursiveReasoner(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
         """One ACT step: run the program, read the heads. Returns (latents, logits, q logits), latents attached."""
         program = program or self.program
-        values = reference.run(program, latents, x, self.stacks())
+        rest = program
+        if self.native_warm_up:
+            latents, rest = warm_up.run(program, latents, x, self)
+        values = reference.run(rest, latents, x, self.stacks())
         return values, *self.heads(values[program.output])
 
     def initial_carry(self, batch: Batch) -> Carry:

@@ -13,6 +13,7 @@ from rtm_kernels.errors import BackendUnavailable, RTMError, require
 from rtm_kernels.model import Carry, RecursiveReasoner
 from rtm_kernels.ops.adam_atan2.api import sign_sgd_
 from rtm_kernels.pretrained import from_pretrained
+from rtm_kernels.recursion import warm_up
 from rtm_kernels.recursion.graph import Capture, why_not
 from rtm_kernels.train.captured import CapturedLoss, compute
 from rtm_kernels.train.compiling import compile_stacks
@@ -67,6 +68,8 @@ class Trainer:
             self.captured = CapturedLoss(self.model, self.head, self.deepest, capture)
         if recipe.compile:
             compile_stacks(self.model)
+        elif not recipe.graph:
+            self.model.native_warm_up = warm_up.why_not(self.model) is None
 
     def step(self) -> Metrics:
         """One optimiser step. Returns the loss, the gradient's norm, and means over the samples that halted.

@@ -139,6 +139,8 @@ def test_bad_puzzles_end_in_one_line_and_code_2(rtm, tmp_path, case: str, as_fil
         (["--device", "tpu9", "1"], "device='tpu9' is not allowed"),
         (["--device", "cuda:99", "1"], "device='cuda:99' is not here"),
         (["--executor", "warp", "1"], "executor='warp' is not allowed"),
+        (["--precision", "int4", "1"], "precision='int4' is not allowed"),
+        (["--precision", "int8", "--executor", "reference", "1"], "executor='reference' is not allowed"),
         (["--halt", "never", "1"], "policy='never' is not allowed"),
         (["--limit", "0", "1"], "--limit=0 is not allowed"),
         (["--limit", "9" * 400, "1"], "1 cells"),
