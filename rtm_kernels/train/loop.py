@@ -37,7 +37,7 @@ class Trainer:
     Under torch.distributed every rank draws the same global batch and works off its share; gradients are summed over
     the ranks, as in the official code. `capture` records the steps of a recipe with `graph`, by default CUDA graphs.
 
-    Errors: `BackendUnavailable` for `graph` where CUDA graphs cannot run.
+    Errors: `BackendUnavailable` for `graph` where CUDA graphs cannot run, and for `native` where it cannot.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device | str = "cpu", capture: Capture | None = None) -> None:
@@ -68,8 +68,10 @@ class Trainer:
             self.captured = CapturedLoss(self.model, self.head, self.deepest, capture)
         if recipe.compile:
             compile_stacks(self.model)
-        elif not recipe.graph:
-            self.model.native_warm_up = warm_up.why_not(self.model) is None
+        reason = warm_up.why_not(self.model) if recipe.native else None
+        if reason is not None:
+            raise BackendUnavailable(f"native=True cannot run: {reason}")
+        self.model.native_warm_up = recipe.native
 
     def step(self) -> Metrics:
         """One optimiser step. Returns the loss, the gradient's norm, and means over the samples that halted.

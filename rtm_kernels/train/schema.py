@@ -75,7 +75,8 @@ class Recipe:
     and at the end, the moving average is measured on up to `eval_limit` test puzzles for `eval_steps` ACT steps.
     `init` starts from the weights of a saved model of the same sizes (bundled name, folder or hub id), else from random
     ones. `compile` compiles the blocks; `graph` captures forward and backward
-    in CUDA graphs. `threads` is for the CPU, where tiny models gain nothing from more than one; None takes all cores.
+    in CUDA graphs; `native` runs the steps without gradient in the C++ executor (CPU, float32). `threads` is for the
+    CPU, where tiny models gain nothing from more than one; None takes all cores.
     """
 
     model: ModelConfig
@@ -101,6 +102,7 @@ class Recipe:
     accumulate: int = 1
     compile: bool = False
     graph: bool = False
+    native: bool = False
     seed: int = 0
     init: str | None = None
     threads: int | None = None
