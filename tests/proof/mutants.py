@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-from tests.proof.native_mutants import NATIVE
 
 
 @dataclass(frozen=True)
@@ -183,9 +180,7 @@ _FOLDERS = {
 
 
 def mutants() -> Iterator[Mutant]:
-    """All of them; those of the C++ executor where a compiler is."""
+    """All of them."""
     for folder, rows in _FOLDERS.items():
         for file, find, replace, kill in rows:
             yield Mutant(f"rtm_kernels/{folder}/{file}.py", find, replace, kill)
-    for file, find, replace, kill in NATIVE if shutil.which("g++") else ():
-        yield Mutant(f"csrc/cpu/{file}", find, replace, kill)

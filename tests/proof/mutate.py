@@ -2,9 +2,8 @@
 
     python -m tests.proof.mutate [--jobs 2] [FILTER ...]
 
-Each mutant is a copy of the package, or of the C++ executor, compiled without torch, with one replacement. A process
-of its own judges it, forked from this one, which has imported torch and Triton but not the package. A mutant is killed
-when the case's results leave the error budget of the interpreter gate. It is `invalid`, which fails like a survivor,
+Each mutant is a copy of the package with one replacement. A process of its own judges it, forked from this one, which
+has imported torch and Triton but not the package. A mutant is killed when the case's results leave the error budget of the interpreter gate. It is `invalid`, which fails like a survivor,
 when the text is not found exactly once, when the code raises, or when the case fails without any mutant.
 """
 
@@ -47,10 +46,9 @@ class Verdict:
 
 
 def patched(folder: Path, mutant: Mutant | None) -> None:
-    """Copy the package and the C++ executor below `folder`, with the mutant's replacement."""
+    """Copy the package below `folder`, with the mutant's replacement."""
     skip = shutil.ignore_patterns("assets", "*.so", "__pycache__")
-    for tree in ("rtm_kernels", "csrc/cpu"):
-        shutil.copytree(ROOT / tree, folder / tree, ignore=skip)
+    shutil.copytree(ROOT / "rtm_kernels", folder / "rtm_kernels", ignore=skip)
     if mutant is not None:
         path = folder / mutant.file
         text = path.read_text()
@@ -65,11 +63,6 @@ def judge(folder: Path, kill: tuple[str, str]) -> str:
     import rtm_kernels
 
     assert rtm_kernels.__file__.startswith(str(folder)), rtm_kernels.__file__
-    if kill[0] == "native":
-        from tests.proof import native_case
-
-        failures = native_case.failures(folder / "csrc" / "cpu", folder, kill[1])
-        return f"killed {'; '.join(failures)}" if failures else "survived "
     from tests.gates.interpret_gate import all_cases, check
     from tests.proof.cases import small_cases
     from tests.proof.tiles import tiles

