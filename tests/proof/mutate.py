@@ -3,8 +3,9 @@
     python -m tests.proof.mutate [--jobs 2] [FILTER ...]
 
 Each mutant is a copy of the package with one replacement. A process of its own judges it, forked from this one, which
-has imported torch and Triton but not the package. A mutant is killed when the case's results leave the error budget of the interpreter gate. It is `invalid`, which fails like a survivor,
-when the text is not found exactly once, when the code raises, or when the case fails without any mutant.
+has imported torch and Triton but not the package. A mutant is killed when the case's results leave the error budget of
+the interpreter gate. It is `invalid`, which fails like a survivor, when the text is not found exactly once, when the
+code raises, or when the case fails without any mutant.
 """
 
 from __future__ import annotations
