@@ -93,8 +93,8 @@ def steady(server: Server, requests: list[Request], count: int, clients: int) ->
     for number in range(SAMPLES):
         shifted = requests[number * 37 % len(requests) :] + requests[: number * 37 % len(requests)]
         join(drive(server.port, shifted, count // SAMPLES, clients, tally))
-        settle(server, fds)
-        samples.append({"requests": tally.total, **{k: round(v, 3) for k, v in server.sample().items()}})
+        found = settle(server, fds)
+        samples.append({"requests": tally.total, **{k: round(v, 3) for k, v in found.items()}})
         print(json.dumps(samples[-1] | {"wrong": tally.wrong, "statuses": tally.statuses}), flush=True)
     later = samples[2:]  # the first fifth fills caches and pools
     x = np.array([sample["requests"] for sample in later]) / 10_000
@@ -110,11 +110,12 @@ def steady(server: Server, requests: list[Request], count: int, clients: int) ->
     }  # fmt: skip
 
 
-def settle(server: Server, fds: float) -> None:
-    """Wait until the front has noticed that the clients closed their connections, for a second at most."""
-    end = time.monotonic() + 1
-    while server.sample()["front_fds"] > fds and time.monotonic() < end:
+def settle(server: Server, fds: float) -> dict[str, float]:
+    """A sample once the front has noticed that the clients closed their connections, after ten seconds at most."""
+    end = time.monotonic() + 10
+    while (found := server.sample())["front_fds"] > fds and time.monotonic() < end:
         time.sleep(0.01)
+    return found
 
 
 def summary(tally: Tally) -> dict[str, Any]:
