@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import hashlib
 import importlib.metadata
@@ -18,10 +17,10 @@ from typing import Any
 import torch
 
 from benchmarks.timing import Clock, interleave
+from rtm_kernels.energy import board, energy_counter
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU_CLOCK = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
-RAPL = Path("/sys/class/powercap")
 
 
 def device_name(device: str) -> str:
@@ -76,61 +75,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-class Nvml:
-    """The counters of one GPU, through the driver's own library. Errors: `OSError` where there is none."""
-
-    SM_CLOCK = 1
-
-    def __init__(self, index: int = 0) -> None:
-        self.library = ctypes.CDLL("libnvidia-ml.so.1")
-        self.handle = ctypes.c_void_p()
-        self._call("nvmlInit_v2")
-        self._call("nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(self.handle))
-
-    def _call(self, name: str, *args: Any) -> None:
-        code = getattr(self.library, name)(*args)
-        if code != 0:
-            raise OSError(f"{name} failed with NVML error {code}")
-
-    def joules(self) -> float:
-        """The total-energy counter of the board, in joules since the driver was loaded."""
-        value = ctypes.c_ulonglong()
-        self._call("nvmlDeviceGetTotalEnergyConsumption", self.handle, ctypes.byref(value))
-        return value.value / 1e3
-
-    def clock_mhz(self) -> int:
-        """The clock of the multiprocessors now."""
-        value = ctypes.c_uint()
-        self._call("nvmlDeviceGetClockInfo", self.handle, ctypes.c_int(self.SM_CLOCK), ctypes.byref(value))
-        return value.value
-
-
-@functools.cache
-def nvml() -> Nvml | None:
-    """The GPU's counters, or None where the driver's library does not answer."""
-    try:
-        return Nvml()
-    except (OSError, AttributeError):
-        return None
-
-
 def clock_mhz(device: str) -> int | None:
     """Clock of the GPU or of the first core now, or None where it cannot be read (most virtual machines)."""
     if device == "cuda":
-        counters = nvml()
+        counters = board()
         return counters.clock_mhz() if counters else None
     return int(CPU_CLOCK.read_text()) // 1000 if os.access(CPU_CLOCK, os.R_OK) else None
-
-
-def energy_counter(device: str) -> tuple[str, Any] | None:
-    """What an energy figure covers and a function that reads its counter in joules, or None where nothing is read."""
-    if device == "cuda":
-        counters = nvml()
-        return ("GPU board only, NVML total-energy counter", counters.joules) if counters else None
-    packages = [p for p in sorted(RAPL.glob("intel-rapl:[0-9]*/energy_uj")) if p.parent.name.count(":") == 1]
-    if packages and all(os.access(p, os.R_OK) for p in packages):
-        return f"{len(packages)} processor packages, RAPL", lambda: sum(int(p.read_text()) for p in packages) / 1e6
-    return None
 
 
 def energy(call: Any, device: str, seconds: float = 30.0) -> dict[str, float | str] | None:
@@ -141,19 +91,18 @@ def energy(call: Any, device: str, seconds: float = 30.0) -> dict[str, float | s
     counter = energy_counter(device)
     if counter is None:
         return None
-    covers, read = counter
     call(0)
     _synchronize(device)
-    count, start, begin = 0, read(), time.perf_counter()
+    count, start, begin = 0, counter.joules(), time.perf_counter()
     while (elapsed := time.perf_counter() - begin) < seconds:
         for _ in range(4):
             call(count)
             count += 1
         _synchronize(device)
-    joules = read() - start
-    if joules <= 0:  # the counter has wrapped, or does not move
+    joules = counter.joules() - start
+    if joules <= 0:  # the counter does not move
         return None
-    return {"joules_per_call": joules / count, "watts": joules / elapsed, "window_s": elapsed, "covers": covers}
+    return {"joules_per_call": joules / count, "watts": joules / elapsed, "window_s": elapsed, "covers": counter.covers}
 
 
 @functools.cache
@@ -163,9 +112,9 @@ def idle_watts(device: str, seconds: float = 10.0) -> float | None:
     if counter is None:
         return None
     _synchronize(device)
-    start, begin = counter[1](), time.perf_counter()
+    start, begin = counter.joules(), time.perf_counter()
     time.sleep(seconds)
-    return float((counter[1]() - start) / (time.perf_counter() - begin))
+    return float((counter.joules() - start) / (time.perf_counter() - begin))
 
 
 def why_not_threads(threads: int) -> str | None:

@@ -1,35 +1,14 @@
-"""How fast and at what cost a run trains: samples/s, achieved TFLOP/s, and joules where the board counts them."""
+"""How fast and at what cost a run trains: samples/s, achieved TFLOP/s, and joules where a counter answers."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
-
+from rtm_kernels.energy import energy_counter
 from rtm_kernels.flops import act_step_flops
 from rtm_kernels.train.contract import CumulativeHalting
 from rtm_kernels.train.loop import Metrics, Trainer
 from rtm_kernels.train.telemetry import CsvLog
-
-
-def board_joules(device: torch.device) -> Callable[[], float] | None:
-    """Reads the energy that the GPU of `device` has used since its driver was loaded, in joules.
-
-    None where that cannot be read: no GPU, no package pynvml (nvidia-ml-py), or a board that does not count.
-    """
-    if device.type != "cuda":
-        return None
-    try:
-        nvml: Any = importlib.import_module("pynvml")
-        nvml.nvmlInit()
-        board = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        nvml.nvmlDeviceGetTotalEnergyConsumption(board)
-    except Exception:  # NVML has errors of its own, known only once the package is there
-        return None
-    return lambda: float(nvml.nvmlDeviceGetTotalEnergyConsumption(board)) / 1000
 
 
 def step_flops(trainer: Trainer) -> float:
@@ -57,18 +36,16 @@ class Speed:
     def start(self, trainer: Trainer) -> None:
         """Open the file and read the counter."""
         self.log_file.start(trainer)
-        self._read = board_joules(trainer.device)
-        self._last = self._first = self._read() if self._read else 0.0
+        self._counter = energy_counter(trainer.device.type, trainer.device.index or 0)
 
     def log(self, trainer: Trainer, metrics: Metrics) -> None:
         """Add what the last step took."""
         stage, _ = trainer.recipe.stage_at(max(0, trainer.step_count - 1))
         seconds, flops = max(trainer.step_seconds, 1e-9), step_flops(trainer)
         own = {"seconds": seconds, "samples_per_second": stage.batch_size / seconds, "tflops": flops / seconds / 1e12}
-        if self._read is not None:
-            now = self._read()
-            own["joules"], self._last = now - self._last, now
-            self.joules = now - self._first
+        if self._counter is not None:
+            before, self.joules = self.joules or 0.0, self._counter.joules()
+            own["joules"] = self.joules - before
         self.seconds, self.samples = self.seconds + seconds, self.samples + stage.batch_size
         self.flops += flops
         self.log_file.log(trainer, own)

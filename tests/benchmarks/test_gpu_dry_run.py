@@ -21,6 +21,7 @@ from benchmarks.providers import PERSISTENT, PROVIDERS, TRITON
 from benchmarks.timing import interleave
 from benchmarks.tune_uses import Use
 from rtm_kernels.config import ModelConfig
+from rtm_kernels.energy import EnergyCounter
 from rtm_kernels.errors import InputError
 from rtm_kernels.recursion import choice
 from rtm_kernels.recursion.choice import ANY, ChoiceRow
@@ -119,7 +120,9 @@ def test_profile_and_energy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert profile.main(["sudoku", "--folder", str(tmp_path), "--repeats", "1", "--impl", "rtm_triton"]) == 0
     assert list(tmp_path.glob("act_step_sudoku-act_step-B1-float32-cuda.json"))
     joules = count()
-    monkeypatch.setattr(machine, "energy_counter", lambda device: ("a counter", lambda: float(next(joules))))
+    monkeypatch.setattr(
+        machine, "energy_counter", lambda device: EnergyCounter("a counter", [(lambda: float(next(joules)), 0)])
+    )
     monkeypatch.setattr(machine, "idle_watts", lambda device: 70.0)
     solved = {"case": "solver", "impl": "auto", "reason": None, "energy": {"joules_per_call": 1.0}}
     monkeypatch.setattr(energy, "Solver", lambda model, device: None)

@@ -21,6 +21,7 @@ from benchmarks.problem import Inputs, Problem, make
 from benchmarks.providers import BASELINE, NATIVE, PROVIDERS, REFERENCE, Layer, Provider, run_of
 from benchmarks.timing import Clock, interleave, median_interval, speedup
 from rtm_kernels.config import ModelConfig
+from rtm_kernels.energy import EnergyCounter
 
 TINY = ModelConfig(vocab_size=7, seq_len=9, hidden_size=32, num_heads=2, expansion=1, H_cycles=2, L_cycles=2,
                    puzzle_emb_ndim=32, num_puzzle_identifiers=3, halt_max_steps=2)  # fmt: skip
@@ -202,8 +203,10 @@ def test_a_provider_that_cannot_run_here_says_why(provider: Provider) -> None:
 def test_energy_is_measured_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "energy_counter", lambda device: None)
     assert machine.energy(lambda i: None, "cpu", 0.01) is None and machine.idle_watts("cpu", 0.01) is None
-    counter = iter([100.0, 103.0])
-    monkeypatch.setattr(machine, "energy_counter", lambda device: ("a counter", lambda: next(counter)))
+    counter = iter([99.0, 100.0, 103.0])
+    monkeypatch.setattr(
+        machine, "energy_counter", lambda device: EnergyCounter("a counter", [(lambda: next(counter), 0)])
+    )
     calls: list[int] = []
     found = machine.energy(calls.append, "cpu", 0.01)
     assert found is not None and found["joules_per_call"] == pytest.approx(3.0 / (len(calls) - 1))

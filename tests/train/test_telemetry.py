@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +11,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rtm_kernels.config import ModelConfig
+from rtm_kernels.energy import EnergyCounter
 from rtm_kernels.flops import act_step_flops, layer_flops
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.train.evaluate import curves
 from rtm_kernels.train.loop import Trainer
-from rtm_kernels.train.speed import Speed, board_joules
+from rtm_kernels.train.speed import Speed
 from tests.train.support import MODEL, TINY
 
 
@@ -72,16 +71,10 @@ def test_flops_are_those_that_torch_counts(mixer: str) -> None:
     assert act_step_flops(config, train=True) - act_step_flops(config) == 2 * 2 * with_grad * layer_flops(config)
 
 
-def test_joules_are_read_where_the_board_counts_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert board_joules(torch.device("cpu")) is None
-    nvml, used = ModuleType("pynvml"), iter(range(1000, 100_000, 500))
-    nvml.nvmlInit = lambda: None  # type: ignore[attr-defined]
-    nvml.nvmlDeviceGetHandleByUUID = lambda uuid: {"GPU-one": 7}[uuid]  # type: ignore[attr-defined]
-    nvml.nvmlDeviceGetTotalEnergyConsumption = lambda board: next(used)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="one"))
-    read = board_joules(torch.device("cuda:0"))
-    assert read is not None and read() == 1.5 and read() == 2.0
+def test_joules_are_logged_where_a_counter_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    used = iter(range(10))
+    counter = EnergyCounter("a fake", [(lambda: next(used) / 2, 0)])
+    monkeypatch.setattr("rtm_kernels.train.speed.energy_counter", lambda kind, index: counter)
     trainer = Trainer(TINY)
     trainer.device = torch.device("cuda:0")
     speed = Speed(tmp_path / "speed.csv")
@@ -92,5 +85,3 @@ def test_joules_are_read_where_the_board_counts_them(monkeypatch: pytest.MonkeyP
         assert metrics["joules"] == 0.5 and metrics["samples_per_second"] == TINY.stages[0].batch_size / 0.5
     speed.finish(trainer)
     assert speed.totals["joules"] == 1.5 and speed.totals["samples_per_second"] == TINY.stages[0].batch_size / 0.5
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert board_joules(torch.device("cuda:0")) is None
