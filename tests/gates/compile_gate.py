@@ -39,9 +39,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from tests.gates import compile_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,6 +209,9 @@ def unreached_rows(modules: list[str], compiled: list[Compiled], arch: int) -> l
 
 def print_table(compiled: list[Compiled], arch: int) -> None:
     """One line per distinct compiled kernel, failures in the last column."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=f"compile gate, sm_{arch}")
     for column in ("case", "kernel", "launch", "regs", "stack", "smem KiB", "wgmma", "atomics", "result"):
         table.add_column(column, justify="left" if column in ("case", "kernel", "launch", "result") else "right")

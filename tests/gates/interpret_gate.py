@@ -33,8 +33,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from rtm_kernels.impl import launches
@@ -159,6 +157,9 @@ def all_cases() -> Iterator[OpCase]:
 
 def print_table(outcomes: list[Outcome]) -> None:
     """One line per case; `error / budget` of outputs and gradients, failures last."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title="interpreter gate, float32; error / budget, at most 1")
     for column in ("op", "shape", "outputs", "gradients", "launches", "seconds", "result"):
         table.add_column(column, justify="left" if column in ("op", "shape", "result") else "right")

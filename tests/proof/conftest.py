@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections import defaultdict
 
 import pytest
-from rich.console import Console
-from rich.table import Table
 
 PROPERTIES = {
     "error": "forward and gradient error at most twice eager's, against float64",
@@ -47,8 +46,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             found = dict(getattr(report, "user_properties", ()))
             if "proof" in found:
                 counts[found["proof"]][outcome] += found.get("cells", 1)
-    if not counts:
+    if not counts or importlib.util.find_spec("rich") is None:
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title="proof; a skipped cell needs a GPU or a tool that is not here, and is not a pass")
     for column in ("property", "what holds", "run", "passed", "failed", "skipped"):
         table.add_column(column, justify="left" if column in ("property", "what holds") else "right")

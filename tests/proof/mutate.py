@@ -26,8 +26,6 @@ from pathlib import Path
 
 import torch
 import triton  # noqa: F401  (imported once, before the forks)
-from rich.console import Console
-from rich.table import Table
 
 from tests.interpreter import take_loop_bounds
 from tests.proof.mutants import Mutant, mutants
@@ -133,6 +131,9 @@ def run(chosen: list[Mutant], jobs: int) -> list[Verdict]:
 
 def print_table(chosen: list[Mutant], verdicts: list[Verdict]) -> None:
     """One line per mutant."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title="seeded defects of the kernels")
     for column in ("file", "defect", "case", "verdict", "seconds", "why"):
         table.add_column(column, justify="right" if column == "seconds" else "left")
