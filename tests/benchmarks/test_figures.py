@@ -13,8 +13,7 @@ from benchmarks.evaluation import report as evaluation
 from tests.benchmarks.test_compare import FACTS, results
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted((ROOT / "profiles").glob("*/README.md")) if (ROOT / "profiles").is_dir() else []
-PAGES = [path for path in PAGES if path.parent.name != "findings"]
+PAGES = [path.with_name("README.md") for path in sorted((ROOT / "profiles").glob("*/summary.json"))]
 FINDINGS = sorted((ROOT / "profiles" / "findings").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *FINDINGS]
 DOCUMENTS += sorted(path for folder in ("rtm_kernels", "csrc") for path in (ROOT / folder).rglob("*.md"))

@@ -52,6 +52,6 @@ def test_the_official_sizes_on_hopper_spill_nothing_and_multiply_on_tensor_cores
 PRODUCTS = {
     "fused_kernel", "gate_up_kernel", "residual_gemm_kernel", "fused_input_grad_kernel", "fused_weight_grad_kernel",
     "hidden_backward_kernel", "weight_grad_kernel", "qkv_kernel", "output_kernel", "input_grad_kernel",
-    "recursion_kernel",
+    "recursion_kernel", "gate_up_tma_kernel", "residual_gemm_tma_kernel",
 }  # fmt: skip
 """Kernels with a dot."""

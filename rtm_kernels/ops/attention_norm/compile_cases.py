@@ -40,10 +40,10 @@ def _run(width: int, heads: int, terms: int, rope: bool, qk_norm: bool, dtype: t
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """Every variant forward, and backward those with an injection, which differ in all their launch rows."""
+    """Every variant forward; backward those with an injection and those with wide heads, to reach every launch row."""
     for variant in VARIANTS:
         width, heads, terms, rope, qk_norm, dtype = variant
         name = f"attention_norm D={width} h={heads} terms={terms} rope={rope:d} qk_norm={qk_norm:d} {str(dtype)[6:]}"
         yield CompileCase(f"{name} forward", partial(_run, *variant, backward=False))
-        if terms == 2:
+        if terms == 2 or width // heads >= 128:
             yield CompileCase(f"{name} backward", partial(_run, *variant, backward=True))
