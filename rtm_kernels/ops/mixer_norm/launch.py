@@ -34,7 +34,7 @@ ROWS: tuple[LaunchRow, ...] = (
     LaunchRow("residual_gemm", "hopper", 16, ANY, _loop(BLOCK_R=128, BLOCK_N=128, BLOCK_K=64), 8, 3, variant="tma"),
     # any GPU, 16-bit
     LaunchRow("gate_up", "portable", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 32}, 8, 3),
-    LaunchRow("residual_gemm", "portable", 16, 64, {"BLOCK_R": 128, "BLOCK_N": 64, "BLOCK_K": 32}, 4, 3),
+    LaunchRow("residual_gemm", "portable", 16, 64, {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_K": 32}, 4, 3),
     LaunchRow("residual_gemm", "portable", 16, ANY, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 32}, 8, 3),
     LaunchRow("hidden_backward", "portable", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 32}, 8, 2),
     LaunchRow("weight_grad", "portable", 16, ANY, {"BLOCK_R": 32, "BLOCK_P": 128, "BLOCK_N": 128, "SPLITS": 4}, 8, 3),
