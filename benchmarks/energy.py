@@ -89,8 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows.replace(folder / "energy.json", json.dumps(facts, indent=1) + "\n")
     report.refresh(folder)
     read = [row for row in found if row["energy"] is not None]
-    counter = (machine.energy_counter(device) or ("none can be read",))[0]
-    print(f"{len(read)} of {len(found)} measured, idle {idle} W, counter: {counter}")
+    counter = machine.energy_counter(device)
+    covers = counter.covers if counter else "none can be read"
+    print(f"{len(read)} of {len(found)} measured, idle {idle} W, counter: {covers}")
     return int(not read or len(read) < len(found))
 
 
