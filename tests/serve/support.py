@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import socket
@@ -137,7 +138,10 @@ class Running:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
         try:
             data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-            connection.request(method, path, data, {"content-type": "application/json"} | (headers or {}))
+            with contextlib.suppress(
+                BrokenPipeError, ConnectionResetError
+            ):  # a refusal may come before the body is sent
+                connection.request(method, path, data, {"content-type": "application/json"} | (headers or {}))
             response = connection.getresponse()
             content, found = response.read(), {k.lower(): v for k, v in response.getheaders()}
         finally:
