@@ -138,9 +138,7 @@ class Running:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
         try:
             data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-            with contextlib.suppress(
-                BrokenPipeError, ConnectionResetError
-            ):  # a refusal may come before the body is sent
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before the body was sent
                 connection.request(method, path, data, {"content-type": "application/json"} | (headers or {}))
             response = connection.getresponse()
             content, found = response.read(), {k.lower(): v for k, v in response.getheaders()}
