@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.peers import absent, onnx_session
 from rtm_kernels import program as programs
 from rtm_kernels.config import inner_width
 from rtm_kernels.ops.attention_norm.reference import rope_tables
@@ -104,30 +102,14 @@ def compiled(case: Case, **options: Any) -> Run:
 
 def onnxruntime_run(case: Case) -> Run:
     """ONNX Runtime with its default optimisations and as many threads as PyTorch has."""
-    import onnxruntime
-
-    steps = Steps(case)
-
-    class Level(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.level = steps.level
-
-        def forward(self, state: Tensor, injection: Tensor) -> Tensor:
-            out: Tensor = self.level(state, injection, cos_sin=steps.cos_sin)
-            return out
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "level.onnx")
-        names = {"input_names": ["state", "injection"], "output_names": ["out"], "dynamo": False, "opset_version": 17}
-        torch.onnx.export(Level(), (steps.z, steps.x), path, **names)
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    steps = Steps(case).requires_grad_(False)
+    run = onnx_session(
+        lambda inputs: (steps.level(inputs["state"], inputs["injection"], cos_sin=steps.cos_sin),),
+        {"state": steps.z, "injection": steps.x}, ("out",),
+    )  # fmt: skip
 
     def level(state: Tensor, injection: Tensor, cos_sin: object) -> Tensor:
-        feed = {"state": state.numpy(), "injection": injection.numpy()}
-        return torch.from_numpy(session.run(None, feed)[0])
+        return run({"state": state, "injection": injection})[0]
 
     return lambda: steps.run(level)
 
@@ -146,6 +128,5 @@ PEERS: dict[str, Callable[[Case], Run]] = {
 def missing(name: str) -> str | None:
     """What keeps a peer from running here, or None."""
     if name == "onnxruntime":
-        absent = [package for package in ("onnx", "onnxruntime") if importlib.util.find_spec(package) is None]
-        return f"not installed: {', '.join(absent)}" if absent else None
+        return absent("onnx", "onnxruntime")
     return native.why_not_precision(name.removeprefix("native_")) if name.startswith("native_") else None

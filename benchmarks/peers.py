@@ -127,7 +127,8 @@ def onnx_session(
     return run
 
 
-def _absent(*packages: str) -> str | None:
+def absent(*packages: str) -> str | None:
+    """Which of `packages` are not installed, or None."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     return f"not installed: {', '.join(missing)}" if missing else None
 
@@ -156,7 +157,7 @@ def why_not_autotuned(case: Case) -> str | None:
 
 
 def why_not_liger(case: Case) -> str | None:
-    reason = _absent("liger_kernel") if case.device == "cuda" else "it needs a CUDA device"
+    reason = absent("liger_kernel") if case.device == "cuda" else "it needs a CUDA device"
     return reason or why_not_official(case)
 
 
@@ -165,7 +166,7 @@ def why_not_flash(case: Case) -> str | None:
         return "it is attention on a CUDA device"
     if case.dtype == "float32":
         return "it computes in float16 or bfloat16"
-    return "the channel half has no attention" if case.task == "channel" else _absent("flash_attn")
+    return "the channel half has no attention" if case.task == "channel" else absent("flash_attn")
 
 
 def why_not_official_flash(case: Case) -> str | None:
@@ -177,4 +178,4 @@ def why_not_onnx(case: Case) -> str | None:
         return "measured in float32 on the CPU"
     if case.task == "train":
         return "it runs inference"
-    return _absent("onnx", "onnxruntime") or why_not_official(case)
+    return absent("onnx", "onnxruntime") or why_not_official(case)

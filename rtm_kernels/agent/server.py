@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import rtm_kernels
+from rtm_kernels.address import is_loopback
 from rtm_kernels.agent.limits import MAX_BODY, MAX_CONNECTIONS, MAX_HEADERS, MAX_SESSIONS
 from rtm_kernels.agent.solvers import Solvers
 from rtm_kernels.agent.tools import Tools
@@ -88,14 +88,6 @@ class TokenGuard:
             await self._app(scope, receive, send)
         else:
             await PlainTextResponse("a token is required\n", status_code=401)(scope, receive, send)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nothing but this machine reaches `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def http_app(server: Server, host: str, token: str | None) -> ASGIApp:

@@ -65,13 +65,18 @@ def mcp(
         )
     import torch
 
+    from rtm_kernels.address import is_loopback
     from rtm_kernels.agent import server
     from rtm_kernels.agent.solvers import Solvers
     from rtm_kernels.engine import Rollouts as Runs
 
     token = read_token(token_file)
-    loopback = server.is_loopback(host)
-    require(transport == "stdio" or loopback or bool(token), "host", host, "without a token only a loopback address")
+    require(
+        transport == "stdio" or is_loopback(host) or bool(token),
+        "host",
+        host,
+        "without a token only a loopback address",
+    )
     options = {
         "max_steps": max_steps,
         "batch_size": batch_size,

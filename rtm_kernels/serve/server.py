@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import ipaddress
 import logging
 import signal
 import socket
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 
 import uvicorn
 
+from rtm_kernels.address import is_loopback
 from rtm_kernels.errors import require
 from rtm_kernels.serve.app import build_app
 from rtm_kernels.serve.child import Setup
@@ -50,16 +50,6 @@ class Options:
         require(self.token is None or len(self.token) >= MIN_TOKEN, "token", "...", f"{MIN_TOKEN} characters or more")
         require(is_loopback(self.host) or self.token is not None, "host", self.host,
                 "an address other than loopback needs a token (--token-file, or RTM_SERVE_TOKEN)")  # fmt: skip
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class Server(uvicorn.Server):

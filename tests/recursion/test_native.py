@@ -19,6 +19,7 @@ from tests.recursion.native_support import (
     MLP,
     PROGRAMS,
     RSM,
+    assert_each_as_alone,
     assert_within_budget,
     enough,
     make_latents,
@@ -86,16 +87,7 @@ def test_bits_depend_on_neither_batch_nor_threads(options: dict[str, Any], isa: 
     stacks = make_stacks(program, L, D, **options)
     latents, x = make_latents(program, 65, L, D)
     executor = native.NativeExecutor(program, weights(stacks, tables(stacks, L, options is ATTENTION)), isa=isa)
-    torch.set_num_threads(1)
-    alone = [executor.run(sliced(latents, i), x[i : i + 1]) for i in range(65)]
-    for count in (1, 2):
-        torch.set_num_threads(count)
-        for batch in (1, 2, 3, 7, 8, 65):
-            start = 65 - batch
-            together = executor.run(sliced(latents, start, batch), x[start:])
-            for i in range(batch):
-                for name, value in alone[start + i].items():
-                    assert torch.equal(together[name][i : i + 1], value), (count, batch, i, name)
+    assert_each_as_alone(executor, latents, x)
 
 
 @needs_native

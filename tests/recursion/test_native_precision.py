@@ -23,6 +23,7 @@ from tests.recursion.native_support import (
     MLP,
     PROGRAMS,
     RSM,
+    assert_each_as_alone,
     callables,
     double,
     make_latents,
@@ -129,15 +130,7 @@ def test_bits_depend_on_neither_batch_nor_threads(options: dict[str, Any], preci
     latents, x = make_latents(program, 65, L, D)
     stack_weights = weights(stacks, tables(stacks, L, options is ATTENTION))
     executor = native.NativeExecutor(program, stack_weights, precision=precision)
-    alone = [executor.run(sliced(latents, i), x[i : i + 1]) for i in range(65)]
-    for count in (1, 2):
-        torch.set_num_threads(count)
-        for batch in (1, 2, 3, 7, 8, 65):
-            start = 65 - batch
-            together = executor.run(sliced(latents, start, batch), x[start:])
-            for i in range(batch):
-                for name, value in alone[start + i].items():
-                    assert torch.equal(together[name][i : i + 1], value), (count, batch, i, name)
+    assert_each_as_alone(executor, latents, x)
 
 
 @needs_instructions
