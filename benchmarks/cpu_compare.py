@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import machine
 from benchmarks.cpu_peers import CASES, PEERS, Case, Run, missing, native_run
 
 GEMM = 1536
@@ -85,19 +85,11 @@ def rows(case: Case, seconds: dict[str, list[float]], flops: dict[str, float], c
                 "value": round(quartiles[1], 1), "quartiles": [round(quartiles[0], 1), round(quartiles[2], 1)],
                 "native_over_this": round(statistics.median(ratio), 3), "rounds": len(times),
                 "best": round(best, 1), "native_over_this_best": round(best_native / best, 3),
-                "threads": torch.get_num_threads(), "torch": torch.__version__, "processor": processor(),
+                "threads": torch.get_num_threads(), "torch": torch.__version__,
+                "machine": machine.device_name("cpu"), "commit": machine.commit(),
             }
         )  # fmt: skip
     return result
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cpu_compare import CLOCKS, processor
+from benchmarks import machine
+from benchmarks.cpu_compare import CLOCKS
 from rtm_kernels import RecursiveReasoner, Solver
 from rtm_kernels.data.sudoku import generate
 from rtm_kernels.engine import Solution
@@ -73,7 +74,8 @@ def row(
         "agree": same, "agree_of_solved": same_of_solved, "interval_of_solved": [round(low, 5), round(high, 5)],
         "mean_steps": round(statistics.mean(s.steps for s in mine), 3),
         "puzzles_per_second": round(len(mine) / sum(seconds[name]), 1), "speedup": round(statistics.median(ratios), 3),
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "processor": processor(),
+        "threads": torch.get_num_threads(), "torch": torch.__version__, "machine": machine.device_name("cpu"),
+        "commit": machine.commit(),
     }  # fmt: skip
 
 

@@ -20,22 +20,46 @@ from benchmarks.timing import Clock, interleave
 from rtm_kernels.energy import board, energy_counter
 
 ROOT = Path(__file__).resolve().parent.parent
+MICROARCHITECTURES: dict[tuple[str, int], tuple[tuple[range, str], ...]] = {
+    ("AuthenticAMD", 23): ((range(0x30), "Zen"), (range(0x30, 0x100), "Zen2")),
+    ("AuthenticAMD", 25): (
+        (range(0x10, 0x20), "Zen4"), (range(0x60, 0x80), "Zen4"), (range(0xA0, 0xB0), "Zen4"), (range(0x100), "Zen3")
+    ),
+    ("AuthenticAMD", 26): ((range(0x100), "Zen5"),),
+}  # fmt: skip
+"""(vendor, family) -> models and the name of what they share; the first range that holds the model counts."""
+
 CPU_CLOCK = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
 
 
 def device_name(device: str) -> str:
-    """`NVIDIA H200`, or the processor's model name with the number of cores that this process may use."""
+    """`NVIDIA H200`, or the processor with the number of cores that this process may use: `AMD EPYC, Zen5, 2 cores`."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        model = found[1].strip() if found else model
-    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+    return f"{processor()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def processor(cpuinfo: str | None = None) -> str:
+    """Model name and microarchitecture, `AMD EPYC, Zen5`: in virtual machines the model name alone tells neither.
+
+    A processor of x86 that `MICROARCHITECTURES` lacks is named by its family and model. `cpuinfo` is the text of
+    /proc/cpuinfo.
+    """
+    if cpuinfo is None:
+        cpuinfo = ""
+        with contextlib.suppress(OSError):
+            cpuinfo = Path("/proc/cpuinfo").read_text()
+    found: dict[str, str] = dict(re.findall(r"(?m)^(vendor_id|cpu family|model|model name)\s*:\s*(.+?)\s*$", cpuinfo))
+    name = found.get("model name") or platform.processor() or platform.machine()
+    if not {"vendor_id", "cpu family", "model"} <= found.keys():
+        return name
+    family, model = int(found["cpu family"]), int(found["model"])
+    known = MICROARCHITECTURES.get((found["vendor_id"], family), ())
+    return f"{name}, {next((arch for models, arch in known if model in models), f'family {family} model {model}')}"
 
 
 def slug(device: str) -> str:
-    """The folder below profiles/ that figures of this machine go to: `nvidia-h200`, `amd-epyc-2-cores`."""
+    """The folder below profiles/ that figures of this machine go to: `nvidia-h200`, `amd-epyc-zen5-2-cores`."""
     return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
 
 

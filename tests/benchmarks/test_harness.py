@@ -200,6 +200,39 @@ def test_a_provider_that_cannot_run_here_says_why(provider: Provider) -> None:
         assert reason == "CUDA graphs need a CUDA device"
 
 
+@pytest.mark.parametrize(
+    ("vendor", "family", "model", "name", "expected"),
+    [
+        ("AuthenticAMD", 26, 2, "AMD EPYC", "AMD EPYC, Zen5"),
+        ("AuthenticAMD", 25, 0x11, "AMD EPYC", "AMD EPYC, Zen4"),
+        ("AuthenticAMD", 25, 0x01, "AMD EPYC", "AMD EPYC, Zen3"),
+        ("AuthenticAMD", 23, 0x31, "AMD EPYC", "AMD EPYC, Zen2"),
+        ("AuthenticAMD", 99, 7, "AMD EPYC", "AMD EPYC, family 99 model 7"),
+        ("GenuineIntel", 6, 143, "Intel(R) Xeon(R)", "Intel(R) Xeon(R), family 6 model 143"),
+    ],
+)
+def test_processors_of_one_name_are_told_apart(vendor: str, family: int, model: int, name: str, expected: str) -> None:
+    lines = {
+        "processor": 0,
+        "vendor_id": vendor,
+        "cpu family": family,
+        "model": model,
+        "model name": name,
+        "stepping": 1,
+    }
+    one = "".join(f"{key}\t: {value}\n" for key, value in lines.items())
+    assert machine.processor(f"{one}\n{one}") == expected
+
+
+def test_a_processor_without_family_has_its_name_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.platform, "processor", lambda: "")
+    monkeypatch.setattr(machine.platform, "machine", lambda: "aarch64")
+    assert machine.processor("processor\t: 0\nBogoMIPS\t: 50.00\n") == "aarch64"
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(machine, "processor", lambda: "AMD EPYC, Zen5")
+    assert machine.slug("cpu") == "amd-epyc-zen5-2-cores"
+
+
 def test_energy_is_measured_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "energy_counter", lambda device: None)
     assert machine.energy(lambda i: None, "cpu", 0.01) is None and machine.idle_watts("cpu", 0.01) is None
