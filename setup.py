@@ -6,6 +6,7 @@ A failing compiler never fails an install, because every op has a PyTorch implem
 from __future__ import annotations
 
 import glob
+import runpy
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,15 @@ def cpu_extension(cpp_extension: Any) -> Extension | None:
     )
 
 
+def write_digest(folder: Path) -> str:
+    """A source that tells the extension what it was built from, so that a stale one is noticed (`why_not`)."""
+    digest = runpy.run_path("rtm_kernels/recursion/sources.py")["digest"]
+    text = f'extern const char* const kSources;\nconst char* const kSources = "{digest(Path("csrc/cpu"))}";'
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sources.cpp").write_text(f"namespace rtm {{\n{text}\n}}\n")
+    return str(folder / "sources.cpp")
+
+
 def cuda_extension(cpp_extension: Any, cuda: str | None) -> Extension | None:
     sources = sorted(glob.glob("csrc/cuda/*.cpp") + glob.glob("csrc/cuda/*.cu"))
     if not sources:
@@ -90,6 +100,8 @@ def native() -> dict[str, Any]:
                 super().build_extensions()
 
         def build_extension(self, ext: Extension) -> None:
+            if ext.name == "rtm_kernels._cpu":
+                ext.sources = [*ext.sources, write_digest(Path(self.build_temp))]
             Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)  # no older build passes for this one
             with failure_noted(ext.name.rpartition(".")[2]):
                 super().build_extension(ext)

@@ -5,6 +5,10 @@
 
 #include "executor.h"
 
+namespace rtm {
+extern const char* const kSources;  // written by setup.py
+}
+
 namespace {
 
 using at::Tensor;
@@ -70,22 +74,32 @@ class NativeModel : public torch::CustomClassHolder {
     executor_.run(pointers(latents, x), data(x, "x"), x.size(0), x.size(1), begin, end);
   }
 
-  // Returns (steps [B], reason [B], logits [B, K]).
-  std::tuple<Tensor, Tensor, Tensor> solve(const std::vector<Tensor>& latents, const Tensor& x, i64 output, i64 policy,
-                                           bool mean_pool, const std::optional<Tensor>& weight,
-                                           const std::optional<Tensor>& bias, i64 min_steps, i64 max_steps,
-                                           double tolerance) {
-    const i64 B = x.size(0), K = weight ? weight->size(0) : 0;
-    Tensor steps = at::empty({B}, at::kLong), reason = at::empty({B}, at::kLong), logits = at::empty({B, K}, at::kFloat);
-    const rtm::Halting halting{static_cast<rtm::Halting::Policy>(policy),
-                               mean_pool,
-                               weight ? data(*weight, "weight") : nullptr,
-                               bias ? data(*bias, "bias") : nullptr,
-                               K,
-                               min_steps,
-                               max_steps,
+  // weight [N, D] and bias [N]; the first `tokens` rows are those of the vocabulary.
+  void set_heads(i64 output, i64 tokens, const Tensor& weight, const Tensor& bias) {
+    const i64 N = weight.size(0);
+    TORCH_CHECK(bias.numel() == N && weight.size(1) == executor_.hidden_size(), "heads must be [N, D] and [N]");
+    rtm::PackedHeads heads{rtm::pack_linear(executor_.kernels(), false, data(weight, "weight"), N, weight.size(1)),
+                           rtm::Buffer(rtm::round_up(N, 2 * executor_.kernels().width)), output, N, tokens};
+    std::copy_n(data(bias, "bias"), N, heads.bias.get());
+    executor_.set_heads(std::move(heads));
+  }
+
+  // Returns logits [B, L, N].
+  Tensor act_step(const std::vector<Tensor>& latents, const Tensor& x) {
+    Tensor logits = at::empty({x.size(0), x.size(1), executor_.heads().N}, at::kFloat);
+    executor_.act_step(pointers(latents, x), data(x, "x"), x.size(0), x.size(1), logits.mutable_data_ptr<float>());
+    return logits;
+  }
+
+  // Returns (steps [B], reason [B], logits [B, L, N]).
+  std::tuple<Tensor, Tensor, Tensor> solve(const std::vector<Tensor>& latents, const Tensor& x, i64 policy,
+                                           bool mean_pool, i64 min_steps, i64 max_steps, double tolerance) {
+    const i64 B = x.size(0), L = x.size(1);
+    Tensor steps = at::empty({B}, at::kLong), reason = at::empty({B}, at::kLong);
+    Tensor logits = at::empty({B, L, executor_.heads().N}, at::kFloat);
+    const rtm::Halting halting{static_cast<rtm::Halting::Policy>(policy), mean_pool, min_steps, max_steps,
                                static_cast<float>(tolerance)};
-    executor_.solve(pointers(latents, x), data(x, "x"), B, x.size(1), output, halting,
+    executor_.solve(pointers(latents, x), data(x, "x"), B, L, halting,
                     {steps.mutable_data_ptr<i64>(), reason.mutable_data_ptr<i64>(), logits.mutable_data_ptr<float>()});
     return {steps, reason, logits};
   }
@@ -133,14 +147,18 @@ TORCH_LIBRARY(rtm_kernels_native, m) {
       .def("add_mlp_layer", &NativeModel::add_mlp_layer)
       .def("add_attention_layer", &NativeModel::add_attention_layer)
       .def("add_step", &NativeModel::add_step)
+      .def("set_heads", &NativeModel::set_heads)
       .def("run", &NativeModel::run)
+      .def("act_step", &NativeModel::act_step)
       .def("solve", &NativeModel::solve);
 }
 
 }  // namespace
 
-// The module is empty: loading it registers the class.
+// Loading the module registers the class; `sources` says what it was built from.
 PyMODINIT_FUNC PyInit__cpu() {
   static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_cpu", nullptr, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&definition);
+  PyObject* module = PyModule_Create(&definition);
+  if (module && PyModule_AddStringConstant(module, "sources", rtm::kSources) < 0) Py_CLEAR(module);
+  return module;
 }

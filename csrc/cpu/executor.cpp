@@ -112,16 +112,30 @@ void Executor::run(const std::vector<float*>& latents, const float* x, i64 B, i6
   for_each_sample(latents, x, B, L, [&](const Sample& s, i64) { run_sample(s, begin, end); });
 }
 
-void Executor::solve(const std::vector<float*>& latents, const float* x, i64 B, i64 L, i64 output,
-                     const Halting& halting, const Outcome& outcome) const {
+void Executor::act_step(const std::vector<float*>& latents, const float* x, i64 B, i64 L, float* logits) const {
   for_each_sample(latents, x, B, L, [&](const Sample& s, i64 b) {
-    solve_sample(s, output, halting, outcome.steps[b], outcome.reason[b], outcome.logits + b * halting.logits);
+    run_sample(s, 0, steps());
+    read_heads(s, logits + b * L * heads_.N);
   });
 }
 
-void Executor::solve_sample(const Sample& s, i64 output, const Halting& h, i64& steps, i64& reason,
-                            float* logits) const {
-  const float* y = s.latents[output] + s.offset;
+void Executor::solve(const std::vector<float*>& latents, const float* x, i64 B, i64 L, const Halting& halting,
+                     const Outcome& outcome) const {
+  for_each_sample(latents, x, B, L, [&](const Sample& s, i64 b) {
+    solve_sample(s, halting, outcome.steps[b], outcome.reason[b], outcome.logits + b * L * heads_.N);
+  });
+}
+
+void Executor::read_heads(const Sample& s, float* logits) const {
+  if (heads_.N == 0) return;
+  const float* y = s.latents[heads_.output] + s.offset;
+  split_rows(s, [&](i64 first, i64 last, float* scratch) {
+    kernels_->project(heads_.weight.view(), heads_.bias.get(), y, logits, D_, heads_.N, first, last, scratch);
+  });
+}
+
+void Executor::solve_sample(const Sample& s, const Halting& h, i64& steps, i64& reason, float* logits) const {
+  const float* y = s.latents[heads_.output] + s.offset;
   Buffer& previous = s.workspace.previous[s.thread];
   if (h.policy == Halting::settle && !previous.get()) previous = Buffer(s.L * D_);
   double accumulated = 0;
@@ -129,11 +143,13 @@ void Executor::solve_sample(const Sample& s, i64 output, const Halting& h, i64& 
   for (steps = 1;; ++steps) {
     if (h.policy == Halting::settle) std::copy_n(y, s.L * D_, previous.get());
     run_sample(s, 0, this->steps());
-    head_logits(h, y, s.L, D_, logits);
+    read_heads(s, logits);
+    if (!all_finite(logits, s.L * heads_.N)) reason = Outcome::non_finite;
     for (const float* latent : s.latents)
       if (!all_finite(latent + s.offset, s.L * D_)) reason = Outcome::non_finite;
     if (reason == Outcome::non_finite) return;
-    const bool wants = wants_to_halt(h, logits, y, previous.get(), s.L * D_, accumulated);
+    const HaltingLogits q = halting_logits(h, logits + heads_.tokens, s.L, heads_.N, heads_.N - heads_.tokens);
+    const bool wants = wants_to_halt(h, q, y, previous.get(), s.L * D_, accumulated);
     if (wants && steps >= h.min_steps) reason = Outcome::halted;
     if (reason == Outcome::halted || steps >= h.max_steps) return;
   }

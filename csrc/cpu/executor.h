@@ -34,10 +34,7 @@ struct Workspace {
 struct Halting {
   enum Policy : i64 { fixed, q, q_continue, settle, cumulative_sequence };
   Policy policy;
-  bool mean_pool;       // the head reads the mean over L instead of the first position
-  const float* weight;  // [logits, D], or null without a head
-  const float* bias;    // [logits], or null
-  i64 logits;
+  bool mean_pool;  // the mean of the halting logits over L instead of those of the first position
   i64 min_steps, max_steps;
   float tolerance;  // of settle
 };
@@ -47,7 +44,15 @@ struct Outcome {
   enum Reason : i64 { max_steps, halted, non_finite };
   i64* steps;     // [B]
   i64* reason;    // [B]
-  float* logits;  // [B, logits] after the last step
+  float* logits;  // [B, L, N] of the heads after the last step
+};
+
+// What reads the output latent of an ACT step at every position: N logits, of them first `tokens` of the vocabulary,
+// then those of halting.
+struct PackedHeads {
+  PackedLinear weight;
+  Buffer bias;
+  i64 output = 0, N = 0, tokens = 0;
 };
 
 class Executor {
@@ -60,21 +65,25 @@ class Executor {
   i64 steps() const { return static_cast<i64>(tape_.size()); }
   void add_layer(i64 stack, PackedLayer layer);
   void add_step(Step step) { tape_.push_back(std::move(step)); }
+  void set_heads(PackedHeads heads) { heads_ = std::move(heads); }
+  const PackedHeads& heads() const { return heads_; }
 
   // Steps [begin, end) of the tape for B samples in place: latents[i] and x are [B, L, D].
   void run(const std::vector<float*>& latents, const float* x, i64 B, i64 L, i64 begin, i64 end) const;
 
-  // Passes of the whole tape for each sample until its policy halts it; a thread that is done with a sample takes the
-  // next one. `output` is the latent that the head reads.
-  void solve(const std::vector<float*>& latents, const float* x, i64 B, i64 L, i64 output, const Halting& halting,
+  // The whole tape, then the heads: logits [B, L, N].
+  void act_step(const std::vector<float*>& latents, const float* x, i64 B, i64 L, float* logits) const;
+
+  // ACT steps of each sample until its policy halts it; a thread that is done with a sample takes the next one.
+  void solve(const std::vector<float*>& latents, const float* x, i64 B, i64 L, const Halting& halting,
              const Outcome& outcome) const;
 
  private:
   struct Sample;
   template <class F>
   void for_each_sample(const std::vector<float*>& latents, const float* x, i64 B, i64 L, const F& f) const;
-  void solve_sample(const Sample& sample, i64 output, const Halting& halting, i64& steps, i64& reason,
-                    float* logits) const;
+  void solve_sample(const Sample& sample, const Halting& halting, i64& steps, i64& reason, float* logits) const;
+  void read_heads(const Sample& sample, float* logits) const;
   void run_sample(const Sample& sample, i64 begin, i64 end) const;
   template <class F>
   static void split(const Sample& sample, i64 n, const F& f);
@@ -89,6 +98,7 @@ class Executor {
   i64 D_, latents_;
   std::vector<std::vector<PackedLayer>> stacks_;
   std::vector<Step> tape_;
+  PackedHeads heads_;
   mutable std::mutex mutex_;
   mutable i64 leased_L_ = 0, leased_threads_ = 0;
   mutable std::vector<std::unique_ptr<Workspace>> idle_;

@@ -1,21 +1,25 @@
-// The halting head and policies of one sample, in double so that the order of its few sums does not matter much.
+// The halting policies of one sample, in double so that the order of their few sums does not matter much.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "executor.h"
 
 namespace rtm {
 
-// logits = weight y[0] + bias, or of the mean over L; y [L, D].
-inline void head_logits(const Halting& h, const float* y, i64 L, i64 D, float* logits) {
+using HaltingLogits = std::array<double, 2>;
+
+// The first of the `count` logits of a sample, at the first position or their mean over L; they lie `stride` apart.
+inline HaltingLogits halting_logits(const Halting& h, const float* logits, i64 L, i64 stride, i64 count) {
+  HaltingLogits found{};
   const i64 rows = h.mean_pool ? L : 1;
-  for (i64 k = 0; k < (h.weight ? h.logits : 0); ++k) {
-    double total = 0;
-    for (i64 l = 0; l < rows; ++l)
-      for (i64 d = 0; d < D; ++d) total += static_cast<double>(h.weight[k * D + d]) * y[l * D + d];
-    logits[k] = static_cast<float>(total / rows + (h.bias ? h.bias[k] : 0.0f));
+  for (i64 k = 0; k < std::min<i64>(count, 2); ++k) {
+    for (i64 l = 0; l < rows; ++l) found[k] += logits[l * stride + k];
+    found[k] /= static_cast<double>(rows);
   }
+  return found;
 }
 
 inline bool all_finite(const float* y, i64 n) {
@@ -36,7 +40,7 @@ inline double relative_change(const float* y, const float* previous, i64 n) {
 }
 
 // `accumulated` is the sum of the halting probabilities so far, of the cumulative policy.
-inline bool wants_to_halt(const Halting& h, const float* logits, const float* y, const float* previous, i64 n,
+inline bool wants_to_halt(const Halting& h, const HaltingLogits& logits, const float* y, const float* previous, i64 n,
                           double& accumulated) {
   switch (h.policy) {
     case Halting::q:
@@ -46,7 +50,7 @@ inline bool wants_to_halt(const Halting& h, const float* logits, const float* y,
     case Halting::settle:
       return relative_change(y, previous, n) < h.tolerance;
     case Halting::cumulative_sequence:
-      accumulated += 1 / (1 + std::exp(-static_cast<double>(logits[0])));
+      accumulated += 1 / (1 + std::exp(-logits[0]));
       return accumulated >= 1;
     default:
       return false;

@@ -34,7 +34,7 @@ static HeadSizes head_sizes(const Layer& layer, i64 L) {
 static const Kernels* kernels() {
   static constexpr Kernels set = {
       RTM_NAME,          Format::RTM_FORMAT, W,      MR,           token_mix, channel_mix,
-      attention_project, attend, attention_channel_mix, scratch_size, head_sizes};
+      attention_project, attend, attention_channel_mix, project, scratch_size, head_sizes};
   return &set;
 }
 

@@ -97,6 +97,10 @@ struct Kernels {
   void (*attention_channel_mix)(const Layer&, const float* mixed, const float* work, float* dst, i64 D, i64 first,
                                 i64 last, float* scratch);
 
+  // out[rows, N] = x[rows] w + bias, w the columns of [N, D] in float32, bias [N rounded up to 2W].
+  void (*project)(const Linear& w, const float* bias, const float* x, float* out, i64 D, i64 N, i64 first, i64 last,
+                  float* scratch);
+
   i64 (*scratch_size)(const Layer&, i64 L, i64 D);  // floats that any of the calls needs
   HeadSizes (*head_sizes)(const Layer&, i64 L);
 };

@@ -128,6 +128,20 @@ static void channel_mix(const Layer& layer, const float* work, float* dst, i64 D
   mix_rows(layer, x, dst, D, first, rows, out, inner);
 }
 
+static void project(const Linear& w, const float* bias, const float* x, float* out, i64 D, i64 N, i64 first, i64 last,
+                    float* scratch) {
+  const i64 rows = last - first;
+  float *packed = scratch, *panel = packed + row_blocks(D) * rows * W;
+  pack_rows(x, D, first, rows, packed);
+  for (i64 n = 0; n < N; n += NR) {
+    product(packed, rows, w.words + n * D, D, NR, panel, false);
+    for (i64 v = 0; v < 2 && n + v * W < N; ++v)
+      for (i64 r = 0; r < rows; ++r)
+        store_first(out + (first + r) * N + n + v * W, load(panel + (v * rows + r) * W) + load(bias + n + v * W),
+                    N - n - v * W);
+  }
+}
+
 // --- columns: activations [L, 2W] of one tile of channels, contiguous ---
 
 RTM_INLINE V summed(const float* const* terms, i64 count, i64 at, i64 n) {

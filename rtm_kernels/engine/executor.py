@@ -39,20 +39,40 @@ class Executor(Protocol):
 
 
 class ProgramExecutor:
-    """An executor of programs, followed by the model's heads; with `batch_invariant` those of each sample by itself."""
+    """An executor of programs, followed by the model's heads."""
 
-    def __init__(self, name: str, model: RecursiveReasoner, run: Run, batch_invariant: bool = False) -> None:
-        self.name, self.batch_invariant, self._model, self._run = name, batch_invariant, model, run
+    batch_invariant = False
+
+    def __init__(self, name: str, model: RecursiveReasoner, run: Run) -> None:
+        self.name, self._model, self._run = name, model, run
 
     @ranged("ACT step")
     def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
         """See `Executor.step`."""
         values = self._run(latents, x)
-        output = values[self._model.program.output]
-        if not self.batch_invariant or len(output) <= 1:
-            return values, *self._model.heads(output)
-        logits, halting = zip(*map(self._model.heads, output.split(1)), strict=True)
-        return values, torch.cat(logits), None if halting[0] is None else torch.cat(halting)
+        return values, *self._model.heads(values[self._model.program.output])
+
+
+class Native:
+    """Program and heads in C++; a sample's bits are the same in any batch and with any number of threads."""
+
+    batch_invariant = True
+
+    def __init__(self, name: str, model: RecursiveReasoner, precision: str) -> None:
+        stacks = {
+            stack: native.StackWeights.from_module(model.get_submodule(stack), model.cos_sin())
+            for stack in model.config.layers
+        }
+        q = (model.q_head.weight, model.q_head.bias) if model.config.has_q_head else None
+        heads = native.HeadWeights(tokens=model.lm_head.weight, halting=q, prefix=model.config.prefix_len)
+        self.name, self._has_q = name, q is not None
+        self._executor = native.NativeExecutor(model.program, stacks, heads, precision=precision)
+
+    @ranged("ACT step")
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+        """See `Executor.step`."""
+        found = self._executor.step(latents, x)
+        return found.latents, found.logits, found.halting[:, 0] if self._has_q else None
 
 
 class GraphExecutor:
@@ -136,12 +156,7 @@ def _persistent(model: RecursiveReasoner) -> Executor:
 
 def _native(precision: str) -> Backend:
     def build(model: RecursiveReasoner) -> Executor:
-        stacks = {
-            name: native.StackWeights.from_module(model.get_submodule(name), model.cos_sin())
-            for name in model.config.layers
-        }
-        run = native.NativeExecutor(model.program, stacks, precision=precision).run
-        return ProgramExecutor(native_name(precision), model, run, batch_invariant=True)
+        return Native(native_name(precision), model, precision)
 
     def why_not(model: RecursiveReasoner) -> str | None:
         if model.device.type != "cpu":

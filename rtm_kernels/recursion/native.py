@@ -1,4 +1,4 @@
-"""The CPU executor of programs: packed weights, fused layers, no Python between steps (csrc/cpu).
+"""The CPU executor of programs: packed weights, fused layers and heads, no Python between steps (csrc/cpu).
 
 A sample's result has the same bits in any batch and with any number of threads. Latents are float32, and so are the
 products unless `precision` says otherwise; no autograd.
@@ -10,7 +10,8 @@ import functools
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,11 @@ from torch import Tensor, nn
 from rtm_kernels.config import NORM_AXES
 from rtm_kernels.errors import BackendUnavailable, InputError, one_of, require
 from rtm_kernels.program import INPUT, Program
+from rtm_kernels.recursion.sources import digest
 from rtm_kernels.recursion.tape import why_not_program
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc" / "cpu"
+"""Where the sources of the extension lie in a checkout; an installed package has none."""
 
 MLP_MIXER = ("mlp_t.gate_up_proj.weight", "mlp_t.down_proj.weight")
 ATTENTION = ("self_attn.qkv_proj.weight", "self_attn.o_proj.weight")
@@ -29,13 +34,15 @@ CHANNEL = ("mlp.gate_up_proj.weight", "mlp.down_proj.weight")
 def why_not() -> str | None:
     """What keeps the native executor from running here, or None when it can."""
     try:
-        importlib.import_module("rtm_kernels._cpu")
+        extension = importlib.import_module("rtm_kernels._cpu")
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "rtm_kernels._cpu":
             return (
                 "the extension rtm_kernels._cpu is not compiled (it needs a C++ compiler when the package is installed)"
             )
         return f"the extension rtm_kernels._cpu does not load: {error}"
+    if CSRC.is_dir() and getattr(extension, "sources", None) != digest(CSRC):
+        return f"the extension rtm_kernels._cpu is older or newer than {CSRC} (`make native` builds it anew)"
     return None
 
 
@@ -128,6 +135,39 @@ class StackWeights:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadWeights:
+    """What reads the output latent y after an ACT step, in float32 at every position: y w^T + bias.
+
+    `tokens` [V, D] gives the logits of the vocabulary at the positions from `prefix` on, `halting` a weight [K, D] and
+    a bias [K] (or None) the halting logits. Either may be None.
+    """
+
+    tokens: Tensor | None = None
+    halting: tuple[Tensor, Tensor | None] | None = None
+    prefix: int = 0
+
+    def stacked(self, width: int) -> tuple[Tensor, Tensor, int]:
+        """Weight [V + K, D] and bias [V + K] of both heads, and V. Errors: `InputError` for another width or bias."""
+        tokens = torch.zeros(0, width) if self.tokens is None else _float32(self.tokens)
+        weight, bias = (torch.zeros(0, width), None) if self.halting is None else self.halting
+        bias = torch.zeros(len(weight)) if bias is None else bias
+        for name, value in (("tokens", tokens), ("halting", weight)):
+            require(value.ndim == 2 and value.shape[1] == width, name, tuple(value.shape), f"a weight [N, D={width}]")
+        require(tuple(bias.shape) == (len(weight),), "bias", tuple(bias.shape), f"one for each of {len(weight)} rows")
+        require(self.prefix >= 0, "prefix", self.prefix, "at least 0")
+        both = torch.cat((tokens, _float32(weight))), torch.cat((torch.zeros(len(tokens)), _float32(bias)))
+        return both[0].contiguous(), both[1].contiguous(), len(tokens)
+
+
+class ActStep(NamedTuple):
+    """Latents [B, L, D] after an ACT step, logits [B, L - prefix, V], halting logits [B, L, K] of every position."""
+
+    latents: dict[str, Tensor]
+    logits: Tensor
+    halting: Tensor
+
+
 POLICIES = ("fixed", "q", "q_continue", "settle", "cumulative_sequence")
 """Halting policies that `NativeExecutor.solve` knows, in the order of csrc/cpu/executor.h."""
 
@@ -136,22 +176,21 @@ REASONS = ("max_steps", "halted", "non_finite")
 
 @dataclass(frozen=True)
 class Halted:
-    """What `NativeExecutor.solve` found: the new latents [B, L, D], and for each sample how it ended.
+    """What `NativeExecutor.solve` found: the last ACT step of each sample, and how it ended.
 
-    steps [B] int64, reasons (one of `REASONS` each), logits [B, K] of the head after the last step.
+    steps [B] int64, reasons (one of `REASONS` each).
     """
 
-    latents: dict[str, Tensor]
+    last: ActStep
     steps: Tensor
     reasons: tuple[str, ...]
-    logits: Tensor
 
 
 class NativeExecutor:
     """Executes `program` with the weights of `stacks`, packed once; later changes of the weights are not seen.
 
-    `isa` names an instruction set of `isas(precision)`, or `auto` for the fastest; `precision` is one of `PRECISIONS`.
-    Several threads may call at once.
+    `heads` read the output latent after an ACT step. `isa` names an instruction set of `isas(precision)`, or `auto` for
+    the fastest; `precision` is one of `PRECISIONS`. Several threads may call at once.
     Errors: `BackendUnavailable` without the compiled extension or the instructions that `precision` needs,
     `InputError` for weights that do not fit together.
     """
@@ -160,6 +199,7 @@ class NativeExecutor:
         self,
         program: Program,
         stacks: Mapping[str, StackWeights],
+        heads: HeadWeights | None = None,
         *,
         isa: str = "auto",
         precision: str = "float32",
@@ -180,12 +220,16 @@ class NativeExecutor:
         self.names = program.latents
         self.hidden_size = int(next(iter(stacks.values())).layers[0][CHANNEL[1]].shape[0])
         self.seq_len: int | None = None
+        self.heads = heads or HeadWeights()
         self._model = torch.classes.rtm_kernels_native.NativeModel(
             self.isa, precision, self.hidden_size, len(self.names)
         )
         for number, name in enumerate(program.stacks):
             for layer in stacks[name].layers:
                 self._add_layer(number, name, stacks[name], layer)
+        weight, bias, self._tokens = self.heads.stacked(self.hidden_size)
+        self._halting = len(weight) - self._tokens
+        self._model.set_heads(self.names.index(program.output), self._tokens, weight, bias)
         place = {name: i for i, name in enumerate((*self.names, INPUT))}
         for step in program.steps:
             self._model.add_step(
@@ -234,6 +278,18 @@ class NativeExecutor:
         self._model.run(buffers, x.contiguous(), begin, end)
         return {**latents, **new}
 
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
+        """One ACT step: the whole program from `latents` with input embedding `x`, then the heads.
+
+        Errors: those of `run`.
+        """
+        buffers, new = self._buffers(self.program, latents, x)
+        return self._act_step({**latents, **new}, self._model.act_step(buffers, x.contiguous()))
+
+    def _act_step(self, latents: dict[str, Tensor], logits: Tensor) -> ActStep:
+        """Logits [B, L, V + K] as what they are of."""
+        return ActStep(latents, logits[:, self.heads.prefix :, : self._tokens], logits[..., self._tokens :])
+
     def solve(
         self,
         latents: Mapping[str, Tensor],
@@ -242,34 +298,29 @@ class NativeExecutor:
         policy: str = "q",
         max_steps: int,
         min_steps: int = 1,
-        head: tuple[Tensor, Tensor | None] | None = None,
         pool: str = "first",
         tolerance: float = 1e-3,
     ) -> Halted:
-        """Passes of the program (ACT steps) until the policy halts each sample, without Python in between.
+        """ACT steps until the policy halts each sample, without Python in between.
 
         A thread that is done with a sample takes the next one, so B may be far larger than the number of threads.
-        `policy` is one of `POLICIES`, with the meaning of `ops.halting` for one unit per sample; `head` is the
-        weight [K, D] and bias [K] of the halting head, `pool` "first" or "mean", `tolerance` that of `settle`.
+        `policy` is one of `POLICIES`, with the meaning of `ops.halting` for one unit per sample; it reads the first of
+        the halting logits, `pool` those of the "first" position or their "mean"; `tolerance` is that of `settle`.
         A sample with a value that is not finite stops at once and says so.
         """
         one_of("policy", policy, POLICIES)
         one_of("pool", pool, ("first", "mean"))
         require(1 <= min_steps <= max_steps, "min_steps, max_steps", (min_steps, max_steps), "1 <= min <= max")
         needed = {"q": 1, "q_continue": 2, "cumulative_sequence": 1}.get(policy, 0)
-        weight, bias = (None, None) if head is None else (None if t is None else _float32(t) for t in head)
-        shape = (0, self.hidden_size) if weight is None else tuple(weight.shape)
-        require(shape[1:] == (self.hidden_size,) and shape[0] >= needed, "head", shape,
-                f"a weight [K, D={self.hidden_size}] with K >= {needed} for the policy {policy}")  # fmt: skip
-        output = self.names.index(self.program.output)
+        require(self._halting >= needed, "heads", self._halting, f"{needed} halting logits or more for {policy}")
         require(policy != "settle" or self.program.output in latents, "latents", sorted(latents),
                 f"settle compares with the {self.program.output!r} given")  # fmt: skip
         buffers, new = self._buffers(self.program, latents, x)
         steps, reasons, logits = self._model.solve(
-            buffers, x.contiguous(), output, POLICIES.index(policy), pool == "mean", weight, bias,
-            min_steps, max_steps, tolerance,
-        )  # fmt: skip
-        return Halted({**latents, **new}, steps, tuple(REASONS[i] for i in reasons.tolist()), logits)
+            buffers, x.contiguous(), POLICIES.index(policy), pool == "mean", min_steps, max_steps, tolerance
+        )
+        last = self._act_step({**latents, **new}, logits)
+        return Halted(last, steps, tuple(REASONS[i] for i in reasons.tolist()))
 
     def _buffers(
         self, part: Program, latents: Mapping[str, Tensor], x: Tensor

@@ -32,12 +32,14 @@ struct Case {
 };
 
 struct Weights {
-  Floats gate_up, down, mixer_gate_up, mixer_down, qkv, out, cos, sin;
+  Floats gate_up, down, mixer_gate_up, mixer_down, qkv, out, cos, sin, heads;
 };
+
+constexpr i64 kHeads = 37;  // odd, and more than one panel
 
 Weights weights(const Case& c) {
   const float d = 1.0f / std::sqrt(float(c.D)), l = 1.0f / std::sqrt(float(c.L));
-  Weights w{random(2 * c.F * c.D, d), random(c.F * c.D, 0.1f), {}, {}, {}, {}, {}, {}};
+  Weights w{random(2 * c.F * c.D, d), random(c.F * c.D, 0.1f), {}, {}, {}, {}, {}, {}, random(kHeads * c.D, d)};
   if (c.heads) {
     w.qkv = random(3 * c.D * c.D, d);
     w.out = random(c.D * c.D, d);
@@ -70,19 +72,21 @@ rtm::PackedLayer pack(const rtm::Kernels& k, const Case& c, const Weights& w) {
   return p;
 }
 
-// Latents y and z of 3 samples after one pass of TRM with halting by settling.
+// Latents y and z of 3 samples, and the logits of the heads, after one pass of TRM with halting by settling.
 Floats solve(const rtm::Kernels& k, const Case& c, const Weights& w, Floats y, Floats z, const Floats& x) {
   rtm::Executor executor(&k, c.D, 2);
   executor.add_layer(0, pack(k, c, w));
   executor.add_layer(0, pack(k, c, w));
   executor.add_step({1, 0, {1}, {0, 2}});
   executor.add_step({0, 0, {0}, {1}});
-  const Floats head = random(2 * c.D, 0.1f);
-  const rtm::Halting halting{rtm::Halting::settle, true, head.data(), nullptr, 2, 1, 2, 1e-9f};
+  executor.set_heads({rtm::pack_linear(k, false, w.heads.data(), kHeads, c.D),
+                      rtm::Buffer(rtm::round_up(kHeads, 2 * k.width)), 0, kHeads, kHeads - 2});
+  const rtm::Halting halting{rtm::Halting::settle, true, 1, 2, 1e-9f};
   std::array<i64, 3> steps, reason;
-  Floats logits(6);
-  executor.solve({y.data(), z.data()}, x.data(), 3, c.L, 0, halting, {steps.data(), reason.data(), logits.data()});
+  Floats logits(3 * c.L * kHeads);
+  executor.solve({y.data(), z.data()}, x.data(), 3, c.L, halting, {steps.data(), reason.data(), logits.data()});
   y.insert(y.end(), z.begin(), z.end());
+  y.insert(y.end(), logits.begin(), logits.end());
   return y;
 }
 

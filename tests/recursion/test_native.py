@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,16 +170,19 @@ def test_solve_takes_the_steps_of_the_halting_reference(policy: str, pool: str) 
     latents, x = make_latents(program, N, L, D)
     head = (torch.randn(2, D) * (0.4 if pool == "first" else 2.0), torch.tensor([-1.0, -1.0]))
     limits = {"min_steps": 2, "max_steps": 9, "tolerance": 0.9}
-    executor = native.NativeExecutor(program, weights(stacks))
-    result = executor.solve(latents, x, policy=policy, head=head, pool=pool, **limits)
+    tokens = torch.randn(5, D)
+    heads = native.HeadWeights(tokens=tokens, halting=head, prefix=2)
+    executor = native.NativeExecutor(program, weights(stacks), heads)
+    result = executor.solve(latents, x, policy=policy, pool=pool, **limits)
     for i in range(N):
         expected, steps = loop(executor, sliced(latents, i), x[i : i + 1], head, policy, pool, **limits)
         assert result.steps[i] == steps
         assert result.reasons[i] in (("halted", "max_steps") if steps == 9 else ("halted",))
-        logits = halting.halting_logits(expected["z_H"], *head, pool=pool)[0, 0]
-        torch.testing.assert_close(result.logits[i], logits, rtol=1e-5, atol=1e-5)
+        logits = halting.halting_logits(expected["z_H"], *head, pool="token")[0]
+        torch.testing.assert_close(result.last.halting[i], logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(result.last.logits[i], (expected["z_H"] @ tokens.T)[0, 2:], rtol=1e-5, atol=1e-5)
         for name in program.latents:
-            assert torch.equal(result.latents[name][i], expected[name][0])
+            assert torch.equal(result.last.latents[name][i], expected[name][0])
     if policy != "fixed":
         assert len(set(result.steps.tolist())) > 1
 
@@ -194,7 +198,67 @@ def test_solve_stops_a_sample_that_is_not_finite() -> None:
     result = executor.solve(latents, x, policy="fixed", max_steps=3)
     assert result.steps.tolist() == [3, 1, 3]
     assert result.reasons == ("max_steps", "non_finite", "max_steps")
-    assert torch.equal(result.latents["z_H"][0], clean.latents["z_H"][0])
+    assert torch.equal(result.last.latents["z_H"][0], clean.last.latents["z_H"][0])
+    assert result.last.logits.shape == (3, 9, 0) and result.last.halting.shape == (3, 9, 0)
+
+
+@needs_native
+def test_a_head_that_is_not_finite_stops_its_sample_alone() -> None:
+    program = programs.trm(1, 2)
+    stacks = weights(make_stacks(program, 1, 32))
+    latents, x = make_latents(program, 9, 1, 32)
+    y = native.NativeExecutor(program, stacks).run(latents, x)["z_H"]
+    along = (y[:, 0] @ y[4, 0]).sort().values
+    assert along[-1] > along[-2] > 0
+    heads = native.HeadWeights(tokens=y[4] * (torch.finfo(torch.float32).max / along[-2:].mean()))
+    result = native.NativeExecutor(program, stacks, heads).solve(latents, x, policy="fixed", max_steps=1)
+    assert result.reasons == ("max_steps",) * 4 + ("non_finite",) + ("max_steps",) * 4
+    assert torch.isfinite(result.last.logits).flatten().tolist() == [i != 4 for i in range(9)]
+
+
+@needs_native
+@pytest.mark.parametrize("isa", native.isas() if native.available() else [])
+@pytest.mark.parametrize(
+    "L, D, V, K, prefix", [(1, 1, 1, 0, 0), (7, 24, 11, 2, 0), (97, 100, 33, 2, 16), (131, 40, 70, 1, 3)]
+)
+def test_heads_are_within_the_error_budget(L: int, D: int, V: int, K: int, prefix: int, isa: str) -> None:
+    program = programs.trm(1, 1)
+    stacks = make_stacks(program, L, D, seed=L + D)
+    latents, x = make_latents(program, enough(L, D), L, D)
+    tokens, weight, bias = torch.randn(V, D), torch.randn(K, D), torch.randn(K)
+    heads = native.HeadWeights(tokens=tokens, halting=(weight, bias), prefix=prefix)
+    found = native.NativeExecutor(program, weights(stacks), heads, isa=isa).step(latents, x)
+    *_, (float32, truth) = reference_and_truth(program, stacks, latents, x)
+    assert_within_budget(found.latents, float32, truth)
+
+    def read(y: Tensor) -> dict[str, Tensor]:
+        return {
+            "logits": (y @ tokens.T.to(y))[:, prefix:],
+            **({"halting": y @ weight.T.to(y) + bias.to(y)} if K else {}),
+        }
+
+    got = {"logits": found.logits, **({"halting": found.halting} if K else {})}
+    assert found.halting.shape == (len(x), L, K)
+    assert_within_budget(got, read(float32["z_H"]), read(truth["z_H"]))
+
+
+@needs_native
+@pytest.mark.parametrize("precision", [p for p in native.PRECISIONS if native.why_not_precision(p) is None])
+def test_bits_of_the_heads_depend_on_neither_batch_nor_threads(precision: str) -> None:
+    program = programs.trm(1, 1)
+    latents, x = make_latents(program, 65, 101, 40)
+    heads = native.HeadWeights(tokens=torch.randn(11, 40), halting=(torch.randn(2, 40), torch.randn(2)), prefix=4)
+    stack_weights = weights(make_stacks(program, 101, 40))
+    executor = native.NativeExecutor(program, stack_weights, heads, precision=precision)
+    alone = [executor.step(sliced(latents, i), x[i : i + 1]) for i in range(65)]
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for batch in (1, 2, 3, 7, 8, 65):
+            start = 65 - batch
+            together = executor.step(sliced(latents, start, batch), x[start:])
+            for i in range(batch):
+                assert torch.equal(together.logits[i], alone[start + i].logits[0]), (threads, batch, i)
+                assert torch.equal(together.halting[i], alone[start + i].halting[0]), (threads, batch, i)
 
 
 @needs_native
@@ -203,6 +267,10 @@ def test_bad_input_is_named() -> None:
     stacks = make_stacks(program, 9, 32)
     latents, x = make_latents(program, 2, 9, 32)
     executor = native.NativeExecutor(program, weights(stacks))
+
+    def build(**heads: Any) -> native.NativeExecutor:
+        return native.NativeExecutor(program, weights(stacks), native.HeadWeights(**heads))
+
     wrong = [
         (lambda: executor.run({"z_H": latents["z_H"]}, x), "reads 'z_L' first"),
         (lambda: executor.run(latents, x.double()), "x is torch.float64"),
@@ -212,7 +280,10 @@ def test_bad_input_is_named() -> None:
         (lambda: native.NativeExecutor(program, {}), "stack 'L_level'"),
         (lambda: native.NativeExecutor(program, weights(stacks), isa="sse"), "isa='sse'"),
         (lambda: executor.solve(latents, x, policy="maybe", max_steps=2), "policy='maybe'"),
-        (lambda: executor.solve(latents, x, policy="q", max_steps=2), "head=.*K >= 1"),
+        (lambda: executor.solve(latents, x, policy="q", max_steps=2), "heads=0 is not allowed: 1 halting logits"),
+        (lambda: build(tokens=x[0, :, :8]), r"tokens=\(9, 8\) is not allowed: a weight \[N, D=32\]"),
+        (lambda: build(halting=(x[0], x[0, 0, :3])), r"bias=\(3,\) is not allowed: one for each of 9 rows"),
+        (lambda: build(prefix=-1), "prefix=-1"),
         (lambda: executor.solve(latents, x, policy="fixed", max_steps=0), "min_steps, max_steps"),
         (lambda: native.StackWeights(layers=[{}]), r"layers\[0\]"),
         (lambda: native.StackWeights.from_state_dict({"head.weight": x}), "layers.<i>.<name>"),
@@ -233,6 +304,26 @@ def test_without_the_extension_the_reason_is_named(monkeypatch: pytest.MonkeyPat
             native.isas()
     finally:
         native.why_not.cache_clear()
+
+
+@needs_native
+def test_an_extension_of_other_sources_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "binding.cpp").write_text("// changed since")
+    monkeypatch.setattr(native, "CSRC", tmp_path)
+    native.why_not.cache_clear()
+    try:
+        with pytest.raises(BackendUnavailable, match=r"rtm_kernels\._cpu is older or newer than .*make native"):
+            native.isas()
+        monkeypatch.setattr(native, "CSRC", tmp_path / "none")  # as installed from a wheel
+        native.why_not.cache_clear()
+        assert native.available() and "portable" in native.isas()
+    finally:
+        native.why_not.cache_clear()
+
+
+def test_an_extension_that_is_here_is_of_these_sources() -> None:
+    reason = native.why_not()
+    assert reason is None or "is not compiled" in reason, reason
 
 
 @needs_native
