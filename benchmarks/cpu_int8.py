@@ -41,8 +41,9 @@ def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 def puzzles_of(files: Sequence[Path], generated: int, limit: int) -> Iterator[tuple[str, list[str]]]:
     """(name, puzzles) of every list: `generated` new ones, and the first `limit` of each file."""
-    inputs, _ = generate(generated, seed=1001, difficulty="singles", clues=(30, 36))
-    yield "generated_easy", ["".join(map(str, row)) for row in inputs.tolist()]
+    if generated:
+        inputs, _ = generate(generated, seed=1001, difficulty="singles", clues=(30, 36))
+        yield "generated_easy", ["".join(map(str, row)) for row in inputs.tolist()]
     for file in files:
         lines = [line.split(",")[0] for line in file.read_text().splitlines()]
         yield file.stem, [line for line in lines if len(line) == 81 and line[0] in "0123456789."][:limit]
@@ -102,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "files", nargs="*", type=Path, help=f"csv files of puzzles; default: {LISTS}/*_test.csv, if any"
     )
-    parser.add_argument("--generated", type=int, default=1500, help="puzzles to generate")
-    parser.add_argument("--limit", type=int, default=300, help="puzzles of each file")
+    parser.add_argument("--generated", type=int, default=1500, help="puzzles to generate, 0 for none")
+    parser.add_argument("--limit", type=int, default=300, help="puzzles of each file, 0 for none")
     parser.add_argument("--chunk", type=int, default=100)
     parser.add_argument("--policy", action="append", help=f"default: {', '.join(POLICIES)}")
     parser.add_argument(
@@ -119,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for data, puzzles in puzzles_of(
         arguments.files or sorted(LISTS.glob("*_test.csv")), arguments.generated, arguments.limit
     ):
-        for policy in arguments.policy or POLICIES:
+        for policy in (arguments.policy or POLICIES) if puzzles else ():
             solvers = {p: Solver(model, precision=p, policy=policy) for p in runnable}
             solutions, seconds = measure(solvers, puzzles, arguments.chunk)
             for name in runnable:

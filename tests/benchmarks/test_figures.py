@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report, rows
+from benchmarks import cpu_report, report, rows
 from benchmarks.evaluation import report as evaluation
 from tests.benchmarks.test_compare import FACTS, results
 
@@ -107,6 +107,32 @@ def test_figures_of_documents_agree_with_the_files_they_cite(path: Path) -> None
 def test_pages_are_what_their_summaries_give(path: Path) -> None:
     found = json.loads((path.parent / "summary.json").read_text())
     assert path.read_text() == report.page(found, path.parent)
+
+
+def test_tables_of_the_cpu_page_are_what_the_rows_give() -> None:
+    text = cpu_report.PAGE.read_text()
+    assert text == cpu_report.filled(text), "python -m benchmarks.cpu_report"
+    names = set(re.findall(r"<!-- table (\w+) ([\w-]+) -->", text))
+    assert {name for name, _ in names} == set(cpu_report.TABLES)
+    assert all((ROOT / "profiles" / machine).is_dir() for _, machine in names)
+
+
+def test_a_table_of_the_cpu_page_follows_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(impl: str, value: float, best: float, ratio: float, ratio_best: float) -> str:
+        return json.dumps({"case": "small_b8", "impl": impl, "value": value, "best": best, "native_over_this": ratio,
+                           "native_over_this_best": ratio_best})  # fmt: skip
+
+    rows_ = [row("sgemm", 100, 110, 0.8, 0.9), row("native", 80, 99, 1, 1), row("compile", 40, 90, 2, 1.1),
+             row("onnxruntime", 50, 60, 1.6, 1.65), row("native_int8", 320, 396, 0.25, 0.25)]  # fmt: skip
+    rows.replace(tmp_path / "profiles/m/cpu_compare.jsonl", "\n".join(rows_))
+    monkeypatch.setattr(cpu_report, "ROOT", tmp_path)
+    made = cpu_report.filled("a\n<!-- table targets m -->\nstale\n<!-- end -->\nb").splitlines()
+    assert made[0] == "a" and made[-1] == "b" and "stale" not in made
+    assert made[4:7] == [
+        "| small_b8 | float32 to the best float32 peer | 1.2 | 1.60 | 1.10 | in one of the two |",
+        "| small_b8 | float32 to sgemm | 0.85 | 0.80 | 0.90 | in one of the two |",
+        "| small_b8 | int8 to the best float32 peer | 2.5 | 6.40 | 4.40 | yes |",
+    ]
 
 
 def test_negative_results_are_one_line_each() -> None:
