@@ -14,6 +14,7 @@ from rtm_kernels import program as programs
 from rtm_kernels.config import inner_width
 from rtm_kernels.ops.attention_norm.reference import rope_tables
 from rtm_kernels.recursion import native
+from rtm_kernels.recursion.native_weights import StackWeights
 from tests.interop.official_structure import Block, ReasoningModule, config_of
 
 Run = Callable[[], object]
@@ -62,10 +63,10 @@ class Steps(nn.Module):
         self.x, self.y, self.z = (torch.randn(shape).to(dtype) for _ in range(3))
         self.cos_sin = None if case.mixer == "mlp" else rope_tables(case.L, case.D // case.heads, 10000.0)
 
-    def weights(self) -> native.StackWeights:
+    def weights(self) -> StackWeights:
         """The weights of the level for the native executor."""
         heads = getattr(self.level.layers[0].config, "num_heads", 1)
-        return native.StackWeights.from_state_dict(self.level.state_dict(), num_heads=heads, cos_sin=self.cos_sin)
+        return StackWeights.from_state_dict(self.level.state_dict(), num_heads=heads, cos_sin=self.cos_sin)
 
     def run(self, level: Callable[..., Tensor]) -> Tensor:
         """The three steps."""

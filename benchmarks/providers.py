@@ -21,6 +21,7 @@ from rtm_kernels.ops.mixer_norm.api import mixer_norm
 from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
 from rtm_kernels.program import INPUT, Program, Step
 from rtm_kernels.recursion import native
+from rtm_kernels.recursion.native_weights import StackWeights
 
 ONE_LAYER = Program("layer", (Step("h", ("h",), ("y", INPUT)),), output="h")
 
@@ -116,7 +117,7 @@ def _with_embedding(model: Any, act_step: Callable[..., Any]) -> StepFunction:
 
 def _native_layer(problem: Problem) -> Layer:
     stack = nn.ModuleDict({"layers": nn.ModuleList([_first_block(problem.model)])})
-    weights = native.StackWeights.from_module(stack, problem.model.cos_sin())
+    weights = StackWeights.from_module(stack, problem.model.cos_sin())
     run = native.NativeExecutor(ONE_LAYER, {"L_level": weights}).run
     return lambda inputs: run({"h": inputs["h"], "y": inputs["y"]}, inputs["x"])["h"]
 

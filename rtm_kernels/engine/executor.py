@@ -15,6 +15,7 @@ from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.launch import family
 from rtm_kernels.ranges import ranged
 from rtm_kernels.recursion import choice, fused, graph, native, reference
+from rtm_kernels.recursion.native_weights import HeadWeights, StackWeights
 from rtm_kernels.recursion.persistent.executor import PersistentExecutor
 from rtm_kernels.recursion.persistent.executor import why_not as why_not_persistent
 from rtm_kernels.recursion.tape import why_not_program
@@ -60,11 +61,11 @@ class Native:
 
     def __init__(self, name: str, model: RecursiveReasoner, precision: str) -> None:
         stacks = {
-            stack: native.StackWeights.from_module(model.get_submodule(stack), model.cos_sin())
+            stack: StackWeights.from_module(model.get_submodule(stack), model.cos_sin())
             for stack in model.config.layers
         }
         q = (model.q_head.weight, model.q_head.bias) if model.config.has_q_head else None
-        heads = native.HeadWeights(tokens=model.lm_head.weight, halting=q, prefix=model.config.prefix_len)
+        heads = HeadWeights(tokens=model.lm_head.weight, halting=q, prefix=model.config.prefix_len)
         self.name, self._has_q = name, q is not None
         self._executor = native.NativeExecutor(model.program, stacks, heads, precision=precision)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rtm_kernels.program import Program
 from rtm_kernels.recursion import native
+from rtm_kernels.recursion.native_weights import StackWeights
 from rtm_kernels.recursion.tape import why_not_program
 
 
@@ -35,9 +36,7 @@ def run(program: Program, latents: Mapping[str, Tensor], x: Tensor, model: Any) 
     if count == 0:
         return dict(latents), program
     with torch.no_grad():
-        stacks = {
-            name: native.StackWeights.from_module(model.get_submodule(name), model.cos_sin()) for name in program.stacks
-        }
+        stacks = {name: StackWeights.from_module(model.get_submodule(name), model.cos_sin()) for name in program.stacks}
         executor = native.NativeExecutor(program, stacks)
         values = executor.run({k: v.detach() for k, v in latents.items()}, x.detach(), 0, count)
     return {**latents, **values}, program[count:]

@@ -7,70 +7,11 @@
 #include <array>
 #include <cmath>
 #include <cstdio>
-#include <random>
 #include <vector>
 
-#include "executor.h"
-
-using rtm::i64;
-using Floats = std::vector<float>;
+#include "native_layer.h"
 
 namespace {
-
-std::mt19937 engine(0);
-
-Floats random(i64 n, float scale) {
-  std::normal_distribution<float> normal(0.0f, scale);
-  Floats values(n);
-  for (float& v : values) v = normal(engine);
-  return values;
-}
-
-struct Case {
-  i64 L, D, F, mixer_F, heads;  // heads = 0: an MLP mixer
-  bool norm_hidden, causal;
-};
-
-struct Weights {
-  Floats gate_up, down, mixer_gate_up, mixer_down, qkv, out, cos, sin, heads;
-};
-
-constexpr i64 kHeads = 37;  // odd, and more than one panel
-
-Weights weights(const Case& c) {
-  const float d = 1.0f / std::sqrt(float(c.D)), l = 1.0f / std::sqrt(float(c.L));
-  Weights w{random(2 * c.F * c.D, d), random(c.F * c.D, 0.1f), {}, {}, {}, {}, {}, {}, random(kHeads * c.D, d)};
-  if (c.heads) {
-    w.qkv = random(3 * c.D * c.D, d);
-    w.out = random(c.D * c.D, d);
-    w.cos = random(c.L * c.D / c.heads, 1.0f);
-    w.sin = random(c.L * c.D / c.heads, 1.0f);
-  } else {
-    w.mixer_gate_up = random(2 * c.mixer_F * c.L, l);
-    w.mixer_down = random(c.mixer_F * c.L, 0.1f);
-  }
-  return w;
-}
-
-rtm::PackedLayer pack(const rtm::Kernels& k, const Case& c, const Weights& w) {
-  rtm::PackedLayer p;
-  const bool reduced = k.format != rtm::Format::float32;
-  p.channel = rtm::pack_channel(k, reduced, w.gate_up.data(), w.down.data(), c.F, c.D);
-  p.layer.channel = p.channel.view();
-  p.layer.norm_hidden = c.norm_hidden;
-  p.layer.eps = 1e-5f;
-  if (!c.heads) {
-    p.mixer = rtm::pack_mixer(k, reduced, w.mixer_gate_up.data(), w.mixer_down.data(), c.mixer_F, c.L);
-    p.layer.mixer = p.mixer.view();
-    return p;
-  }
-  p.qkv = rtm::pack_linear(k, reduced, w.qkv.data(), c.D, c.D, 3);
-  p.out = rtm::pack_linear(k, reduced, w.out.data(), c.D, c.D);
-  p.layer.attends = true;
-  p.layer.attention = {p.qkv.view(),  p.out.view(), c.heads, c.D / c.heads, c.causal, /*qk_norm=*/true,
-                       w.cos.data(), w.sin.data()};
-  return p;
-}
 
 // Latents y and z of 3 samples, and the logits of the heads, after one pass of TRM with halting by settling.
 Floats solve(const rtm::Kernels& k, const Case& c, const Weights& w, Floats y, Floats z, const Floats& x) {
@@ -107,7 +48,7 @@ int main() {
   int wrong = 0;
   for (const Case& c : cases) {
     const Weights w = weights(c);
-    const Floats y = random(3 * c.L * c.D, 1.0f), z = random(3 * c.L * c.D, 1.0f), x = random(3 * c.L * c.D, 1.0f);
+    const Floats y = randoms(3 * c.L * c.D, 1.0f), z = randoms(3 * c.L * c.D, 1.0f), x = randoms(3 * c.L * c.D, 1.0f);
     Floats expected;
     for (const rtm::Kernels* k : all_kernels())
       for (int threads : {1, 2}) {

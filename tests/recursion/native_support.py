@@ -15,6 +15,7 @@ from rtm_kernels.block import FusedTRMBlock, Stack
 from rtm_kernels.ops.attention_norm.reference import rope_tables
 from rtm_kernels.program import Program
 from rtm_kernels.recursion import native, reference
+from rtm_kernels.recursion.native_weights import StackWeights
 
 PROGRAMS = {
     "trm": programs.trm(2, 2),
@@ -61,8 +62,8 @@ def tables(stacks: Stacks, L: int, rope: bool) -> CosSin | None:
     return rope_tables(L, width // block.num_heads, 10000.0) if rope else None
 
 
-def weights(stacks: Stacks, cos_sin: CosSin | None = None) -> dict[str, native.StackWeights]:
-    return {name: native.StackWeights.from_module(stack, cos_sin) for name, stack in stacks.items()}
+def weights(stacks: Stacks, cos_sin: CosSin | None = None) -> dict[str, StackWeights]:
+    return {name: StackWeights.from_module(stack, cos_sin) for name, stack in stacks.items()}
 
 
 def callables(stacks: Stacks, cos_sin: CosSin | None = None) -> dict[str, reference.Stack]:

@@ -16,6 +16,7 @@ from rtm_kernels.impl import launches
 from rtm_kernels.program import INPUT, Program, Step
 from rtm_kernels.recursion import fused, native, reference
 from rtm_kernels.recursion.graph import GraphRunner, Tensors
+from rtm_kernels.recursion.native_weights import StackWeights
 from tests.recursion.support import Recorder, assert_within_budget, random_state, small_stacks
 
 LENGTH, WIDTH, INNER = 7, 20, (12, 24)
@@ -90,7 +91,7 @@ def by_native(
     reason = native.why_not() or native.why_not_program(program)
     if reason is not None or x.is_cuda:
         pytest.skip(reason or "it runs on the CPU")
-    weights = {name: native.StackWeights.from_module(stack) for name, stack in stacks.items()}
+    weights = {name: StackWeights.from_module(stack) for name, stack in stacks.items()}
     return native.run(program, latents, x, weights)
 
 

@@ -15,6 +15,7 @@ from rtm_kernels import program as programs
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.ops.halting import reference as halting
 from rtm_kernels.recursion import native
+from rtm_kernels.recursion.native_weights import HeadWeights, StackWeights
 from tests.recursion.native_support import (
     ATTENTION,
     MLP,
@@ -171,7 +172,7 @@ def test_solve_takes_the_steps_of_the_halting_reference(policy: str, pool: str) 
     head = (torch.randn(2, D) * (0.4 if pool == "first" else 2.0), torch.tensor([-1.0, -1.0]))
     limits = {"min_steps": 2, "max_steps": 9, "tolerance": 0.9}
     tokens = torch.randn(5, D)
-    heads = native.HeadWeights(tokens=tokens, halting=head, prefix=2)
+    heads = HeadWeights(tokens=tokens, halting=head, prefix=2)
     executor = native.NativeExecutor(program, weights(stacks), heads)
     result = executor.solve(latents, x, policy=policy, pool=pool, **limits)
     for i in range(N):
@@ -210,7 +211,7 @@ def test_a_head_that_is_not_finite_stops_its_sample_alone() -> None:
     y = native.NativeExecutor(program, stacks).run(latents, x)["z_H"]
     along = (y[:, 0] @ y[4, 0]).sort().values
     assert along[-1] > along[-2] > 0
-    heads = native.HeadWeights(tokens=y[4] * (torch.finfo(torch.float32).max / along[-2:].mean()))
+    heads = HeadWeights(tokens=y[4] * (torch.finfo(torch.float32).max / along[-2:].mean()))
     result = native.NativeExecutor(program, stacks, heads).solve(latents, x, policy="fixed", max_steps=1)
     assert result.reasons == ("max_steps",) * 4 + ("non_finite",) + ("max_steps",) * 4
     assert torch.isfinite(result.last.logits).flatten().tolist() == [i != 4 for i in range(9)]
@@ -226,7 +227,7 @@ def test_heads_are_within_the_error_budget(L: int, D: int, V: int, K: int, prefi
     stacks = make_stacks(program, L, D, seed=L + D)
     latents, x = make_latents(program, enough(L, D), L, D)
     tokens, weight, bias = torch.randn(V, D), torch.randn(K, D), torch.randn(K)
-    heads = native.HeadWeights(tokens=tokens, halting=(weight, bias), prefix=prefix)
+    heads = HeadWeights(tokens=tokens, halting=(weight, bias), prefix=prefix)
     found = native.NativeExecutor(program, weights(stacks), heads, isa=isa).step(latents, x)
     *_, (float32, truth) = reference_and_truth(program, stacks, latents, x)
     assert_within_budget(found.latents, float32, truth)
@@ -247,7 +248,7 @@ def test_heads_are_within_the_error_budget(L: int, D: int, V: int, K: int, prefi
 def test_bits_of_the_heads_depend_on_neither_batch_nor_threads(precision: str) -> None:
     program = programs.trm(1, 1)
     latents, x = make_latents(program, 65, 101, 40)
-    heads = native.HeadWeights(tokens=torch.randn(11, 40), halting=(torch.randn(2, 40), torch.randn(2)), prefix=4)
+    heads = HeadWeights(tokens=torch.randn(11, 40), halting=(torch.randn(2, 40), torch.randn(2)), prefix=4)
     stack_weights = weights(make_stacks(program, 101, 40))
     executor = native.NativeExecutor(program, stack_weights, heads, precision=precision)
     alone = [executor.step(sliced(latents, i), x[i : i + 1]) for i in range(65)]
@@ -269,7 +270,7 @@ def test_bad_input_is_named() -> None:
     executor = native.NativeExecutor(program, weights(stacks))
 
     def build(**heads: Any) -> native.NativeExecutor:
-        return native.NativeExecutor(program, weights(stacks), native.HeadWeights(**heads))
+        return native.NativeExecutor(program, weights(stacks), HeadWeights(**heads))
 
     wrong = [
         (lambda: executor.run({"z_H": latents["z_H"]}, x), "reads 'z_L' first"),
@@ -285,8 +286,8 @@ def test_bad_input_is_named() -> None:
         (lambda: build(halting=(x[0], x[0, 0, :3])), r"bias=\(3,\) is not allowed: one for each of 9 rows"),
         (lambda: build(prefix=-1), "prefix=-1"),
         (lambda: executor.solve(latents, x, policy="fixed", max_steps=0), "min_steps, max_steps"),
-        (lambda: native.StackWeights(layers=[{}]), r"layers\[0\]"),
-        (lambda: native.StackWeights.from_state_dict({"head.weight": x}), "layers.<i>.<name>"),
+        (lambda: StackWeights(layers=[{}]), r"layers\[0\]"),
+        (lambda: StackWeights.from_state_dict({"head.weight": x}), "layers.<i>.<name>"),
     ]
     for call, message in wrong:
         with pytest.raises(InputError, match=message):
