@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 PY := $(BIN)/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
+LOCKED := $(PIP) --require-hashes --no-deps
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 PYTEST := $(PY) -m pytest
 # a machine with a GPU often has a PyTorch of its own and no network, so `make gpu` takes what is there
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: solve test test-ray check interpret-gate compile-gate proof roofline bench soak gpu train profile native clean help
+.PHONY: solve test test-ray check interpret-gate compile-gate proof roofline bench soak gpu train profile native dist clean help
 
 .venv/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
@@ -21,9 +22,9 @@ GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 
 .venv/.environment: .venv/.created $(wildcard constraints/*.txt)
 	@echo "installing the pinned environment into .venv (once)"
+	@$(LOCKED) -r constraints/test.txt
 	@$(PIP) -r constraints/torch.txt
-	@$(PY) -c 'import triton' 2>/dev/null || $(PIP) --no-deps -r constraints/triton.txt
-	@$(PIP) --no-deps -r constraints/test.txt
+	@$(PY) -c 'import triton' 2>/dev/null || $(LOCKED) -r constraints/triton.txt
 	@touch $@
 
 .venv/.installed: .venv/.environment pyproject.toml setup.py $(CSRC)
@@ -40,7 +41,7 @@ test: .venv/.installed  ## set everything up and run every test, both gates incl
 	@$(PYTEST) -n auto --maxprocesses 8 --dist worksteal
 
 test-ray: .venv/.installed  ## install Ray into .venv (once) and run the tests that need it
-	@$(PY) -c 'import ray' 2>/dev/null || $(PIP) --no-deps -r constraints/ray.txt
+	@$(PY) -c 'import ray' 2>/dev/null || $(LOCKED) -r constraints/ray.txt
 	@$(PYTEST) -n 0 tests/distributed/test_ray.py
 
 check: .venv/.environment  ## lint, format check, types
@@ -86,6 +87,9 @@ native: .venv/.environment  ## build the native extensions, and fail where they 
 	@$(PY) setup.py --quiet build_ext --inplace
 	@$(PY) -c 'import torch, rtm_kernels._cpu as cpu; print("built", cpu.__file__)' 2>/dev/null || \
 	  { echo "error: rtm_kernels._cpu was not built, or does not load; the lines above say why"; exit 1; }
+
+dist: .venv/.environment  ## source archive, pure wheel and SBOM in dist/, the same bytes from the same files
+	@$(PY) -m tests.packaging.build dist
 
 clean:  ## remove what the targets built, .venv included
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,22 +1,29 @@
 """Native extensions: built where PyTorch and a compiler are, left out with one line saying why elsewhere.
 
 A failing compiler never fails an install, because every op has a PyTorch implementation; `make native` does fail.
+Source archives, and wheels made from them, have the same bytes whenever and wherever they are made.
 """
 
 from __future__ import annotations
 
 import glob
+import gzip
+import os
 import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from setuptools import Extension, setup
+from setuptools.command.sdist import sdist
 
+os.environ.setdefault("SOURCE_DATE_EPOCH", "1767225600")  # 2026-01-01, the date of every file in a wheel or archive
+os.umask(0o022)  # and their mode
 CPU_FLAGS = ["-O3", "-g0", "-std=c++17", "-ffp-contract=off"]
 NVCC_FLAGS = ["-O3", "-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"]
 
@@ -110,6 +117,30 @@ def native() -> dict[str, Any]:
     return {"ext_modules": [e for e in extensions if e], "cmdclass": {"build_ext": BuildNative}}
 
 
+class ReproducibleArchive(sdist):
+    """A source archive whose entries are sorted and have one date, one owner and one of two modes."""
+
+    def make_archive(self, base_name: Any, format: str, root_dir: Any = None, base_dir: Any = None, **_: Any) -> str:
+        if format != "gztar":
+            raise ValueError(f"format={format!r} is not allowed: expected gztar")
+        path, date = f"{base_name}.tar.gz", int(os.environ["SOURCE_DATE_EPOCH"])
+
+        def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+            entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname = date, 0, 0, "", ""
+            entry.mode = 0o755 if entry.isdir() else 0o644
+            return entry
+
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with (
+            open(path, "wb") as raw,
+            gzip.GzipFile("", "wb", fileobj=raw, mtime=date) as packed,
+            tarfile.open(fileobj=packed, mode="w") as archive,
+        ):
+            for entry in [Path(base_dir), *sorted(Path(base_dir).rglob("*"))]:
+                archive.add(entry, recursive=False, filter=plain)
+        return path
+
+
 @contextmanager
 def failure_noted(name: str) -> Iterator[None]:
     try:
@@ -118,4 +149,6 @@ def failure_noted(name: str) -> Iterator[None]:
         note(name, f"the build failed: {' '.join(str(error).split())[:300]}")
 
 
-setup(**native())
+arguments = native()
+arguments.setdefault("cmdclass", {})["sdist"] = ReproducibleArchive
+setup(**arguments)

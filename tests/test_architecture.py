@@ -28,10 +28,11 @@ FREE = {"shared", "recursion", "surface", "cli"}
 FORWARDS = {(f"{PACKAGE}.model", f"{PACKAGE}.pretrained")}
 """Imports that point up, each inside a public method that only forwards (`RecursiveReasoner.from_pretrained`)."""
 
-CORE = {"torch", "numpy", "safetensors", "typer", "rich"}
+CORE = {"torch", "numpy", "safetensors"}
 """Packages that a module may import at its top, besides triton in kernels; every other one when first needed."""
 
 EXTRAS = {
+    f"{PACKAGE}.cli": {"typer", "rich", "click"},
     f"{PACKAGE}.serve": {"fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client"},
     f"{PACKAGE}.agent": {"mcp", "mcp_types", "pydantic", "starlette", "uvicorn"},
 }

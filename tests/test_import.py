@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_architecture import needs_triton
+from tests.test_architecture import modules, needs_triton
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -107,6 +108,43 @@ import rtm_kernels
     assert last_line(code) == f"ImportError: {message}"
 
 
+ELSEWHERE = """
+import importlib, sys, threading
+import numpy, torch, safetensors.torch, typer, rich.console, multiprocessing.context, subprocess, asyncio
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name in {absent!r} or name.split(".")[0] in {absent!r}:
+            raise ModuleNotFoundError("No module named " + repr(name), name=name)
+for name in {absent!r}:
+    sys.modules.pop(name, None)
+sys.meta_path.insert(0, Absent())
+sys.platform = {platform!r}
+for name in {modules!r}:
+    importlib.import_module(name)
+from rtm_kernels import FusedTRMBlock, Solver, RecursiveReasoner
+assert FusedTRMBlock(hidden_size=16, seq_len=5)(torch.ones(2, 5, 16)).isfinite().all()
+puzzle = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
+print([s.status for s in Solver(RecursiveReasoner.from_pretrained("sudoku"), executor="reference").solve([puzzle])])
+assert not torch.cuda.is_initialized()
+"""
+POSIX = ("fcntl", "grp", "pwd", "resource", "termios", "tty")
+
+
+@pytest.mark.parametrize(
+    ("platform", "absent"), [("win32", ("triton", "rtm_kernels._cpu", *POSIX)), ("darwin", ("triton",))]
+)
+def test_every_module_imports_and_solves_where_the_system_is_another(platform: str, absent: tuple[str, ...]) -> None:
+    """What a system lacks is taken away and its name is given; the libraries underneath are still those of this one."""
+    extras = {"serve": ("fastapi", "uvicorn"), "agent": ("mcp",), "distributed": ()}
+    here = [part for part, needs in extras.items() if all(importlib.util.find_spec(name) for name in needs)]
+    named = [
+        n for n in modules() if not needs_triton(n) and (n.split(".")[1:2] or [""])[0] not in set(extras) - set(here)
+    ]
+    assert len(named) > 100
+    code = ELSEWHERE.format(absent=absent, platform=platform, modules=named)
+    assert output(code).splitlines() == ["['verified']"]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
 def test_four_forked_workers_agree() -> None:
     code = """
@@ -123,3 +161,30 @@ with multiprocessing.get_context("fork").Pool(4) as pool:
     print(set(pool.map(work, range(8), chunksize=2)) == {work(0)})
 """
     assert output(code).strip() == "True"
+
+
+def test_eight_threads_a_thousand_calls_each() -> None:
+    """One block used by all of them at once: every result has the bits that one thread alone computes."""
+    code = """
+import threading, torch
+from rtm_kernels import FusedTRMBlock
+torch.set_num_threads(1)
+torch.manual_seed(0)
+block = FusedTRMBlock(hidden_size=16, seq_len=5)
+inputs = torch.randn(50, 2, 5, 16)
+wrong, calls = [], []
+with torch.no_grad():
+    alone = [block(x) for x in inputs]
+def work(offset):
+    with torch.no_grad():
+        for i in range(1000):
+            which = (7 * offset + i) % len(inputs)
+            if not torch.equal(block(inputs[which]), alone[which]):
+                wrong.append(which)
+    calls.append(1000)
+threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+print(sum(calls), wrong)
+"""
+    assert output(code).strip() == "8000 []"

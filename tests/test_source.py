@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "rtm_kernels").rglob("*.py"))
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 
+SAFE_YAML = {"safe_load", "YAMLError"}
+
 
 @cache
 def tree(path: Path) -> ast.Module:
@@ -52,7 +54,14 @@ def allows_pickle(node: ast.AST) -> bool:
 
 
 def loads_code(node: ast.AST) -> bool:
-    return callee(node).endswith("jit.load") or callee(node) in ("yaml.load", "torch.package.PackageImporter")
+    return callee(node).endswith("jit.load") or callee(node) == "torch.package.PackageImporter"
+
+
+def reads_yaml(node: ast.AST) -> bool:
+    """Any name of PyYAML but the safe loader and its error."""
+    if isinstance(node, ast.ImportFrom):
+        return node.module == "yaml"
+    return isinstance(node, ast.Attribute) and ast.unparse(node.value) == "yaml" and node.attr not in SAFE_YAML
 
 
 def loads_unsafely(node: ast.AST) -> bool:
@@ -85,6 +94,7 @@ def extracts_archive(node: ast.AST) -> bool:
 RULES: dict[Rule, tuple[str, str]] = {
     unpickles: ("pickle.loads(data)", "except_ = pickle.UnpicklingError"),
     allows_pickle: ("np.load(path, allow_pickle=True)", "np.load(path, allow_pickle=False)"),
+    reads_yaml: ("yaml.load(text, Loader=yaml.Loader)", "yaml.safe_load(text)"),
     loads_code: ("torch.jit.load(path)", "json.load(file)"),
     loads_unsafely: ("torch.load(path, map_location='cpu')", "torch.load(path, weights_only=True)"),
     evaluates_text: ("eval(text)", "model.eval()"),

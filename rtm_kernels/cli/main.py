@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from rtm_kernels import __version__
 from rtm_kernels.cli.compare import compare
+from rtm_kernels.cli.convert import convert
 from rtm_kernels.cli.data import data
 from rtm_kernels.cli.evaluate import evaluate
 from rtm_kernels.cli.group import Group
@@ -24,6 +28,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Solve puzzles with recursive reasoning models, and look at how they do it.",
 )
+
+
+def version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rtm_kernels {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
 app.command()(solve)
 app.command(name="eval")(evaluate)
 app.command()(compare)
@@ -31,6 +51,7 @@ app.command()(train)
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run)
 app.add_typer(data, name="data")
 app.add_typer(trace, name="trace")
+app.command()(convert)
 app.command()(mcp)
 app.command()(serve)
 app.command()(info)

@@ -85,13 +85,19 @@ def bars(histogram: Mapping[int, int], solid: str) -> list[str]:
 
 
 def print_table(console: Console, rows: Mapping[str, str]) -> None:
-    """Two columns, name and value."""
+    """Two columns, name and value; no blanks at the end of a line that goes to a file or a pipe."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     for name, value in rows.items():
         table.add_row(name, Text(value))
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        console.out(line.rstrip(), highlight=False)
 
 
 def solid(console: Console) -> str:

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from rtm_kernels.data.arc import SIDE, Arc
 from rtm_kernels.data.task import get_task, task_names
 from rtm_kernels.errors import require
 from rtm_kernels.trace.reader import Record, Trace, Traced
@@ -55,11 +56,15 @@ def embedded(value: Any) -> str:
 
 
 def payload(header: Record, puzzles: list[Traced]) -> Record:
-    """What the script reads: the header, and per puzzle its input, steps and end."""
+    """What the script reads: the header, and per puzzle its input, steps and end.
+
+    `canvas` is the side of the field in whose corner the grids of a task stand when their sizes differ (ARC).
+    """
     kept = ("model", "weights_sha256", "task", "layout", "policy", "executor", "batch_size", "batch_invariant",
             "output", "versions", "seq_len")  # fmt: skip
     return {
         **{name: header[name] for name in kept},
+        "canvas": SIDE if header["task"] == Arc.name else None,
         "puzzles": [
             {
                 "input": drawn(header, traced, traced.puzzle["input"]),

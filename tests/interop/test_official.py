@@ -159,14 +159,7 @@ def test_rins_has_no_official_class() -> None:
         to_official(RecursiveReasoner(config))
 
 
-class Payload:
-    """A pickle that would run code on loading."""
-
-    def __reduce__(self):
-        return (print, ("this must not be printed",))
-
-
-def test_checkpoints(tmp_path, capsys) -> None:
+def test_checkpoints(tmp_path) -> None:
     config, state = official()
     path = tmp_path / "step_1"
     torch.save(state, path)
@@ -174,28 +167,9 @@ def test_checkpoints(tmp_path, capsys) -> None:
     assert from_official("trm", config, loaded).state_dict().keys() == loaded.keys()
     torch.save({"model_state": state, "optimizer_states": [], "step": 3}, path)
     assert load_official_checkpoint(path).keys() == loaded.keys()
-
-    def refused(message: str) -> None:
-        with pytest.raises(InputError, match=message) as error:
-            load_official_checkpoint(path)
-        assert "\n" not in str(error.value)
-
-    torch.save(state | {"evil": Payload()}, path)
-    refused("holds more than tensors")
-    torch.save(state | {"note": 3}, path)
-    refused("'note' is not a dense tensor")
-    torch.save(state | {"sparse": torch.eye(3).to_sparse()}, path)
-    refused("'sparse' is not a dense tensor")
-    torch.save([1, 2], path)
-    refused("holds no state dict")
-    torch.save(state, path)
-    path.write_bytes(path.read_bytes()[:-200])
-    refused("truncated or not a torch file")
-    path.write_bytes(b"")
-    refused("truncated or not a torch file")
     path.unlink()
-    refused("No such file")
-    assert capsys.readouterr().out == ""
+    with pytest.raises(InputError, match="No such file"):
+        load_official_checkpoint(path)
 
 
 def test_old_torch_reads_no_pickles(tmp_path, monkeypatch) -> None:

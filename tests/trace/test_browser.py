@@ -13,6 +13,7 @@ from rtm_kernels.data.task import Puzzle
 from rtm_kernels.engine import Solver
 from rtm_kernels.trace import Trace, read_trace, record, write_page
 from tests.engine import fakes
+from tests.trace.support import played_solver
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(
@@ -160,6 +161,57 @@ def test_nothing_leaves_the_screen(shown: tuple[Path, Path, Trace], width: int) 
     path, profile, _ = shown
     document = dom(path, profile, "#puzzle=1&step=3", OVERFLOW, width)
     assert re.findall(r'data-wide="([^"]*)"', document) == [f"|{width}"]
+
+
+def played(folder: Path, task: str, puzzle: Puzzle, answers: list[str]) -> Path:
+    """The page of a trace in which these are the answers of the steps."""
+    record(played_solver(task, answers), [puzzle], folder / "t.jsonl", model_name="played")
+    write_page(read_trace(folder / "t.jsonl"), folder / "t.html")
+    return folder / "t.html"
+
+
+@needs_chromium
+def test_a_maze_shows_its_path_what_was_marked_and_what_was_unmarked(tmp_path: Path) -> None:
+    def field(*marked: int) -> str:
+        cells = ["#"] * 900
+        cells[31], cells[32:37], cells[37] = "S", list("     "), "G"
+        cells[62:64] = list("  ")
+        for place in marked:
+            cells[place] = "o"
+        return "".join(cells)
+
+    solution = field(32, 33, 34, 35, 36)
+    path = played(tmp_path, "maze", Puzzle(field(), solution), [field(32, 62), field(32, 33, 63), solution])
+    document = dom(path, tmp_path / "profile", "#puzzle=1&step=2")
+    board = cells(document)
+
+    def having(name: str) -> list[int]:
+        return [i for i, (names, _) in enumerate(board) if name in names]
+
+    assert (having("start"), having("goal"), having("path")) == ([31], [37], [32, 33, 63])
+    assert (having("changed"), having("gone"), having("wrong")) == ([33, 62, 63], [62], [63])
+    assert len(having("wall")) == 891
+    assert text_of(document, "headline") == "Step 2: 3 cells changed: 2 marked, 1 unmarked"
+    assert "unmarked in this step" in document and "not in the final answer" in document
+    assert document.count('class="grid maze dense"') == 2
+
+
+@needs_chromium
+def test_an_arc_grid_has_colours_and_a_size_of_its_own(tmp_path: Path) -> None:
+    answers = ["00/12", "003/145/000", "003/125/999"]
+    path = played(tmp_path, "arc", Puzzle("012/345", "003/125/999"), answers)
+    document = dom(path, tmp_path / "profile", "#puzzle=1&step=3")
+    board = cells(document)
+    colours = [next(name[1:] for name in names if re.fullmatch("c[0-9]", name)) for names, _ in board]
+    assert "".join(colours) == "003125999"
+    assert [i for i, (names, _) in enumerate(board) if "changed" in names] == [4, 6, 7, 8]
+    assert text_of(document, "headline") == "Step 3: 4 cells changed"
+    assert "0 cells unlike the solution" in text_of(document, "verdict")
+    assert len(cells(document, "input")) == 6 and "2 × 3" in document
+    thumbs = re.findall(r'<button class="thumb".*?</button>', document, re.S)
+    assert [len(re.findall("<rect", thumb)) for thumb in thumbs] == [4, 9, 9]
+    early = dom(path, tmp_path / "profile", "#puzzle=1&step=1")
+    assert "The solution is 3 × 3." in text_of(early, "verdict")
 
 
 @needs_chromium

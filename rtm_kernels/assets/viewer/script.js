@@ -4,6 +4,7 @@ const trace = JSON.parse(document.getElementById("trace").textContent);
 const $ = (id) => document.getElementById(id);
 const BLANKS = new Set([".", " ", "_"]);
 const WALL = "#";
+const MAZE = { S: "start", G: "goal", o: "path" };
 const PLAY_MILLISECONDS = 700;
 const ROWS_AROUND = 200;
 const MOST_THUMBS = 64;
@@ -32,38 +33,74 @@ const hidden = (step) => { // |dz| of the latents beside the output: their large
 
 // Boards
 
+function shape(text) { // the grid that a text draws: that of the task, or, on a canvas, its own rectangle of digits
+  const cells = [...text];
+  if (trace.layout !== null) {
+    const { rows, columns } = trace.layout;
+    return cells.length === rows * columns ? { rows, columns, cells, token: (i) => i } : null;
+  }
+  if (trace.canvas === null || !/^[0-9]+(\n[0-9]+)*$/.test(text)) return null;
+  const lines = text.split("\n");
+  const columns = lines[0].length;
+  if (lines.some((line) => line.length !== columns)) return null;
+  const token = (i) => Math.floor(i / columns) * trace.canvas + i % columns;
+  return { rows: lines.length, columns, cells: lines.flatMap((line) => [...line]), token };
+}
+
 function fits(text) {
-  return trace.layout !== null && [...text].length === trace.layout.rows * trace.layout.columns;
+  return shape(text) !== null;
+}
+
+function at(grid, row, column) {
+  return grid !== null && row < grid.rows && column < grid.columns ? grid.cells[row * grid.columns + column] : undefined;
+}
+
+function kind() {
+  return trace.canvas !== null ? "colours" : current().input.includes(WALL) ? "maze" : "symbols";
 }
 
 function board(target, puzzle, answer, before, changed, truth) {
   target.replaceChildren();
-  if (!fits(answer) || !fits(puzzle)) {
+  const drawn = shape(answer);
+  const [given, old, right] = [puzzle, before, truth].map((text) => (text === null ? null : shape(text)));
+  if (drawn === null || given === null) {
     target.append(element("pre", {}, answer));
     return;
   }
-  const { rows, columns, row_rules: rowRules, column_rules: columnRules } = trace.layout;
-  const grid = element("div", { class: columns > 20 ? "grid dense" : "grid" });
+  const { columns } = drawn;
+  const { row_rules: rowRules, column_rules: columnRules } = trace.layout ?? { row_rules: [], column_rules: [] };
+  const size = columns > 20 ? " dense" : columns > 12 ? " close" : "";
+  const grid = element("div", { class: `grid ${kind()}${size}` });
   grid.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
   grid.style.setProperty("--columns", columns);
-  const [given, cells, old, right] = [[...puzzle], [...answer], [...before], truth === null ? null : [...truth]];
-  cells.forEach((character, i) => {
+  if (drawn.rows > columns) grid.style.width = `${100 * columns / drawn.rows}%`;
+  drawn.cells.forEach((character, i) => {
     const [row, column] = [Math.floor(i / columns), i % columns];
-    const names = ["cell"];
-    if (!BLANKS.has(given[i])) names.push("given");
-    if (character === WALL && given[i] === WALL) names.push("wall");
-    if (character !== given[i]) names.push("filled");
-    if (changed.has(i)) names.push("changed");
-    if (right !== null && character !== right[i] && !BLANKS.has(character)) names.push("wrong");
+    const cell = { character, given: at(given, row, column), right: right === null ? null : at(right, row, column) };
+    const names = ["cell", ...look(cell, changed.has(drawn.token(i)))];
     if (columnRules.includes(column)) names.push("ruled-left");
     if (rowRules.includes(row)) names.push("ruled-top");
     if (column === columns - 1) names.push("last-column");
-    if (row === rows - 1) names.push("last-row");
-    const cell = element("div", { class: names.join(" ") }, BLANKS.has(character) ? "" : character);
-    if (changed.has(i) && old[i] !== character && !BLANKS.has(old[i])) cell.append(element("span", { class: "old" }, old[i]));
-    grid.append(cell);
+    if (row === drawn.rows - 1) names.push("last-row");
+    const shown = element("div", { class: names.join(" ") }, BLANKS.has(character) ? "" : character);
+    const was = at(old, row, column);
+    if (kind() === "symbols" && names.includes("changed") && was !== character && !BLANKS.has(was)) shown.append(element("span", { class: "old" }, was));
+    grid.append(shown);
   });
   target.append(grid);
+}
+
+function look({ character, given, right }, changed) { // the classes of a cell
+  const names = [];
+  if (kind() === "colours") names.push(`c${character}`);
+  else if (!BLANKS.has(given)) names.push("given");
+  if (kind() === "maze" && character in MAZE) names.push(MAZE[character]);
+  if (character === WALL && given === WALL) names.push("wall");
+  if (kind() !== "colours" && character !== given) names.push("filled");
+  if (changed) names.push("changed");
+  if (changed && BLANKS.has(character)) names.push("gone");
+  if (right !== null && character !== right && !BLANKS.has(character)) names.push("wrong");
+  return names;
 }
 
 // The current step
@@ -82,7 +119,8 @@ function describe() {
     const count = many(step.changed.length, "cell");
     headline.append(`Step ${step.step}: `);
     if (!step.changed.length) headline.append("no cell changed");
-    else if (!fits(step.answer)) headline.append(element("mark", {}, `${count} changed`));
+    else if (!fits(step.answer) || kind() === "colours") headline.append(element("mark", {}, `${count} changed`));
+    else if (kind() === "maze") headline.append(element("mark", {}, `${count} changed`), `: ${filled} marked, ${revised} unmarked`);
     else if (!revised || !filled) headline.append(element("mark", {}, `${count} ${filled ? "filled in" : "revised"}`));
     else headline.append(element("mark", {}, `${count} changed`), `: ${filled} filled in, ${revised} revised`);
   }
@@ -101,17 +139,21 @@ function describe() {
 
 function unlike(answer) { // how many cells of the answer are not those it should become
   const { target, end } = current();
-  if (target === null || !fits(answer) || !fits(target)) return "";
-  const right = [...target];
-  const count = [...answer].filter((character, i) => character !== right[i]).length;
-  return ` ${many(count, "cell")} unlike the ${end.status === "verified" ? "final answer" : "solution"}.`;
+  const [found, right] = [shape(answer), target === null ? null : shape(target)];
+  if (found === null || right === null) return "";
+  const whole = end.status === "verified" ? "final answer" : "solution";
+  if (found.rows !== right.rows || found.columns !== right.columns) return ` The ${whole} is ${right.rows} × ${right.columns}.`;
+  const count = found.cells.filter((character, i) => character !== right.cells[i]).length;
+  return ` ${many(count, "cell")} unlike the ${whole}.`;
 }
 
 function facts() {
   const { input, steps, end } = current();
   const blanks = [...input].filter((character) => BLANKS.has(character)).length;
+  const grid = shape(input);
   const items = [
-    ["blank cells", fits(input) ? blanks : null],
+    [kind() === "maze" ? "open cells" : "blank cells", grid !== null && kind() !== "colours" ? blanks : null],
+    ["size", grid !== null && kind() === "colours" ? `${grid.rows} × ${grid.columns}` : null],
     ["steps", `${steps.length} / ${trace.policy.max_steps}`],
     ["changes", steps.reduce((sum, step) => sum + step.changed.length, 0)],
     ["ended", end.status === end.reason ? end.status : `${end.status} (${end.reason})`],
@@ -123,19 +165,25 @@ function facts() {
     element("dt", {}, name), element("dd", {}, String(value))]));
 }
 
+const LEGENDS = { // classes, character and meaning of the swatches; the last one is shown where the right answer is known
+  symbols: [["given", "5", "given"], ["filled", "5", "filled in by the model"], ["changed", "5", "changed in this step"], ["filled wrong", "5", "not the "]],
+  maze: [["start", "S", "start"], ["goal", "G", "goal"], ["given wall", "", "wall"], ["filled path", "", "marked by the model"],
+    ["filled path changed", "", "marked in this step"], ["changed gone", "", "unmarked in this step"], ["filled path wrong", "", "not in the "]],
+  colours: [["c3 changed", "", "changed in this step"], ["c3 wrong", "", "not the "]],
+};
+
 function legend() {
   const list = $("legend");
   list.replaceChildren();
   if (!fits(current().input)) return;
-  const items = [["given", "given"], ["filled", "filled in by the model"], ["changed", "changed in this step"]];
-  if (current().target !== null) {
-    items.push(["filled wrong", current().end.status === "verified" ? "not the final answer" : "not the solution"]);
-  }
-  for (const [names, text] of items) {
+  const { target, end } = current();
+  for (const [names, character, meaning] of LEGENDS[kind()]) {
+    const unlike = names.includes("wrong");
+    if (unlike && target === null) continue;
     const item = element("li");
-    const swatch = element("span", { class: "grid", "aria-hidden": "true" });
-    swatch.append(element("span", { class: `cell ${names}` }, "5"));
-    item.append(swatch, text);
+    const swatch = element("span", { class: `grid ${kind()}`, "aria-hidden": "true" });
+    swatch.append(element("span", { class: `cell ${names}` }, character));
+    item.append(swatch, unlike ? `${meaning}${end.status === "verified" ? "final answer" : "solution"}` : meaning);
     list.append(item);
   }
 }
@@ -148,16 +196,22 @@ function strip() {
   list.replaceChildren();
   list.hidden = !fits(input) || steps.length > MOST_THUMBS;
   if (list.hidden) return;
-  const { rows, columns } = trace.layout;
-  const right = target === null || !fits(target) ? null : [...target];
+  const [given, right] = [shape(input), target === null ? null : shape(target)];
   for (const step of steps) {
-    const svg = drawn("svg", { viewBox: `0 0 ${columns} ${rows}`, "aria-hidden": "true" });
-    const square = (cell, name) => svg.append(drawn("rect", { class: name, x: cell % columns, y: Math.floor(cell / columns), width: 1, height: 1 }));
-    [...input].forEach((character, cell) => { if (!BLANKS.has(character)) square(cell, "given"); });
-    for (const cell of step.changed) square(cell, "moved");
-    [...step.answer].forEach((character, cell) => {
-      if (right !== null && character !== right[cell]) svg.append(drawn("circle", { class: "astray", cx: cell % columns + 0.5, cy: Math.floor(cell / columns) + 0.5, r: 0.22 }));
+    const found = shape(step.answer) ?? given;
+    const { rows, columns } = found;
+    const svg = drawn("svg", { viewBox: `0 0 ${columns} ${rows}`, class: kind(), "aria-hidden": "true" });
+    const [moved, dots] = [new Set(step.changed), []];
+    found.cells.forEach((character, i) => {
+      const [x, y] = [i % columns, Math.floor(i / columns)];
+      const start = at(given, y, x);
+      const name = moved.has(found.token(i)) ? "moved" : kind() === "colours" ? `c${character}` : start === WALL ? "wall"
+        : !BLANKS.has(start) ? "given" : kind() === "maze" && !BLANKS.has(character) ? "marked" : "";
+      if (name) svg.append(drawn("rect", { class: name, x, y, width: 1, height: 1 }));
+      if (right !== null && character !== at(right, y, x)) dots.push([x, y]);
     });
+    const radius = columns > 12 ? 0.4 : 0.22;
+    for (const [x, y] of dots) svg.append(drawn("circle", { class: "astray", cx: x + 0.5, cy: y + 0.5, r: radius }));
     const button = element("button", { class: "thumb", "data-step": step.step, title: `Step ${step.step}: ${many(step.changed.length, "cell")} changed` });
     button.append(svg, element("span", {}, step.verified ? `✓ ${step.step}` : String(step.step)));
     button.addEventListener("click", () => { play(false); go(step.step); });

@@ -6,15 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
 import rtm_kernels
+from tests.packaging.build import NO_COMPILER, build, release, unpack
+from tests.packaging.sbom import ROOT, requirements
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("rtm_kernels", "csrc", "constraints", "tests", "benchmarks")
 FILES = (
     "pyproject.toml", "setup.py", "MANIFEST.in", "Makefile", "LICENSE",
@@ -27,18 +27,9 @@ STRAYS = (
 )  # fmt: skip
 
 
-def build(kind: str, source: Path, out: Path, compiler: str) -> tuple[Path, str]:
-    """Build an sdist or a wheel of `source`; returns the archive and everything that the build printed."""
-    out.mkdir(exist_ok=True)
-    code = f"from setuptools import build_meta\nbuild_meta.build_{kind}({str(out)!r})"
-    env = os.environ | {"CXX": compiler}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=source, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    (archive,) = out.iterdir()
-    return archive, done.stdout
+def wheel_info(wheel: Path) -> str:
+    """Name of the folder of metadata in a wheel."""
+    return "-".join(wheel.name.split("-")[:2]) + ".dist-info"
 
 
 def files_below(folder: Path) -> set[str]:
@@ -60,25 +51,25 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unpacked(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The content of the sdist, built from a checkout that is littered with files which do not belong in it."""
+def archive(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, built from a checkout that is littered with files which do not belong in it."""
     littered = tmp_path_factory.mktemp("littered") / "project"
     shutil.copytree(source, littered)
     for stray in STRAYS:
         (littered / stray).parent.mkdir(parents=True, exist_ok=True)
         (littered / stray).write_text("stray")
-    archive, _ = build("sdist", littered, tmp_path_factory.mktemp("sdist"), "/nonexistent")
-    folder = tmp_path_factory.mktemp("unpacked")
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
-    (inner,) = folder.iterdir()
-    return inner
+    return build("sdist", littered, tmp_path_factory.mktemp("sdist"))[0]
+
+
+@pytest.fixture(scope="module")
+def unpacked(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return unpack(archive, tmp_path_factory.mktemp("unpacked"))
 
 
 @pytest.fixture(scope="module")
 def wheel(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The wheel that the sdist gives on a machine without a compiler, and what the build printed."""
-    return build("wheel", unpacked, tmp_path_factory.mktemp("wheel"), "/nonexistent")
+    return build("wheel", unpacked, tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_sdist_holds_the_project_and_nothing_else(source: Path, unpacked: Path) -> None:
@@ -101,6 +92,50 @@ def test_without_a_compiler_the_wheel_is_pure_and_says_so(wheel: tuple[Path, str
     assert archive.name == f"rtm_kernels-{rtm_kernels.__version__}-py3-none-any.whl"
     notes = [line for line in printed.splitlines() if line.startswith("note:")]
     assert notes == ["note: rtm_kernels._cpu is not built: no C++ compiler (/nonexistent was not found)"]
+    assert NO_COMPILER == "/nonexistent"
+
+
+def test_two_builds_have_the_same_bytes(source: Path, archive: Path, wheel: tuple[Path, str], tmp_path: Path) -> None:
+    """From another folder, with other dates and modes, under another mask, at another time."""
+    again = tmp_path / "again"
+    shutil.copytree(source, again)
+    for number, path in enumerate(sorted(again.rglob("*"))):
+        os.utime(path, (1e9 + number, 1e9 + number))
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    before = os.umask(0o077)
+    try:
+        built = release(again, tmp_path / "out")
+    finally:
+        os.umask(before)
+    assert [path.name for path in built] == [archive.name, wheel[0].name, f"{wheel[0].stem}.cdx.json"]
+    assert built[0].read_bytes() == archive.read_bytes()
+    assert built[1].read_bytes() == wheel[0].read_bytes()
+
+
+def test_a_build_without_torch_is_pure_too(unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pip builds by itself, in an environment of setuptools alone, whatever compiler there is."""
+    (tmp_path / "torch.py").write_text("raise ImportError('not in this environment')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    archive, printed = build("wheel", unpacked, tmp_path / "out", compiler="c++")
+    assert archive.name.endswith("-py3-none-any.whl")
+    assert "note: rtm_kernels._cpu is not built: PyTorch is not importable here" in printed
+
+
+def test_at_most_three_projects_are_required(wheel: tuple[Path, str]) -> None:
+    metadata, required = requirements(wheel[0])
+    assert required == ["torch", "numpy", "safetensors"]
+    assert {"cli", "serve", "mcp", "test"} <= set(metadata.get_all("Provides-Extra"))
+
+
+def test_rtm_names_its_extra_where_it_is_missing(wheel: tuple[Path, str], tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel[0]).extractall(tmp_path)
+    (script,) = (line for line in (tmp_path / wheel_info(wheel[0]) / "entry_points.txt").read_text().splitlines()
+                 if line.startswith("rtm = "))  # fmt: skip
+    assert script == "rtm = rtm_kernels.cli:main"
+    code = "import sys; sys.modules.update(typer=None, rich=None)\nfrom rtm_kernels.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: rtm needs typer and rich: pip install 'rtm-kernels[cli]'\n"
 
 
 def test_the_pure_wheel_imports_and_computes(wheel: tuple[Path, str], tmp_path: Path) -> None:
