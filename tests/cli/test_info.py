@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import rtm_kernels
 from rtm_kernels.pretrained import known_models
 
 
@@ -23,3 +24,18 @@ def test_info_for_a_person(rtm) -> None:
     assert result.exit_code == 0
     for word in ("versions", "devices", "backends", "models", "executor reference on cpu", "can run"):
         assert word in result.stdout
+
+
+def test_what_is_piped_has_no_colours_no_trailing_blanks_and_fits(rtm) -> None:
+    for command in ("info", "--help", "--version"):
+        result = rtm(command)
+        lines = result.stdout.splitlines()
+        assert result.exit_code == 0 and lines and "\x1b" not in result.stdout
+        assert max(map(len, lines)) <= 80
+    assert lines == [f"rtm_kernels {rtm_kernels.__version__}"]
+    assert all(line == line.rstrip() for line in rtm("info").stdout.splitlines())
+
+
+def test_a_mistyped_command_is_named_with_the_one_meant(rtm) -> None:
+    result = rtm("solv")
+    assert result.exit_code == 2 and result.stdout == "" and "Did you mean 'solve'?" in result.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -167,3 +168,25 @@ def test_a_deployment_of_two_replicas_outlives_one(model_folder: str, texts, exp
         assert len(workers("ServeReplica:rtm:solver") - {victim}) == 2
     finally:
         serve.shutdown()
+
+
+def test_the_block_of_the_readme(
+    cluster: None, puzzles: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it stands there, but for an end of its deployment."""
+    from ray import serve
+
+    monkeypatch.chdir(tmp_path)
+    texts = [text for text, _ in puzzles[:3]]
+    (tmp_path / "puzzles.csv").write_text("\n".join(["puzzle", *texts]))
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "import ray" in block]
+    names: dict[str, Any] = {"puzzles": texts}
+    try:
+        exec(compile(code, "README.md", "exec"), names)
+    finally:
+        serve.shutdown()
+    expected = [s.answer for s in Solver(from_pretrained("sudoku"), batch_invariant=True).solve(texts)]
+    assert [s["answer"] for s in names["solutions"]] == expected
+    rows = {row["puzzle"]: row["answer"] for row in names["solved"].take_all()}
+    assert [rows[text] for text in texts] == expected
