@@ -109,8 +109,10 @@ import rtm_kernels
 
 
 ELSEWHERE = """
-import importlib, sys, threading
-import numpy, torch, safetensors.torch, typer, rich.console, multiprocessing.context, subprocess, asyncio
+import importlib, sys
+for name in {libraries!r}:
+    importlib.import_module(name)
+import torch
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name in {absent!r} or name.split(".")[0] in {absent!r}:
@@ -127,6 +129,7 @@ puzzle = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419.
 print([s.status for s in Solver(RecursiveReasoner.from_pretrained("sudoku"), executor="reference").solve([puzzle])])
 assert not torch.cuda.is_initialized()
 """
+LIBRARIES = ("numpy", "torch", "safetensors.torch", "typer", "rich.console", "multiprocessing.context", "zoneinfo")
 POSIX = ("fcntl", "grp", "pwd", "resource", "termios", "tty")
 
 
@@ -135,13 +138,16 @@ POSIX = ("fcntl", "grp", "pwd", "resource", "termios", "tty")
 )
 def test_every_module_imports_and_solves_where_the_system_is_another(platform: str, absent: tuple[str, ...]) -> None:
     """What a system lacks is taken away and its name is given; the libraries underneath are still those of this one."""
-    extras = {"serve": ("fastapi", "uvicorn"), "agent": ("mcp",), "distributed": ()}
-    here = [part for part, needs in extras.items() if all(importlib.util.find_spec(name) for name in needs)]
+    extras = {"serve": ("fastapi", "uvicorn", "pydantic.main"), "agent": ("mcp.server", "pydantic.main", "starlette")}
+    here = [
+        part for part, needs in extras.items() if all(importlib.util.find_spec(name.split(".")[0]) for name in needs)
+    ]
     named = [
         n for n in modules() if not needs_triton(n) and (n.split(".")[1:2] or [""])[0] not in set(extras) - set(here)
     ]
     assert len(named) > 100
-    code = ELSEWHERE.format(absent=absent, platform=platform, modules=named)
+    libraries = [*LIBRARIES, *(name for part in here for name in extras[part])]
+    code = ELSEWHERE.format(absent=absent, platform=platform, modules=named, libraries=libraries)
     assert output(code).splitlines() == ["['verified']"]
 
 
