@@ -7,12 +7,12 @@ import resource
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
 
-from tests.test_packaging import build, source
+from tests.packaging.build import build, unpack
+from tests.packaging.test_distributions import source
 
 __all__ = ["source"]
 
@@ -32,10 +32,8 @@ print(json.dumps([native.__file__, native.why_not(), solver.executor.name, statu
 def test_an_sdist_installed_for_editing_compiles_and_solves(source: Path, tmp_path: Path, compiler: str) -> None:
     if shutil.which(compiler) is None:
         pytest.skip(f"needs {compiler}")
-    archive, _ = build("sdist", source, tmp_path / "sdist", "/nonexistent")
-    with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path / "unpacked", filter="data")
-    (folder,) = (tmp_path / "unpacked").iterdir()
+    archive, _ = build("sdist", source, tmp_path / "sdist")
+    folder = unpack(archive, tmp_path / "unpacked")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     _, printed = build("editable", folder, tmp_path / "editable", compiler)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
