@@ -14,8 +14,7 @@ from benchmarks.gate import BAND, refusal, within_budget
 from benchmarks.problem import Problem, make
 from benchmarks.providers import PERSISTENT, TRITON, Provider, half_layer, run_of
 from rtm_kernels.ops.adam_atan2 import reference as optimisers
-from rtm_kernels.ops.adam_atan2.api import sign_sgd_
-from rtm_kernels.ops.adam_atan2.op import adam_atan2_op
+from rtm_kernels.ops.adam_atan2.op import adam_atan2_op, sign_sgd_op
 from rtm_kernels.ops.halting.api import halting_step_
 from rtm_kernels.ops.halting.reference import initial_state
 from rtm_kernels.ops.stablemax_loss.api import token_loss
@@ -112,15 +111,18 @@ def adam(sizes: Sequence[tuple[int, ...]], device: str) -> Work:
     generator = torch.Generator().manual_seed(0)
     lists = [[torch.rand(size, generator=generator).to(device) for size in sizes] for _ in range(4)]
 
+    steps, settings = [torch.full((), 2.0, device=device) for _ in sizes], (0.9, 0.95, 0.1)
+    scalars = optimisers.scalars(device, 1e-4, None)
+
     def run() -> Outputs:
-        adam_atan2_op(*lists, 3, 1e-4, 0.9, 0.95, 0.1)
+        adam_atan2_op(*lists, steps, *scalars, *settings)
         return lists[0]
 
     def refused() -> str | None:
         exact = [[t.double() for t in tensors] for tensors in lists]
         base = [[t.clone() for t in tensors] for tensors in lists]
         for copies in (exact, base):
-            optimisers.adam_atan2_(*copies, step=3, lr=1e-4, beta1=0.9, beta2=0.95, weight_decay=0.1)
+            optimisers.adam_atan2_(*copies, [step.clone() for step in steps], *scalars, *settings)
         return within_budget(run(), base[0], exact[0], band=BAND)
 
     return Work(run, refused)
@@ -131,16 +133,16 @@ def sign_sgd(rows: int, batch: int, width: int, device: str) -> Work:
     generator = torch.Generator().manual_seed(0)
     weights, grad = (torch.randn(n, width, generator=generator).to(device) for n in (rows, batch))
     ids = torch.randint(0, rows, (batch,), generator=generator, dtype=torch.int32).to(device)
-    options = {"lr": 1e-2, "weight_decay": 0.1}
+    scalars = optimisers.scalars(device, 1e-2, None)
 
     def run() -> Outputs:
-        sign_sgd_(weights, ids, grad, impl="triton", **options)
+        sign_sgd_op(weights, ids, grad, *scalars, 0.1)
         return (weights,)
 
     def refused() -> str | None:
         exact, base = weights.double(), weights.clone()
         for copy in (exact, base):
-            optimisers.sign_sgd_(copy, ids, grad.to(copy.dtype), **options)
+            optimisers.sign_sgd_(copy, ids, grad.to(copy.dtype), *scalars, 0.1)
         return within_budget(run(), [base], [exact], band=BAND)
 
     return Work(run, refused)

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 Tensors = dict[str, Tensor]
 Step = Callable[[Tensors], Tensors]
 """A step on named tensors [B, ...] to named tensors [B, ...]; it may also update tensors it closes over."""
+Recorded = tuple[Callable[[], None], Tensors]
+"""What replays a captured function, and the tensors that every replay writes its results to."""
 
 
 def why_not() -> str | None:
@@ -46,8 +48,8 @@ def bucket_of(batch: int, buckets: Sequence[int] = BUCKETS) -> int:
 class Capture(Protocol):
     """Records what a function launches, so that it can be launched again at once."""
 
-    def capture(self, fn: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
-        """Run `fn` to warm up, then record it: the replay, and the tensors that every replay writes its results to."""
+    def capture(self, fn: Callable[[], Tensors]) -> Recorded:
+        """Run `fn` to warm up, then record it."""
         ...
 
     @contextmanager
@@ -75,7 +77,7 @@ class CudaGraphs:
         self._stream = torch.cuda.Stream(device)
         self._last_use: torch.cuda.Event | None = None
 
-    def capture(self, fn: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
+    def capture(self, fn: Callable[[], Tensors]) -> Recorded:
         """See `Capture`."""
         graph, outputs = self.record(fn)
         return graph.replay, outputs
@@ -150,7 +152,7 @@ class GraphRunner:
         self._step, self._mutates, self._exact, self._capture = step, tuple(mutates), exact, capture
         self.buckets = tuple(b for b in buckets if b <= bucket_of(max_batch, buckets))
         self._buffers: Tensors = {}
-        self._captured: dict[int, tuple[Callable[[], None], Tensors]] = {}
+        self._captured: dict[int, Recorded] = {}
         self._lock = threading.Lock()
 
     @ranged("graph replay")
@@ -199,20 +201,26 @@ class GraphRunner:
                 self._buffers = {name: t.new_zeros(largest, *t.shape[1:]) for name, t in inputs.items()}
         return self._capture
 
-    def _record(self, capture: Capture, bucket: int) -> tuple[Callable[[], None], Tensors]:
-        start = time.perf_counter()
+    def _record(self, capture: Capture, bucket: int) -> Recorded:
         views = {name: buffer[:bucket] for name, buffer in self._buffers.items()}
-        before = [tensor.detach().clone() for tensor in self._mutates]
-        recorded = capture.capture(lambda: self._step(dict(views)))
-        with torch.no_grad():
-            for tensor, value in zip(self._mutates, before, strict=True):
-                tensor.copy_(value)
+        recorded = record(capture, lambda: self._step(dict(views)), self._mutates, f"batch {bucket}")
         for name, output in recorded[1].items() if not self._exact else ():
             first = output.shape[0] if output.dim() else None
             require(first == bucket, name, tuple(output.shape), f"a result of the step starts with the batch, {bucket}")
-        seconds, memory = time.perf_counter() - start, capture.pool_bytes() / 2**20
-        logger.info("captured batch %d in %.2f s; %.0f MiB reserved on the device", bucket, seconds, memory)
         return recorded
+
+
+def record(capture: Capture, fn: Callable[[], Tensors], mutates: Iterable[Tensor], what: str) -> Recorded:
+    """`fn` captured, with one log line about `what`; the tensors it changes in place are as they were before."""
+    start = time.perf_counter()
+    kept = [(tensor, tensor.detach().clone()) for tensor in mutates]
+    recorded = capture.capture(fn)
+    with torch.no_grad():
+        for tensor, value in kept:
+            tensor.copy_(value)
+    seconds, memory = time.perf_counter() - start, capture.pool_bytes() / 2**20
+    logger.info("captured %s in %.2f s; %.0f MiB reserved on the device", what, seconds, memory)
+    return recorded
 
 
 def _signature(tensor: Tensor) -> tuple[tuple[int, ...], torch.dtype, torch.device]:

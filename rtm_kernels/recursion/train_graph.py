@@ -59,8 +59,8 @@ class TrainGraph:
         self._leaves = leaves
         for optimizer in self._optimizers:
             _require_capturable(optimizer)
-            _fill_state(optimizer)
-        kept = dict.fromkeys((*self._parameters, *mutates, *(t for o in self._optimizers for t in _tensors(o))))
+            fill_state(optimizer)
+        kept = dict.fromkeys((*self._parameters, *mutates, *(t for o in self._optimizers for t in state_of(o))))
         self._runner = GraphRunner(
             self._step, max_batch=sizes[-1], buckets=sizes, mutates=kept, exact=True, capture=capture
         )
@@ -114,13 +114,14 @@ def _require_capturable(optimizer: Optimizer) -> None:
             require(on_device, f"lr of {name}", rate, "a tensor on the device, which the schedule fills")
 
 
-def _tensors(optimizer: Optimizer) -> Iterator[Tensor]:
+def state_of(optimizer: Optimizer) -> Iterator[Tensor]:
+    """Every tensor that the optimiser keeps."""
     for state in optimizer.state.values():
         yield from (value for value in state.values() if isinstance(value, Tensor))
 
 
 @torch.no_grad()
-def _fill_state(optimizer: Optimizer) -> None:
+def fill_state(optimizer: Optimizer) -> None:
     """Let the optimiser allocate what it keeps per parameter, at zero, where it has not yet."""
     new = [p for _, parameters in _groups(optimizer) for p in parameters if not optimizer.state.get(p)]
     if not new:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from rtm_kernels.model import Carry, RecursiveReasoner
 from rtm_kernels.recursion.graph import Capture, Tensors
-from rtm_kernels.recursion.train_graph import TrainGraph
+from rtm_kernels.recursion.train_graph import LEAF, TrainGraph
 from rtm_kernels.train.observe import Sums, observe
+from rtm_kernels.train.update import Rows
 
 LATENT, DATA, SUM = "latent ", "data ", "sum "
 """Prefixes of a carry's parts and of a step's metrics, which enter and leave a graph as named tensors."""
@@ -31,33 +32,41 @@ class CapturedLoss:
     eagerly, to see which parameters take part; the second captures; further ones replay.
     """
 
-    def __init__(self, model: RecursiveReasoner, head: nn.Module, deepest: int, capture: Capture | None = None) -> None:
+    def __init__(self, model: RecursiveReasoner, head: nn.Module, deepest: int, capture: Capture) -> None:
         self.model, self.head, self.deepest, self.capture = model, head, deepest, capture
         self._used: dict[Hashable, list[nn.Parameter]] = {}
         self._graphs: dict[Hashable, TrainGraph] = {}
 
-    def __call__(self, key: Hashable, carry: Carry, part: Tensors, scale: float) -> tuple[Carry, Sums]:
-        """The carry after one part, and the sums of its metrics."""
+    def __call__(self, key: Hashable, carry: Carry, part: Tensors, scale: float) -> tuple[Carry, Sums, Rows | None]:
+        """The carry after one part, the sums of its metrics, and its puzzle rows if the model embeds puzzles."""
         if key not in self._used:
             return self._eagerly(key, carry, part, scale)
         if key not in self._graphs:
             sizes = (len(carry.halted),)
             self._graphs[key] = TrainGraph(
-                lambda batch: self._loss(batch, scale), self._used[key], sizes=sizes, capture=self.capture
-            )
+                lambda batch: self._loss(batch, scale), self._used[key], sizes=sizes, leaves=self._leaves,
+                capture=self.capture,
+            )  # fmt: skip
         found = self._graphs[key](_pack(carry, part))
         after = Carry(_part(found, LATENT), found["steps"], found["halted"], _part(found, DATA))
-        return after, _part(found, SUM)
+        return after, _part(found, SUM), self._rows(after, list(_part(found, LEAF).values()))
 
-    def _eagerly(self, key: Hashable, carry: Carry, part: Tensors, scale: float) -> tuple[Carry, Sums]:
+    def _leaves(self) -> list[Tensor]:
+        return [self.model.puzzle_emb.local_weights] if self.model.config.puzzle_emb_ndim > 0 else []
+
+    def _rows(self, after: Carry, gradients: Sequence[Tensor]) -> Rows | None:
+        return (after.current_data["puzzle_identifiers"], gradients[0]) if gradients else None
+
+    def _eagerly(self, key: Hashable, carry: Carry, part: Tensors, scale: float) -> tuple[Carry, Sums, Rows | None]:
         after, loss, sums = compute(self.model, self.head, carry, part, self.deepest)
         parameters = list(self.model.parameters())
-        gradients = torch.autograd.grad(loss / scale, parameters, allow_unused=True)
+        found = torch.autograd.grad(loss / scale, [*parameters, *self._leaves()], allow_unused=True)
+        gradients, rows = found[: len(parameters)], found[len(parameters) :]
         self._used[key] = [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        return after, sums
+        return after, sums, self._rows(after, rows)
 
     def _loss(self, batch: Tensors, scale: float) -> tuple[Tensor, Tensors]:
         carry = Carry(_part(batch, LATENT), batch["steps"], batch["halted"], _part(batch, DATA))

@@ -80,6 +80,8 @@ def load_checkpoint(trainer: Trainer, root: Path) -> Path:
     except RuntimeError as error:
         raise InputError(f"{folder}: the state does not fit the recipe: {str(error).splitlines()[-1]}") from None
     _load_optimizers(trainer, tensors)
+    if trainer.captured_update is not None:
+        trainer.captured_update.forget()
     own_part = _part(tensors, f"rank{trainer.rank}.")
     trainer.carries = [_carry(_part(own_part, f"carry{i}."), trainer.device) for i in range(len(trainer.carries))]
     trainer.step_count, trainer.score = int(scalars["step"]), float(scalars["score"])

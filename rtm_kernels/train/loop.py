@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import logging
 from collections.abc import Callable
 
 import torch
@@ -11,16 +11,18 @@ from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, RTMError, require
 from rtm_kernels.model import Carry, RecursiveReasoner
-from rtm_kernels.ops.adam_atan2.api import sign_sgd_
 from rtm_kernels.pretrained import from_pretrained
 from rtm_kernels.recursion import warm_up
-from rtm_kernels.recursion.graph import Capture, why_not
+from rtm_kernels.recursion.graph import Capture, CudaGraphs, why_not
 from rtm_kernels.train.captured import CapturedLoss, compute
 from rtm_kernels.train.compiling import compile_stacks
 from rtm_kernels.train.observe import CONFIDENCE, DELTA, DEPTH
-from rtm_kernels.train.optim import Average, build_optimizers, set_lr
+from rtm_kernels.train.optim import Average, why_not_captured
 from rtm_kernels.train.schema import Recipe, Stage
 from rtm_kernels.train.stream import build_stream
+from rtm_kernels.train.update import CapturedUpdate, Rows, Update
+
+logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 PATIENCE = 3
@@ -49,8 +51,7 @@ class Trainer:
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.model = build_model(recipe).to(self.device).train()
         self.head = recipe.contract.head(self.model, recipe.loss).to(self.device)
-        self.average = Average(self.model, recipe.ema)
-        self.optimizers = build_optimizers(self.model, recipe)
+        self.update = Update(self.model, recipe)
         self.stream = build_stream(recipe)
         self.carries: list[Carry | None] = [None] * recipe.accumulate
         self.step_count = self.skipped = self.in_a_row = 0
@@ -64,8 +65,9 @@ class Trainer:
         """Most ACT steps that a sample takes in any stage."""
         self._stage: Stage | None = None
         self.captured: CapturedLoss | None = None
+        self.captured_update: CapturedUpdate | None = None
         if recipe.graph:
-            self.captured = CapturedLoss(self.model, self.head, self.deepest, capture)
+            self._capture(CudaGraphs(self.device) if capture is None else capture)
         if recipe.compile:
             compile_stacks(self.model)
         reason = warm_up.why_not(self.model) if recipe.native else None
@@ -80,13 +82,18 @@ class Trainer:
         """
         stage, _ = self.recipe.stage_at(self.step_count)
         self._enter(stage)
-        sums, rows, norm = self._gradients(stage)
-        if not math.isfinite(norm) or not all(bool(grad.isfinite().all()) for _, grad in rows):
-            self._skip()
-        else:
-            self._update(rows)
+        sums, norm = self._finish(*self._gradients(stage))
         self.step_count += 1
         return {"grad_norm": norm, "skipped": float(self.skipped), **_means(sums, stage.batch_size)}
+
+    def _capture(self, capture: Capture) -> None:
+        """Let graphs take the steps, as far as they can."""
+        self.captured = CapturedLoss(self.model, self.head, self.deepest, capture)
+        reason = why_not_captured(self.recipe)
+        if reason is None:
+            self.captured_update = CapturedUpdate(self.update, capture)
+        else:
+            logger.warning("graph=True: the optimiser's step is not captured: %s", reason)
 
     def _enter(self, stage: Stage) -> None:
         """Give the model the depth of the stage; the carry survives unless the batch size changes."""
@@ -99,68 +106,65 @@ class Trainer:
         size = stage.batch_size // self.recipe.accumulate // self.world_size
         self.carries = [c if c is not None and len(c.halted) == size else None for c in self.carries]
 
-    def _gradients(self, stage: Stage) -> tuple[Metrics, list[tuple[Tensor, Tensor]], float]:
-        """Backward over the parts of a global batch: sums of metrics, puzzle rows with gradients, the clipped norm."""
+    def _gradients(self, stage: Stage) -> tuple[dict[str, Tensor], Rows | None]:
+        """Backward over the parts of a global batch: sums of metrics, and puzzle rows with gradients."""
         batch = self.stream.batch(stage.batch_size, stage.mix)
         size = stage.batch_size // self.world_size
         share = {k: v[self.rank * size : (self.rank + 1) * size].to(self.device) for k, v in batch.items()}
         parts = zip(*(v.chunk(self.recipe.accumulate) for v in share.values()), strict=True)
         sums: dict[str, Tensor] = {}
-        rows: list[tuple[Tensor, Tensor]] = []
+        rows: list[Rows] = []
         for i, values in enumerate(parts):
             part = dict(zip(share, values, strict=True))
             carry = self.carries[i]
             if carry is None:
                 carry = self.model.initial_carry(part)
-            self.carries[i], found = self._part(stage, carry, part)
+            self.carries[i], found, own = self._part(stage, carry, part)
             for name, value in found.items():
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=self.device)) + value
-            if self.recipe.model.puzzle_emb_ndim > 0:
-                table = self.model.puzzle_emb
-                assert table.local_weights.grad is not None
-                rows.append((table.local_ids, table.local_weights.grad))
-        sums, rows = self._reduce(sums, rows)
-        limit = math.inf if self.recipe.grad_clip is None else self.recipe.grad_clip
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        *totals, length = torch.stack([*sums.values(), norm.double()]).tolist()  # one wait for the device
-        return dict(zip(sums, totals, strict=True)), rows, length
+            rows += [] if own is None else [own]
+        return self._reduce(sums, rows)
 
-    def _part(self, stage: Stage, carry: Carry, part: dict[str, Tensor]) -> tuple[Carry, dict[str, Tensor]]:
-        """Gradients of one part, added up; the carry after it and the sums of its metrics."""
+    def _part(
+        self, stage: Stage, carry: Carry, part: dict[str, Tensor]
+    ) -> tuple[Carry, dict[str, Tensor], Rows | None]:
+        """Gradients of one part, added up; the carry after it, the sums of its metrics, its puzzle rows."""
         drawn = self.head.draw() if hasattr(self.head, "draw") else None  # type: ignore[operator]
         if self.captured is not None:
             return self.captured((id(stage), drawn), carry, part, stage.batch_size)
         after, loss, sums = compute(self.model, self.head, carry, part, self.deepest)
         (loss / stage.batch_size).backward()
-        return after, sums
+        if self.recipe.model.puzzle_emb_ndim == 0:
+            return after, sums, None
+        table = self.model.puzzle_emb
+        assert table.local_weights.grad is not None
+        return after, sums, (table.local_ids, table.local_weights.grad)
 
-    def _reduce(
-        self, sums: dict[str, Tensor], rows: list[tuple[Tensor, Tensor]]
-    ) -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]]:
+    def _reduce(self, sums: dict[str, Tensor], rows: list[Rows]) -> tuple[dict[str, Tensor], Rows | None]:
         """Sums over all ranks of gradients and metrics, and the puzzle rows of all of them."""
-        if self.world_size == 1:
-            return sums, rows
-        for parameter in self.model.parameters():
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
-        for value in sums.values():
-            dist.all_reduce(value)
-        return sums, [(_gather(ids), _gather(grad)) for ids, grad in rows]
+        if self.world_size > 1:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad)
+            for value in sums.values():
+                dist.all_reduce(value)
+            rows = [(_gather(ids), _gather(grad)) for ids, grad in rows]
+        return sums, (torch.cat([ids for ids, _ in rows]), torch.cat([grad for _, grad in rows])) if rows else None
 
-    def _update(self, rows: list[tuple[Tensor, Tensor]]) -> None:
-        recipe, factor = self.recipe, self.recipe.lr_factor(self.step_count)
-        set_lr(self.optimizers, factor)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        if rows:
-            ids, grad = (torch.cat(part) for part in zip(*rows, strict=True))
-            sign_sgd_(
-                self.model.puzzle_emb.weights, ids, grad,
-                lr=factor * recipe.puzzle_lr, weight_decay=recipe.puzzle_weight_decay,
-            )  # fmt: skip
-        self.average.update(self.model)
-        self.in_a_row = 0
+    def _finish(self, sums: dict[str, Tensor], rows: Rows | None) -> tuple[Metrics, float]:
+        """The update, or none where a gradient is not finite; sums of metrics and the gradient's norm as numbers."""
+        self.update.schedule(self.step_count)
+        capture = self.captured_update if self.average.started else None
+        found = self.update.clip(rows) if capture is None else capture(rows)
+        *totals, norm, bad = torch.cat((torch.stack([*sums.values()]), found)).tolist()  # one wait for the device
+        if bad:
+            self._skip()
+        else:
+            if capture is None:
+                self.update.apply(rows)
+                self.model.zero_grad(set_to_none=True)
+            self.in_a_row = 0
+        return dict(zip(sums, totals, strict=True)), norm
 
     def _skip(self) -> None:
         """Leave the weights as they are, and start from fresh latents, which may be what is not finite."""
@@ -178,6 +182,16 @@ class Trainer:
         """Train to the end of the recipe, calling `on_step(trainer, metrics)` after each step."""
         while self.step_count < self.recipe.total_steps:
             on_step(self, self.step())
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimisers of the recipe."""
+        return self.update.optimizers
+
+    @property
+    def average(self) -> Average:
+        """The moving average of the weights."""
+        return self.update.average
 
     @property
     def averaged(self) -> RecursiveReasoner:

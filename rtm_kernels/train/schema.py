@@ -74,9 +74,9 @@ class Recipe:
     nor a symmetric twin of one, is trained on. Every `eval_every` steps,
     and at the end, the moving average is measured on up to `eval_limit` test puzzles for `eval_steps` ACT steps.
     `init` starts from the weights of a saved model of the same sizes (bundled name, folder or hub id), else from random
-    ones. `compile` compiles the blocks; `graph` captures forward and backward
-    in CUDA graphs; `native` runs the steps without gradient in the C++ executor (CPU, float32). `threads` is for the
-    CPU, where tiny models gain nothing from more than one; None takes all cores.
+    ones. `compile` compiles the blocks; `graph` captures training steps in CUDA graphs: forward and backward, and, but
+    for `muon`, all that follows up to the moving average; `native` runs the steps without gradient in the C++ executor
+    (CPU, float32). `threads` is for the CPU, where tiny models gain nothing from more than one; None takes all cores.
     """
 
     model: ModelConfig
@@ -130,8 +130,6 @@ class Recipe:
             for name in stage.mix if self.data is None else ():
                 one_of("mix", name, self.sources or ())
         self.contract.check(self.model)
-        embeds = self.model.puzzle_emb_ndim > 0
-        require(not (self.graph and embeds), "graph", True, "false with puzzle embeddings, whose rows are not captured")
 
     @property
     def total_steps(self) -> int:

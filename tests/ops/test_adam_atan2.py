@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.impl import launches
 from rtm_kernels.ops.adam_atan2.api import AdamATan2, SparseSignSGD, sign_sgd_
+from rtm_kernels.ops.adam_atan2.reference import scalars
 
 IMPLS = ("reference", "triton")
 
@@ -123,6 +124,45 @@ def test_strided_parameters_are_updated_in_place() -> None:
     torch.testing.assert_close(updated[0], torch.arange(24.0).reshape(4, 6) - 0.5 / 0.1 * math.atan(0.1))
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+def test_rates_and_the_flag_to_leave_out_are_read_on_the_device(impl: str) -> None:
+    """What a captured step needs: the bits of numbers, and nothing changes in a step whose flag is set."""
+    plain, tensors = model_and_optimizer(impl), model_and_optimizer(impl)
+    for model, optimizer in (plain, tensors):
+        table, ids = torch.ones(5, 3), torch.tensor([1, 1, 4])
+        rate = torch.tensor(0.0, dtype=torch.float64)
+        found_inf = torch.zeros(())
+        if optimizer is tensors[1]:
+            optimizer.param_groups[0]["lr"], optimizer.found_inf = rate, found_inf
+        for i, lr in enumerate((1e-2, 7e-3, 3e-3)):
+            rate.fill_(lr)
+            if optimizer is plain[1]:
+                optimizer.param_groups[0]["lr"] = lr
+            else:
+                found_inf.fill_(1.0)
+                before = [t.clone() for t in (table, *model.parameters(), *flat_state(optimizer))]
+                g = torch.full((3, 3), torch.nan)
+                for p in model.parameters():
+                    p.grad = torch.full_like(p, torch.nan)
+                if i:
+                    optimizer.step()
+                    sign_sgd_(table, ids, g, lr=rate, weight_decay=0.1, found_inf=found_inf, impl=impl)
+                    assert all(map(torch.equal, before, (table, *model.parameters(), *flat_state(optimizer))))
+                found_inf.fill_(0.0)
+            steps(model, optimizer, 1, seed=i)
+            grad = torch.linspace(-1, 1, 9).reshape(3, 3)
+            sign_sgd_(table, ids, grad, lr=lr if optimizer is plain[1] else rate, weight_decay=0.1,
+                      found_inf=None if optimizer is plain[1] else found_inf, impl=impl)  # fmt: skip
+        assert [s["step"].item() for s in optimizer.state.values()] == [3.0] * 3
+        model.table = table
+    assert all(map(torch.equal, plain[0].parameters(), tensors[0].parameters()))
+    assert torch.equal(plain[0].table, tensors[0].table)
+
+
+def flat_state(optimizer: AdamATan2) -> list[Tensor]:
+    return [t for state in optimizer.state.values() for t in state.values()]
+
+
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 def test_the_update_does_not_depend_on_the_scale_of_the_gradient(scale: float) -> None:
     moved = []
@@ -142,11 +182,12 @@ def test_every_angle_of_the_kernel_is_float32_exact() -> None:
     ratio = torch.cat((torch.tensor([0.0, 1.0, 0.41421356, 2.4142136, 1e-30, 1e30]), torch.logspace(-6, 6, 3000)))
     ratio = torch.cat((ratio, -ratio))
     param, exp_avg, exp_avg_sq = torch.zeros_like(ratio), ratio.clone(), torch.ones_like(ratio)
-    adam_atan2([param], [ratio], [exp_avg], [exp_avg_sq], 1, 1.0, 0.0, 0.0, 0.0)  # m = g, v = g^2
+    step, one = torch.zeros(()), scalars("cpu", 1.0, None)
+    adam_atan2([param], [ratio], [exp_avg], [exp_avg_sq], [step], *one, 0.0, 0.0, 0.0)  # m = g, v = g^2
     right = torch.atan2(ratio.double(), (ratio * ratio).sqrt().double())
     torch.testing.assert_close(param.double(), -right, rtol=3e-7, atol=0)
-    param.zero_(), exp_avg.copy_(ratio), exp_avg_sq.fill_(1.0)
-    adam_atan2([param], [torch.zeros_like(ratio)], [exp_avg], [exp_avg_sq], 1, 1.0, 0.5, 0.25, 0.0)
+    param.zero_(), exp_avg.copy_(ratio), exp_avg_sq.fill_(1.0), step.zero_()
+    adam_atan2([param], [torch.zeros_like(ratio)], [exp_avg], [exp_avg_sq], [step], *one, 0.5, 0.25, 0.0)
     right = 2 * torch.atan2(ratio.double() / 2, torch.full_like(ratio, 0.25).double().sqrt() / 0.75**0.5)
     torch.testing.assert_close(param.double(), -right, rtol=5e-7, atol=0)
 
@@ -197,9 +238,10 @@ def test_sparse_optimizer_finds_the_official_buffers(impl: str) -> None:
 def test_opcheck() -> None:
     g = torch.Generator().manual_seed(0)
     lists = [[torch.rand(n, generator=g) for n in (5, 3)] for _ in range(4)]
-    torch.library.opcheck(torch.ops.rtm_kernels.adam_atan2_, (*lists, 1, 0.1, 0.9, 0.95, 0.1))
+    steps, settings = [torch.zeros(()) for _ in range(2)], scalars("cpu", 0.1, None)
+    torch.library.opcheck(torch.ops.rtm_kernels.adam_atan2_, (*lists, steps, *settings, 0.9, 0.95, 0.1))
     ids = torch.tensor([2, 0, 2])
-    arguments = (torch.rand(4, 6, generator=g), ids, torch.rand(3, 6, generator=g), 0.1, 0.1)
+    arguments = (torch.rand(4, 6, generator=g), ids, torch.rand(3, 6, generator=g), *settings, 0.1)
     torch.library.opcheck(torch.ops.rtm_kernels.sign_sgd_, arguments)
 
 

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 
 from rtm_kernels.ops.adam_atan2.adam import adam_atan2
+from rtm_kernels.ops.adam_atan2.reference import scalars
 from tests.gates.interpret_gate import run
 from tests.interpreter import take_loop_bounds
 from tests.proof.cases import small_cases
@@ -42,9 +43,10 @@ def optimiser(at_end: bool) -> None:
     """AdamATan2, whose kernel takes addresses from a table, on fenced tensors."""
     with mapped() as mapping:
         tensors = {f"{kind}{n}": torch.ones(n) for kind in "pgmv" for n in (1, 300, 513)}
+        tensors |= {f"step{n}": torch.zeros(1) for n in (1, 300, 513)}
         fenced = mapping.fenced(tensors, at_end)
-        lists = [[fenced[f"{kind}{n}"] for n in (1, 300, 513)] for kind in "pgmv"]
-        adam_atan2(*lists, 1, 1e-3, 0.9, 0.95, 0.1)
+        lists = [[fenced[f"{kind}{n}"] for n in (1, 300, 513)] for kind in ("p", "g", "m", "v", "step")]
+        adam_atan2(*lists, *scalars("cpu", 1e-3, None), 0.9, 0.95, 0.1)
         assert not torch.equal(lists[0][2], torch.ones(513))
 
 

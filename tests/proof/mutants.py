@@ -141,13 +141,15 @@ _LOSS = (
 
 _OPTIMISERS = (
     ("adam", "1.57079633 - angle", "1.57079633 + angle", NO_MOMENTUM),
-    ("adam", "tl.cast(weight2, tl.float32) * (g * g)", "tl.cast(weight2, tl.float32) * tl.abs(g)", ADAM),
-    ("adam", "tl.cast(weight1, tl.float32) * (g - m)", "tl.cast(weight1, tl.float32) * g", ADAM),
-    ("adam", "p * tl.cast(decay, tl.float32) - ", "p - ", ADAM),
-    ("adam", "mask = offs < tl.load(row + 4)", "mask = offs < tl.load(row + 4) - 1", ADAM),
+    ("adam", "(1 - beta2).to(tl.float32) * (g * g)", "(1 - beta2).to(tl.float32) * tl.abs(g)", ADAM),
+    ("adam", "(1 - beta1).to(tl.float32) * (g - m)", "(1 - beta1).to(tl.float32) * g", ADAM),
+    ("adam", "p * decay.to(tl.float32) - ", "p - ", ADAM),
+    ("adam", "rate = lr / (1 - tl.exp2(step * log_beta1))", "rate = lr", ADAM),
+    ("adam", "tl.exp2(step * log_beta2)", "tl.exp2(log_beta2)", ADAM),
+    ("adam", "tl.load(row + 5), 0)", "tl.load(row + 5) - 1, 0)", ADAM),
     ("sign_sgd", "place += 1", "place += 2", SIGN),
     ("sign_sgd", "tl.where(total < 0, -1.0, 0.0)", "tl.where(total < 0, -1.0, 1.0)", FEW_DUPLICATES),
-    ("sign_sgd", "w * tl.cast(decay, w.dtype)", "w", SIGN),
+    ("sign_sgd", "w * decay.to(w.dtype)", "w", SIGN),
 )
 
 _PERSISTENT = (

@@ -21,6 +21,7 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from rtm_kernels.ops.adam_atan2.adam import adam_atan2
+from rtm_kernels.ops.adam_atan2.reference import scalars
 from rtm_kernels.ops.adam_atan2.sign_sgd import sign_sgd
 from rtm_kernels.recursion.persistent.device import GRID_LIMIT
 from rtm_kernels.recursion.queue import kernels as queue
@@ -152,9 +153,11 @@ def test_offsets_of_the_optimisers() -> None:
     with mapped() as mapping, sanitized({}) as seen:
         size = (1 << 31) + 1000
         tensors = [[mapping.vast(torch.Size((size,)), (1,), torch.float32)] for _ in range(4)]
-        adam_atan2(*tensors, 1, 1e-3, 0.9, 0.95, 0.1)
+        adam_atan2(*tensors, [torch.zeros(())], *scalars("cpu", 1e-3, None), 0.9, 0.95, 0.1)
         table = mapping.vast(torch.Size((1 << 23, 300)), (300, 1), torch.float32)
-        sign_sgd(table, torch.tensor([5, (1 << 23) - 1, (1 << 23) - 1]), torch.ones(3, 300), 1.0, 0.0)
+        sign_sgd(
+            table, torch.tensor([5, (1 << 23) - 1, (1 << 23) - 1]), torch.ones(3, 300), *scalars("cpu", 1.0, None), 0.0
+        )
         assert (table[5] == -1).all() and (table[-1] == -1).all() and not table[6].any()
     assert seen == ["adam_atan2_kernel", "sign_sgd_kernel"]
 

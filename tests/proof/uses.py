@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.block import FusedTRMBlock, Stack
+from rtm_kernels.ops.adam_atan2.reference import scalars
 from rtm_kernels.ops.adam_atan2.sign_sgd import sign_sgd
 from rtm_kernels.ops.attention_norm import steps
 from rtm_kernels.ops.halting.launchers import halting_step
@@ -80,7 +81,7 @@ def token_loss(batch: int, length: int, vocabulary: int, stablemax: bool, stride
 
 def sparse(batch: int, rows: int, width: int) -> None:
     """Sign-SGD of B ids on a table [rows, D]."""
-    sign_sgd(meta(rows, width), meta(batch, dtype=torch.int64), meta(batch, width), 1e-2, 0.1)
+    sign_sgd(meta(rows, width), meta(batch, dtype=torch.int64), meta(batch, width), *scalars("meta", 1e-2, None), 0.1)
 
 
 def persistent(

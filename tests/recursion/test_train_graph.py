@@ -80,13 +80,19 @@ def adamw(model: RecursiveReasoner, **options: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1, foreach=False, **options)
 
 
-def test_the_optimiser_inside_gives_the_bits_of_eager_steps() -> None:
+def atan2(model: RecursiveReasoner, **options: Any) -> torch.optim.Optimizer:
+    rate = torch.tensor(1e-2, dtype=torch.float64, device=model.device)
+    return AdamATan2(model.parameters(), lr=rate, weight_decay=0.1, **options)
+
+
+@pytest.mark.parametrize("make_optimizer", [adamw, atan2])
+def test_the_optimiser_inside_gives_the_bits_of_eager_steps(make_optimizer: Callable[..., Any]) -> None:
     ours, theirs = model_of(), model_of()
-    optimizer = adamw(ours)
+    optimizer = make_optimizer(ours)
     recorder = Recorder()
     graph = TrainGraph(loss_of(ours), ours.parameters(), [optimizer], sizes=(SIZE,), capture=recorder)
     losses = train(ours, graph)
-    assert losses == train(theirs, eager(theirs, adamw(theirs)))
+    assert losses == train(theirs, eager(theirs, make_optimizer(theirs)))
     assert bits(dict(ours.named_parameters())) == bits(dict(theirs.named_parameters()))
     assert recorder.runs == 3 and graph.captured == (SIZE,)
     assert all(p.grad is None for p in ours.parameters())
@@ -181,7 +187,9 @@ class OnGpu(torch.nn.Parameter):
 
 def test_an_optimiser_that_cannot_be_captured_is_refused() -> None:
     parameter = OnGpu(torch.zeros(2))
-    with pytest.raises(InputError, match="capturable of AdamATan2=None is not allowed: True, or step it after"):
+    with pytest.raises(InputError, match="capturable of SGD=None is not allowed: True, or step it after"):
+        TrainGraph(lambda t: (t["x"].sum(), {}), [parameter], [torch.optim.SGD([parameter])], sizes=(1,))
+    with pytest.raises(InputError, match=r"lr of AdamATan2=0\.0001 is not allowed: a tensor on the device"):
         TrainGraph(lambda t: (t["x"].sum(), {}), [parameter], [AdamATan2([parameter])], sizes=(1,))
     frozen = torch.optim.AdamW([parameter], lr=1e-3, capturable=True)
     with pytest.raises(InputError, match=r"lr of AdamW=0\.001 is not allowed: a tensor on the device"):
@@ -195,11 +203,16 @@ def test_without_a_gpu_the_reason_is_given() -> None:
         TrainGraph(loss_of(model), model.parameters(), sizes=(SIZE,))(fresh(model, 0))
 
 
+def capturable_adamw(model: RecursiveReasoner, **options: Any) -> torch.optim.Optimizer:
+    return adamw(model, capturable=True)
+
+
 @pytest.mark.gpu
+@pytest.mark.parametrize("make_optimizer", [capturable_adamw, atan2])
 @pytest.mark.parametrize("impl", ["triton", "reference"])
-def test_replays_on_a_gpu_have_the_bits_of_eager_steps(impl: str) -> None:
+def test_replays_on_a_gpu_have_the_bits_of_eager_steps(impl: str, make_optimizer: Callable[..., Any]) -> None:
     ours, theirs = model_of("cuda", impl), model_of("cuda", impl)
-    graph = TrainGraph(loss_of(ours), ours.parameters(), [adamw(ours, capturable=True)], sizes=(SIZE,))
+    graph = TrainGraph(loss_of(ours), ours.parameters(), [make_optimizer(ours, impl=impl)], sizes=(SIZE,))
     losses = train(ours, graph, 20)
-    assert losses == train(theirs, eager(theirs, adamw(theirs, capturable=True)), 20)
+    assert losses == train(theirs, eager(theirs, make_optimizer(theirs, impl=impl)), 20)
     assert bits(dict(ours.named_parameters())) == bits(dict(theirs.named_parameters()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -16,6 +18,8 @@ from rtm_kernels.ops.launch import launch, select
 MAX_TABLES = 16
 _tables: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
 """Addresses of a list of tensors -> the same on the device; gradients that stay in place need no new copy."""
+_captured: list[Tensor] = []
+"""Tables that captured graphs read."""
 
 
 @triton.jit
@@ -35,56 +39,76 @@ def angle_of(y, x):
 
 
 @triton.jit
-def adam_atan2_kernel(table_ptr, decay, rate, weight1, beta2, weight2, root2, BLOCK: tl.constexpr):
-    """One block of one tensor; a row of the table holds the addresses of p, g, m and v, and the number of elements."""
-    row = table_ptr + tl.program_id(1).to(tl.int64) * 5
+def adam_atan2_kernel(table_ptr, lr_ptr, found_inf_ptr, BLOCK: tl.constexpr):
+    """One block of one tensor, unless found_inf is set; see `address_table` for the table."""
+    row = table_ptr + (tl.program_id(1).to(tl.int64) + 1) * 6
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = offs < tl.load(row + 4)
+    mask = offs < tl.where(tl.load(found_inf_ptr) == 0, tl.load(row + 5), 0)
     p_ptr = tl.load(row).to(tl.pointer_type(tl.float32)) + offs
     g_ptr = tl.load(row + 1).to(tl.pointer_type(tl.float32)) + offs
     m_ptr = tl.load(row + 2).to(tl.pointer_type(tl.float32)) + offs
     v_ptr = tl.load(row + 3).to(tl.pointer_type(tl.float32)) + offs
+    lr, step = tl.load(lr_ptr), tl.load(tl.load(row + 4).to(tl.pointer_type(tl.float32))).to(tl.float64)
+    beta1, log_beta1 = number(table_ptr), number(table_ptr + 1)
+    beta2, log_beta2 = number(table_ptr + 2), number(table_ptr + 3)
+    decay = 1 - lr * number(table_ptr + 4)
+    rate = lr / (1 - tl.exp2(step * log_beta1))
+    root2 = tl.sqrt(1 - tl.exp2(step * log_beta2))
     p = tl.load(p_ptr, mask=mask, other=0.0)
     g = tl.load(g_ptr, mask=mask, other=0.0)
     m = tl.load(m_ptr, mask=mask, other=0.0)
     v = tl.load(v_ptr, mask=mask, other=0.0)
-    m += tl.cast(weight1, tl.float32) * (g - m)
-    v = v * tl.cast(beta2, tl.float32) + tl.cast(weight2, tl.float32) * (g * g)
-    angle = angle_of(m, tl.div_rn(tl.sqrt_rn(v), tl.cast(root2, tl.float32)))
-    tl.store(p_ptr, p * tl.cast(decay, tl.float32) - tl.cast(rate, tl.float32) * angle, mask=mask)
+    m += (1 - beta1).to(tl.float32) * (g - m)
+    v = v * beta2.to(tl.float32) + (1 - beta2).to(tl.float32) * (g * g)
+    angle = angle_of(m, tl.div_rn(tl.sqrt_rn(v), root2.to(tl.float32)))
+    tl.store(p_ptr, p * decay.to(tl.float32) - rate.to(tl.float32) * angle, mask=mask)
     tl.store(m_ptr, m, mask=mask)
     tl.store(v_ptr, v, mask=mask)
 
 
+@triton.jit
+def number(ptr):
+    """The float64 whose bits an int64 of the table holds."""
+    return tl.load(ptr).to(tl.float64, bitcast=True)
+
+
 def adam_atan2(
     params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor],
-    step: int, lr: float, beta1: float, beta2: float, weight_decay: float,
+    steps: Sequence[Tensor], lr: Tensor, found_inf: Tensor, beta1: float, beta2: float, weight_decay: float,
 ) -> None:  # fmt: skip
-    """Update float32 tensors of one device in place."""
-    rows = [tensors for tensors in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True) if tensors[0].numel()]
+    """Update float32 tensors of one device in place; `steps` float32 are counted up first."""
+    torch._foreach_add_(list(steps), [(found_inf == 0).to(torch.float32)] * len(steps))
+    rows = [tensors for tensors in zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True) if tensors[0].numel()]
     if not rows:
         return
     dense = [[t.contiguous() for t in tensors] for tensors in rows]
     row = select(TABLE, "adam_atan2", torch.float32, 1)
     blocks = triton.cdiv(max(tensors[0].numel() for tensors in dense), row.blocks["BLOCK"])
-    launch(
-        adam_atan2_kernel, row, (blocks, len(dense)), address_table(dense),
-        1 - lr * weight_decay, lr / (1 - beta1**step), 1 - beta1, beta2, 1 - beta2, (1 - beta2**step) ** 0.5,
-    )  # fmt: skip
-    for (param, _, *state), (param_copy, _, *state_copies) in zip(rows, dense, strict=True):
+    table = address_table(dense, (beta1, _log2(beta1), beta2, _log2(beta2), weight_decay, 0.0))
+    launch(adam_atan2_kernel, row, (blocks, len(dense)), table, lr.double(), found_inf)
+    for (param, _, *state, _), (param_copy, _, *state_copies, _) in zip(rows, dense, strict=True):
         for given, copy in zip((param, *state), (param_copy, *state_copies), strict=True):
             if copy.data_ptr() != given.data_ptr():
                 given.copy_(copy)
 
 
-def address_table(rows: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Addresses of every row's tensors and its number of elements, int64 on their device."""
+def _log2(beta: float) -> float:
+    return math.log2(beta) if beta > 0 else -math.inf
+
+
+def address_table(rows: Sequence[Sequence[Tensor]], constants: Sequence[float]) -> Tensor:
+    """int64 [1 + rows, 6] on the device of the rows: the bits of `constants`, then for each row the addresses of
+    p, g, m, v and the step, and the number of elements. A captured graph reads it in every replay, so it stays then."""
     device = rows[0][0].device
-    values = tuple(value for tensors in rows for value in (*(t.data_ptr() for t in tensors), tensors[0].numel()))
+    values = struct.unpack("6q", struct.pack("6d", *constants))
+    for tensors in rows:
+        values += (*(t.data_ptr() for t in tensors), tensors[0].numel())
     key = (device, *values)
     table = _tables.pop(key, None)
     if table is None:
         table = torch.tensor(values, dtype=torch.int64).to(device)
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        _captured.append(table)
     _tables[key] = table
     if len(_tables) > MAX_TABLES:
         _tables.popitem(last=False)

@@ -17,20 +17,23 @@ from rtm_kernels.ops.adam_atan2 import reference
 from rtm_kernels.ops.adam_atan2.op import adam_atan2_op, sign_sgd_op
 from rtm_kernels.ops.launch import choose
 
-Row = tuple[Tensor, Tensor, Tensor, Tensor]
-"""param, grad, exp_avg, exp_avg_sq."""
-Bucket = tuple[int, torch.device, str]
-"""The step that is taken, the device, and the implementation that takes it."""
+Row = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""param, grad, exp_avg, exp_avg_sq, step."""
+Bucket = tuple[torch.device, str]
+"""A device, and the implementation that updates what lies there."""
 
 
 def sign_sgd_(
-    weights: Tensor, ids: Tensor, grad: Tensor, *, lr: float, weight_decay: float, impl: str = "auto"
-) -> None:
+    weights: Tensor, ids: Tensor, grad: Tensor, *, lr: float | Tensor, weight_decay: float,
+    found_inf: Tensor | None = None, impl: str = "auto",
+) -> None:  # fmt: skip
     """Sign-SGD on the rows of an embedding that `ids` names, in place: `w <- w (1 - lr wd) - lr sign(g)`.
 
     weights [N, D] float32 or float64, ids [B] integer in 0..N-1, grad [B, D] of the same dtype. Gradients of a
     repeated id are summed in batch order before the sign, so equal inputs give equal bits. The kernel leaves ids
     out of range alone, because refusing them would make the host wait; the reference raises `IndexError`.
+    A CUDA graph can capture it: `lr` may be a tensor on the device, which a schedule fills in place and which is not
+    checked, and nothing changes where the element of `found_inf` is not 0.
 
     Errors: `InputError` for shapes or dtypes that do not fit, `BackendUnavailable` for a named `impl` that cannot run.
     Source: models/sparse_embedding.py of the TRM repository.
@@ -43,19 +46,24 @@ def sign_sgd_(
     require(tuple(grad.shape) == wanted, "grad.shape", tuple(grad.shape), f"{wanted}, one row per id")
     require(grad.dtype == weights.dtype, "grad.dtype", grad.dtype, f"the dtype of weights, {weights.dtype}")
     require(ids.device == weights.device == grad.device, "ids.device", ids.device, f"as weights, {weights.device}")
-    _require_rates(lr, weight_decay)
+    _require_rates(0.0 if isinstance(lr, Tensor) else lr, weight_decay)
+    scalars = reference.scalars(weights.device, lr, found_inf)
     if choose(impl, weights.device, weights.dtype) == "triton":
         require(weights.is_contiguous(), "weights.stride()", weights.stride(), "contiguous with impl='triton'")
-        sign_sgd_op(weights, ids, grad, lr, weight_decay)
+        sign_sgd_op(weights, ids, grad, *scalars, weight_decay)
     else:
-        reference.sign_sgd_(weights, ids, grad, lr=lr, weight_decay=weight_decay)
+        reference.sign_sgd_(weights, ids, grad, *scalars, weight_decay)
 
 
 class AdamATan2(Optimizer):
     """`p <- p (1 - lr wd) - lr/bc1 * atan2(m, sqrt(v / bc2))`: Adam without epsilon, invariant to the gradient's scale.
 
-    Parameters are float32 or float64 master weights. The state holds `step`, `exp_avg` and `exp_avg_sq`, as Adam's.
-    With Triton all parameters of a group and device that take the same step are updated in one launch.
+    Parameters are float32 or float64 master weights. The state holds `step`, `exp_avg` and `exp_avg_sq`, as Adam's, all
+    on the parameter's device. With Triton all parameters of a group and device are updated in one launch.
+
+    A CUDA graph can capture it, with the bits of the same steps without one: `lr` may be a tensor on the device, which
+    a schedule fills in place, and where the element of `found_inf` is not 0, an attribute that PyTorch's fused
+    optimisers have too, nothing changes.
 
     Errors: `InputError` for a hyper-parameter out of range, a parameter of another dtype, or a sparse gradient.
     Source: arXiv 2407.05872, section 4; the update equals the CUDA kernel of the package adam-atan2.
@@ -64,17 +72,20 @@ class AdamATan2(Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-4,
+        lr: float | Tensor = 1e-4,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.1,
         *,
         impl: str = "auto",
     ) -> None:
-        _require_rates(lr, weight_decay)
+        _require_rates(float(lr), weight_decay)
         for beta in betas:
             require(0 <= beta < 1, "betas", betas, "two numbers from 0 to below 1")
-        super().__init__(params, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay})
+        # `capturable` lets `load_state_dict` put steps on the device
+        settings = {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay, "capturable": True}
+        super().__init__(params, settings)
         self.impl = impl
+        self.found_inf: Tensor | None = None
         for group in self.param_groups:
             for param in group["params"]:
                 _require_master("params", param)
@@ -92,16 +103,11 @@ class AdamATan2(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for (step, _, chosen), rows in self._buckets(group["params"]).items():
+            for (device, chosen), rows in self._buckets(group["params"]).items():
                 columns = [list(column) for column in zip(*rows, strict=True)]
-                beta1, beta2 = group["betas"]
-                lr, weight_decay = float(group["lr"]), group["weight_decay"]
-                if chosen == "triton":
-                    adam_atan2_op(*columns, step, lr, beta1, beta2, weight_decay)
-                else:
-                    reference.adam_atan2_(
-                        *columns, step=step, lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay
-                    )
+                scalars = reference.scalars(device, group["lr"], self.found_inf)
+                update: Callable[..., None] = adam_atan2_op if chosen == "triton" else reference.adam_atan2_
+                update(*columns, *scalars, *group["betas"], group["weight_decay"])
         return loss
 
     def _buckets(self, params: list[Tensor]) -> dict[Bucket, list[Row]]:
@@ -115,12 +121,11 @@ class AdamATan2(Optimizer):
             )
             state = self.state[param]
             if not state:
-                state["step"] = torch.tensor(0.0)
+                state["step"] = torch.zeros((), device=param.device)
                 state["exp_avg"] = torch.zeros_like(param)
                 state["exp_avg_sq"] = torch.zeros_like(param)
-            state["step"] += 1
-            bucket = (int(state["step"]), param.device, _choose_adam(self.impl, param))
-            buckets[bucket].append((param, param.grad, state["exp_avg"], state["exp_avg_sq"]))
+            bucket = (param.device, _choose_adam(self.impl, param))
+            buckets[bucket].append((param, param.grad, state["exp_avg"], state["exp_avg_sq"], state["step"]))
         return buckets
 
 
@@ -157,9 +162,7 @@ class SparseSignSGD(Optimizer):
         for group in self.param_groups:
             local, ids, weights = _embedding_triple(group["params"])
             if local.grad is not None:
-                sign_sgd_(
-                    weights, ids, local.grad, lr=float(group["lr"]), weight_decay=group["weight_decay"], impl=self.impl
-                )
+                sign_sgd_(weights, ids, local.grad, lr=group["lr"], weight_decay=group["weight_decay"], impl=self.impl)
         return loss
 
 
