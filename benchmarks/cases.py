@@ -27,9 +27,10 @@ MODELS: dict[str, ModelConfig] = {
 """TRM's Sudoku-Extreme (MLP mixer, L = 97), Maze-Hard and ARC-AGI-1 (attention, L = 916), HRM's Sudoku (L = 82), and
 the size of the bundled Sudoku model (L = 81). The tables of puzzle embeddings are cut short: a step reads B rows."""
 
-TASKS = ("mixer", "channel", "block", "act_step", "solve", "train")
-"""One half layer, the other, one layer, one ACT step with embeddings and heads, `halt_max_steps` ACT steps, and an ACT
-step with the gradients of its loss to every parameter (no optimiser)."""
+TASKS = ("mixer", "channel", "block", "act_step", "solve", "train", "train_step")
+"""One half layer, the other, one layer, one ACT step with embeddings and heads, `halt_max_steps` ACT steps, an ACT step
+with the gradients of its loss to every parameter, and the same with AdamATan2's update of them."""
+TRAINING = ("train", "train_step")
 
 BATCHES = (1, 8, 64, 768)
 
@@ -76,7 +77,7 @@ def useful_flops(case: Case) -> int:
     """Useful FLOPs of one call, without recomputation; the backward pass of a product counts as two products."""
     config, half = case.config, case.task if case.task in ("mixer", "channel") else "both"
     flops = layer_flops(config, case.batch, half) * case.calls
-    if case.task == "train":
+    if case.task in TRAINING:
         with_grad = sum(config.layers[s.stack] for s in config.program.steps if s.grad)
         flops += 2 * layer_flops(config, case.batch) * with_grad
     return flops
@@ -115,7 +116,7 @@ CPU_THREADED = ("small-act_step-B8", "small-solve-B1", "sudoku-block-B8", "sudok
 GPU_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "sudoku": {
         "mixer": (8, 768), "channel": (8, 768), "block": (8, 768), "act_step": BATCHES, "solve": (1, 768),
-        "train": (768,),
+        "train_step": (768,),
     },
     "maze": {"act_step": (1, 64)},
     "arc1": {"mixer": (64,), "act_step": (64,), "train": (64,)},
@@ -127,16 +128,17 @@ GPU_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
 GPU_DTYPE = "bfloat16"
 
 FIRST = ("sudoku-act_step-B1-", "sudoku-solve-B1-", "sudoku-act_step-B8-", "sudoku-act_step-B64-",
-         "sudoku-block-B768-", "sudoku-act_step-B768-", "sudoku-train-")  # fmt: skip
+         "sudoku-block-B768-", "sudoku-act_step-B768-")  # fmt: skip
 """How the names of the cases begin that are worth most when time is short; of those that compile, one comes early."""
 
-COMPILED = (("sudoku", "act_step", 1), ("sudoku", "act_step", 768))
+COMPILED = (("sudoku", "act_step", 1), ("sudoku", "act_step", 768), ("sudoku", "train_step", 768))
 """Model, task and batch of the cases in which torch.compile is measured on a GPU: it compiles for minutes."""
 
 
 def by_worth(case: Case) -> int:
-    """Rank of a case in `FIRST`, the others behind it."""
-    return next((i for i, begin in enumerate(FIRST) if case.name.startswith(begin)), len(FIRST))
+    """Rank of a case in `FIRST`, the others behind it, training steps last: they have a stage of their own."""
+    rank = next((i for i, begin in enumerate(FIRST) if case.name.startswith(begin)), len(FIRST))
+    return rank + (case.task == "train_step")
 
 
 def dtype_on(device: str) -> str:

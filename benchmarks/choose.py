@@ -1,7 +1,8 @@
 """python -m benchmarks.choose: the persistent kernel or the graph, measured in every batch bucket.
 
 Writes choice.json: both paths' times per bucket, the loser's too, and the rows of `rtm_kernels/recursion/choice.py`
-that follow. `--apply choice.json` puts the rows there.
+that follow; the times are the rows `bucket_latency` of summary.json. A bucket that choice.json holds for this commit is
+not measured again. `--apply choice.json` puts the rows into the launch table.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import machine, rows
+from benchmarks import machine, report, rows
 from benchmarks.cases import Case, dtype_on
 from benchmarks.harness import Row, run_case
 from benchmarks.providers import PROVIDERS, Provider
@@ -31,6 +32,10 @@ PROVIDER_OF = {"graph": "rtm_triton_graph", "persistent": "rtm_persistent_graph"
 
 SOURCE = machine.ROOT / "rtm_kernels" / "recursion" / "choice.py"
 BLOCK = re.compile(r"(?<=^# table: replaced as a whole by benchmarks/choose\.py\n).*?(?=^# end of table$)", re.M | re.S)
+
+
+Found = dict[int, dict[str, Row]]
+"""Batch bucket -> path -> its row."""
 
 
 def measure(case: Case, seconds: float, providers: Sequence[Provider] = PROVIDERS) -> dict[str, Row]:
@@ -80,15 +85,38 @@ def apply(path: Path, source: Path = SOURCE) -> tuple[ChoiceRow, ...]:
     return new
 
 
-def _write(path: Path, found: dict[int, dict[str, Row]], device: str) -> tuple[ChoiceRow, ...]:
+def _write(path: Path, found: Found, device: str) -> tuple[ChoiceRow, ...]:
     winners = {batch: best for batch, both in found.items() if (best := winner(both)) is not None}
     chosen = table(winners, family(), f"{machine.device_name(device)} at {machine.commit()}")
     facts: dict[str, Any] = {"machine": machine.device_name(device), "commit": machine.commit()}
     facts |= {"versions": machine.versions(), "clock_mhz": machine.clock_mhz(device)}
-    measured = [row.as_dict() | {"path": name} for both in found.values() for name, row in both.items()]
+    measured = [
+        row.as_dict() | {"path": name, "batch": batch} for batch, both in found.items() for name, row in both.items()
+    ]
     facts |= {"table": [vars(row) for row in chosen], "rows": measured}
     rows.replace(path, json.dumps(facts, indent=1) + "\n")
+    report.update_summary(path.parent, list(summary(found, winners)), tuple(f"bucket_{name}" for name in rows.METRICS))
     return chosen
+
+
+def summary(found: Found, winners: dict[int, str]) -> Iterator[dict[str, Any]]:
+    """What summary.json holds of it: the rows of a case, named for the bucket, the path and whether it won."""
+    for batch, both in found.items():
+        for path, one in both.items():
+            results = [rows.Result(one.as_dict(), one.samples)] if one.status == "measured" else []
+            for row in rows.summary(results):
+                yield row | {"metric": f"bucket_{row['metric']}", "path": path, "chosen": winners.get(batch) == path}
+
+
+def _earlier(path: Path) -> Found:
+    """Buckets that a file of this very commit holds measurements of both paths of."""
+    if not path.exists() or machine.commit().endswith("+"):
+        return {}
+    content = json.loads(path.read_text())
+    found: Found = {}
+    for row in content["rows"] if content["commit"] == machine.commit() else ():
+        found.setdefault(row["batch"], {})[row["path"]] = Row.of(row)
+    return {batch: both for batch, both in found.items() if all(row.status == "measured" for row in both.values())}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,9 +137,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("PyTorch finds no CUDA device here")
     device, begin = "cuda", time.monotonic()
     path = (args.folder or machine.ROOT / "profiles" / machine.slug(device)) / "choice.json"
-    found: dict[int, dict[str, Row]] = {}
+    found = _earlier(path)
     wanted = args.batch or BUCKETS
     for batch in wanted:
+        if batch in found:
+            continue
         if time.monotonic() - begin > args.limit:
             break
         found[batch] = measure(Case(args.model, "act_step", batch, dtype_on(device), device), args.seconds)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from benchmarks.cases import TRAINING
 from benchmarks.problem import Problem
 from benchmarks.providers import REFERENCE, Provider, run_of
 
@@ -41,7 +42,7 @@ def _compare(provider: Provider, problem: Problem, trajectory: bool) -> str | No
     batch = problem.case.batch
     samples = sorted({0, 1, batch - 2, batch - 1} & set(range(batch)))
     few = problem.take(samples)
-    if problem.case.task == "train":  # a gradient is a sum over the batch, and float64 has room for few samples
+    if problem.case.task in TRAINING:  # a gradient is a sum over the batch, and float64 has room for few samples
         got = run_of(provider, few)(few.inputs[0])
     else:
         got = [t[samples] for t in run_of(provider, problem)(problem.inputs[0])]

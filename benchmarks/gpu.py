@@ -1,10 +1,10 @@
 """python -m benchmarks.gpu: everything that only a GPU can show, in stages, within ten minutes; one table last.
 
-The stages are ordered by worth: what is right, which path is faster, how fast, where the time goes, and then the rest.
-A stage that cannot run, fails or runs out of time says so in the table and makes the exit status 1. `--stage NAME`
-runs one alone; stages that succeeded at this commit are not repeated unless `--fresh` is given, so that a second call
-goes on where the first ran out of time. Nothing is fetched: what is missing on the machine is named and counts against
-the stage that needs it. `--pack FILE` keeps one archive of results and logs up to date.
+The stages are ordered by worth: what is right, which path is faster, how fast, where the time goes, and then the
+rest; their times add up to `LIMIT`. A stage that cannot run, fails or runs out of time says so in the table and makes
+the exit status 1. `--stage NAME` runs one alone. Stages that succeeded at this commit are not repeated, and one that
+ran out of time goes on where it stopped, unless `--fresh` is given. Nothing is fetched: what is missing on the machine
+is named and counts against the stage that needs it. `--pack FILE` keeps one archive of results and logs up to date.
 """
 
 from __future__ import annotations
@@ -29,17 +29,26 @@ import torch
 from benchmarks import machine, rows
 from rtm_kernels.errors import InputError, one_of
 
+LIMIT = 590.0
+"""Seconds for everything."""
+
 STATE = machine.ROOT / ".benchmarks" / "gpu"
+
+
+TRAINING = "sudoku-train_step-"
+"""How the names of the cases of the stage `train` begin; `bench` takes them last."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A command of this interpreter, the seconds it may take, and what it needs (a reason, or None)."""
+    """A command of this interpreter, the seconds it may take, what it needs (a reason, or None), and the file that it
+    goes on from."""
 
     name: str
     command: tuple[str, ...]
     seconds: int
     why_not: Callable[[], str | None]
+    partial: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -67,20 +76,23 @@ def _tool(name: str) -> Callable[[], str | None]:
 
 def stages(folder: Path) -> tuple[Stage, ...]:
     """The stages in order; results go to `folder`."""
-    to, results = ("--folder", str(folder)), ("--results", str(STATE / "results.json"))
+    to, results = ("--folder", str(folder)), STATE / "results.json"
+    measured = (*to, "--results", str(results))
 
     def module(name: str, *arguments: str) -> tuple[str, ...]:
         return ("-m", f"benchmarks.{name}", *arguments)
 
     return (
-        Stage("build", module("build"), 90, _tool("nvcc")),
-        Stage("tests", module("gpu_tests", *to, "--limit", "170"), 185, _module("pytest")),
-        Stage("choose", module("choose", *to, "--limit", "60", "--seconds", "0.6"), 110, _gpu),
-        Stage("bench", module("run", *to, *results, "--seconds", "0.8", "--limit", "120"), 220, _gpu),
-        Stage("profile", module("profile", "sudoku", "--batch", "1", *to), 50, _gpu),
-        Stage("sanitize", module("sanitize", *to, "--seconds", "80"), 100, _tool("compute-sanitizer")),
-        Stage("tune", module("tune", *to, "--limit", "60"), 80, _gpu),
-        Stage("energy", module("energy", *to), 110, _gpu),
+        Stage("build", module("build"), 45, _tool("nvcc")),
+        Stage("tests", module("gpu_tests", *to, "--limit", "115"), 120, _module("pytest"), folder / "tests.json"),
+        Stage("choose", module("choose", *to, "--limit", "40", "--seconds", "0.4"), 55, _gpu, folder / "choice.json"),
+        Stage("bench", module("run", *measured, "--seconds", "0.6", "--limit", "75"), 105, _gpu, results),
+        Stage("train", module("run", *measured, "--seconds", "2", "--only", TRAINING), 60, _gpu, results),
+        Stage("loops", module("loops", *to, "--limit", "10"), 20, _gpu),
+        Stage("profile", module("profile", "sudoku", "--batch", "1", *to), 25, _gpu),
+        Stage("sanitize", module("sanitize", *to, "--seconds", "38"), 45, _tool("compute-sanitizer")),
+        Stage("tune", module("tune", *to, "--limit", "20"), 30, _gpu),
+        Stage("energy", module("energy", *to, "--impl", "rtm_triton_graph"), 85, _gpu),
     )
 
 
@@ -138,8 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line: 0 only when every chosen stage is ok."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--stage", action="append", help="run this stage alone (may be repeated)")
-    parser.add_argument("--fresh", action="store_true", help="repeat stages that succeeded at this commit")
-    parser.add_argument("--limit", type=float, default=590.0, help="seconds for everything")
+    parser.add_argument("--fresh", action="store_true", help="repeat what succeeded at this commit")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for everything")
     parser.add_argument("--folder", type=Path, help="folder of results (default: profiles/<gpu>)")
     parser.add_argument("--pack", type=Path, help="archive of results and logs, replaced after every stage")
     args = parser.parse_args(argv)
@@ -160,6 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not repeat and known is not None and (known.status, known.commit) == ("ok", current):
             continue
         print(f"{stage.name} ...", flush=True)
+        if args.fresh and stage.partial is not None:
+            stage.partial.unlink(missing_ok=True)
         done[stage.name] = run(stage, args.limit - (time.monotonic() - begin))
         print(f"  {done[stage.name].status}: {done[stage.name].detail}", flush=True)
         rows.replace(STATE / "stages.json", json.dumps([asdict(o) for o in done.values()], indent=1) + "\n")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -40,6 +40,12 @@ class Row:
         values.pop("samples")
         return {**values.pop("facts"), **values}
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Row:
+        """The row that `as_dict` gave, without its samples."""
+        own = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        return cls(**own, facts={key: value for key, value in values.items() if key not in own})
+
 
 def run_case(
     case: Case, providers: Sequence[Provider] = PROVIDERS, *, seconds: float = 3.0, energy_seconds: float = 0.0
@@ -69,7 +75,7 @@ def _run_case(case: Case, providers: Sequence[Provider], seconds: float, energy_
         row.status = "refused" if row.reason else "measured"
         if row.status == "measured":
             with _reported(row):
-                calls[provider.name] = caller(provider, problem)
+                calls[provider.name], row.facts["peak_memory_bytes"] = _prepared(provider, problem)
     if calls:
         clock = Clock(case.device, flush=case.task in LATENT_TASKS)
         timed = interleave(calls, clock, seconds=seconds)
@@ -91,17 +97,34 @@ def _reported(row: Row) -> Any:
         row.status, row.reason = "not run", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
+def _prepared(provider: Provider, problem: Problem) -> tuple[Call, int | None]:
+    """The call, and on a GPU the memory that is reserved for this contestant alone: weights, graphs, a call at work."""
+    if problem.case.device != "cuda":
+        return caller(provider, problem), None
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    call = caller(provider, problem)
+    call(0)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()  # what compiling and tuning took
+    torch.cuda.reset_peak_memory_stats()
+    call(0)
+    torch.cuda.synchronize()
+    return call, torch.cuda.max_memory_reserved() - before
+
+
 def caller(provider: Provider, problem: Problem) -> Call:
     """The i-th call of the task, on inputs in rotation; one captured graph per set of inputs where it replays."""
     run, inputs = run_of(provider, problem), problem.inputs
     if not provider.graph:
         return lambda i: run(inputs[i % len(inputs)])
-    replays = [capture(run, one) for one in inputs]
+    pool = torch.cuda.graph_pool_handle()
+    replays = [capture(run, one, pool) for one in inputs]
     return lambda i: replays[i % len(replays)]()
 
 
-def capture(run: Run, inputs: Any) -> Callable[[], None]:
-    """A CUDA graph of `run(inputs)`, as a function that replays it."""
+def capture(run: Run, inputs: Any, pool: Any = None) -> Callable[[], None]:
+    """A CUDA graph of `run(inputs)`, with its memory in `pool`, as a function that replays it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -109,7 +132,7 @@ def capture(run: Run, inputs: Any) -> Callable[[], None]:
             run(inputs)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         kept = run(inputs)
 
     def replay(_outputs: object = kept) -> None:
@@ -128,7 +151,7 @@ def _fill(
     flops, moved = useful_flops(case), useful_bytes(case)
     tflops, gbs = flops / seconds / 1e12, moved / seconds / 1e9
     fractions = {"fraction_of_gemm": tflops / limits["tflops"], "fraction_of_copy": gbs / limits["gbs"]}
-    row.facts = {
+    row.facts |= {
         "task": case.task, "model": case.model, "batch": case.batch, "dtype": case.dtype, "device": case.device,
         "machine": machine.device_name(case.device), "threads": torch.get_num_threads(),
         "shapes": {"B": case.batch, "L": case.config.latent_len, "D": case.config.hidden_size},
@@ -143,14 +166,9 @@ def _fill(
 
 
 def _extras(call: Call, case: Case, energy_seconds: float) -> dict[str, Any]:
-    """Launches and peak memory of one call (of a GPU), and joules; None for what cannot be read here."""
-    found: dict[str, Any] = {"launches": None, "peak_memory_bytes": None, "energy": None, "joules": None}
+    """Launches of one call (of a GPU), and joules; None for what cannot be read here."""
+    found: dict[str, Any] = {"launches": None, "energy": None, "joules": None}
     if case.device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        call(0)
-        torch.cuda.synchronize()
-        found["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
         found["launches"] = _launches(call)
     if energy_seconds > 0:
         found["energy"] = machine.energy(call, case.device, energy_seconds)

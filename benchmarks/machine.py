@@ -99,6 +99,15 @@ def versions() -> dict[str, str]:
     return found
 
 
+def facts(device: str) -> dict[str, Any]:
+    """Where and on what a row of a summary was measured."""
+    name, found = device_name(device), versions()
+    return {
+        "commit": commit(), "torch": found["torch"], "triton": found["triton"], "machine": name,
+        "gpu": name if device == "cuda" else None, "threads": torch.get_num_threads(), "clock_mhz": clock_mhz(device),
+    }  # fmt: skip
+
+
 def clock_mhz(device: str) -> int | None:
     """Clock of the GPU or of the first core now, or None where it cannot be read (most virtual machines)."""
     if device == "cuda":

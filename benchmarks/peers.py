@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import official
-from benchmarks.cases import COMPILED, Case
+from benchmarks.cases import COMPILED, TRAINING, Case
 from benchmarks.problem import Inputs, Problem
 
 Layer = Callable[[Inputs], Tensor]
@@ -26,7 +26,7 @@ MAX_AUTOTUNE = "max-autotune-no-cudagraphs"
 
 def _model(problem: Problem, *, cast: bool = False, compiled: str | None = None, kernels: str = "") -> Any:
     model = official.inner(problem)
-    if cast:
+    if cast and problem.case.task not in TRAINING:
         official.precast(model, getattr(torch, problem.config.forward_dtype))
     if kernels == "liger":
         official.use_liger(model)
@@ -56,7 +56,7 @@ def step(problem: Problem, **options: Any) -> tuple[StepFunction, nn.Module]:
 
 def _frozen(call: Callable[[Inputs], Any], case: Case, compiled: str | None) -> Callable[[Inputs], Any]:
     """On the CPU, max-autotune compiles with frozen weights, which packs them; compilation is in the first calls."""
-    if compiled != MAX_AUTOTUNE or case.device != "cpu" or case.task == "train":
+    if compiled != MAX_AUTOTUNE or case.device != "cpu" or case.task in TRAINING:
         return call
     import torch._inductor.config as inductor
 
@@ -140,6 +140,7 @@ def why_not_official(case: Case) -> str | None:
 
 def why_not_precast(case: Case) -> str | None:
     reason = "the weights are already float32" if case.dtype == "float32" else None
+    reason = "weights are trained in float32" if case.task in TRAINING else reason
     return why_not_official(case) or reason
 
 
@@ -150,7 +151,7 @@ def why_not_compiled(case: Case) -> str | None:
 
 
 def why_not_autotuned(case: Case) -> str | None:
-    if case.device == "cuda" and case.task != "train":
+    if case.device == "cuda":
         return "measured as official_autotuned_graph"
     slow = case.device == "cpu" and (case.model, case.task, case.threads) != ("small", "act_step", 1)
     return why_not_compiled(case) or ("compiling it on this many cores takes the time of the run" if slow else None)
@@ -176,6 +177,6 @@ def why_not_official_flash(case: Case) -> str | None:
 def why_not_onnx(case: Case) -> str | None:
     if case.device != "cpu" or case.dtype != "float32":
         return "measured in float32 on the CPU"
-    if case.task == "train":
+    if case.task in TRAINING:
         return "it runs inference"
     return absent("onnx", "onnxruntime") or why_not_official(case)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cases import Case
+from benchmarks.cases import TRAINING, Case
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.model import RecursiveReasoner
 
@@ -64,7 +64,8 @@ def clone(
 
 
 def make(case: Case, copies: int = 4, seed: int = 0) -> Problem:
-    """The problem of `case` with `copies` sets of random inputs; the halting head and embeddings are not zero."""
+    """The problem of `case` with `copies` sets of random inputs, or with one to train on, where each may be captured;
+    the halting head and embeddings are not zero."""
     torch.manual_seed(seed)
     model = RecursiveReasoner(case.config, impl="reference").eval()
     with torch.no_grad():
@@ -72,7 +73,7 @@ def make(case: Case, copies: int = 4, seed: int = 0) -> Problem:
             model.q_head.weight.normal_(std=case.config.hidden_size**-0.5)
         if model.config.puzzle_emb_ndim:
             model.puzzle_emb.weights.normal_()
-    return Problem(case, model.to(case.device), [_inputs(case) for _ in range(copies)])
+    return Problem(case, model.to(case.device), [_inputs(case) for _ in range(1 if case.task in TRAINING else copies)])
 
 
 def _inputs(case: Case) -> Inputs:
@@ -85,7 +86,7 @@ def _inputs(case: Case) -> Inputs:
         "inputs": torch.randint(1, c.vocab_size, (size, c.seq_len), dtype=torch.int32),
         "puzzle_identifiers": torch.randint(0, c.num_puzzle_identifiers, (size,), dtype=torch.int32),
     }
-    if case.task == "train":
+    if case.task in TRAINING:
         batch["labels"] = torch.randint(1, c.vocab_size, (size, c.seq_len))
     latents = {name: torch.randn(shape).to(dtype) for name in c.program.carried}
     return {k: v.to(case.device) for k, v in {**batch, **latents}.items()}

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import peers
-from benchmarks.cases import Case
+from benchmarks.cases import TRAINING, Case
 from benchmarks.peers import Layer, StepFunction
 from benchmarks.problem import LATENT_TASKS, Inputs, Problem, Run, clone, loss
 from rtm_kernels.engine.executor import executor
 from rtm_kernels.impl import why_not_triton
+from rtm_kernels.ops.adam_atan2.api import AdamATan2
 from rtm_kernels.ops.attention_norm.api import attention_norm
 from rtm_kernels.ops.mixer_norm.api import mixer_norm
 from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
@@ -47,8 +48,8 @@ def run_of(provider: Provider, problem: Problem) -> Run:
         layer = provider.layer(problem)
         return torch.no_grad()(lambda inputs: (layer(inputs),))
     step, module = provider.step(problem)
-    if task == "train":
-        return _train(step, module)
+    if task in TRAINING:
+        return _train(step, module, updates=task == "train_step")
     names, count = problem.model.program.carried, problem.config.halt_max_steps if task == "solve" else 1
 
     def run(inputs: Inputs) -> list[Tensor]:
@@ -59,14 +60,23 @@ def run_of(provider: Provider, problem: Problem) -> Run:
     return torch.no_grad()(run)
 
 
-def _train(step: StepFunction, module: nn.Module) -> Run:
+def _train(step: StepFunction, module: nn.Module, updates: bool) -> Run:
+    """Loss and gradients; with `updates` AdamATan2 then changes the weights, by gradients that lie in place."""
     named = {name.replace("_orig_mod.", ""): p for name, p in module.named_parameters()}
     parameters = [named[name] for name in sorted(named)]
+    optimizer = AdamATan2(parameters, lr=1e-4, weight_decay=1.0) if updates else None
+    in_place = [torch.empty_like(p) for p in parameters] if updates else []
 
     def run(inputs: Inputs) -> list[Tensor]:
         _, logits, q = step(inputs)
         value = loss(logits, q, inputs["labels"])
-        return [value.detach(), *torch.autograd.grad(value, parameters)]
+        gradients = torch.autograd.grad(value, parameters)
+        if optimizer is not None:
+            torch._foreach_copy_(in_place, gradients)
+            for parameter, gradient in zip(parameters, in_place, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+        return [value.detach(), *gradients]
 
     return run
 
@@ -173,9 +183,7 @@ def _why_not_runner(case: Case) -> str | None:
 
 
 def _why_not_graph(case: Case, inner: Callable[[Case], str | None]) -> str | None:
-    if case.device != "cuda":
-        return "CUDA graphs need a CUDA device"
-    return "captured for inference only" if case.task == "train" else inner(case)
+    return inner(case) if case.device == "cuda" else "CUDA graphs need a CUDA device"
 
 
 def _why_not_ours(case: Case) -> str | None:
@@ -185,7 +193,7 @@ def _why_not_ours(case: Case) -> str | None:
 def _why_not_native(case: Case) -> str | None:
     if case.device != "cpu" or case.dtype != "float32":
         return "it computes in float32 on the CPU"
-    if case.task in ("mixer", "channel", "train"):
+    if case.task in ("mixer", "channel", *TRAINING):
         return "it runs whole layers, without gradients"
     return native.why_not()
 
@@ -193,7 +201,7 @@ def _why_not_native(case: Case) -> str | None:
 def _why_not_persistent(case: Case) -> str | None:
     if case.device != "cuda":
         return "it needs a CUDA device"
-    if case.task in ("mixer", "channel", "train"):
+    if case.task in ("mixer", "channel", *TRAINING):
         return "it runs whole layers, without gradients"
     from rtm_kernels.recursion.persistent.executor import why_not
 
@@ -210,7 +218,8 @@ def _why_not_flash(case: Case) -> str | None:
 
 
 def _official(name: str, why_not: Callable[[Case], str | None], graph: bool = False, **options: Any) -> Provider:
-    """The official structure; with `graph`, one CUDA graph around the whole call, with the weights cast beforehand."""
+    """The official structure; with `graph`, one CUDA graph around the whole call, whose weights are cast beforehand
+    where they are not trained."""
     if graph:
         why_not, options = partial(_why_not_graph, inner=why_not), {**options, "cast": True}
     return Provider(name, partial(peers.layer, **options), partial(peers.step, **options), why_not, graph=graph)

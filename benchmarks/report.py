@@ -21,7 +21,8 @@ NOTES = {
     "cpu": "Compare ratios, not milliseconds: a processor is shared with other programs, and the rounds are "
     "interleaved so that they hit all contestants alike. One thread, or those at the end of a case's name (`-t2`); "
     "the limits are measured with as many. Launches and peak memory are not counted on a CPU.",
-    "cuda": "Times by CUDA events. Energy, where given, is that of the GPU board alone by NVML's counter, gross.",
+    "cuda": "Times by CUDA events. Peak memory is what is reserved for one contestant alone, weights and graphs too. "
+    "Energy, where given, is that of the GPU board alone by NVML's counter, gross.",
 }
 
 
@@ -63,7 +64,8 @@ def page(found: Sequence[Mapping[str, Any]], folder: Path) -> str:
         "Every row's answer was held to the error budget before it was timed (ONNX Runtime to four times of it). "
         "What was refused or not run, and why: [not_run.json](not_run.json).", "",
         *table(found), "",
-        *_refused(folder), *_act_steps(folder), *_energy(folder, device), *_more(folder),
+        *_refused(folder), *_paths(found), *_loops(found), *_act_steps(folder), *_energy(folder, device),
+        *_more(folder),
     ]  # fmt: skip
     lines += [f"![{name.removesuffix('.png')}]({name})" for name in DRAWN if (folder / name).exists()]
     return "\n".join(lines).rstrip() + "\n"
@@ -74,6 +76,30 @@ def _refused(folder: Path) -> list[str]:
     left = _load(folder / "not_run.json") or []
     refused = [f"- {e['case']}, {e['impl']}: {e['reason']}" for e in left if e.get("status") == "refused"]
     return ["Refused:", "", *refused, ""] if refused else []
+
+
+def _paths(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Both paths of an ACT step in every batch bucket, as `benchmarks.choose` measured them."""
+    mine = [row for row in found if row["metric"] == "bucket_latency"]
+    if not mine:
+        return []
+    lines = ["| case | path | ms | ratio | 95% interval | chosen |", "|---|---|--:|--:|--:|---|"]
+    for r in mine:
+        lines.append(f"| {r['case']} | {r['path']} | {1e3 * r['value']:.3f} | {r['ratio']:.2f} | {r['ratio_low']:.2f} "
+                     f"to {r['ratio_high']:.2f} | {'yes' if r['chosen'] else ''} |")  # fmt: skip
+    return [*lines, ""]
+
+
+def _loops(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The gap between ACT steps of both loops, as `benchmarks.loops` measured it."""
+    mine = [row for row in found if row["metric"] == "step_gap"]
+    if not mine:
+        return []
+    lines = ["| case | loop | us between steps | 95% interval |", "|---|---|--:|--:|"]
+    for r in mine:
+        gap, low, high = (1e6 * r[key] for key in ("value", "low", "high"))
+        lines.append(f"| {r['case']} | {r['impl']} | {gap:.1f} | {low:.1f} to {high:.1f} |")
+    return [*lines, ""]
 
 
 def _act_steps(folder: Path) -> list[str]:
@@ -144,6 +170,15 @@ def not_run(
     return left
 
 
+def update_summary(folder: Path, new: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """Put rows in place of those of `metrics` in the summary of `folder`; those of other stages stay. Returns it."""
+    kept = [row for row in _load(folder / "summary.json") or [] if row["metric"] not in metrics]
+    made = [dict(row) for row in new]
+    found = [*made, *kept] if metrics == rows.METRICS else [*kept, *made]
+    rows.replace(folder / "summary.json", json.dumps(found, indent=1) + "\n")
+    return found
+
+
 def write(
     results: Sequence[rows.Result], folder: Path, known: Sequence[Mapping[str, str]] = ()
 ) -> list[dict[str, Any]]:
@@ -151,7 +186,7 @@ def write(
     found = rows.summary(results)
     folder.mkdir(parents=True, exist_ok=True)
     figures.draw(found, [r.facts for r in results], folder)
-    rows.replace(folder / "summary.json", json.dumps(found, indent=1) + "\n")
+    found = update_summary(folder, found, rows.METRICS)
     facts = [dict(r.facts) for r in results]
     rows.replace(folder / "facts.jsonl", "".join(json.dumps(fact) + "\n" for fact in facts))
     left = not_run(results[0].facts["device"], {r.key for r in results}, known)

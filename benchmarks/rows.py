@@ -24,6 +24,10 @@ class Result:
         return self.facts["case"], self.facts["impl"]
 
 
+METRICS = ("latency", "launches", "peak_memory_bytes", "joules")
+"""What `summary` writes; the other metrics of a file of this kind come from other stages."""
+
+
 def read(path: Path) -> list[Result]:
     """The results in a file that `pytest --benchmark-json` or `write` wrote. Errors: `InputError`."""
     try:

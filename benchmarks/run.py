@@ -6,7 +6,6 @@ Results are written after every case; a case that the file holds for this commit
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results += found
         rows.write(args.results, results)
         # whatever ends this run, what is measured is there
-        rows.replace(folder / "summary.json", json.dumps(rows.summary(results), indent=1) + "\n")
+        report.update_summary(folder, rows.summary(results), rows.METRICS)
     if results:
         report.write(results, folder)
         print("\n".join(report.table(rows.summary(results))))

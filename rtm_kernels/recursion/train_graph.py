@@ -60,6 +60,8 @@ class TrainGraph:
         for optimizer in self._optimizers:
             _require_capturable(optimizer)
             fill_state(optimizer)
+        # an optimiser may hold on to where the gradients lie
+        self._in_place = [torch.empty_like(p) for p in self._parameters] if self._optimizers else []
         kept = dict.fromkeys((*self._parameters, *mutates, *(t for o in self._optimizers for t in state_of(o))))
         self._runner = GraphRunner(
             self._step, max_batch=sizes[-1], buckets=sizes, mutates=kept, exact=True, capture=capture
@@ -90,8 +92,8 @@ class TrainGraph:
         if not self._optimizers:
             return {**found, **{f"{GRADIENT}{i}": gradient for i, gradient in enumerate(gradients)}}
         before = [parameter.grad for parameter in self._parameters]
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            parameter.grad = gradient
+        for parameter, gradient, place in zip(self._parameters, gradients, self._in_place, strict=True):
+            parameter.grad = place.copy_(gradient)
         for optimizer in self._optimizers:
             optimizer.step()
         for parameter, kept in zip(self._parameters, before, strict=True):

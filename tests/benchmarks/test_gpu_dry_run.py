@@ -13,7 +13,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cases, choose, energy, harness, machine, peers, profile, run, tune, tune_uses
+from benchmarks import (
+    cases,
+    choose,
+    energy,
+    gpu,
+    harness,
+    loops,
+    machine,
+    peers,
+    profile,
+    report,
+    run,
+    tune,
+    tune_uses,
+)  # fmt: skip
 from benchmarks.cases import Case
 from benchmarks.harness import Row
 from benchmarks.problem import make
@@ -64,6 +78,34 @@ def test_choose_measures_both_paths_and_writes_rows_that_can_be_applied(tmp_path
     applied = runpy.run_path(str(source), run_name="rtm_kernels.recursion.choice")["TABLE"]
     assert [vars(row) for row in applied if row.family == "interpreter"] == found["table"]
     assert len(applied) == len(found["table"]) + len(choice.TABLE), "other families keep their rows"
+    rows = [r for r in json.loads((tmp_path / "summary.json").read_text()) if r["metric"] == "bucket_latency"]
+    assert [(r["case"].split("-")[2], r["path"]) for r in rows] == [
+        (batch, path) for batch in ("B1", "B3") for path in choose.PROVIDER_OF
+    ]
+    assert all(r["value"] > 0 and r["ratio"] > 0 and r["gpu"] == "Simulated GPU" for r in rows), "the loser's too"
+    assert [sum(r["chosen"] for r in rows if r["case"] == case) for case in {r["case"] for r in rows}] == [1, 1]
+
+
+def test_choose_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "commit", lambda: "abc")
+    measured: list[int] = []
+
+    def measure(case: Case, seconds: float) -> dict[str, Row]:
+        measured.append(case.batch)
+        facts = {"device": "cuda", "machine": "a GPU", "threads": 1, "clock_mhz": None, "versions": machine.versions()}
+        facts |= {"commit": "abc", "fraction_of_limit": 0.5}
+        row = Row(case.name, "i", "measured", "", "i", 1.0, (1.0, 1.0), 1.0, (1.0, 1.0), [1.0], facts)
+        return {"graph": row, "persistent": replace(row, ratio=2.0)}
+
+    monkeypatch.setattr(choose, "measure", measure)
+    to = ["--folder", str(tmp_path)]
+    assert choose.main([*to, "--batch", "1"]) == 0
+    assert choose.main([*to, "--batch", "1", "--batch", "3"]) == 0
+    assert measured == [1, 3]
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert [r["chosen"] for r in found if r["metric"] == "bucket_latency"] == [False, True] * 2
+    monkeypatch.setattr(machine, "commit", lambda: "def")
+    assert choose.main([*to, "--batch", "1"]) == 0 and measured == [1, 3, 1]
 
 
 def test_choose_says_what_stops_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +156,32 @@ def test_bench_measures_by_worth_and_writes_after_each_case(tmp_path: Path, monk
     assert {("act_step", impl) for impl in (*ours, "official_eager")} <= measured
     assert ("block", "rtm_persistent_graph") in measured
     assert all(row["gpu"] == "Simulated GPU" for row in rows)
+
+
+def test_whole_training_steps_are_measured_captured_and_compared_with_the_official_structure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cases, "GPU_SIZES", {"sudoku": {"train_step": (2,)}})
+    monkeypatch.setattr(cases, "BATCHES", ())
+    monkeypatch.setattr(peers, "COMPILED", (("sudoku", "train_step", 2),))
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    arguments = ["--results", str(tmp_path / "r.json"), "--folder", str(tmp_path), "--seconds", "0"]
+    (train,) = [s for s in gpu.stages(tmp_path) if s.name == "train"]
+    assert run.main([*arguments, "--only", train.command[train.command.index("--only") + 1]]) == 0
+    rows = json.loads((tmp_path / "summary.json").read_text())
+    for metric in ("latency", "peak_memory_bytes"):
+        measured = {r["impl"] for r in rows if r["metric"] == metric}
+        assert {"official_compiled", "official_autotuned_graph", "rtm_triton", "rtm_triton_graph"} <= measured
+
+
+def test_the_gap_between_steps_of_both_loops(tmp_path: Path) -> None:
+    assert loops.main(["--folder", str(tmp_path), "--batch", "2", "--seconds", "0"]) == 0
+    rows = json.loads((tmp_path / "summary.json").read_text())
+    assert [(r["metric"], r["impl"]) for r in rows] == [
+        ("run", "replays"), ("run", "poll"), ("step_gap", "poll"), ("run", "while"), ("step_gap", "while")
+    ]  # fmt: skip
+    assert all(r["low"] <= r["value"] <= r["high"] for r in rows if r["metric"] == "step_gap")
+    assert "us between steps" in report.page(rows, tmp_path)
 
 
 def test_profile_and_energy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

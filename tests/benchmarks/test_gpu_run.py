@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,11 @@ def test_only_ok_everywhere_is_a_pass_and_what_succeeded_is_not_repeated(
     monkeypatch.setattr(machine, "commit", lambda: "def")
     gpu.main([])
     assert "good ..." in capsys.readouterr().out
+    left = state / "left.json"
+    for arguments, kept in (["--stage", "good"], True), (["--fresh"], False):
+        left.write_text("")
+        monkeypatch.setattr(gpu, "stages", lambda folder: (replace(good, partial=left),))
+        assert gpu.main(arguments) == 0 and left.exists() == kept
     assert {o["stage"] for o in json.loads((state / "stages.json").read_text())} == {"good", "bad"}
     with pytest.raises(SystemExit):
         gpu.main(["--stage", "none"])
@@ -66,7 +72,9 @@ def test_only_ok_everywhere_is_a_pass_and_what_succeeded_is_not_repeated(
 
 def test_every_stage_names_a_module_that_exists() -> None:
     found = gpu.stages(Path("folder"))
-    assert [s.name for s in found] == ["build", "tests", "choose", "bench", "profile", "sanitize", "tune", "energy"]
+    order = ["build", "tests", "choose", "bench", "train", "loops", "profile", "sanitize", "tune", "energy"]
+    assert [s.name for s in found] == order
+    assert sum(s.seconds for s in found) <= gpu.LIMIT < 600
     for one in found:
         module = one.command[1] if one.command[0] == "-m" else None
         path = machine.ROOT / ((module.replace(".", "/") + ".py") if module else one.command[0])
@@ -104,7 +112,7 @@ def test_rows_say_what_could_not_be_read() -> None:
     assert row.as_dict()["joules"] is None and "samples" not in row.as_dict()
 
 
-MODULES = ("build", "choose", "energy", "gpu", "gpu_tests", "profile", "run", "sanitize", "tune")
+MODULES = ("build", "choose", "energy", "gpu", "gpu_tests", "loops", "profile", "run", "sanitize", "tune")
 BARE = """
 import sys
 from importlib.machinery import PathFinder
@@ -159,6 +167,7 @@ def test_gpu_tests_end_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     }  # fmt: skip
     assert ended["test_good.py"]["tests"] == {"test_good.py::test_a": "passed", "test_good.py::test_b": "skipped"}
     assert ended["test_slow.py"]["tests"] == {"test_slow.py::test_f": "passed"}
+    assert set(gpu_tests.earlier(tmp_path / "tests.json")) == {"test_good.py"}, "the others are tested again"
     written = json.loads((tmp_path / "tests.json").read_text())
     assert written["commit"] == "abc" and written["files"].keys() == ended.keys()
     assert gpu_tests.read("tests/a.py::test_x[b c] FAILED [ 3%]\n") == {"tests/a.py::test_x[b c]": "failed"}

@@ -21,7 +21,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-WAITS = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.is_nonzero.default", "aten.equal.default"}
+WAITS = {
+    "aten._local_scalar_dense.default",
+    "aten.nonzero.default",
+    "aten.is_nonzero.default",
+    "aten.equal.default",
+    "aten._unique2.default",
+    "aten.masked_select.default",
+}
 """Operators that make the host wait for the device."""
 
 
@@ -186,7 +193,9 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Machine:
         "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0,
         "get_device_name": lambda *_: "Simulated GPU", "get_device_capability": lambda *_: (9, 0),
         "get_device_properties": lambda *_: properties, "memory_reserved": lambda *_: 3 << 20,
-        "max_memory_allocated": lambda *_: 1 << 20, "reset_peak_memory_stats": lambda *_: None,
+        "max_memory_reserved": lambda *_: 4 << 20, "empty_cache": lambda: None,
+        "is_current_stream_capturing": lambda: machine.capturing is not None,
+        "reset_peak_memory_stats": lambda *_: None,
         "synchronize": lambda *_: machine.must_not_capture("cudaDeviceSynchronize"),
         "Stream": Stream, "Event": Event, "CUDAGraph": Graph, "graph": graph, "stream": stream,
         "graph_pool_handle": lambda: (0, 1), "current_stream": lambda *_: machine.streams[-1],

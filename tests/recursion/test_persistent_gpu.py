@@ -117,7 +117,7 @@ def test_replays_of_a_captured_launch_equal_launches() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         recursion.step()
-    for _ in range(100):
+    for _ in range(1000):
         latents = {name: torch.randn_like(recursion.latents[0]) for name in program.carried}
         x = torch.randn_like(recursion.latents[0])
         recursion.load(latents, x)

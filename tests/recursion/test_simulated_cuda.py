@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rtm_kernels import program as programs
+from rtm_kernels.errors import InputError
 from rtm_kernels.program import INPUT
 from rtm_kernels.recursion import conditional, fused, reference
 from rtm_kernels.recursion.act_graph import ActGraph
@@ -19,7 +20,7 @@ from rtm_kernels.recursion.queue.runner import HaltingQueue
 from rtm_kernels.recursion.train_graph import TrainGraph
 from tests.recursion import test_queue, test_train_graph
 from tests.recursion.simulated_cuda import Machine, Stream, simulate
-from tests.recursion.support import bits, random_state, small_stacks
+from tests.recursion.support import ODD, bits, random_state, small_stacks
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real device")
@@ -73,6 +74,22 @@ def test_the_graph_runner_captures_warms_up_and_replays(
     assert [g.replays for g in machine.graphs.values()] == [1, 2] and runner.captured == (2, 1)
     assert any(type(waited).__name__ == "Event" for waited in side.waited), "calls on other streams are ordered"
     assert "3 MiB reserved on the device" in caplog.text
+
+
+def test_a_graph_of_every_prefix_of_a_new_program_has_the_bits_of_its_launches(machine: Machine) -> None:
+    stacks = fused.stacks_of(small_stacks(ODD.stacks, 9, 24))
+    latents, x = random_state(ODD, 2, 9, 24)
+    for n in range(len(ODD) + 1):
+
+        @torch.no_grad()
+        def step(inputs: Tensors, n: int = n) -> Tensors:
+            carried = {name: t for name, t in inputs.items() if name != INPUT}
+            return {name: t.clone() for name, t in reference.run(ODD[:n], carried, inputs[INPUT], stacks).items()}
+
+        runner = GraphRunner(step, max_batch=2, buckets=(2,))
+        for scale in (1.0, 2.0):
+            inputs = {name: scale * t for name, t in {**latents, INPUT: x}.items()}
+            assert bits(runner(inputs)) == bits(step(inputs)), f"after {n} steps"
 
 
 def test_the_persistent_launch_is_captured_with_its_loads(machine: Machine) -> None:
@@ -140,6 +157,25 @@ def test_training_steps_are_captured_with_their_optimiser_and_random_numbers(
     losses = test_train_graph.train(ours, graph)
     assert losses == test_train_graph.train(theirs, test_train_graph.eager(theirs, optimizers[1]))
     assert bits(dict(ours.named_parameters())) == bits(dict(theirs.named_parameters()))
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_adam_atan2_is_captured_and_its_gradients_must_stay_in_place(machine: Machine, impl: str) -> None:
+    ours, theirs = test_train_graph.model_of(), test_train_graph.model_of()
+    optimizers = [test_train_graph.atan2(model, impl=impl) for model in (ours, theirs)]
+    sizes = (test_train_graph.SIZE,)
+    graph = TrainGraph(test_train_graph.loss_of(ours), ours.parameters(), optimizers[:1], sizes=sizes)
+    losses = test_train_graph.train(ours, graph)
+    assert losses == test_train_graph.train(theirs, test_train_graph.eager(theirs, optimizers[1]))
+    assert bits(dict(ours.named_parameters())) == bits(dict(theirs.named_parameters()))
+    if impl == "triton":
+        for parameter in ours.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        with (
+            pytest.raises(InputError, match=r"p\.grad='a tensor that moved'"),
+            torch.cuda.graph(torch.cuda.CUDAGraph()),
+        ):
+            optimizers[0].step()
 
 
 def test_an_optimiser_that_waits_is_stopped_by_the_capture(machine: Machine) -> None:

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rtm_kernels.errors import require
 from rtm_kernels.ops.adam_atan2.launch import TABLE
 from rtm_kernels.ops.launch import launch, select
 
@@ -105,9 +106,12 @@ def address_table(rows: Sequence[Sequence[Tensor]], constants: Sequence[float]) 
         values += (*(t.data_ptr() for t in tensors), tensors[0].numel())
     key = (device, *values)
     table = _tables.pop(key, None)
+    capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
     if table is None:
+        # a copy from the host cannot be captured
+        require(not capturing, "p.grad", "a tensor that moved", "where it was in the runs before the capture")
         table = torch.tensor(values, dtype=torch.int64).to(device)
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+    if capturing:
         _captured.append(table)
     _tables[key] = table
     if len(_tables) > MAX_TABLES:
