@@ -1,6 +1,6 @@
 """python -m benchmarks.cpu_report: writes the tables of profiles/findings/cpu.md from the raw rows of every machine.
 
-A table stands between `<!-- table NAME MACHINE -->` and `<!-- end -->`; MACHINE is a folder below profiles/.
+A table stands between `<!-- table NAME FILE -->` and `<!-- end -->`; FILE is a file of rows below profiles/.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.cpu_int8 import may_be_default
 from benchmarks.cpu_peers import CASES
 from benchmarks.machine import ROOT
 from benchmarks.rows import replace
@@ -32,15 +33,14 @@ PEERS = ("eager_float32", "compile", "compile_max_autotune_frozen", "onnxruntime
 Row = dict[str, Any]
 
 
-def read(machine: str, name: str) -> list[Row]:
-    """The rows that a benchmark wrote for a machine, none where it did not run."""
-    path = ROOT / "profiles" / machine / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def read(file: str) -> list[Row]:
+    """The rows that a benchmark wrote."""
+    return [json.loads(line) for line in (ROOT / "profiles" / file).read_text().splitlines()]
 
 
-def rates(machine: str) -> list[str]:
+def rates(file: str) -> list[str]:
     """Case by candidate: the median over the rounds in GFLOP/s, and the fastest round."""
-    found = {(row["case"], row["impl"]): row for row in read(machine, "cpu_compare")}
+    found = {(row["case"], row["impl"]): row for row in read(file)}
     cases = [case.name for case in CASES if (case.name, "native") in found]
     lines = [f"| GFLOP/s: median (fastest round) | {' | '.join(cases)} |", "|---|" + "--:|" * len(cases)]
     for impl, title in NAMES.items():
@@ -50,9 +50,9 @@ def rates(machine: str) -> list[str]:
     return lines
 
 
-def targets(machine: str) -> list[str]:
+def targets(file: str) -> list[str]:
     """Targets by case: the ratio of medians round by round, that of the fastest rounds, and whether both reach it."""
-    found = {(row["case"], row["impl"]): row for row in read(machine, "cpu_compare")}
+    found = {(row["case"], row["impl"]): row for row in read(file)}
     lines = ["| case | rate | wanted | medians | fastest rounds | holds |", "|---|---|--:|--:|--:|---|"]
     for case in [case for case in CASES if (case.name, "native") in found]:
         mine = {impl: row for (name, impl), row in found.items() if name == case.name}
@@ -71,21 +71,23 @@ def targets(machine: str) -> list[str]:
     return lines
 
 
-def answers(machine: str) -> list[str]:
+def answers(file: str) -> list[str]:
     """Agreement with float32 by list, policy and format."""
     lines = [
         "| puzzles | policy | format | solved | same answer, of those float32 solves | at least | steps | speed |",
         "|---|---|---|--:|--:|--:|--:|--:|",
     ]
-    for row in read(machine, "cpu_int8"):
+    for row in read(file):
         low, _ = row["interval_of_solved"]
         lines.append(
             f"| {row['n']} {row['case']} | {row['policy']} | {row['impl'].removeprefix('native_')} | {row['solved']} "
             f"| {row['agree_of_solved']} of {row['solved_float32']} | {low:.4f} | {row['mean_steps']:.2f} "
             f"| {row['speedup']:.2f} |"
         )
-    weights = sorted({row["weights_sha256"][:8] for row in read(machine, "cpu_int8")})
-    return [*lines, "", f"Weights {', '.join(weights)}."]
+    weights = sorted({row["weights_sha256"][:8] for row in read(file)})
+    formats = list(dict.fromkeys(row["impl"].removeprefix("native_") for row in read(file)))[1:]
+    verdict = [f"{name} {'may' if may_be_default(read(file), name) else 'may not'}" for name in formats]
+    return [*lines, "", f"Weights {', '.join(weights)}. As the default of a solver: {', '.join(verdict)}."]
 
 
 TABLES: dict[str, Callable[[str], list[str]]] = {"rates": rates, "targets": targets, "answers": answers}
@@ -97,7 +99,7 @@ def filled(text: str) -> str:
     def table(found: re.Match[str]) -> str:
         return "\n".join([found[1], *TABLES[found[2]](found[3]), "<!-- end -->"])
 
-    return re.sub(r"(?s)(<!-- table (\w+) ([\w-]+) -->)\n.*?<!-- end -->", table, text)
+    return re.sub(r"(?s)(<!-- table (\w+) ([\w/.-]+) -->)\n.*?<!-- end -->", table, text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cpu_report, report, rows
+from benchmarks.cpu_int8 import may_be_default
 from benchmarks.evaluation import report as evaluation
 from tests.benchmarks.test_compare import FACTS, results
 
@@ -112,9 +113,8 @@ def test_pages_are_what_their_summaries_give(path: Path) -> None:
 def test_tables_of_the_cpu_page_are_what_the_rows_give() -> None:
     text = cpu_report.PAGE.read_text()
     assert text == cpu_report.filled(text), "python -m benchmarks.cpu_report"
-    names = set(re.findall(r"<!-- table (\w+) ([\w-]+) -->", text))
+    names = set(re.findall(r"<!-- table (\w+) (\S+) -->", text))
     assert {name for name, _ in names} == set(cpu_report.TABLES)
-    assert all((ROOT / "profiles" / machine).is_dir() for _, machine in names)
 
 
 def test_a_table_of_the_cpu_page_follows_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_a_table_of_the_cpu_page_follows_its_rows(tmp_path: Path, monkeypatch: p
              row("onnxruntime", 50, 60, 1.6, 1.65), row("native_int8", 320, 396, 0.25, 0.25)]  # fmt: skip
     rows.replace(tmp_path / "profiles/m/cpu_compare.jsonl", "\n".join(rows_))
     monkeypatch.setattr(cpu_report, "ROOT", tmp_path)
-    made = cpu_report.filled("a\n<!-- table targets m -->\nstale\n<!-- end -->\nb").splitlines()
+    made = cpu_report.filled("a\n<!-- table targets m/cpu_compare.jsonl -->\nstale\n<!-- end -->\nb").splitlines()
     assert made[0] == "a" and made[-1] == "b" and "stale" not in made
     assert made[4:7] == [
         "| small_b8 | float32 to the best float32 peer | 1.2 | 1.60 | 1.10 | in one of the two |",
@@ -204,3 +204,14 @@ def test_a_report_is_complete(tmp_path: Path) -> None:
     assert (tmp_path / "history.png").exists() and len((tmp_path / "history.jsonl").read_text().splitlines()) == 3
     report.write(results([1.0], commit="def+"), tmp_path)
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 3, "a dirty checkout is not history"
+
+
+def test_a_format_may_be_the_default_under_the_rule_alone() -> None:
+    def rows_of(*shares: tuple[str, int, int]) -> list[dict[str, object]]:
+        return [{"impl": "native_int8", "policy": policy, "solved_float32": solved, "agree_of_solved": agree}
+                for policy, solved, agree in shares]  # fmt: skip
+
+    assert may_be_default(rows_of(("q", 600, 600), ("q", 400, 399), ("fixed", 1000, 1000)), "int8")
+    assert not may_be_default(rows_of(("q", 1000, 998), ("fixed", 1000, 1000)), "int8"), "not in every policy"
+    assert not may_be_default(rows_of(("q", 999, 999)), "int8"), "too few"
+    assert not may_be_default([], "int8")
