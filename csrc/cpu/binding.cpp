@@ -74,37 +74,51 @@ class NativeModel : public torch::CustomClassHolder {
     executor_.run(pointers(latents, x), data(x, "x"), x.size(0), x.size(1), begin, end);
   }
 
-  // weight [N, D] and bias [N]; the first `tokens` rows are those of the vocabulary.
-  void set_heads(i64 output, i64 tokens, const Tensor& weight, const Tensor& bias) {
+  // weight [N, D] and bias [N]; the first `tokens` rows are those of the vocabulary, for the positions from `prefix` on.
+  void set_heads(i64 output, i64 tokens, i64 prefix, const Tensor& weight, const Tensor& bias) {
     const i64 N = weight.size(0);
     TORCH_CHECK(bias.numel() == N && weight.size(1) == executor_.hidden_size(), "heads must be [N, D] and [N]");
     rtm::PackedHeads heads{rtm::pack_linear(executor_.kernels(), false, data(weight, "weight"), N, weight.size(1)),
-                           rtm::Buffer(rtm::round_up(N, 2 * executor_.kernels().width)), output, N, tokens};
+                           rtm::Buffer(rtm::round_up(N, 2 * executor_.kernels().width)), output, N, tokens, prefix};
     std::copy_n(data(bias, "bias"), N, heads.bias.get());
     executor_.set_heads(std::move(heads));
   }
 
-  // Returns logits [B, L, N].
-  Tensor act_step(const std::vector<Tensor>& latents, const Tensor& x) {
-    Tensor logits = at::empty({x.size(0), x.size(1), executor_.heads().N}, at::kFloat);
-    executor_.act_step(pointers(latents, x), data(x, "x"), x.size(0), x.size(1), logits.mutable_data_ptr<float>());
-    return logits;
+  // Returns what was seen.
+  std::vector<Tensor> act_step(const std::vector<Tensor>& latents, const Tensor& x) {
+    std::vector<Tensor> found = empty_like(x);
+    executor_.act_step(pointers(latents, x), data(x, "x"), x.size(0), x.size(1), seen(found));
+    return found;
   }
 
-  // Returns (steps [B], reason [B], logits [B, L, N]).
-  std::tuple<Tensor, Tensor, Tensor> solve(const std::vector<Tensor>& latents, const Tensor& x, i64 policy,
-                                           bool mean_pool, i64 min_steps, i64 max_steps, double tolerance) {
-    const i64 B = x.size(0), L = x.size(1);
+  // Returns (steps [B], reason [B]) and what was seen in the last step of each sample.
+  std::tuple<Tensor, Tensor, std::vector<Tensor>> solve(const std::vector<Tensor>& latents, const Tensor& x, i64 policy,
+                                                        bool mean_pool, i64 min_steps, i64 max_steps,
+                                                        double tolerance) {
+    const i64 B = x.size(0);
     Tensor steps = at::empty({B}, at::kLong), reason = at::empty({B}, at::kLong);
-    Tensor logits = at::empty({B, L, executor_.heads().N}, at::kFloat);
+    std::vector<Tensor> found = empty_like(x);
     const rtm::Halting halting{static_cast<rtm::Halting::Policy>(policy), mean_pool, min_steps, max_steps,
                                static_cast<float>(tolerance)};
-    executor_.solve(pointers(latents, x), data(x, "x"), B, L, halting,
-                    {steps.mutable_data_ptr<i64>(), reason.mutable_data_ptr<i64>(), logits.mutable_data_ptr<float>()});
-    return {steps, reason, logits};
+    executor_.solve(pointers(latents, x), data(x, "x"), B, x.size(1), halting,
+                    {steps.mutable_data_ptr<i64>(), reason.mutable_data_ptr<i64>()}, seen(found));
+    return {steps, reason, found};
   }
 
  private:
+  // logits [B, L, N], answers [B, S], finite [B], change [B]
+  std::vector<Tensor> empty_like(const Tensor& x) const {
+    const rtm::PackedHeads& heads = executor_.heads();
+    const i64 B = x.size(0), L = x.size(1), S = heads.tokens ? L - heads.prefix : 0;
+    return {at::empty({B, L, heads.N}, at::kFloat), at::empty({B, S}, at::kInt), at::empty({B}, at::kBool),
+            at::empty({B}, at::kFloat)};
+  }
+
+  static rtm::Seen seen(const std::vector<Tensor>& t) {
+    return {t[0].mutable_data_ptr<float>(), t[1].mutable_data_ptr<std::int32_t>(), t[2].mutable_data_ptr<bool>(),
+            t[3].mutable_data_ptr<float>()};
+  }
+
   std::vector<float*> pointers(const std::vector<Tensor>& latents, const Tensor& x) const {
     TORCH_CHECK(static_cast<i64>(latents.size()) == executor_.latents(), "one tensor for each latent is needed");
     TORCH_CHECK(x.dim() == 3 && x.size(2) == executor_.hidden_size(), "x must be [B, L, D]");

@@ -112,18 +112,38 @@ void Executor::run(const std::vector<float*>& latents, const float* x, i64 B, i6
   for_each_sample(latents, x, B, L, [&](const Sample& s, i64) { run_sample(s, begin, end); });
 }
 
-void Executor::act_step(const std::vector<float*>& latents, const float* x, i64 B, i64 L, float* logits) const {
-  for_each_sample(latents, x, B, L, [&](const Sample& s, i64 b) {
-    run_sample(s, 0, steps());
-    read_heads(s, logits + b * L * heads_.N);
-  });
+void Executor::act_step(const std::vector<float*>& latents, const float* x, i64 B, i64 L, const Seen& seen) const {
+  for_each_sample(latents, x, B, L, [&](const Sample& s, i64 b) { step_sample(s, row_of(seen, b, L)); });
 }
 
 void Executor::solve(const std::vector<float*>& latents, const float* x, i64 B, i64 L, const Halting& halting,
-                     const Outcome& outcome) const {
+                     const Outcome& outcome, const Seen& seen) const {
   for_each_sample(latents, x, B, L, [&](const Sample& s, i64 b) {
-    solve_sample(s, halting, outcome.steps[b], outcome.reason[b], outcome.logits + b * L * heads_.N);
+    solve_sample(s, halting, outcome.steps[b], outcome.reason[b], row_of(seen, b, L));
   });
+}
+
+Seen Executor::row_of(const Seen& seen, i64 b, i64 L) const {
+  std::int32_t* answers = heads_.tokens ? seen.answers + b * (L - heads_.prefix) : nullptr;
+  return {seen.logits + b * L * heads_.N, answers, seen.finite + b, seen.change + b};
+}
+
+void Executor::step_sample(const Sample& s, const Seen& seen) const {
+  const i64 size = s.L * D_;
+  const float* y = s.latents[heads_.output] + s.offset;
+  Buffer& previous = s.workspace.previous[s.thread];
+  if (!previous.get()) previous = Buffer(size);
+  std::copy_n(y, size, previous.get());
+  run_sample(s, 0, steps());
+  read_heads(s, seen.logits);
+  *seen.finite = all_finite(seen.logits, s.L * heads_.N);
+  for (const float* latent : s.latents) *seen.finite &= all_finite(latent + s.offset, size);
+  *seen.change = static_cast<float>(relative_change(y, previous.get(), size));
+  for (i64 l = heads_.prefix; heads_.tokens && l < s.L; ++l) {
+    const float* logits = seen.logits + l * heads_.N;
+    seen.answers[l - heads_.prefix] =
+        static_cast<std::int32_t>(std::max_element(logits, logits + heads_.tokens) - logits);
+  }
 }
 
 void Executor::read_heads(const Sample& s, float* logits) const {
@@ -134,24 +154,14 @@ void Executor::read_heads(const Sample& s, float* logits) const {
   });
 }
 
-void Executor::solve_sample(const Sample& s, const Halting& h, i64& steps, i64& reason, float* logits) const {
-  const float* y = s.latents[heads_.output] + s.offset;
-  Buffer& previous = s.workspace.previous[s.thread];
-  if (h.policy == Halting::settle && !previous.get()) previous = Buffer(s.L * D_);
+void Executor::solve_sample(const Sample& s, const Halting& h, i64& steps, i64& reason, const Seen& seen) const {
   double accumulated = 0;
-  reason = Outcome::max_steps;
   for (steps = 1;; ++steps) {
-    if (h.policy == Halting::settle) std::copy_n(y, s.L * D_, previous.get());
-    run_sample(s, 0, this->steps());
-    read_heads(s, logits);
-    if (!all_finite(logits, s.L * heads_.N)) reason = Outcome::non_finite;
-    for (const float* latent : s.latents)
-      if (!all_finite(latent + s.offset, s.L * D_)) reason = Outcome::non_finite;
-    if (reason == Outcome::non_finite) return;
-    const HaltingLogits q = halting_logits(h, logits + heads_.tokens, s.L, heads_.N, heads_.N - heads_.tokens);
-    const bool wants = wants_to_halt(h, q, y, previous.get(), s.L * D_, accumulated);
-    if (wants && steps >= h.min_steps) reason = Outcome::halted;
-    if (reason == Outcome::halted || steps >= h.max_steps) return;
+    step_sample(s, seen);
+    const HaltingLogits q = halting_logits(h, seen.logits + heads_.tokens, s.L, heads_.N, heads_.N - heads_.tokens);
+    const bool wants = wants_to_halt(h, q, *seen.change, accumulated) && steps >= h.min_steps;
+    reason = !*seen.finite ? Outcome::non_finite : wants ? Outcome::halted : Outcome::max_steps;
+    if (reason != Outcome::max_steps || steps >= h.max_steps) return;
   }
 }
 

@@ -40,15 +40,14 @@ inline double relative_change(const float* y, const float* previous, i64 n) {
 }
 
 // `accumulated` is the sum of the halting probabilities so far, of the cumulative policy.
-inline bool wants_to_halt(const Halting& h, const HaltingLogits& logits, const float* y, const float* previous, i64 n,
-                          double& accumulated) {
+inline bool wants_to_halt(const Halting& h, const HaltingLogits& logits, float change, double& accumulated) {
   switch (h.policy) {
     case Halting::q:
       return logits[0] > 0;
     case Halting::q_continue:
       return logits[0] > logits[1];
     case Halting::settle:
-      return relative_change(y, previous, n) < h.tolerance;
+      return change < h.tolerance;
     case Halting::cumulative_sequence:
       accumulated += 1 / (1 + std::exp(-logits[0]));
       return accumulated >= 1;

@@ -93,11 +93,18 @@ def _load() -> None:
 
 
 class ActStep(NamedTuple):
-    """Latents [B, L, D] after an ACT step, logits [B, L - prefix, V], halting logits [B, L, K] of every position."""
+    """What an ACT step leaves: latents [B, L, D], and of each sample what halting asks for.
+
+    logits [B, S, V] with S = L - prefix, halting logits [B, L, K] of every position, answers [B, S] int32 (the place of
+    the largest logit), finite [B] bool of latents and logits, change [B] = |y - y before| / |y| of the output latent.
+    """
 
     latents: dict[str, Tensor]
     logits: Tensor
     halting: Tensor
+    answers: Tensor
+    finite: Tensor
+    change: Tensor
 
 
 POLICIES = ("fixed", "q", "q_continue", "settle", "cumulative_sequence")
@@ -161,7 +168,7 @@ class NativeExecutor:
                 self._add_layer(number, name, stacks[name], layer)
         weight, bias, self._tokens = self.heads.stacked(self.hidden_size)
         self._halting = len(weight) - self._tokens
-        self._model.set_heads(self.names.index(program.output), self._tokens, weight, bias)
+        self._model.set_heads(self.names.index(program.output), self._tokens, self.heads.prefix, weight, bias)
         place = {name: i for i, name in enumerate((*self.names, INPUT))}
         for step in program.steps:
             self._model.add_step(
@@ -216,11 +223,15 @@ class NativeExecutor:
         Errors: those of `run`.
         """
         buffers, new = self._buffers(self.program, latents, x)
-        return self._act_step({**latents, **new}, self._model.act_step(buffers, x.contiguous()))
+        self._has_tokens(x)
+        return self._act_step({**latents, **new}, *self._model.act_step(buffers, x.contiguous()))
 
-    def _act_step(self, latents: dict[str, Tensor], logits: Tensor) -> ActStep:
+    def _has_tokens(self, x: Tensor) -> None:
+        require(self.heads.prefix <= x.shape[1], "prefix", self.heads.prefix, f"at most L={x.shape[1]}")
+
+    def _act_step(self, latents: dict[str, Tensor], logits: Tensor, *seen: Tensor) -> ActStep:
         """Logits [B, L, V + K] as what they are of."""
-        return ActStep(latents, logits[:, self.heads.prefix :, : self._tokens], logits[..., self._tokens :])
+        return ActStep(latents, logits[:, self.heads.prefix :, : self._tokens], logits[..., self._tokens :], *seen)
 
     def solve(
         self,
@@ -248,10 +259,11 @@ class NativeExecutor:
         require(policy != "settle" or self.program.output in latents, "latents", sorted(latents),
                 f"settle compares with the {self.program.output!r} given")  # fmt: skip
         buffers, new = self._buffers(self.program, latents, x)
-        steps, reasons, logits = self._model.solve(
+        self._has_tokens(x)
+        steps, reasons, seen = self._model.solve(
             buffers, x.contiguous(), POLICIES.index(policy), pool == "mean", min_steps, max_steps, tolerance
         )
-        last = self._act_step({**latents, **new}, logits)
+        last = self._act_step({**latents, **new}, *seen)
         return Halted(last, steps, tuple(REASONS[i] for i in reasons.tolist()))
 
     def _buffers(

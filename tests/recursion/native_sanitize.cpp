@@ -21,11 +21,14 @@ Floats solve(const rtm::Kernels& k, const Case& c, const Weights& w, Floats y, F
   executor.add_step({1, 0, {1}, {0, 2}});
   executor.add_step({0, 0, {0}, {1}});
   executor.set_heads({rtm::pack_linear(k, false, w.heads.data(), kHeads, c.D),
-                      rtm::Buffer(rtm::round_up(kHeads, 2 * k.width)), 0, kHeads, kHeads - 2});
+                      rtm::Buffer(rtm::round_up(kHeads, 2 * k.width)), 0, kHeads, kHeads - 2, 1});
   const rtm::Halting halting{rtm::Halting::settle, true, 1, 2, 1e-9f};
   std::array<i64, 3> steps, reason;
-  Floats logits(3 * c.L * kHeads);
-  executor.solve({y.data(), z.data()}, x.data(), 3, c.L, halting, {steps.data(), reason.data(), logits.data()});
+  Floats logits(3 * c.L * kHeads), change(3);
+  std::vector<std::int32_t> answers(3 * (c.L - 1));
+  std::array<bool, 3> finite;
+  executor.solve({y.data(), z.data()}, x.data(), 3, c.L, halting, {steps.data(), reason.data()},
+                 {logits.data(), answers.data(), finite.data(), change.data()});
   y.insert(y.end(), z.begin(), z.end());
   y.insert(y.end(), logits.begin(), logits.end());
   return y;

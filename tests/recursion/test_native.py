@@ -215,6 +215,7 @@ def test_a_head_that_is_not_finite_stops_its_sample_alone() -> None:
     result = native.NativeExecutor(program, stacks, heads).solve(latents, x, policy="fixed", max_steps=1)
     assert result.reasons == ("max_steps",) * 4 + ("non_finite",) + ("max_steps",) * 4
     assert torch.isfinite(result.last.logits).flatten().tolist() == [i != 4 for i in range(9)]
+    assert result.last.finite.tolist() == [i != 4 for i in range(9)]
 
 
 @needs_native
@@ -238,6 +239,9 @@ def test_heads_are_within_the_error_budget(L: int, D: int, V: int, K: int, prefi
             **({"halting": y @ weight.T.to(y) + bias.to(y)} if K else {}),
         }
 
+    assert torch.equal(found.answers, found.logits.argmax(-1).int()) and found.finite.tolist() == [True] * len(x)
+    change = halting.relative_change(found.latents["z_H"].double(), latents["z_H"].double())
+    torch.testing.assert_close(found.change, change.float(), rtol=1e-6, atol=0)
     got = {"logits": found.logits, **({"halting": found.halting} if K else {})}
     assert found.halting.shape == (len(x), L, K)
     assert_within_budget(got, read(float32["z_H"]), read(truth["z_H"]))
@@ -260,6 +264,7 @@ def test_bits_of_the_heads_depend_on_neither_batch_nor_threads(precision: str) -
             for i in range(batch):
                 assert torch.equal(together.logits[i], alone[start + i].logits[0]), (threads, batch, i)
                 assert torch.equal(together.halting[i], alone[start + i].halting[0]), (threads, batch, i)
+                assert torch.equal(together.change[i], alone[start + i].change[0]), (threads, batch, i)
 
 
 @needs_native
@@ -285,6 +290,7 @@ def test_bad_input_is_named() -> None:
         (lambda: build(tokens=x[0, :, :8]), r"tokens=\(9, 8\) is not allowed: a weight \[N, D=32\]"),
         (lambda: build(halting=(x[0], x[0, 0, :3])), r"bias=\(3,\) is not allowed: one for each of 9 rows"),
         (lambda: build(prefix=-1), "prefix=-1"),
+        (lambda: build(prefix=10).step(latents, x), "prefix=10 is not allowed: at most L=9"),
         (lambda: executor.solve(latents, x, policy="fixed", max_steps=0), "min_steps, max_steps"),
         (lambda: StackWeights(layers=[{}]), r"layers\[0\]"),
         (lambda: StackWeights.from_state_dict({"head.weight": x}), "layers.<i>.<name>"),
