@@ -20,6 +20,8 @@ from benchmarks import machine
 from benchmarks.cpu_peers import CASES, PEERS, Case, Run, missing, native_run
 
 GEMM = 1536
+PAUSE = 0.02
+"""Seconds between two candidates: threads of some spin on for a while after their call, on the next one's cores."""
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -64,6 +66,7 @@ def measure(runs: dict[str, Run], rounds: int, clock: Callable[[], float]) -> di
     for round_number in range(rounds):
         shift = round_number % len(names)
         for name in names[shift:] + names[:shift]:
+            time.sleep(PAUSE)
             start = clock()
             runs[name]()
             seconds[name].append(clock() - start)
