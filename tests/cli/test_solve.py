@@ -244,3 +244,15 @@ def test_depths_grow_on_a_terminal() -> None:
     with LiveDepths(1, Console(file=quiet)) as live:
         live.add(Solution(task="sudoku", input="", status="verified", steps=1))
     assert quiet.getvalue() == ""
+
+
+@pytest.mark.parametrize("options, name", [((), "native"), (("--precision", "int8"), "native-int8")])
+def test_the_bundled_model_is_solved_in_cpp_and_the_report_says_so(rtm, options: tuple[str, ...], name: str) -> None:
+    from rtm_kernels.recursion import native
+
+    reason = native.why_not_precision("int8" if options else "float32")
+    if reason is not None:
+        pytest.skip(reason)
+    result = rtm("solve", "--model", "sudoku", "--limit", "1", "--device", "cpu", *options)
+    assert result.exit_code == 0, result.stderr
+    assert re.search(rf"(?m)executor\W+{name} on cpu\W*$", result.stdout), result.stdout
