@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,23 @@ def test_several_python_threads_run_one_executor_at_once() -> None:
     for i, run in enumerate(runs):
         for name, value in run.result().items():
             assert torch.equal(value[0], expected[name][i % 6])
+
+
+@needs_native
+def test_python_goes_on_while_the_executor_runs() -> None:
+    program = programs.trm(2, 2)
+    latents, x = make_latents(program, 2, 81, 64)
+    executor = native.NativeExecutor(program, weights(make_stacks(program, 81, 64)))
+    seen = []
+    with ThreadPoolExecutor(1) as pool:
+        start = time.perf_counter()
+        run = pool.submit(executor.solve, latents, x, policy="fixed", max_steps=200)
+        while not run.done():
+            seen.append(time.perf_counter() - start)
+            time.sleep(0.001)
+        total = time.perf_counter() - start
+    gaps = [b - a for a, b in zip([0.0, *seen], [*seen, total], strict=True)]
+    assert max(gaps) < total / 2, "the interpreter was held while C++ ran"
 
 
 @needs_native
