@@ -10,7 +10,7 @@ PYTEST := $(PY) -m pytest
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: solve test test-ray check interpret-gate compile-gate proof roofline bench soak gpu train profile native dist clean help
+.PHONY: solve test test-ray check interpret-gate compile-gate gates proof roofline bench soak gpu train profile native dist clean help
 
 .venv/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
@@ -55,10 +55,18 @@ interpret-gate: .venv/.installed  ## every Triton kernel against its reference, 
 compile-gate: .venv/.installed  ## every kernel and launch row compiled for sm_90 without a GPU; ARCH=all writes the table
 	@$(PY) -m tests.gates.compile_gate --arch $(or $(ARCH),90)
 
+gates: .venv/.installed  ## both gates and the proof under another Triton, installed beside .venv: make gates TRITON=3.9.0
+	@test -n "$(TRITON)" || { echo "error: name a version: make gates TRITON=3.9.0"; exit 1; }
+	@test -d .triton/$(TRITON) || $(PIP) --no-deps --target .triton/$(TRITON) triton==$(TRITON)
+	@PYTHONPATH=.triton/$(TRITON) $(PY) -c 'import triton; print("Triton", triton.__version__)'
+	@PYTHONPATH=.triton/$(TRITON) $(PY) -m tests.gates.interpret_gate
+	@PYTHONPATH=.triton/$(TRITON) $(PY) -m tests.gates.compile_gate --arch $(or $(ARCH),90)
+	@PYTHONPATH=.triton/$(TRITON) $(PYTEST) tests/proof -n auto --maxprocesses 8 --dist worksteal -q --no-header -W ignore
+
 proof: .venv/.installed  ## every proof that needs no GPU, ending in one table
 	@$(PYTEST) tests/proof tests/gates -n auto --maxprocesses 8 --dist worksteal -q --no-header -W ignore
 
-roofline: .venv/.installed  ## FLOPs, bytes and modelled time of every kernel of an ACT step
+roofline: .venv/.installed  ## FLOPs, bytes and modelled time of every kernel of an ACT step and of a training step
 	@$(PY) -m benchmarks.roofline $(ARGS)
 
 bench: .venv/.installed  ## benchmarks of this machine within ten minutes; writes profiles/<machine>/, ends with one table
@@ -92,7 +100,7 @@ dist: .venv/.environment  ## source archive, pure wheel and SBOM in dist/, the s
 	@$(PY) -m tests.packaging.build dist
 
 clean:  ## remove what the targets built, .venv included
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .triton build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -f rtm_kernels/_cpu*.so rtm_kernels/_cuda*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

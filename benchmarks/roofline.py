@@ -1,4 +1,4 @@
-"""python -m benchmarks.roofline: what each kernel of an ACT step computes and moves, and the time that allows.
+"""python -m benchmarks.roofline: what each kernel of an ACT or training step computes and moves, and its least time.
 
 The counts come from the ops' cost models (`rtm_kernels/ops/<op>/cost.py`), which `tests/proof/test_cost.py` holds to
 what the kernels do. The limits are those of an H200 that a good kernel reaches: 790 TFLOP/s in bfloat16, 4.3 TB/s, and
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rtm_kernels.ops.adam_atan2 import cost as adam_cost
+from rtm_kernels.ops.attention_norm import cost as attention_cost
 from rtm_kernels.ops.cost import KernelCost, Limits
 from rtm_kernels.ops.halting import cost as halting_cost
 from rtm_kernels.ops.mixer_norm import cost as mixer_cost
@@ -27,10 +28,10 @@ from rtm_kernels.ops.swiglu_norm import cost as swiglu_cost
 from rtm_kernels.program import trm
 
 H200 = Limits(flops=790e12, bytes=4.3e12, special=132 * 16 * 1.755e9)
-LENGTH, WIDTH, MIXER_INNER, INNER, VOCABULARY, LAYERS = 97, 512, 512, 1536, 11, 2
-"""The official Sudoku model of TRM with the MLP mixer: 81 cells behind 16 places of the puzzle embedding."""
-PARAMETERS = LAYERS * (3 * MIXER_INNER * LENGTH + 3 * INNER * WIDTH) + 2 * WIDTH * VOCABULARY + 2 * (WIDTH + 1)
-"""Parameters that AdamATan2 updates: the layers, the embedding of the tokens, both heads."""
+LENGTH, WIDTH, MIXER_INNER, INNER, VOCABULARY, LAYERS, HEADS = 97, 512, 512, 1536, 11, 2, 8
+"""The official Sudoku model of TRM: 81 cells behind 16 places of the puzzle embedding."""
+MIXERS = {"mlp": 3 * MIXER_INNER * LENGTH, "attention": 4 * WIDTH * WIDTH}
+"""Mixer of a layer -> its parameters."""
 
 
 @dataclass(frozen=True)
@@ -42,33 +43,46 @@ class Line:
     cost: KernelCost
 
 
-def act_step(batch: int) -> list[Line]:
+def parameters(mixer: str) -> int:
+    """Parameters that AdamATan2 updates: the layers, the embedding of the tokens, both heads."""
+    return LAYERS * (MIXERS[mixer] + 3 * INNER * WIDTH) + 2 * WIDTH * VOCABULARY + 2 * (WIDTH + 1)
+
+
+def _mixer(batch: int, mixer: str, terms: int, backward: bool) -> list[tuple[str, KernelCost]]:
+    """The launches of the first half of a layer."""
+    if mixer == "mlp":
+        sizes = (batch, LENGTH, WIDTH, MIXER_INNER, terms)
+        found = mixer_cost.backward(*sizes) if backward else mixer_cost.forward(*sizes)
+        return [("mixer_norm backward" if backward else "mixer_norm", c) for c in found]
+    if backward:
+        return [("attention_norm backward", c) for c in attention_cost.backward(batch, LENGTH, WIDTH, HEADS)]
+    return [("attention_norm", c) for c in attention_cost.forward(batch, LENGTH, WIDTH, HEADS, terms)]
+
+
+def act_step(batch: int, mixer: str = "mlp") -> list[Line]:
     """The launches of one forward ACT step of `batch` puzzles: every layer application, both heads, halting."""
     lines = []
     for step in trm(3, 6).steps:
         for layer in range(LAYERS):
             terms = len(step.state) + len(step.inject) - 1 if layer == 0 else 0
-            lines += [("mixer_norm", c) for c in mixer_cost.forward(batch, LENGTH, WIDTH, MIXER_INNER, min(terms, 2))]
+            lines += _mixer(batch, mixer, min(terms, 2), backward=False)
             lines += [("swiglu_norm", c) for c in swiglu_cost.forward(batch, LENGTH, WIDTH, INNER, 0)]
     lines += [("lm head (PyTorch)", _linear(batch * LENGTH, WIDTH, VOCABULARY))]
-    lines += [("halting", c) for c in halting_cost.step(batch, LENGTH, WIDTH, "q", "first")]
+    lines += [("halting", halting_cost.step(batch, LENGTH, WIDTH, "q", "first"))]
     return _counted(lines)
 
 
-def training_extra(batch: int) -> list[Line]:
-    """What a training step launches beside the forward pass: the backward of the last H cycle, loss and optimiser."""
+def training_step(batch: int, mixer: str = "mlp") -> list[Line]:
+    """The launches of one training step: an ACT step, the loss, the backward of the last H cycle, the optimisers."""
     lines = [("loss", c) for c in loss_cost.forward(batch, LENGTH, VOCABULARY, True, block=128)]
     lines += [("loss", c) for c in loss_cost.backward(batch, LENGTH, VOCABULARY, True)]
     for step in trm(3, 6).steps:
         for layer in range(LAYERS if step.grad else 0):
             terms = len(step.state) + len(step.inject) - 1 if layer == 0 else 0
-            lines += [
-                ("mixer_norm backward", c)
-                for c in mixer_cost.backward(batch, LENGTH, WIDTH, MIXER_INNER, min(terms, 2))
-            ]
+            lines += _mixer(batch, mixer, min(terms, 2), backward=True)
             lines += [("swiglu_norm backward", c) for c in swiglu_cost.backward(batch, LENGTH, WIDTH, INNER, 0)]
-    lines += [("optimiser", adam_cost.adam_atan2(PARAMETERS))]
-    return _counted(lines)
+    lines += [("optimiser", adam_cost.adam_atan2(parameters(mixer))), ("optimiser", adam_cost.sign_sgd(batch, WIDTH))]
+    return act_step(batch, mixer) + _counted(lines)
 
 
 def _linear(rows: int, inputs: int, outputs: int, element: int = 2) -> KernelCost:
@@ -119,13 +133,17 @@ def print_table(title: str, lines: list[Line], times: dict[str, float], limits: 
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="model every kernel of an ACT step of the official Sudoku model")
+    parser = argparse.ArgumentParser(description="model every kernel of an ACT step and of a training step")
     parser.add_argument("--batch", type=int, default=768)
+    parser.add_argument("--mixer", default="mlp", choices=sorted(MIXERS), help="which official Sudoku model")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON instead")
     options = parser.parse_args(argv)
     profiles = Path(__file__).resolve().parent.parent / "profiles"
     times = dict(measured(profiles))
-    parts = {f"ACT step, B = {options.batch}": act_step(options.batch), "training adds": training_extra(options.batch)}
+    parts = {
+        f"forward ACT step, B = {options.batch}": act_step(options.batch, options.mixer),
+        f"training step, B = {options.batch}": training_step(options.batch, options.mixer),
+    }
     if options.json:
         rows = [
             {"part": part, "op": line.step, "calls": line.calls, **vars(line.cost),

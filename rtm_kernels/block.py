@@ -69,7 +69,7 @@ class FusedTRMBlock(nn.Module):
     Args:
         hidden_size: D. seq_len: L, prefix included; needed by the MLP mixer. num_heads: for attention.
         impl: `auto` (Triton on CUDA, reference elsewhere), `triton` or `reference`; a named one never falls back.
-        attention: `sdpa`, or `flash` for the kernels of the flash_attn package.
+        attention: `sdpa`, `flash` for the kernels of the flash_attn package, or `auto` (`why_not_flash` of its op).
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class FusedTRMBlock(nn.Module):
         qk_norm: bool = False,
         eps: float = 1e-5,
         impl: str = "auto",
-        attention: str = "sdpa",
+        attention: str = "auto",
     ) -> None:
         super().__init__()
         one_of("mixer", mixer, MIXERS)

@@ -49,7 +49,7 @@ class RecursiveReasoner(nn.Module):
     `impl` and `attention` choose the ops' implementation (see `FusedTRMBlock`).
     """
 
-    def __init__(self, config: ModelConfig, *, impl: str = "auto", attention: str = "sdpa") -> None:
+    def __init__(self, config: ModelConfig, *, impl: str = "auto", attention: str = "auto") -> None:
         super().__init__()
         self.config = config
         self.program = config.program
@@ -81,7 +81,7 @@ class RecursiveReasoner(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str], *, impl: str = "auto", attention: str = "sdpa",
+        cls, name_or_path: str | os.PathLike[str], *, impl: str = "auto", attention: str = "auto",
         revision: str | None = None,
     ) -> RecursiveReasoner:  # fmt: skip
         """The saved model of that bundled name, folder or hub id; see `rtm_kernels.pretrained.from_pretrained`."""

@@ -120,7 +120,7 @@ def _sync_folder(path: Path) -> None:
 
 
 def from_pretrained(
-    name_or_path: str | os.PathLike[str], *, impl: str = "auto", attention: str = "sdpa", revision: str | None = None
+    name_or_path: str | os.PathLike[str], *, impl: str = "auto", attention: str = "auto", revision: str | None = None
 ) -> RecursiveReasoner:
     """The saved model of that name, in evaluation mode on CPU, its parameters in float32.
 

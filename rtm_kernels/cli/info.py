@@ -82,17 +82,20 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _backends(name: str) -> list[dict[str, Any]]:
-    """The op implementations and the solver's executors on one device, tried on a model of one weight row."""
+    """The op implementations, the attention of the official Sudoku size and the solver's executors on one device."""
     import torch
 
     from rtm_kernels.config import ModelConfig
     from rtm_kernels.engine import EXECUTORS
     from rtm_kernels.impl import why_not_triton
     from rtm_kernels.model import RecursiveReasoner
+    from rtm_kernels.ops.attention_norm.api import why_not_flash
 
     device = torch.device(name)
     model = RecursiveReasoner(ModelConfig(vocab_size=2, seq_len=1, hidden_size=8, num_heads=1)).to(device)
     reasons: dict[tuple[str, str], str | None] = {("ops", "reference"): None, ("ops", "triton"): why_not_triton(device)}
+    official = torch.empty(1, 97, 512, dtype=torch.bfloat16, device=device)
+    reasons["attention", "flash_attn"] = why_not_flash(official, num_heads=8)
     reasons |= {("executor", key): backend.why_not(model) for key, backend in EXECUTORS.items()}
     return [
         {"kind": kind, "name": key, "device": name, "available": reason is None, "reason": reason}

@@ -17,6 +17,7 @@ from rtm_kernels.block import CosSin, FusedTRMBlock
 from rtm_kernels.config import NORM_AXES
 from rtm_kernels.errors import InputError, one_of
 from rtm_kernels.impl import IMPLS, resolve
+from rtm_kernels.ops.attention_norm.api import ATTENTION
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -89,7 +90,7 @@ STACKS: dict[tuple[str, ...], type[AcceleratedStack]] = {
 """Parameters of an official stack's forward, cos_sin left out, -> the class whose forward replaces it."""
 
 
-def accelerate(model: Model, *, impl: str = "auto", attention: str = "sdpa") -> Model:
+def accelerate(model: Model, *, impl: str = "auto", attention: str = "auto") -> Model:
     """Replace the stacks of blocks inside an official TRM, HRM or RSM model by fused ones, in place; returns it.
 
     `model` may be wrapped in the official loss head, torch.compile or DistributedDataParallel. Parameters and
@@ -101,7 +102,7 @@ def accelerate(model: Model, *, impl: str = "auto", attention: str = "sdpa") -> 
     `BackendUnavailable` when `impl` is named and cannot run. The model is unchanged then, or as after `restore`.
     """
     one_of("impl", impl, IMPLS)
-    one_of("attention", attention, ("sdpa", "flash"))
+    one_of("attention", attention, ATTENTION)
     restore(model)
     found = {name or type(model).__name__: module for name, module in model.named_modules() if _holds_blocks(module)}
     if not found:

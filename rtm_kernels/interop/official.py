@@ -85,7 +85,7 @@ def from_official(
     state_dict: Mapping[str, Tensor],
     *,
     impl: str = "auto",
-    attention: str = "sdpa",
+    attention: str = "auto",
 ) -> RecursiveReasoner:
     """A `RecursiveReasoner` with the weights of an official model, in evaluation mode.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from rtm_kernels.errors import BackendUnavailable, InputError, one_of
+from rtm_kernels.errors import BackendUnavailable, InputError, one_of, require
 from rtm_kernels.impl import launches, resolve, triton_interpreted
 
 FAMILIES: dict[str, int] = {
@@ -155,7 +155,11 @@ def programs(device: torch.device) -> int:
 
 
 def launch(kernel: Any, row: LaunchRow, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    """Run `kernel` on `grid` with the row's block sizes, and count it in `impl.launches`."""
+    """Run `kernel` on `grid` with the row's block sizes, and count it in `impl.launches`.
+
+    Errors: `InputError` for 2^31 or more programs, which CUDA does not number.
+    """
+    require(grid[0] < 1 << 31, "grid", grid, "fewer than 2^31 programs in a launch: use a smaller batch")
     launches[row.kernel] += 1
     kernel[grid](*args, **constants, **row.blocks, num_warps=row.num_warps, num_stages=row.num_stages)
 

@@ -162,7 +162,7 @@ def test_forward_backward_and_attention_kernels_of_every_op_are_reached(tiny: No
         "attention_norm.qkv", "attention_norm.output", "attention_norm.norm_backward", "attention_norm.turn_backward",
         "attention_norm.input_grad", "attention_norm.weight_grad",
         "token_loss.forward", "token_loss.backward", "adam_atan2", "sign_sgd",
-        "halting.update", "halting.head", "halting.change",
+        "halting.step",
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ def test_info_names_what_runs_and_why_the_rest_does_not(rtm) -> None:
     assert found["devices"][0]["name"] == "cpu"
     rows = {(b["kind"], b["name"], b["device"]): b for b in found["backends"]}
     assert rows["executor", "reference", "cpu"]["available"]
+    assert "flash_attn" in rows["attention", "flash_attn", "cpu"]["reason"]
     assert ("executor", "native", "cpu") in rows and ("ops", "triton", "cpu") in rows
     assert all(b["available"] != bool(b["reason"]) for b in found["backends"])
     assert tuple(m["name"] for m in found["models"]) == known_models()

@@ -1,8 +1,9 @@
 """Compile gate: every kernel of every launch row becomes an sm_90 cubin, without a GPU, and the cubin is read.
 
-    python -m tests.gates.compile_gate [--arch 90|all] [--jobs 2] [--table] [FILTER ...]
+    python -m tests.gates.compile_gate [--arch 90|all] [--jobs 2] [--table] [--note] [FILTER ...]
 
-`--arch all` compiles for every architecture of the committed table and writes it again; `--table` compares with it.
+`--arch all` compiles for every architecture of the committed table and writes it again; `--table` compares with it;
+`--note` keeps how many kernels failed under a Triton that the table was not made with (`make gates TRITON=...`).
 
 Protocol. A package folder (`rtm_kernels/ops/<op>/` or any other) that launches Triton kernels has a file
 `compile_cases.py` with one function:
@@ -15,7 +16,8 @@ compiled instead, with the very signature, specialisation and options that the r
 row of the table. Launchers must not read tensor values, and pick their rows with `ops.launch.select`.
 
 A row fails when it needs more shared memory than the GPU has, spills (unless its `LaunchRow.waiver` says why),
-has an atomic other than the arrival at a cooperative launch's grid barrier, or has a dot on 16-bit operands but no
+has an atomic other than an arrival (at the grid barrier of a cooperative launch, or at a counter that tells the last
+program), or has a dot on 16-bit operands but no
 wgmma on Hopper. The gate also fails when a launch row for this GPU family, in the `TABLE` of a `launch.py` beside
 the cases, is reached by no case.
 """
@@ -45,8 +47,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
 """Compute capability -> shared memory of one program, in KiB."""
 
-ARRIVAL = re.compile(r"\batom\.global\.gpu\.release\.add\.u64\b")
-"""Arrival at a grid barrier, the one atomic that a kernel may have; sums are never released."""
+BARRIER = re.compile(r"\batom\.global\.gpu\.release\.add\.u64\b")
+"""Arrival at a grid barrier, which a cooperative launch may have; a sum of floats is another instruction."""
+COUNTER = re.compile(r"\batom\.global\.gpu\.acq_rel\.add\.u32\b")
+"""Arrival at a counter, by which the last program knows that it is the last: any launch may have it, nobody waits."""
 
 
 @dataclass
@@ -147,7 +151,9 @@ def _compile(case: str, kernel: Any, args: tuple[Any, ...], kwargs: dict[str, An
         result.failures.append(f"shared memory above {SHARED_LIMIT[arch]} KiB")
     if result.stack or result.spills:
         result.failures.append(f"spills: stack {result.stack} B, {result.spills} stores")
-    arrivals = len(ARRIVAL.findall(binary.asm["ptx"])) if kwargs.get("launch_cooperative_grid") else 0
+    arrivals = len(COUNTER.findall(binary.asm["ptx"]))
+    if kwargs.get("launch_cooperative_grid"):
+        arrivals += len(BARRIER.findall(binary.asm["ptx"]))
     if result.atomics > arrivals:
         result.failures.append(f"{result.atomics - arrivals} atomics")
     if arch == 90 and "tt.dot" in binary.asm["ttir"] and _bits(args) == 16 and not result.wgmma:
@@ -243,6 +249,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arch", default="90", choices=["all", *map(str, sorted(SHARED_LIMIT))])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--table", action="store_true", help="fail where the committed table says something else")
+    parser.add_argument("--note", action="store_true", help="keep the count of failures of this Triton in the summary")
     options = parser.parse_args(argv)
     if os.environ.pop("TRITON_INTERPRET", None):
         print("TRITON_INTERPRET is ignored: this gate compiles")
@@ -258,6 +265,9 @@ def main(argv: list[str] | None = None) -> int:
         failed = sum(bool(c.failures) for c in compiled)
         print(f"sm_{arch}: {len(compiled)} kernels, {failed} failed, {len(unreached)} rows unreached", flush=True)
         bad += failed + len(unreached) + len(stale) + (not compiled)
+        if options.note and not options.filters:
+            compile_table.note(arch, rows)
+            compile_table.summarise()
         if options.arch == "all" and not options.filters:
             compile_table.write(arch, rows)
             compile_table.summarise()

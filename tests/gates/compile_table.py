@@ -1,6 +1,7 @@
 """The compile gate's rows as a committed table: `profiles/compile/sm_<arch>.json`, and a summary for readers.
 
 make compile-gate ARCH=all      # compiles for every architecture and writes the table again
+make gates TRITON=3.9.0         # the gates and the proof under another Triton than the table's
 """
 
 from __future__ import annotations
@@ -63,6 +64,25 @@ def write(arch: int, rows: Iterable[Mapping[str, Any]]) -> None:
     path.write_text(json.dumps({**head, "kernels": None})[: -len("null}")] + f"[\n{lines}\n]}}\n")
 
 
+def note(arch: int, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Keep how many kernels this Triton compiled for an architecture and how many failed, beside the tables."""
+    import triton
+
+    found = {(n["triton"], n["arch"]): n for n in notes()}
+    kept = list(rows)
+    failures = [f"{r['case']} {r['kernel']} {r['launch']}: {'; '.join(r['failures'])}" for r in kept if r["failures"]]
+    mine = {"triton": triton.__version__, "arch": f"sm_{arch}", "kernels": len(kept), "failures": failures}
+    found[mine["triton"], mine["arch"]] = {**mine, "sources": fingerprint()}
+    (FOLDER / "other_versions.json").write_text(json.dumps(list(found.values()), indent=1) + "\n")
+
+
+def notes() -> list[dict[str, Any]]:
+    """What was kept of other versions of Triton."""
+    path = FOLDER / "other_versions.json"
+    found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    return found
+
+
 def exists(arch: int) -> bool:
     """Whether the table of an architecture was committed."""
     return (FOLDER / f"sm_{arch}.json").exists()
@@ -87,6 +107,17 @@ def differences(arch: int, rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return [f"{what}: {' | '.join(name)}" for what, names in parts for name in sorted(names)]
 
 
+def _other_versions() -> list[str]:
+    """A line for each version and architecture that was noted, and one per failure."""
+    lines = []
+    for n in notes():
+        same = "these sources" if n["sources"] == fingerprint() else "older sources"
+        figures = f"{n['kernels']} kernels, {len(n['failures'])} failures"
+        lines += ["", f"Triton {n['triton']}, {n['arch']}, {same}: {figures}."]
+        lines += [f"- {failure}" for failure in n["failures"]]
+    return lines
+
+
 def summarise() -> None:
     """Write the summary of every table: one line per architecture, and the official sizes on sm_90."""
     tables = {arch: read(arch) for arch in sorted(ARCHITECTURES) if exists(arch)}
@@ -95,6 +126,8 @@ def summarise() -> None:
         "# What the kernels compile to", "",
         f"Triton {first['triton']}, no GPU: every launch row of every kernel, compiled by `make compile-gate ARCH=all` "
         f"at {first['commit']} and read with cuobjdump. `sm_<arch>.json` holds all rows. Nothing here is a time.", "",
+        "`make gates TRITON=3.9.0` runs both gates and the proof under another version of Triton.",
+        *_other_versions(), "",
         "| architecture | kernels | failures | spilling | most registers | most shared KiB | with wgmma | atomics |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -105,7 +138,8 @@ def summarise() -> None:
         figures = (len(rows), sum(bool(r["failures"]) for r in rows), spilled, *most)
         counts = (sum(r["wgmma"] > 0 for r in rows), sum(r["atomics"] for r in rows))
         lines.append(f"| sm_{arch} | " + " | ".join(map(str, (*figures, *counts))) + " |")
-    lines += ["", "The atomics are arrivals at the persistent kernel's grid barrier; no sum uses one.", ""]
+    lines += ["", "The atomics are arrivals: at the grid barrier of the persistent kernel, at the counter by which the",
+              "last program of a halting step knows itself. No sum of floats uses one.", ""]  # fmt: skip
     failures = [(a, r) for a, t in tables.items() for r in t["kernels"] if r["failures"]]
     lines += [f"- sm_{a} {r['case']} {r['kernel']} {r['launch']}: {'; '.join(r['failures'])}" for a, r in failures]
     lines += ["", "## Official sizes on sm_90", "",

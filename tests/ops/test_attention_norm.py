@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.impl import launches
-from rtm_kernels.ops.attention_norm import reference
+from rtm_kernels.ops.attention_norm import api, reference, steps
 from rtm_kernels.ops.attention_norm.api import attention_norm
 from rtm_kernels.ops.attention_norm.reference import rope_tables
 from tests.ops.support import to
@@ -124,9 +125,9 @@ def test_same_bits_on_every_run_and_a_nan_stays_in_its_sample() -> None:
 
 
 def test_weight_gradients_over_several_splits_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rtm_kernels.ops.attention_norm import gemm_backward
+    from rtm_kernels.ops.attention_norm import launch
 
-    monkeypatch.setattr(gemm_backward, "ROWS_PER_SPLIT", 130)
+    monkeypatch.setattr(launch, "ROWS_PER_SPLIT", 130)
     leaves = to(inputs(3, 150, 16), torch.float64)
     got, wanted = op(*leaves), op(*leaves, impl="reference")
     for mine, right in zip(gradients(got, leaves), gradients(wanted, leaves), strict=True):
@@ -220,6 +221,45 @@ def test_autocast_gives_the_latent_its_dtype() -> None:
     gradient = torch.autograd.grad(out.sum(), (x, qkv_weight, term))
     assert all(g.dtype == torch.float32 for g in gradient)
     assert torch.equal(out, op(x.half(), qkv_weight, o_weight, term.half()))
+
+
+@pytest.mark.parametrize(
+    ("shape", "heads", "dtype", "why"),
+    [
+        ((768, 97, 512), 8, torch.bfloat16, None),
+        ((1, 97, 512), 8, torch.float16, None),
+        ((1, 256, 512), 8, torch.bfloat16, None),
+        ((1, 257, 512), 8, torch.bfloat16, "split more than 256 keys by the batch, and L = 257"),
+        ((1, 97, 512), 2, torch.bfloat16, "split more than 64 keys"),
+        ((1, 97, 512), 8, torch.float32, "not in torch.float32"),
+    ],
+)
+def test_auto_takes_flash_where_no_split_follows_the_batch(
+    shape: tuple[int, ...], heads: int, dtype: torch.dtype, why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "_has_flash", lambda: True)
+    x = SimpleNamespace(shape=shape, dtype=dtype, device=torch.device("cuda", 0))
+    found = api.why_not_flash(x, heads)  # type: ignore[arg-type]
+    assert found is None if why is None else why in str(found)
+    assert "on cpu" in str(api.why_not_flash(torch.zeros(1, 3, 16), 2))
+
+
+@pytest.mark.parametrize("attention", ["auto", "sdpa", "flash"])
+def test_what_auto_chose_is_what_runs(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package flash_attn and a device for it are stand-ins; what is called is counted."""
+    calls: list[bool] = []
+
+    def flash(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+        calls.append(causal)
+        return steps.sdpa(query, key, value, causal)
+
+    monkeypatch.setattr(steps, "flash", flash)
+    monkeypatch.setattr(api, "why_not_flash", lambda x, heads: None if x.shape[1] < 9 else "long")
+    monkeypatch.setattr(api, "_require_flash", lambda x, chosen: None)
+    for length in (8, 9):
+        leaves = inputs(2, length, 16)
+        assert torch.equal(op(*leaves, attention=attention), op(*leaves, attention="sdpa"))
+    assert len(calls) == {"auto": 1, "sdpa": 0, "flash": 2}[attention]
 
 
 def test_flash_never_falls_back() -> None:

@@ -112,19 +112,23 @@ _ATTENTION = (
 )  # fmt: skip
 
 _HALTING = (
-    ("update", "(steps >= max_steps)", "(steps > max_steps)", ("halting", "[70, 7, 24]")),
-    ("update", "(steps >= least[:, None])", "(steps > least[:, None])", MEAN),
-    ("update", "wants = wants | (halt > 0)", "wants = wants | (halt < 0)", FIRST),
-    ("update", "wants = wants | (halt > carry_on)", "wants = wants | (halt < carry_on)", MEAN),
-    ("update", "wants = accumulated + p >= 1.0", "wants = accumulated + p >= 2.0", SUM),
-    ("update", "left = 1.0 - accumulated", "left = 1.0 + accumulated", TOKEN),
-    ("update", "next_idle + tl.cumsum(idle, 0)) - 1", "next_idle + tl.cumsum(idle, 0)) - 0", FIRST),
-    ("update", "weight_ptr + D + d + offs_d", "weight_ptr + d + offs_d", CONTINUE),
-    ("update", "steps = tl.load(steps_ptr + unit, mask=mask, other=0) + active.to(tl.int32)",
+    ("step", "(steps >= max_steps)", "(steps > max_steps)", ("halting", "[70, 7, 24]")),
+    ("step", "(steps >= least)", "(steps > least)", MEAN),
+    ("step", "wants = halt > 0", "wants = halt < 0", FIRST),
+    ("step", "wants = halt > carry_on", "wants = halt < carry_on", MEAN),
+    ("step", "wants = accumulated + p >= 1.0", "wants = accumulated + p >= 2.0", SUM),
+    ("step", "left = 1.0 - accumulated", "left = 1.0 + accumulated", TOKEN),
+    ("step", "next_idle + tl.cumsum(idle, 0)) - 1", "next_idle + tl.cumsum(idle, 0)) - 0", FIRST),
+    ("step", "alive_ptr, tl.num_programs(0), BLOCK_ORDER)", "alive_ptr, tl.num_programs(0) - 1, BLOCK_ORDER)", FIRST),
+    ("step", "alive = tl.maximum(alive, tl.max(active, axis=0))", "alive = tl.max(active, axis=0)", TOKEN),
+    ("signals", "weight_ptr + D + offs_d", "weight_ptr + offs_d", CONTINUE),
+    ("step", "steps = tl.load(steps_ptr + unit, mask=mask, other=0) + active.to(tl.int32)",
      "steps = tl.load(steps_ptr + unit, mask=mask, other=0) + 1", FIRST),
-    ("signals", "first = tl.where(rows == 0, tl.sum(first, axis=0) / L, 0.0)",
-     "first = tl.where(rows == 0, tl.sum(first, axis=0) / D, 0.0)", MEAN),
-    ("signals", "ratio = tl.sqrt(tl.sum(change, axis=0))", "ratio = tl.sum(change, axis=0)", SETTLE),
+    ("signals", "count = L if POOL", "count = D if POOL", MEAN),
+    ("signals", "l + rows < L, stride_l", "l + rows < L - 1, stride_l", MEAN),
+    ("signals", "u + rows, u + rows < end,", "u + rows, u + rows < end - 1,", TOKEN),
+    ("signals", "return tl.sqrt(tl.sum(change, axis=0))", "return tl.sum(change, axis=0)", SETTLE),
+    ("signals", "(y - before) * (y - before)", "(y + before) * (y - before)", SETTLE),
 )  # fmt: skip
 
 _LOSS = (

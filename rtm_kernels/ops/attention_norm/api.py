@@ -9,13 +9,15 @@ from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, InputError, one_of, require
 from rtm_kernels.ops.attention_norm import reference
+from rtm_kernels.ops.attention_norm.launch import FLASH_KEYS
 from rtm_kernels.ops.attention_norm.op import SHARED, attention_norm_op
 from rtm_kernels.ops.checks import check_latent, to_autocast_dtype
 from rtm_kernels.ops.launch import choose
 from rtm_kernels.ops.shared import recursion
 from rtm_kernels.ranges import ranged
 
-ATTENTION = ("sdpa", "flash")
+ATTENTION = ("auto", "sdpa", "flash")
+FLASH_DTYPES = (torch.float16, torch.bfloat16)
 MAX_HEAD_DIM = 256
 
 
@@ -31,15 +33,15 @@ def attention_norm(
     qk_norm: bool = False,
     injection: tuple[Tensor, ...] = (),
     eps: float = 1e-5,
-    attention: str = "sdpa",
+    attention: str = "auto",
     impl: str = "auto",
 ) -> Tensor:
     """`rms_norm(h + o_proj(attention(rope(qkv(h)))))` with `h = x + (sum of injection)`; differentiable.
 
     x and each injection term [B, L, D] of one dtype; qkv_weight [3D, D] and o_weight [D, D] of any float dtype, cast
     to x's; `cos_sin` two tables [L, D / num_heads] for RoPE, or None. `qk_norm` normalises q and k over each head.
-    The RMSNorms have no weight. Under autocast x takes the autocast dtype. `attention="flash"` runs the forward
-    attention on the flash_attn package.
+    The RMSNorms have no weight. Under autocast x takes the autocast dtype. The forward attention runs on PyTorch's SDPA
+    or on the flash_attn package, by name or, with `attention="auto"`, as `why_not_flash` says.
     Memory: the backward keeps h, y and one scale per row, and recomputes q, k, v and the attention through SDPA.
 
     Errors: `InputError` naming the argument that does not fit; `BackendUnavailable` for an `impl` or `attention`
@@ -52,10 +54,11 @@ def attention_norm(
     chosen = choose(impl, x.device, x.dtype)
     if attention == "flash":
         _require_flash(x, chosen)
+    flash = attention == "flash" or (attention == "auto" and chosen == "triton" and why_not_flash(x, num_heads) is None)
     if chosen == "triton":
         require(x.shape[2] // num_heads <= MAX_HEAD_DIM, "head_dim", x.shape[2] // num_heads, f"at most {MAX_HEAD_DIM}")
         cos, sin = (None, None) if cos_sin is None else (t.contiguous() for t in cos_sin)
-        options = (cos, sin, num_heads, causal, qk_norm, eps, attention == "flash")
+        options = (cos, sin, num_heads, causal, qk_norm, eps, flash)
         if (shared := recursion()) is not None:
             return shared.call(SHARED, x, injection, (qkv_weight, o_weight), options)
         y: Tensor = attention_norm_op(x, list(injection), qkv_weight, o_weight, *options)[0]
@@ -86,12 +89,31 @@ def _check(
             require(table.device == x.device, f"{name}.device", table.device, f"the device of x, {x.device}")
 
 
+def why_not_flash(x: Tensor, num_heads: int) -> str | None:
+    """Why `attention="auto"` runs the attention of x [B, L, D] on PyTorch's SDPA, or None where it takes flash_attn.
+
+    It takes flash_attn where that is installed, x is float16 or bfloat16 on CUDA, and the shape is in
+    `launch.FLASH_KEYS`; never by the batch.
+    """
+    if not _has_flash():
+        return "the package flash_attn is not installed"
+    if x.device.type != "cuda":
+        return f"the tensors are on {x.device.type}, and flash_attn needs a CUDA device"
+    if x.dtype not in FLASH_DTYPES:
+        return f"flash_attn computes in float16 or bfloat16, not in {x.dtype}"
+    length, head_dim = x.shape[1], x.shape[2] // num_heads
+    longest = next((keys for largest, keys in FLASH_KEYS.items() if head_dim <= largest), 0)
+    if length > longest:
+        return f"with heads of {head_dim} flash_attn may split more than {longest} keys by the batch, and L = {length}"
+    return None
+
+
 def _require_flash(x: Tensor, chosen: str) -> None:
     if not _has_flash():
         raise BackendUnavailable("attention='flash' cannot run: the package flash_attn is not installed")
     if chosen != "triton" or x.device.type != "cuda":
         raise BackendUnavailable(f"attention='flash' needs impl='triton' on CUDA, not {chosen} on {x.device}")
-    if x.dtype not in (torch.float16, torch.bfloat16):
+    if x.dtype not in FLASH_DTYPES:
         raise InputError(f"x.dtype={x.dtype} is not allowed: attention='flash' computes in float16 or bfloat16")
 
 

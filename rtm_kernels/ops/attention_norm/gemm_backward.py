@@ -7,12 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rtm_kernels.ops.attention_norm.launch import TABLE, named
+from rtm_kernels.ops.attention_norm.launch import TABLE, named, splits_of
 from rtm_kernels.ops.attention_norm.tiles import accumulator
 from rtm_kernels.ops.launch import launch, select
-
-MAX_SPLITS = 16
-ROWS_PER_SPLIT = 8192
 
 
 @triton.jit
@@ -93,13 +90,12 @@ def weight_grad(dy: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """dy^T x [N, K] in `dtype`, summed in float32 over fixed splits of the rows; dy [M, N], x [M, K], contiguous."""
     (rows, n), k = dy.shape, x.shape[1]
     row = select(TABLE, named("attention_norm.weight_grad", n), x.dtype, n)
-    split_rows = max(ROWS_PER_SPLIT, triton.cdiv(rows, MAX_SPLITS))
-    splits = max(1, triton.cdiv(rows, split_rows))
+    split_rows, splits = splits_of(rows)
     wide = torch.promote_types(x.dtype, torch.float32)
     partial = torch.empty(splits, n, k, dtype=wide, device=x.device)
     grid = triton.cdiv(n, row.blocks["BLOCK_N"]) * triton.cdiv(k, row.blocks["BLOCK_K"])
     launch(
-        weight_grad_kernel, row, (grid, splits), partial, dy, x, rows, n, k, min(split_rows, max(rows, 1)),
+        weight_grad_kernel, row, (grid, splits), partial, dy, x, rows, n, k, split_rows,
         ACC=accumulator(x.dtype),
     )  # fmt: skip
     return (partial[0] if splits == 1 else partial.sum(0)).to(dtype)

@@ -16,7 +16,17 @@ Rows = Iterator[LaunchRow]
 HALVES = (16, 32, 64, 128)
 """Padded sizes of half a head; heads above 256 have no row."""
 FEW_HALVES = (32, 128)
+MAX_SPLITS, ROWS_PER_SPLIT = 16, 8192
+FLASH_KEYS = {64: 256, 128: 128, 256: 64}
+"""Largest head -> longest sequence that flash_attn reads as one block of keys. A longer one it may split, by a rule
+that counts the batch, so that a sample's bits would depend on its batch: `attention="auto"` then stays with SDPA."""
 """The sizes that odd widths and float32 are padded to."""
+
+
+def splits_of(rows: int) -> tuple[int, int]:
+    """Rows of a split, and how many splits sum the rows of a weight gradient."""
+    split_rows = max(ROWS_PER_SPLIT, -(rows // -MAX_SPLITS))
+    return min(split_rows, max(rows, 1)), max(1, -(rows // -split_rows))
 
 
 def named(kernel: str, width: int) -> str:
@@ -65,11 +75,12 @@ def _full_row(family: str, width: int, m: int, k: int, warps: int, stages: int) 
 
 def _common(family: str) -> Rows:
     """Rows that are alike on every GPU: odd widths, float32, and the elementwise kernels."""
-    for bits, rows, warps, stages in ((16, 64, 4, 2), (32, 32, 8, 1)):
-        yield from _qkv("qkv_odd", family, bits, rows, 64, 32, warps, stages)
-        yield from _gemms("_odd", family, bits, 64, 64, 32, warps, 2)
+    yield from _qkv("qkv_odd", family, 16, 64, 64, 16, 4, 2)
+    yield from _gemms("_odd", family, 16, 64, 64, 32, 4, 2)
+    yield from _qkv("qkv_odd", family, 32, 32, 64, 32, 8, 1)
+    yield from _gemms("_odd", family, 32, 64, 64, 16, 8, 2)
     yield from _qkv("qkv", family, 32, 32, 64, 32, 4, 2)
-    yield from _gemms("", family, 32, 64, 64, 32, 8, 2)
+    yield from _gemms("", family, 32, 64, 64, 16, 8, 2)
     yield from _elementwise(family, 32)
 
 
@@ -79,7 +90,7 @@ ROWS: tuple[LaunchRow, ...] = (
     _full_row("hopper", 256, 64, 64, 8, 3),
     _full_row("hopper", 512, 64, 32, 8, 4),
     *_gemms("", "hopper", 16, 128, 128, 64, 8, 3),
-    *_qkv("qkv", "portable", 16, 64, 64, 32, 4, 3),
+    *_qkv("qkv", "portable", 16, 64, 64, 32, 8, 3),
     _full_row("portable", 128, 64, 32, 4, 3),
     *_gemms("", "portable", 16, 128, 64, 32, 8, 3),
     *_common("portable"),

@@ -28,7 +28,8 @@ def two_terms(injection: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
     """`softmax(q k^T / sqrt(head_dim)) v`; [B, heads, L, head_dim]."""
-    return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    with _one_thread(query.device):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
@@ -124,7 +125,7 @@ def backward(
 
 def attention_grad(qkv: Tensor, d_mixed: Tensor, causal: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
     """SDPA's output and its gradients of q, k and v, all [B, heads, L, head_dim], deterministic."""
-    with _recording(), _deterministic():
+    with _recording(), _deterministic(), _one_thread(qkv.device):
         query, key, value = (t.detach().requires_grad_() for t in heads_of(qkv))
         mixed = sdpa(query, key, value, causal)
         return mixed.detach(), torch.autograd.grad(mixed, (query, key, value), d_mixed)
@@ -154,6 +155,19 @@ def _deterministic() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         memory.fill_uninitialized_memory = filling
+
+
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """On a CPU, where the interpreter runs, PyTorch would split the sums of a product by the number of its threads."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if device.type == "cpu":
+            torch.set_num_threads(before)
 
 
 def cast(weight: Tensor, like: Tensor) -> Tensor:

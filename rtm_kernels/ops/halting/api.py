@@ -54,7 +54,7 @@ def halting_step_(
     The formulas are those of `reference.halting_logits`, `settled` and `halting_update`; logits, p and norms are
     computed in float32. For training use these functions, which are differentiable.
 
-    On a GPU, "first" and the policies without a head are one launch, "mean", "token" and `settle` two.
+    On a GPU every policy and pool is one launch, which reads y and `previous` in any strides.
 
     Errors: `InputError` naming the argument; `BackendUnavailable` for a named `impl` that cannot run here.
     """

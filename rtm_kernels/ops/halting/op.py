@@ -25,10 +25,11 @@ def halting_step_op(
     state = HaltingState(steps, active, accumulated, step_weight, remainder)
     logits = _empty_logits(y, weight, pool)
     head = None if weight is None else (weight.contiguous(), None if bias is None else bias.contiguous())
-    latents = None if previous is None else (previous.contiguous(), answer, previous_answer)
-    floor = min_steps if min_steps_of is None else min_steps_of.to(torch.int32).contiguous()
+    answer, previous_answer = (None if t is None else t.contiguous() for t in (answer, previous_answer))
+    latents = None if previous is None else (previous, answer, previous_answer)
+    floor = min_steps if min_steps_of is None else min_steps_of.contiguous()
     with torch.cuda.device_of(y):
-        order, count = halting_step(state, y.contiguous(), logits, head, latents, policy, pool, tol, max_steps, floor)
+        order, count = halting_step(state, y, logits, head, latents, policy, pool, tol, max_steps, floor)
     return logits, order, count
 
 

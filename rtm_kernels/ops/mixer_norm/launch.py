@@ -30,7 +30,7 @@ ROWS: tuple[LaunchRow, ...] = (
     LaunchRow("hidden_backward", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 64}, 8, 3),
     LaunchRow("weight_grad", "hopper", 16, ANY, {"BLOCK_R": 64, "BLOCK_P": 128, "BLOCK_N": 128, "SPLITS": 4}, 8, 3),
     # alternatives for the tuner: programs that loop over tiles, weights by TMA
-    LaunchRow("gate_up", "hopper", 16, ANY, _loop(BLOCK_R=128, BLOCK_F=128, BLOCK_N=64), 8, 3, variant="tma"),
+    LaunchRow("gate_up", "hopper", 16, ANY, _loop(BLOCK_R=128, BLOCK_F=128, BLOCK_N=32), 8, 4, variant="tma"),
     LaunchRow("residual_gemm", "hopper", 16, ANY, _loop(BLOCK_R=128, BLOCK_N=128, BLOCK_K=64), 8, 3, variant="tma"),
     # any GPU, 16-bit
     LaunchRow("gate_up", "portable", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 32}, 8, 3),

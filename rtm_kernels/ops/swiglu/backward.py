@@ -125,9 +125,10 @@ def weight_grad_kernel(
 ):  # fmt: skip
     """`out[s] = z^T h` over the rows of split s, one [BLOCK_P, BLOCK_N] tile; out [SPLITS, P, N], z [B * R, P]."""
     blocks_n = tl.cdiv(N, BLOCK_N)
-    pid, split = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    offs_p = (pid // blocks_n) * BLOCK_P + tl.arange(0, BLOCK_P)
-    offs_n = (pid % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
+    pid, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    # 32 bits hold an index of a weight, and take fewer registers
+    offs_p = ((pid // blocks_n) * BLOCK_P).to(tl.int32) + tl.arange(0, BLOCK_P)
+    offs_n = ((pid % blocks_n) * BLOCK_N).to(tl.int32) + tl.arange(0, BLOCK_N)
     mask_p, mask_n = below(offs_p, P, BLOCK_P), below(offs_n, N, BLOCK_N)
     h_cols = offs_n.to(tl.int64)[None, :] * h_stride_n
     blocks_r = tl.cdiv(R, BLOCK_R)

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from rtm_kernels.errors import require
 from rtm_kernels.ops.launch import LaunchRow, launch, programs
 from rtm_kernels.ops.swiglu.tiles import accumulator, below, load_sum, row_block, silu_gate
 
@@ -100,8 +101,7 @@ def gate_up(act: Tensor, x_terms: tuple[Tensor, Tensor, Tensor], terms: int, wei
     """`act <- silu(h gate^T) * (h up^T)`, act [batch * rows, F_pad], weight packed [2 F_pad, N_pad]."""
     x, blocks = x_terms[0], row.blocks
     batch, rows, features = x.shape
-    tiles = batch * triton.cdiv(rows, blocks["BLOCK_R"]) * triton.cdiv(act.shape[1], blocks["BLOCK_F"])
-    count = min(tiles, programs(x.device))
+    count = sharing(batch * triton.cdiv(rows, blocks["BLOCK_R"]) * triton.cdiv(act.shape[1], blocks["BLOCK_F"]), x)
     launch(
         gate_up_tma_kernel, row, (count,),
         act, *x_terms, describe(weight, blocks["BLOCK_F"], blocks["BLOCK_N"]), batch, rows, count,
@@ -116,8 +116,7 @@ def residual_gemm(
     """`y <- h + a weight^T`, normalised with `rstd` given; weight [at least N, K] is a packed one or the transpose."""
     x, blocks = x_terms[0], row.blocks
     batch, rows, features = x.shape
-    tiles = batch * triton.cdiv(rows, blocks["BLOCK_R"]) * triton.cdiv(features, blocks["BLOCK_N"])
-    count = min(tiles, programs(x.device))
+    count = sharing(batch * triton.cdiv(rows, blocks["BLOCK_R"]) * triton.cdiv(features, blocks["BLOCK_N"]), x)
     k_major = weight.stride(1) == 1
     sizes = (blocks["BLOCK_N"], blocks["BLOCK_K"])
     descriptor = describe(weight, *sizes) if k_major else describe(weight.t(), *sizes[::-1])
@@ -127,6 +126,12 @@ def residual_gemm(
         features, a.shape[1], *x.stride(), *y.stride(),
         TERMS=terms, NORMALISE=rstd is not None, ACC=accumulator(x.dtype), K_MAJOR=k_major,
     )  # fmt: skip
+
+
+def sharing(tiles: int, x: Tensor) -> int:
+    """How many programs share the tiles. Errors: `InputError` for more tiles than an int32 counts."""
+    require(tiles < 1 << 31, "tiles", tiles, "fewer than 2^31 by the rows of the variant 'tma': use a smaller batch")
+    return min(tiles, programs(x.device))
 
 
 def describe(weight: Tensor, *block: int) -> TensorDescriptor:

@@ -31,7 +31,7 @@ ROWS: tuple[LaunchRow, ...] = (
     LaunchRow("hidden_backward", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 64}, 8, 3),
     LaunchRow("weight_grad", "hopper", 16, ANY, {"BLOCK_R": 64, "BLOCK_P": 128, "BLOCK_N": 128, "SPLITS": 4}, 8, 3),
     # alternatives for the tuner: programs that loop over tiles, weights by TMA
-    LaunchRow("gate_up", "hopper", 16, ANY, _loop(BLOCK_R=128, BLOCK_F=128, BLOCK_N=64), 8, 3, variant="tma"),
+    LaunchRow("gate_up", "hopper", 16, ANY, _loop(BLOCK_R=128, BLOCK_F=128, BLOCK_N=32), 8, 4, variant="tma"),
     LaunchRow("down_norm", "hopper", 16, 512, _loop(BLOCK_R=64, BLOCK_N=512, BLOCK_K=64), 8, 3, variant="tma"),
     LaunchRow("residual_gemm", "hopper", 16, ANY, _loop(BLOCK_R=128, BLOCK_N=128, BLOCK_K=64), 8, 3, variant="tma"),
     # any GPU, 16-bit
@@ -42,7 +42,7 @@ ROWS: tuple[LaunchRow, ...] = (
     LaunchRow("weight_grad", "portable", 16, ANY, {"BLOCK_R": 32, "BLOCK_P": 128, "BLOCK_N": 128, "SPLITS": 4}, 8, 3),
     # any GPU, float32: no tensor cores, ieee products
     LaunchRow("gate_up", "portable", 32, ANY, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 16}, 8, 2),
-    LaunchRow("residual_gemm", "portable", 32, ANY, {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_K": 16}, 8, 2),
+    LaunchRow("residual_gemm", "portable", 32, ANY, {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_K": 32}, 8, 2),
     LaunchRow("hidden_backward", "portable", 32, ANY, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 16}, 8, 2),
     LaunchRow("weight_grad", "portable", 32, ANY, {"BLOCK_R": 16, "BLOCK_P": 64, "BLOCK_N": 64, "SPLITS": 4}, 8, 2),
     LaunchRow("inject", "portable", 0, ANY, {"BLOCK_R": 4, "BLOCK_N": 512}, 4, 1),
