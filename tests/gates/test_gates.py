@@ -16,7 +16,7 @@ from tests.gates.compile_gate import ROOT
 GATES = {"compile": ["compile_gate", "--table"], "error": ["interpret_gate"]}
 
 
-SPILLING = pytest.mark.xfail(strict=True, reason="on Blackwell the persistent kernel spills 8 to 96 bytes: the table lists it")
+SPILLING = pytest.mark.xfail(strict=True, reason="the persistent kernel spills up to 96 bytes on Blackwell")
 
 
 @pytest.mark.parametrize("row", [pytest.param(name, marks=pytest.mark.proof(name)) for name in GATES])
