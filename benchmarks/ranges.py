@@ -20,7 +20,7 @@ from types import CodeType
 from typing import Any
 
 SIDES = ("kept", "removed")
-CALLS = 40
+CALLS = 10
 """ACT steps of one turn."""
 
 
@@ -52,7 +52,8 @@ class Finder(MetaPathFinder):
 
 
 def work(side: str) -> None:
-    """One process: says how many decorators it took out, then the seconds of an ACT step for every line it reads."""
+    """One process: says how many decorators it took out, then the processor's seconds of an ACT step for every line it
+    reads, which other programs on the machine add little to."""
     if side == "removed":
         sys.meta_path.insert(0, Finder())
     import torch
@@ -68,14 +69,14 @@ def work(side: str) -> None:
         call(i)
     print(Stripped.count, flush=True)
     for _ in sys.stdin:
-        begin = time.perf_counter()
+        begin = time.process_time()
         for i in range(CALLS):
             call(i)
-        print((time.perf_counter() - begin) / CALLS, flush=True)
+        print((time.process_time() - begin) / CALLS, flush=True)
 
 
 def measure(rounds: int) -> tuple[dict[str, list[float]], int]:
-    """Side -> seconds of an ACT step in each round, the sides taking turns; how many decorators were taken out."""
+    """Side -> processor seconds of an ACT step in each round, in turns; how many decorators were taken out."""
     command = [sys.executable, "-m", "benchmarks.ranges", "--side"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     processes = {side: subprocess.Popen([*command, side], cwd=Path(__file__).parents[1], **pipes) for side in SIDES}
@@ -104,7 +105,7 @@ def _answer(process: Any) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ranges", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--folder", type=Path, help="folder to write to (default: profiles/<machine>)")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
