@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,11 +25,20 @@ Run = Callable[[Mapping[str, Tensor], Tensor], Latents]
 """One pass of the model's program: latents and x [B, L, D] to the new latents."""
 
 
+Act = Callable[[Mapping[str, Tensor], Tensor], tuple[Latents, Tensor, Tensor | None]]
+"""One ACT step, see `Executor.step`."""
+
+
 class Executor(Protocol):
     """Runs ACT steps of one model. `batch_invariant`: a sample's bits are the same in batches of any size."""
 
     name: str
     batch_invariant: bool
+
+    @property
+    def recorded(self) -> Act | None:
+        """`step` as launches that a CUDA graph may record, or None when the host takes part in it."""
+        ...
 
     def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
         """One ACT step on the batch: latents and x [B, L, D] to (latents, logits [B, seq_len, V], q [B, 2] or None).
@@ -44,8 +53,13 @@ class ProgramExecutor:
 
     batch_invariant = False
 
-    def __init__(self, name: str, model: RecursiveReasoner, run: Run) -> None:
-        self.name, self._model, self._run = name, model, run
+    def __init__(self, name: str, model: RecursiveReasoner, run: Run, records: bool = False) -> None:
+        self.name, self._model, self._run, self._records = name, model, run, records
+
+    @property
+    def recorded(self) -> Act | None:
+        """See `Executor.recorded`."""
+        return self.step if self._records else None
 
     @ranged("ACT step")
     def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
@@ -57,7 +71,7 @@ class ProgramExecutor:
 class Native:
     """Program and heads in C++; a sample's bits are the same in any batch and with any number of threads."""
 
-    batch_invariant = True
+    batch_invariant, recorded = True, None
 
     def __init__(self, name: str, model: RecursiveReasoner, precision: str) -> None:
         stacks = {
@@ -90,6 +104,11 @@ class GraphExecutor:
         self._stacks = fused.stacks_of(_modules(model), model.cos_sin())
         self._runner: graph.GraphRunner | None = None
 
+    @property
+    def recorded(self) -> Act:
+        """The fused ops and the heads, as every graph records them."""
+        return self._act_step
+
     @ranged("ACT step")
     def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
         """See `Executor.step`."""
@@ -101,15 +120,17 @@ class GraphExecutor:
 
     def _part(self, x: Tensor, carried: Latents) -> graph.Tensors:
         if self._runner is None or len(x) > self._runner.buckets[-1]:
-            self._runner = graph.GraphRunner(self._act_step, max_batch=max(1, len(x)), capture=self._capture)
+            self._runner = graph.GraphRunner(self._named, max_batch=max(1, len(x)), capture=self._capture)
         return self._runner({"x": x, **carried})
 
     @torch.no_grad()
-    def _act_step(self, inputs: graph.Tensors) -> graph.Tensors:
-        values = reference.run(self._model.program, inputs, inputs["x"], self._stacks)
-        logits, q = self._model.heads(values[self._model.program.output])
-        results = {name: values[name] for name in self._results()}
-        return {**results, "logits": logits, **({} if q is None else {"q": q})}
+    def _act_step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+        values = reference.run(self._model.program, latents, x, self._stacks)
+        return {name: values[name] for name in self._results()}, *self._model.heads(values[self._model.program.output])
+
+    def _named(self, inputs: graph.Tensors) -> graph.Tensors:
+        latents, logits, q = self._act_step(inputs, inputs["x"])
+        return {**latents, "logits": logits, **({} if q is None else {"q": q})}
 
     def _results(self) -> tuple[str, ...]:
         program = self._model.program
@@ -124,9 +145,21 @@ class ByBatch:
     def __init__(self, paths: Mapping[str, Executor]) -> None:
         self._paths = paths
 
+    @property
+    def recorded(self) -> Act | None:
+        """The step of the path for the size that is being recorded."""
+        acts = {name: path.recorded for name, path in self._paths.items()}
+        if None in acts.values():
+            return None
+        return lambda latents, x: self._path(acts, len(x))(latents, x)
+
     def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
         """See `Executor.step`."""
-        return self._paths[choice.choose_row(len(x), family()).path].step(latents, x)
+        return self._path(self._paths, len(x)).step(latents, x)
+
+    @staticmethod
+    def _path(paths: Mapping[str, Any], batch: int) -> Any:
+        return paths[choice.choose_row(batch, family()).path]
 
 
 class Backend(NamedTuple):
@@ -148,11 +181,13 @@ def _reference(model: RecursiveReasoner) -> Executor:
 
 def _triton(model: RecursiveReasoner) -> Executor:
     stacks = fused.stacks_of(_modules(model), model.cos_sin())
-    return ProgramExecutor("triton", model, lambda latents, x: reference.run(model.program, latents, x, stacks))
+    run: Run = lambda latents, x: reference.run(model.program, latents, x, stacks)  # noqa: E731
+    return ProgramExecutor("triton", model, run, records=True)
 
 
 def _persistent(model: RecursiveReasoner) -> Executor:
-    return ProgramExecutor("persistent", model, PersistentExecutor(model.program, _modules(model), model.dtype).run)
+    run = PersistentExecutor(model.program, _modules(model), model.dtype).run
+    return ProgramExecutor("persistent", model, run, records=True)
 
 
 def _native(precision: str) -> Backend:

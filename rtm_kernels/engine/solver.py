@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -11,19 +12,26 @@ import torch
 
 from rtm_kernels.data.task import Puzzle, Task, get_task, task_names
 from rtm_kernels.data.text import printable
+from rtm_kernels.engine import device_slots
+from rtm_kernels.engine.device_slots import DeviceSlots
 from rtm_kernels.engine.executor import executor as build_executor
 from rtm_kernels.engine.executor import with_precision
+from rtm_kernels.engine.host_slots import HostSlots
 from rtm_kernels.engine.observer import Observer
 from rtm_kernels.engine.policy import HEADED, HaltingPolicy
 from rtm_kernels.engine.prediction import DepthEstimate, LookAhead
 from rtm_kernels.engine.rollouts import Rollouts, RolloutSlots
 from rtm_kernels.engine.slots import Finished, Sample, Slots
 from rtm_kernels.engine.solution import Solution
-from rtm_kernels.errors import BackendUnavailable, InputError, require
+from rtm_kernels.errors import BackendUnavailable, InputError, one_of, require
 from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.recursion import conditional
 
 MAX_BATCH = 1 << 16
 SHOWN = 200
+HALTING = ("auto", "host", "device")
+
+logger = logging.getLogger(__name__)
 
 
 class Solver:
@@ -47,6 +55,9 @@ class Solver:
             for them. The faster ones may change answers, which stay checked.
         rollouts: `Rollouts`, or how many of them an unconfirmed puzzle gets; the best one answers.
         lookahead: puzzles that are read in advance, so that those predicted to be deep begin first (`LookAhead`).
+        halting: who decides which puzzle leaves and which enters, with the same results: `device` (`DeviceSlots`, for a
+            model on CUDA whose executor can be recorded), `host` (`HostSlots`), or `auto`, the device where it can;
+            `why_host` says why it cannot.
 
     Errors: `InputError` for arguments, `BackendUnavailable` for an executor that cannot run here. A puzzle that
     cannot be read is no error but a `Solution` with status `invalid`.
@@ -67,7 +78,9 @@ class Solver:
         batch_invariant: bool = False,
         rollouts: Rollouts | int = 1,
         lookahead: int = 0,
+        halting: str = "auto",
     ) -> None:
+        one_of("halting", halting, HALTING)
         require(isinstance(batch_size, int) and 1 <= batch_size <= MAX_BATCH, "batch_size", batch_size,
                 f"an integer from 1 to {MAX_BATCH}")  # fmt: skip
         require(isinstance(lookahead, int) and 0 <= lookahead <= MAX_BATCH, "lookahead", lookahead,
@@ -77,7 +90,7 @@ class Solver:
         self.model = model if device is None else model.to(usable_device(device))
         name = with_precision(executor, precision)
         self.executor = build_executor(name, self.model, batch_size if batch_invariant else None)
-        self.batch_size, self.batch_invariant = batch_size, batch_invariant
+        self.batch_size, self.batch_invariant, self.halting = batch_size, batch_invariant, halting
         self.rollouts = rollouts if isinstance(rollouts, Rollouts) else Rollouts(rollouts)
         symmetric = type(self.task).twin is not Task.twin
         require(self.rollouts.kind != "twins" or symmetric, "kind", "twins", f"{self.task.name} has no symmetries")
@@ -87,19 +100,48 @@ class Solver:
         return [solution for _, solution in sorted(self.stream(puzzles), key=lambda pair: pair[0])]
 
     def stream(self, puzzles: Iterable[str | Puzzle]) -> Iterator[tuple[int, Solution]]:
-        """(index, solution) of each puzzle as it finishes; `puzzles` is read only as fast as slots become free."""
+        """(index, solution) of each puzzle as it finishes; `puzzles` is read only as fast as slots become free, and on
+        the device up to `batch_size` more of them, which wait in its memory."""
         require(not isinstance(puzzles, (str, Puzzle)), "puzzles", puzzles, "expected a list of puzzles, not one")
         return self._stream(puzzles)
 
-    def slots(self, observer: Observer | None = None) -> Slots | RolloutSlots:
-        """An empty latent buffer of this solver's size and policy; `observer` is called with every step."""
+    def why_host(self, observed: bool = False) -> str | None:
+        """Why the host moves the puzzles between the slots, or None when the device does."""
+        if self.halting == "host":
+            return "halting='host'"
+        if observed:
+            return "an observer sees every step of every sample"
+        kind = self.rollouts.kind
+        if self.rollouts.count > 1 and (kind == "noise" or (kind == "auto" and type(self.task).twin is Task.twin)):
+            return "the noise of rollouts is drawn by the host"
+        return device_slots.why_not(self.model, self.executor)
+
+    def slots(self, observer: Observer | None = None, *, ahead: bool = False) -> Slots | RolloutSlots:
+        """An empty latent buffer of this solver's size and policy; `observer` is called with every step.
+
+        With `ahead` it also takes samples that wait on the device, and one launch may take many steps: for callers that
+        neither prefer nor evict any.
+
+        Errors: `BackendUnavailable` for `halting="device"` where `why_host` says what is in the way.
+        """
         verify, fixed = self.task.verify_tokens, self.batch_invariant and not self.executor.batch_invariant
-        slots = Slots(self.model, self.executor, self.policy, verify, self.batch_size, fixed, observer)
-        return slots if self.rollouts.count == 1 else RolloutSlots(slots, self.rollouts, self.task)
+        common = self.model, self.executor, self.policy, verify, self.batch_size, fixed
+        reason = self.why_host(observer is not None)
+        several = self.rollouts.count > 1
+        if reason is None:
+            loops = ahead and not several and "verified" not in self.policy.on and conditional.why_not() is None
+            waiting = self.batch_size if ahead and not several else 0
+            slots: Slots = DeviceSlots(*common, ahead=waiting, loop="while" if loops else "poll")
+        elif self.halting == "device":
+            raise BackendUnavailable(f"halting='device' cannot run: {reason}")
+        else:
+            logger.info("samples halt on the host: %s", reason)
+            slots = HostSlots(*common, observer)
+        return RolloutSlots(slots, self.rollouts, self.task) if several else slots
 
     def run(self, samples: Iterable[Sample], observer: Observer | None = None) -> Iterator[Finished]:
         """Samples as they leave the batch; `samples` is read as fast as slots become free, `lookahead` in advance."""
-        slots = self.slots(observer)
+        slots = self.slots(observer, ahead=True)
         queue = LookAhead(iter(samples), self.lookahead, DepthEstimate(self.policy.max_steps))
         while True:
             slots.admit(queue.take(slots.free))

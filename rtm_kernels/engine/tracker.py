@@ -1,155 +1,238 @@
-"""What the host remembers of each sample between ACT steps, and which samples leave after a step."""
+"""What is remembered of each sample between ACT steps, and which samples leave after one.
+
+All of it is tensor code that works in place and never waits for the device, so that the host may call it step by step
+and a CUDA graph may record it: what a sample answers and when it halts is decided by the same lines in both.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from rtm_kernels.engine.policy import HaltingPolicy
 
 Verify = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Token rows of inputs and answers [N, S] to bool [N]."""
 
+STAYS, MAX_STEPS, NON_FINITE, SIGNAL = range(4)
+"""Values of `Remembered.reason`; SIGNAL + i is the i-th signal of the policy."""
 
-def sigmoid(logits: np.ndarray | float) -> np.ndarray:
-    """1 / (1 + exp(-logits)), without overflow."""
-    return np.exp(-np.logaddexp(0, -np.asarray(logits, dtype=np.float64)))
+
+def sigmoid(logits: Tensor) -> Tensor:
+    """1 / (1 + exp(-logits)) in float64, by additions, products and one division alone: each is rounded correctly, so
+    that the bits depend neither on the place in a tensor nor on the device.
+
+    The relative error is below 1e-11 for |logits| <= 64; beyond, p is that of 64.
+    """
+    t = logits.double().abs().clamp(max=64) * (-1 / 4096)
+    exponential = torch.ones_like(t)
+    for n in range(6, 0, -1):  # Taylor's series of exp(t), |t| <= 1/64
+        exponential = exponential * t * (1 / n) + 1
+    for _ in range(12):
+        exponential = exponential * exponential
+    small = exponential / (exponential + 1)
+    return torch.where(logits < 0, small, 1 - small)
 
 
 @dataclass(frozen=True)
 class Observation:
-    """One ACT step as the host sees it, one row per sample of the batch."""
+    """One ACT step, one row per sample of the batch."""
 
-    answers: np.ndarray
-    """Decoded tokens [n, S]."""
-    finite: np.ndarray
-    """bool [n], False where the sample's latents or logits hold NaN or infinity, and for free slots."""
-    halt_logits: np.ndarray | None
+    answers: Tensor
+    """Decoded tokens [n, S], int32."""
+    finite: Tensor
+    """bool [n], False where the sample's latents or logits hold NaN or infinity."""
+    halt_logits: Tensor | None
     """float32 [n], p_halt = sigmoid of it; None without a halting head."""
-    change: np.ndarray | None
+    change: Tensor | None
     """float32 [n], |dy| / |y| of the output latent; None when the program does not carry it."""
-    token_logits: np.ndarray | None = None
+    token_logits: Tensor | None = None
     """float32 [n, L], the halting logit of each position; only under the signal `cumulative_token`."""
 
 
-class Tracker:
-    """State of the samples in `capacity` slots, as arrays over the slots.
+class Remembered(NamedTuple):
+    """The columns of `Tracker.rows` [n, W], each a view of its own dtype; [n] where there is one column."""
 
-    `prefix_len` positions of a latent come before those of the `seq_len` tokens.
+    accumulated: Tensor
+    """float64, the sum of p so far."""
+    token_accumulated: Tensor
+    """float64 [n, P], that of every position under `cumulative_token`, else P = 0."""
+    logit: Tensor
+    """float32, the halting logit of the last step, NaN without a head."""
+    best_logit: Tensor
+    """float32, that of the step whose answer is `best`."""
+    residual: Tensor
+    """float32, |dy| / |y| of the last step."""
+    sample: Tensor
+    """Number that the caller recognises the sample by; this and all below are int32."""
+    limit: Tensor
+    """Its cap of steps."""
+    steps: Tensor
+    """ACT steps so far."""
+    best_step: Tensor
+    """The step whose answer is `best`."""
+    stable: Tensor
+    """Steps since the answer changed."""
+    finite: Tensor
+    """Whether the last step was."""
+    asks: Tensor
+    """Whether the verifier has to see the answer."""
+    verified: Tensor
+    """Whether it has confirmed `best`."""
+    reason: Tensor
+    """Why the sample leaves, or STAYS."""
+    answers: Tensor
+    """[n, S], tokens decoded in the last step."""
+    best: Tensor
+    """[n, S], the confirmed answer, or the one that the head was most sure of, the latest among equals."""
+    token_halted: Tensor
+    """[n, P], whether a position has halted."""
+
+
+WIDE = ("accumulated", "token_accumulated")
+FLOATS = ("logit", "best_logit", "residual")
+
+
+def remembered(rows: Tensor, seq_len: int, positions: int) -> Remembered:
+    """The columns of rows [n, W] int32, on any device."""
+    found, start = {}, 0
+    for name in Remembered._fields:
+        width = {"answers": seq_len, "best": seq_len, "token_halted": positions, "token_accumulated": positions}
+        size = width.get(name, 1) * (2 if name in WIDE else 1)
+        column = rows[:, start : start + size]
+        start += size
+        if name in WIDE:
+            column = column.view(torch.float64)
+        elif name in FLOATS:
+            column = column.view(torch.float32)
+        found[name] = column if name in width else column[:, 0]
+    return Remembered(**found)
+
+
+def on_host(at: Remembered) -> Any:
+    """The same columns as numpy arrays, for rows that lie on the host."""
+    return Remembered(*(column.numpy() for column in at))  # type: ignore[arg-type]
+
+
+def width_of(seq_len: int, positions: int) -> int:
+    """W, even, so that the columns of eight bytes are aligned."""
+    narrow = len(Remembered._fields) - len(WIDE) - 3
+    size = 2 + 2 * positions + narrow + 2 * seq_len + positions
+    return size + size % 2
+
+
+class Tracker:
+    """State of the samples in `capacity` slots: `rows` [capacity, W] int32, one row per sample.
+
+    `prefix_len` positions of a latent come before those of the `seq_len` tokens. The sum of p is kept under the signal
+    `cumulative`, and with `sums` under every policy.
     """
 
-    def __init__(self, policy: HaltingPolicy, verify: Verify, capacity: int, seq_len: int, prefix_len: int = 0) -> None:
-        self.policy, self._verify = policy, verify
-        self.inputs = np.zeros((capacity, seq_len), dtype=np.int32)
-        self.answers = np.full((capacity, seq_len), -1, dtype=np.int32)
-        self.best = np.zeros_like(self.answers)
-        self.best_logit = np.full(capacity, -np.inf)
-        self.best_step = np.zeros(capacity, dtype=np.int64)
-        self.logits = np.full(capacity, np.nan)
-        self.steps = np.zeros(capacity, dtype=np.int64)
-        self.stable = np.zeros(capacity, dtype=np.int64)
-        self.accumulated = np.zeros(capacity)
-        self.residual = np.full(capacity, np.nan)
-        self.limit = np.full(capacity, policy.max_steps)
-        self.verified = np.zeros(capacity, dtype=bool)
-        positions = prefix_len + seq_len if "cumulative_token" in policy.on else 0
-        self.token_accumulated = np.zeros((capacity, positions))
-        self.token_halted = np.zeros((capacity, positions), dtype=bool)
+    @torch.inference_mode(False)  # rows that may be written in any mode
+    def __init__(
+        self,
+        policy: HaltingPolicy,
+        capacity: int,
+        seq_len: int,
+        prefix_len: int = 0,
+        device: torch.device | None = None,
+        sums: bool = False,
+    ) -> None:
+        self.policy, self.seq_len, self._sums = policy, seq_len, sums or "cumulative" in policy.on
+        self.positions = prefix_len + seq_len if "cumulative_token" in policy.on else 0
+        self.reasons = ("", "max_steps", "non_finite", *policy.on)
+        width = width_of(seq_len, self.positions)
+        self.rows, self.fresh = (torch.zeros(n, width, dtype=torch.int32, device=device) for n in (capacity, 1))
+        self._first: dict[int, Remembered] = {}
+        new = self.read(self.fresh)
+        new.best_logit.fill_(-math.inf)
+        new.answers.fill_(-1)
+        new.limit.fill_(policy.max_steps)
 
-    def _arrays(self) -> list[np.ndarray]:
-        return [v for v in vars(self).values() if isinstance(v, np.ndarray)]
+    def read(self, rows: Tensor) -> Remembered:
+        """The columns of some rows, on any device."""
+        return remembered(rows, self.seq_len, self.positions)
 
-    def reset(self, slots: np.ndarray, inputs: np.ndarray, limits: list[int | None]) -> None:
-        """Fresh samples with tokens `inputs` [N, S] in `slots` [N], each with its own cap where `limits` has one."""
-        for array in self._arrays():
-            array[slots] = 0
-        self.inputs[slots], self.answers[slots], self.best_logit[slots] = inputs, -1, -np.inf
-        cap = self.policy.max_steps
-        self.limit[slots] = [cap if limit is None else min(limit, cap) for limit in limits]
+    @torch.inference_mode(False)
+    def first(self, n: int) -> Remembered:
+        """The columns of the first n slots."""
+        if n not in self._first:
+            self._first[n] = self.read(self.rows[:n])
+        return self._first[n]
 
-    def compact(self, order: np.ndarray) -> None:
-        """Move the samples of slots `order` to the front, in this order."""
-        for array in self._arrays():
-            array[: len(order)] = array[order]
+    def observe(self, seen: Observation) -> None:
+        """Take in a step of the first n slots. Under `verified`, those that `asks` then have to be verified."""
+        at = self.first(len(seen.answers))
+        at.steps.add_(1)
+        answers = seen.answers if seen.token_logits is None else self._halt_tokens(at, seen.answers, seen.token_logits)
+        changed = (answers != at.answers).any(1)
+        at.answers.copy_(answers)
+        at.stable.copy_((at.stable + 1).masked_fill(changed, 0))
+        at.finite.copy_(seen.finite)
+        _fill(at.logit, seen.halt_logits)
+        _fill(at.residual, seen.change)
+        if "verified" in self.policy.on:
+            at.asks.copy_(changed & seen.finite & (at.verified == 0))
+        if self._sums and seen.halt_logits is not None:
+            at.accumulated.add_(sigmoid(at.logit))
 
-    def observe(self, seen: Observation) -> dict[str, np.ndarray]:
-        """Take in a step of the first n slots; returns the signals that hold now, name -> bool [n]."""
-        n, policy = len(seen.answers), self.policy
-        self.steps[:n] += 1
-        answers = seen.answers
-        if seen.token_logits is not None:
-            answers = self._halt_tokens(answers, seen.token_logits)
-        changed = (answers != self.answers[:n]).any(1)
-        self.answers[:n] = answers
-        self.stable[:n] = np.where(changed, 0, self.stable[:n] + 1)
-        logits = self.logits[:n]
-        logits[:] = np.nan if seen.halt_logits is None else seen.halt_logits
-        if "verified" in policy.on:
-            self._confirm(np.flatnonzero(changed & seen.finite & ~self.verified[:n]))
-        self._keep(np.flatnonzero(~self.verified[:n] & ~(logits < self.best_logit[:n])))
-        self.residual[:n] = np.nan if seen.change is None else seen.change
-        settled = self.stable[:n] >= policy.settle_steps
-        if policy.settle_tolerance > 0:
-            settled &= self.residual[:n] < policy.settle_tolerance
-        signals = {"verified": self.verified[:n].copy(), "settle": settled}
-        if seen.halt_logits is not None:
-            self.accumulated[:n] += sigmoid(logits)
-            signals["q"] = logits > math.log(policy.q_threshold / (1 - policy.q_threshold))
-            signals["cumulative"] = self.accumulated[:n] >= 1
-        if seen.token_logits is not None:
-            signals["cumulative_token"] = self.token_halted[:n].all(1)
-        return {name: signals[name] for name in policy.on if name in signals}
-
-    def _halt_tokens(self, answers: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    def _halt_tokens(self, at: Remembered, answers: Tensor, logits: Tensor) -> Tensor:
         """Let the tokens halt whose sum of p is 1 now; returns the answers, those of tokens halted before kept."""
-        n, seq_len = answers.shape
-        kept = self.token_halted[:n, -seq_len:]
-        answers = np.where(kept, self.answers[:n], answers)
-        self.token_accumulated[:n] += sigmoid(logits)
-        may = (self.steps[:n] >= self.policy.min_steps)[:, None]
-        self.token_halted[:n] |= may & (self.token_accumulated[:n] >= 1)
+        answers = torch.where(at.token_halted[:, -self.seq_len :] != 0, at.answers, answers)
+        at.token_accumulated.add_(sigmoid(logits))
+        may = (at.steps >= self.policy.min_steps)[:, None]
+        at.token_halted.copy_((at.token_halted != 0) | (may & (at.token_accumulated >= 1)))
         return answers
 
-    def _confirm(self, rows: np.ndarray) -> None:
-        """Verify the current answers of `rows`; a confirmed one is kept whatever follows."""
-        if rows.size:
-            confirmed = rows[self._verify(self.inputs[rows], self.answers[rows])]
-            self.verified[confirmed] = True
-            self._keep(confirmed)
+    def decide(self, n: int, confirmed: Tensor | None = None) -> Tensor:
+        """After `observe`: bool [n], which of the first n samples go on, `reason` saying why the others leave.
 
-    def _keep(self, rows: np.ndarray) -> None:
-        self.best[rows], self.best_step[rows] = self.answers[rows], self.steps[rows]
-        self.best_logit[rows] = self.logits[rows]
+        confirmed [n] bool: whose answer the verifier has just confirmed; it is kept whatever follows.
+        """
+        at, policy = self.first(n), self.policy
+        better = ~(at.logit < at.best_logit)
+        if confirmed is not None:
+            at.verified.copy_((at.verified != 0) | confirmed)
+            better = (better & (at.verified == 0)) | confirmed
+        at.best.copy_(torch.where(better[:, None], at.answers, at.best))
+        at.best_step.copy_(torch.where(better, at.steps, at.best_step))
+        at.best_logit.copy_(torch.where(better, at.logit, at.best_logit))
+        reason = torch.zeros_like(at.reason).masked_fill(at.steps >= at.limit, MAX_STEPS)
+        may = at.steps >= policy.min_steps
+        for place, name in reversed(list(enumerate(policy.on))):
+            reason = reason.masked_fill(may & self._signal(name, at), SIGNAL + place)
+        at.reason.copy_(reason.masked_fill(at.finite == 0, NON_FINITE))
+        return at.reason == STAYS
 
-    def leaving(self, signals: dict[str, np.ndarray], finite: np.ndarray) -> dict[int, str]:
-        """Slots whose sample leaves after this step, with the reason, in slot order."""
-        n = len(finite)
-        reasons = np.full(n, "", dtype=object)
-        reasons[self.steps[:n] >= self.limit[:n]] = "max_steps"
-        for name in reversed(self.policy.on):
-            if name in signals:
-                reasons[signals[name] & (self.steps[:n] >= self.policy.min_steps)] = name
-        reasons[~finite] = "non_finite"
-        return {int(slot): str(reasons[slot]) for slot in np.flatnonzero(reasons != "")}
+    def _signal(self, name: str, at: Remembered) -> Tensor:
+        """bool [n], where the signal holds."""
+        policy = self.policy
+        if name == "verified":
+            return at.verified != 0
+        if name == "q":
+            return at.logit.double() > math.log(policy.q_threshold / (1 - policy.q_threshold))
+        if name == "cumulative":
+            return at.accumulated >= 1
+        if name == "cumulative_token":
+            return (at.token_halted != 0).all(1)
+        settled = at.stable >= policy.settle_steps
+        if policy.settle_tolerance > 0:
+            settled = settled & (at.residual.double() < policy.settle_tolerance)
+        return settled
 
-    def answer(self, slot: int, reason: str) -> tuple[np.ndarray, float, int]:
-        """(tokens, halting logit, step) of what the sample answers: the confirmed answer; when no signal of the
-        policy ended it, the one the head was most sure of, the latest among equals; else the current one, and always
-        that where tokens halt on their own."""
-        unasked = reason not in self.policy.on and self.policy.on and "cumulative_token" not in self.policy.on
-        if self.verified[slot] or unasked:
-            return self.best[slot].copy(), float(self.best_logit[slot]), int(self.best_step[slot])
-        return self.answers[slot].copy(), float(self.logits[slot]), int(self.steps[slot])
+    def sum_of_p(self, at: Remembered) -> Tensor:
+        """float64 [n], the sum of p so far; the smallest of the tokens' sums where those halt."""
+        return at.token_accumulated.amin(1) if self.positions else at.accumulated
 
-    def sum_of_p(self, slot: int) -> float:
-        """The sum of p over the steps of the sample so far; the smallest of its tokens' sums where those halt."""
-        return float((self.token_accumulated if self.token_accumulated.size else self.accumulated)[slot].min())
 
-    def confirmed(self, slots: list[int], answers: list[np.ndarray]) -> list[bool]:
-        """Whether the verifier confirms the answers that the samples of `slots` leave with."""
-        if not slots or "verified" in self.policy.on:
-            return self.verified[slots].tolist()
-        return self._verify(self.inputs[slots], np.stack(answers)).tolist()
+def _fill(column: Tensor, values: Tensor | None) -> None:
+    if values is None:
+        column.fill_(math.nan)
+    else:
+        column.copy_(values)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.data.task import Task, Verdict
-from rtm_kernels.engine.executor import Latents
+from rtm_kernels.engine.executor import Act, Latents
 from rtm_kernels.model import RecursiveReasoner
 
 SEQ_LEN = 4
@@ -50,15 +50,22 @@ class ScriptedExecutor:
         self.model = model
         self.batch_sizes: list[int] = []
 
+    @property
+    def recorded(self) -> Act:
+        return self._play
+
     def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
         self.batch_sizes.append(len(x))
+        return self._play(latents, x)
+
+    def _play(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
         tokens = (x[..., 0] / x.shape[-1] ** 0.5).round().long()  # [B, S], see `model`
         values = tokens - 1
         new = {name: latent + 1 for name, latent in latents.items()}
         step = new["z_H"][:, 0, 0]
         right = step >= values[:, 0]
         answer = torch.where(right[:, None], tokens.flip(1), 2)
-        logits = torch.nn.functional.one_hot(answer, self.model.config.vocab_size).float()
+        logits = (answer[..., None] == torch.arange(self.model.config.vocab_size)).float()
         halts = (step >= values[:, 1]) & (values[:, 1] > 0)
         q = torch.where(halts, 2.0, -2.0)[:, None].repeat(1, 2) * torch.tensor([1.0, -1.0])
         broken = (values[:, 3] == 7) & (step == 2)

@@ -14,8 +14,8 @@ from rtm_kernels.recursion.queue.schedule import Moved, Schedule
 
 def _run(dtype: torch.dtype) -> None:
     device = torch.device("meta")
-    schedule = Schedule.empty(64, device)
-    kernels.plan(schedule, torch.empty(64, dtype=torch.bool, device=device), 32)
+    schedule = Schedule.empty(64, 1000, device)
+    kernels.plan(schedule, torch.empty(64, dtype=torch.bool, device=device))
     latents, queue = (torch.empty(n, 97, 512, dtype=dtype, device=device) for n in (64, 1000))
     active = torch.empty(64, 1, dtype=torch.bool, device=device)
     kernels.carry_out(schedule, [Moved(latents, queue, queue), Moved(active, active[:1])])

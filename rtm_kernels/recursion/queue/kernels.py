@@ -23,12 +23,13 @@ def append(pairs_ptr, first, second, chosen, count, CAPACITY: tl.constexpr):
     return count + tl.sum(chosen.to(tl.int32), 0)
 
 
-@triton.jit(do_not_specialize=["B", "shrink_at"])
-def plan_kernel(owner_ptr, following_ptr, total_ptr, pairs_ptr, counts_ptr, more_ptr, scratch_ptr, alive_ptr,
-                B, shrink_at, CAPACITY: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["B"])
+def plan_kernel(owner_ptr, line_ptr, pairs_ptr, counts_ptr, floor_ptr, more_ptr, scratch_ptr, alive_ptr,
+                B, CAPACITY: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """`schedule.plan` in one program; scratch [B] int32."""
-    following = tl.load(following_ptr)
-    left = tl.load(total_ptr) - following
+    following = tl.load(line_ptr)
+    left = tl.load(line_ptr + 1) - following
+    finished = tl.load(counts_ptr + 4)
     entered = following * 0
     occupied = following * 0
     n_leave = following * 0
@@ -39,13 +40,16 @@ def plan_kernel(owner_ptr, following_ptr, total_ptr, pairs_ptr, counts_ptr, more
         mask = slot < B
         owner = tl.load(owner_ptr + slot, mask=mask, other=-1)
         keeps = (owner >= 0) & (tl.load(alive_ptr + slot, mask=mask, other=0) != 0)
+        leaves = (owner >= 0) & (keeps == 0)
         free = mask & (keeps == 0)
         rank = entered + tl.cumsum(free.to(tl.int32), 0) - 1
         enters = free & (rank < left)
-        sample = tl.where(enters, following + rank, owner)
+        sample = tl.load(line_ptr + 2 + following + rank, mask=enters, other=0)
+        sample = tl.where(enters, sample, owner)
         stays = keeps | enters
         place = occupied + tl.cumsum(stays.to(tl.int32), 0) - 1
-        n_leave = append(pairs_ptr, slot, owner, (owner >= 0) & (keeps == 0), n_leave, CAPACITY)
+        row = finished + n_leave + tl.cumsum(leaves.to(tl.int32), 0) - 1
+        n_leave = append(pairs_ptr, slot, row, leaves, n_leave, CAPACITY)
         n_move = append(pairs_ptr + 2 * CAPACITY, slot, place, keeps & (place != slot), n_move, CAPACITY)
         n_fresh = append(pairs_ptr + 4 * CAPACITY, sample, place, enters, n_fresh, CAPACITY)
         tl.store(scratch_ptr + place, sample, mask=stays)
@@ -60,8 +64,10 @@ def plan_kernel(owner_ptr, following_ptr, total_ptr, pairs_ptr, counts_ptr, more
     tl.store(counts_ptr + 1, n_move)
     tl.store(counts_ptr + 2, n_fresh)
     tl.store(counts_ptr + 3, occupied)
-    tl.store(more_ptr, (occupied > shrink_at).to(tl.uint8))
-    tl.store(following_ptr, following + n_fresh)
+    tl.store(counts_ptr + 4, finished + n_leave)
+    tl.store(counts_ptr + 5, left - n_fresh)
+    tl.store(more_ptr, (occupied > tl.load(floor_ptr)).to(tl.uint8))
+    tl.store(line_ptr, following + n_fresh)
 
 
 @triton.jit
@@ -74,9 +80,9 @@ def move_kernel(rows_ptr, fresh_ptr, result_ptr, pairs_ptr, counts_ptr, SIZE, fr
         k = 0
         while k < tl.load(counts_ptr):
             slot = tl.load(pairs_ptr + k).to(tl.int64)
-            sample = tl.load(pairs_ptr + CAPACITY + k).to(tl.int64)
+            place = tl.load(pairs_ptr + CAPACITY + k).to(tl.int64)
             row = tl.load(rows_ptr + slot * SIZE + offs, mask=mask, other=0)
-            tl.store(result_ptr + sample * SIZE + offs, row, mask=mask)
+            tl.store(result_ptr + place * SIZE + offs, row, mask=mask)
             k += 1
     k = 0
     while k < tl.load(counts_ptr + 1):  # `to` ascends and is below `from`: nothing is overwritten before it has moved
@@ -94,13 +100,13 @@ def move_kernel(rows_ptr, fresh_ptr, result_ptr, pairs_ptr, counts_ptr, SIZE, fr
         k += 1
 
 
-def plan(schedule: Schedule, alive: Tensor, shrink_at: int) -> None:
+def plan(schedule: Schedule, alive: Tensor) -> None:
     """`schedule.plan` in one launch; alive [B] bool."""
     s, row = schedule, select(TABLE, "queue.plan", torch.float32, 1)
     launch(
         plan_kernel, row, (1,),
-        s.owner, s.following, s.total, s.pairs, s.counts, s.more.view(torch.uint8), torch.empty_like(s.owner),
-        alive.view(torch.uint8), len(alive), shrink_at, CAPACITY=len(s.owner),
+        s.owner, s.line, s.pairs, s.counts, s.floor, s.more.view(torch.uint8), torch.empty_like(s.owner),
+        alive.view(torch.uint8), len(alive), CAPACITY=len(s.owner),
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Which sample is in which slot, and what changes between two ACT steps: the specification in plain PyTorch.
 
-After a step a slot whose sample has halted is free. Free slots take the next samples of the queue, lowest slot first;
-when the queue is empty the others move up in stable order, so that the occupied slots are always the first ones.
+After a step a slot whose sample has halted is free. Free slots take the samples that wait, lowest slot first; when none
+waits the others move up in stable order, so that the occupied slots are always the first ones.
 """
 
 from __future__ import annotations
@@ -13,50 +13,54 @@ import torch
 from torch import Tensor
 
 LEAVE, MOVE, FRESH = range(3)
-"""Rows of `Schedule.pairs`, in the order in which they are carried out."""
+"""Rows of `Schedule.pairs`, in the order in which they are carried out, and columns of their lengths."""
 
-ACTIVE = 3
-"""Column of `Schedule.counts` that the host polls; the others are the lengths of the lists."""
+ACTIVE, FINISHED, WAITING = range(3, 6)
+"""Columns of `Schedule.counts` that the host polls."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The occupancy of S slots and the changes just decided, all int32 on the device and updated in place."""
+    """The occupancy of S slots, who waits, and the changes just decided, all int32 on the device, updated in place.
+
+    A sample is a number from 0 to C - 1, the row of its tables; C is how many are held, in slots and waiting.
+    """
 
     owner: Tensor
     """[S], the sample in a slot, -1 in a free one."""
-    following: Tensor
-    """[1], the next sample of the queue."""
-    total: Tensor
-    """[1], samples in the queue, those that have left it included."""
+    line: Tensor
+    """[2 + C], how many of the line have entered slots, its length, and the samples in it."""
     pairs: Tensor
-    """[3, 2, S]: LEAVE (slot, sample), MOVE (from, to) with `to` ascending, FRESH (sample, slot)."""
+    """[3, 2, S]: LEAVE (slot, row of the results), MOVE (from, to) with `to` ascending, FRESH (sample, slot)."""
     counts: Tensor
-    """[4], lengths of the three lists, and how many slots are occupied now."""
+    """[6], lengths of the three lists; occupied slots; samples finished since the host set it to 0; samples waiting."""
+    floor: Tensor
+    """[1], up to how many occupied slots a WHILE loop ends."""
     more: Tensor
-    """[1] bool, whether more slots are occupied than the next smaller bucket holds."""
+    """[1] bool, whether more are occupied."""
 
     @classmethod
-    def empty(cls, slots: int, device: torch.device) -> Schedule:
-        """Free slots and an empty queue."""
+    def empty(cls, slots: int, capacity: int, device: torch.device) -> Schedule:
+        """Free slots, and nobody waiting."""
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        return cls(zeros(slots) - 1, zeros(1), zeros(1), zeros(3, 2, slots), zeros(4), zeros(1, dtype=torch.bool))
+        line, pairs = zeros(2 + capacity), zeros(3, 2, slots)
+        return cls(zeros(slots) - 1, line, pairs, zeros(6), zeros(1), zeros(1, dtype=torch.bool))
 
-    def start(self, total: int) -> None:
-        """Free every slot, and let the queue hold the samples 0 to total - 1."""
-        self.owner.fill_(-1)
-        self.following.zero_()
-        self.total.fill_(total)
+    def wait(self, samples: Sequence[int]) -> None:
+        """Let `samples` be the line, in this order, in one copy."""
+        line = torch.tensor([0, len(samples), *samples], dtype=torch.int32)
+        self.line[: len(line)].copy_(line)
 
 
 @dataclass(frozen=True)
 class Moved:
     """A tensor with one row per slot [S, ...], where the rows of new samples come from, and where finished ones go.
 
-    `fresh` [N, ...] holds a row per sample, or [1, ...] one for all. `result` [N, ...] or None.
+    `fresh` [C, ...] holds a row per sample, or [1, ...] one for all. `result` [C, ...] or None: samples follow each
+    other there as they finish, those of one step by their slots.
     """
 
     rows: Tensor
@@ -64,28 +68,30 @@ class Moved:
     result: Tensor | None = None
 
 
-def plan(schedule: Schedule, alive: Tensor, shrink_at: int) -> None:
+def plan(schedule: Schedule, alive: Tensor) -> None:
     """Decide, for the first B slots, what leaves, moves and enters; alive [B] bool says whose sample goes on."""
-    size, owner = len(alive), schedule.owner[: len(alive)]
+    size, owner, counts = len(alive), schedule.owner[: len(alive)], schedule.counts
     keeps = (owner >= 0) & alive
     leaves = torch.nonzero((owner >= 0) & ~alive)[:, 0]
-    first, left = int(schedule.following), int(schedule.total) - int(schedule.following)
-    enters = torch.nonzero(~keeps)[: max(0, left), 0]
+    first, last = schedule.line[:2].tolist()
+    enters = torch.nonzero(~keeps)[: max(0, last - first), 0]
     sample = owner.clone()
-    sample[enters] = first + torch.arange(len(enters), dtype=torch.int32, device=owner.device)
+    sample[enters] = schedule.line[2 + first : 2 + first + len(enters)]
     occupied = keeps.clone()
     occupied[enters] = True
     place = occupied.cumsum(0) - 1
     stays = torch.nonzero(keeps & (place != torch.arange(size, device=owner.device)))[:, 0]
-    lists = ((leaves, owner[leaves]), (stays, place[stays]), (sample[enters], place[enters]))
+    results = int(counts[FINISHED]) + torch.arange(len(leaves), device=owner.device)
+    lists = ((leaves, results), (stays, place[stays]), (sample[enters], place[enters]))
     for row, pair in enumerate(lists):
         for column, values in enumerate(pair):
             schedule.pairs[row, column, : len(values)] = values.to(torch.int32)
-        schedule.counts[row] = len(pair[0])
+        counts[row] = len(pair[0])
     active = int(occupied.sum())
-    schedule.counts[ACTIVE] = active
-    schedule.more.fill_(active > shrink_at)
-    schedule.following.add_(len(enters))
+    counts[ACTIVE], counts[WAITING] = active, last - first - len(enters)
+    counts[FINISHED] += len(leaves)
+    schedule.more.copy_(active > schedule.floor)
+    schedule.line[0] += len(enters)
     owner[:active] = sample[occupied]
     owner[active:] = -1
 
