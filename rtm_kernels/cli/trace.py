@@ -47,7 +47,8 @@ def record(
     """Solve puzzles and write every ACT step to a file of JSON Lines.
 
     Every step has the same shapes whatever else is in the batch, so that the
-    trace replays bit for bit.
+    trace replays bit for bit. On a GPU too the puzzles halt on the host, which
+    sees every step.
 
     Exit code: 0 recorded, 2 bad input.
 

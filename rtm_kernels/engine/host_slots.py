@@ -48,7 +48,6 @@ class HostSlots:
             shape = (capacity, config.latent_len, config.hidden_size)
             self.x = torch.zeros(shape, dtype=model.dtype, device=device)
         self._samples: list[Sample | None] = [None] * capacity
-        self._generator = torch.Generator(device)
         self._since = np.zeros(capacity)
         self._occupied = np.zeros(capacity, dtype=bool)
 
@@ -132,11 +131,12 @@ class HostSlots:
             return latents
         latents = {name: latent.clone() for name, latent in latents.items()}
         steps = self.tracker.first(self.capacity).steps.tolist()
+        generator = torch.Generator(self.model.device)
         for slot, sample in noisy:
-            self._generator.manual_seed((sample.seed << 16) + steps[slot])
+            generator.manual_seed((sample.seed << 16) + steps[slot])
             for latent in latents.values():
                 row = latent[slot]
-                noise = torch.randn(row.shape, generator=self._generator, device=row.device)
+                noise = torch.randn(row.shape, generator=generator, device=row.device)
                 row += (sample.noise * noise).to(row.dtype)
         return latents
 

@@ -94,6 +94,7 @@ class Solver:
         self.rollouts = rollouts if isinstance(rollouts, Rollouts) else Rollouts(rollouts)
         symmetric = type(self.task).twin is not Task.twin
         require(self.rollouts.kind != "twins" or symmetric, "kind", "twins", f"{self.task.name} has no symmetries")
+        self._refuse_host(self.why_host())
 
     def solve(self, puzzles: Iterable[str | Puzzle]) -> list[Solution]:
         """The solutions of `puzzles` in the order given."""
@@ -111,10 +112,14 @@ class Solver:
             return "halting='host'"
         if observed:
             return "an observer sees every step of every sample"
-        kind = self.rollouts.kind
-        if self.rollouts.count > 1 and (kind == "noise" or (kind == "auto" and type(self.task).twin is Task.twin)):
+        twins = self.rollouts.kind != "noise" and type(self.task).twin is not Task.twin
+        if self.rollouts.count > 1 and self.rollouts.noise > 0 and not twins:
             return "the noise of rollouts is drawn by the host"
         return device_slots.why_not(self.model, self.executor)
+
+    def _refuse_host(self, reason: str | None) -> None:
+        if self.halting == "device" and reason is not None:
+            raise BackendUnavailable(f"halting='device' cannot run: {reason}")
 
     def slots(self, observer: Observer | None = None, *, ahead: bool = False) -> Slots | RolloutSlots:
         """An empty latent buffer of this solver's size and policy; `observer` is called with every step.
@@ -132,9 +137,8 @@ class Solver:
             loops = ahead and not several and "verified" not in self.policy.on and conditional.why_not() is None
             waiting = self.batch_size if ahead and not several else 0
             slots: Slots = DeviceSlots(*common, ahead=waiting, loop="while" if loops else "poll")
-        elif self.halting == "device":
-            raise BackendUnavailable(f"halting='device' cannot run: {reason}")
         else:
+            self._refuse_host(reason)
             logger.info("samples halt on the host: %s", reason)
             slots = HostSlots(*common, observer)
         return RolloutSlots(slots, self.rollouts, self.task) if several else slots

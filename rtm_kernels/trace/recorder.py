@@ -42,6 +42,7 @@ def record(
     """Solve `puzzles` and write the trace to `path`, which appears complete or not at all.
 
     Returns their solutions in order; a puzzle that cannot be read is not in the trace, and its solution says why.
+    Every step is seen by the host, so that on a GPU too the samples halt there (`HostSlots`).
 
     Errors: `InputError` for rollouts, for a batch of more than 256, when no puzzle can be read, and for a trace
     larger than 128 MiB.

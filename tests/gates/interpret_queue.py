@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.recursion.queue import kernels, schedule
-from rtm_kernels.recursion.queue.schedule import Moved, Schedule
+from rtm_kernels.recursion.queue.schedule import FINISHED, Moved, Schedule
 from tests.gates.interpret_gate import OpCase, Tensors
 
 CASES = (  # slots, samples of the queue before the step, samples in all, shape of a row
@@ -36,20 +36,26 @@ def _make(slots: int, before: int, total: int, shape: tuple[int, ...], g: torch.
         "fresh": torch.randn(total, *shape, generator=g),
         "owner": owner,
         "alive": torch.rand(slots, generator=g) < 0.6,
-        "next_and_total": torch.tensor([before, total], dtype=torch.int32),
+        "line": before + torch.randperm(total - before, generator=g).to(torch.int32),
+        "finished": torch.tensor(before // 3, dtype=torch.int32),
     }
 
 
 def _call(impl: str, t: Tensors) -> tuple[Tensor, ...]:
     how = kernels if impl == "triton" else schedule
-    s = Schedule.empty(len(t["owner"]), t["rows"].device)
+    s = Schedule.empty(len(t["owner"]), len(t["fresh"]), t["rows"].device)
     s.owner.copy_(t["owner"])
-    s.following.copy_(t["next_and_total"][:1])
-    s.total.copy_(t["next_and_total"][1:])
-    rows, results, steps = t["rows"].clone(), torch.zeros_like(t["fresh"]), torch.ones(len(s.owner), 1)
-    how.plan(s, t["alive"], 2)
+    s.wait(t["line"].tolist())
+    s.counts[FINISHED] = t["finished"]
+    s.floor.fill_(2)
+    rows, results, steps = (
+        t["rows"].clone(),
+        torch.zeros(2 * len(t["fresh"]), *t["fresh"].shape[1:]),
+        torch.ones(len(s.owner), 1),
+    )
+    how.plan(s, t["alive"])
     how.carry_out(s, [Moved(rows, t["fresh"], results), Moved(steps, torch.zeros(1, 1))])
-    return s.owner, s.following, s.counts, s.more, rows, results, steps
+    return s.owner, s.line, s.counts, s.more, rows, results, steps
 
 
 def case(slots: int, before: int, total: int, shape: tuple[int, ...]) -> OpCase:

@@ -204,12 +204,11 @@ def test_offsets_of_the_optimisers() -> None:
 
 
 def test_offsets_of_the_queue() -> None:
-    size, moved = HALF, Schedule.empty(3, torch.device("cpu"))
+    size, moved = HALF, Schedule.empty(3, 4, torch.device("cpu"))
     moved.owner.copy_(torch.tensor([0, 1, 2]))
-    moved.following.fill_(3)
-    moved.total.fill_(4)
+    moved.wait([3])
     with mapped() as mapping, sanitized({}) as seen:
-        queue.plan(moved, torch.tensor([False, False, True]), 1)
+        queue.plan(moved, torch.tensor([False, False, True]))
         rows, fresh, result = (mapping.vast(torch.Size((n, size)), (size, 1), torch.float32) for n in (3, 4, 4))
         rows[2, -1], fresh[3, -1] = 5.0, 7.0
         queue.carry_out(moved, [Moved(rows, fresh, result)])
