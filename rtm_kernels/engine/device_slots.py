@@ -45,7 +45,7 @@ class DeviceSlots:
     Args:
         loop: `poll`, or `while`, where one launch runs until the host is needed: until a slot is free that nobody waits
             for, or, when fewer samples are here than there is room for, until a smaller bucket holds them.
-        capture, impl: of the `HaltingQueue`.
+        capture, impl: of the `HaltingQueue`. recipe: what the owner knows these slots by.
 
     Errors: `BackendUnavailable`, see `why_not` and `HaltingQueue`; `InputError` for `while` under `verified`.
     """
@@ -64,13 +64,14 @@ class DeviceSlots:
         loop: str = "poll",
         capture: Capture | None = None,
         impl: str = "auto",
+        recipe: tuple[object, ...] = (),
     ) -> None:
         reason = why_not_recorded(executor)
         if reason is not None or executor.recorded is None:
             raise BackendUnavailable(f"samples cannot halt on the device: {reason}")
         config, self._held = model.config, capacity + ahead
         self.model, self.executor, self.verify, self.capacity = model, executor, verify, capacity
-        self._act = executor.recorded
+        self._act, self.recipe = executor.recorded, recipe
         self.tracker = tracker = Tracker(policy, capacity, config.seq_len, config.prefix_len, model.device)
 
         def rows(count: int, *shape: int, like: Tensor) -> Tensor:
@@ -118,8 +119,8 @@ class DeviceSlots:
 
     @property
     def buckets_taken(self) -> list[int]:
-        """Bucket of every launch so far."""
-        return self._queue.taken
+        """Buckets of the last launches."""
+        return list(self._queue.taken)
 
     def admit(self, samples: Sequence[Sample]) -> None:
         """See `Slots`. Errors: `InputError` for a sample with noise."""
@@ -136,7 +137,7 @@ class DeviceSlots:
             number = self._unused.pop()
             self._samples[number] = sample, now
             self._waiting.append(number)
-            own.append((number, sample.puzzle_identifier, min(sample.max_steps or cap, cap), *sample.tokens))
+            own.append((number, sample.puzzle_identifier, sample.limit(cap), *sample.tokens))
         with self._queue.exclusive():
             new = torch.from_numpy(np.array(own, dtype=np.int32)).to(self.model.device)
             numbers = new[:, 0].long()

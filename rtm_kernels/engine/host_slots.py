@@ -68,7 +68,7 @@ class HostSlots:
             return
         slots = np.flatnonzero(~self._occupied)[: len(samples)]
         cap = self.tracker.policy.max_steps
-        own = [(s.puzzle_identifier, min(s.max_steps or cap, cap), *s.tokens) for s in samples]
+        own = [(s.puzzle_identifier, s.limit(cap), *s.tokens) for s in samples]
         new = torch.from_numpy(np.array(own, dtype=np.int32)).to(self.model.device)
         rows = torch.from_numpy(slots).to(self.model.device)
         self.x[rows] = self.model.embed(new[:, 2:], new[:, 0])

@@ -126,14 +126,14 @@ class RolloutSlots:
     """A latent buffer (see `Slots`) whose samples are puzzles with several rollouts each."""
 
     def __init__(self, slots: Slots, rollouts: Rollouts, task: Task) -> None:
-        self._slots, self.rollouts, self.task = slots, rollouts, task
+        self.slots, self.rollouts, self.task = slots, rollouts, task
         self._puzzles: dict[Any, _Puzzle] = {}
         self._unfinished: deque[_Puzzle] = deque()
 
     @property
     def free(self) -> int:
         """How many puzzles `admit` takes now: none while further rollouts wait, so that few puzzles are open."""
-        return 0 if self._unfinished else self._slots.free
+        return 0 if self._unfinished else self.slots.free
 
     @property
     def active(self) -> int:
@@ -144,15 +144,15 @@ class RolloutSlots:
         """Open puzzles, at most `free`: the first rollout of each enters the batch."""
         puzzles = {sample.key: _Puzzle(sample, self.rollouts, self.task) for sample in samples}
         self._puzzles |= puzzles
-        self._slots.admit([puzzle.start() for puzzle in puzzles.values()])
+        self.slots.admit([puzzle.start() for puzzle in puzzles.values()])
 
     def step(self) -> list[Finished]:
         """One ACT step of every rollout in the batch; returns the best rollout of each puzzle that is decided."""
-        self._slots.admit(list(islice(self._further(), self._slots.free)))
+        self.slots.admit(list(islice(self._further(), self.slots.free)))
         chosen = []
-        for done in self._slots.step():
+        for done in self.slots.step():
             puzzle = self._puzzles[done.key[0]]
-            puzzle.ended(done, self._slots)
+            puzzle.ended(done, self.slots)
             if puzzle.decided:
                 chosen.append(self._puzzles.pop(done.key[0]).choice())
             elif puzzle.started == 1:
@@ -174,7 +174,7 @@ class RolloutSlots:
         if puzzle in self._unfinished:
             self._unfinished.remove(puzzle)
         for number in range(puzzle.started):
-            done = self._slots.evict((key, number), reason)
+            done = self.slots.evict((key, number), reason)
             if done is not None:
                 puzzle.take(done)
         return replace(puzzle.choice(), reason=reason)

@@ -32,6 +32,10 @@ class Sample:
     seed: int = 0
     max_steps: int | None = None
 
+    def limit(self, cap: int) -> int:
+        """Its own cap under the cap of a policy."""
+        return cap if self.max_steps is None else min(self.max_steps, cap)
+
 
 @dataclass(frozen=True)
 class Finished:

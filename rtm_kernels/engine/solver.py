@@ -92,6 +92,7 @@ class Solver:
         self.executor = build_executor(name, self.model, batch_size if batch_invariant else None)
         self.batch_size, self.batch_invariant, self.halting = batch_size, batch_invariant, halting
         self.rollouts = rollouts if isinstance(rollouts, Rollouts) else Rollouts(rollouts)
+        self._resting: dict[tuple[object, ...], DeviceSlots] = {}
         symmetric = type(self.task).twin is not Task.twin
         require(self.rollouts.kind != "twins" or symmetric, "kind", "twins", f"{self.task.name} has no symmetries")
         self._refuse_host(self.why_host())
@@ -136,7 +137,11 @@ class Solver:
         if reason is None:
             loops = ahead and not several and "verified" not in self.policy.on and conditional.why_not() is None
             waiting = self.batch_size if ahead and not several else 0
-            slots: Slots = DeviceSlots(*common, ahead=waiting, loop="while" if loops else "poll")
+            recipe = self.executor, self.policy, self.batch_size, fixed, waiting, loops
+            resting = self._resting.pop(recipe, None)
+            slots: Slots = resting or DeviceSlots(
+                *common, ahead=waiting, loop="while" if loops else "poll", recipe=recipe
+            )
         else:
             self._refuse_host(reason)
             logger.info("samples halt on the host: %s", reason)
@@ -150,10 +155,17 @@ class Solver:
         while True:
             slots.admit(queue.take(slots.free))
             if not slots.active:
+                self._rest(slots)
                 return
             for done in slots.step():
                 queue.finished(done)
                 yield done
+
+    def _rest(self, slots: Slots | RolloutSlots) -> None:
+        """Keep empty slots on the device for the next run: their graphs are recorded."""
+        inner = slots.slots if isinstance(slots, RolloutSlots) else slots
+        if isinstance(inner, DeviceSlots):
+            self._resting[inner.recipe] = inner
 
     def _stream(self, puzzles: Iterable[str | Puzzle]) -> Iterator[tuple[int, Solution]]:
         texts: dict[int, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -78,8 +79,8 @@ class HaltingQueue:
         self._steps = torch.zeros(1, dtype=torch.int32, device=alive.device)
         self._launches: dict[int, list[Callable[[], None]]] = {}
         self._graphs: list[torch.cuda.CUDAGraph] = []
-        self.taken: list[int] = []
-        """Bucket of every launch: of each ACT step, or with `while` of each loop."""
+        self.taken = deque[int](maxlen=4096)
+        """Buckets of the last launches: of each ACT step, or with `while` of each loop."""
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
