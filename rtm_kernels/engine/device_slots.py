@@ -77,7 +77,7 @@ class DeviceSlots:
         def rows(count: int, *shape: int, like: Tensor) -> Tensor:
             return torch.zeros(count, *shape, dtype=like.dtype, device=like.device)
 
-        initial = {name: t.clone() for name, t in model.initial_latents(1).items()}
+        self._initial = initial = {name: t.clone() for name, t in model.initial_latents(1).items()}
         shape = (config.latent_len, config.hidden_size)
         like = torch.empty(0, dtype=model.dtype, device=model.device)
         self._latents = {name: rows(capacity, *shape, like=t) for name, t in initial.items()}
@@ -141,12 +141,14 @@ class DeviceSlots:
         with self._queue.exclusive():
             new = torch.from_numpy(np.array(own, dtype=np.int32)).to(self.model.device)
             numbers = new[:, 0].long()
+            for name, fresh in self.model.initial_latents(1).items():
+                self._initial[name].copy_(fresh)  # weights may have been loaded since
             self._embedded[numbers] = self.model.embed(new[:, 3:], new[:, 1])
-            fresh = self.tracker.fresh.repeat(len(samples), 1)
-            at = self.tracker.read(fresh)
+            rows = self.tracker.fresh.repeat(len(samples), 1)
+            at = self.tracker.read(rows)
             at.sample.copy_(new[:, 0])
             at.limit.copy_(new[:, 2])
-            self._fresh[numbers] = fresh
+            self._fresh[numbers] = rows
             self._queue.schedule.wait(self._waiting)
             if occupied < self.capacity:
                 self._queue.exchange()
