@@ -15,7 +15,7 @@ from rtm_kernels.errors import InputError, one_of, require
 from rtm_kernels.ops.launch import choose
 from rtm_kernels.recursion.act_graph import LOOPS
 from rtm_kernels.recursion.conditional import while_active
-from rtm_kernels.recursion.graph import Capture, CudaGraphs, bucket_of
+from rtm_kernels.recursion.graph import Capture, CudaGraphs, bucket_of, record
 from rtm_kernels.recursion.queue import schedule as by_torch
 from rtm_kernels.recursion.queue.schedule import ACTIVE, FINISHED, WAITING, Moved, Schedule
 
@@ -136,7 +136,7 @@ class HaltingQueue:
             return {}
 
         if self.loop == "poll":
-            return self._capture.capture(step)[0]
+            return record(self._capture, step, (), f"a step of the queue, batch {bucket}")[0]
         if not isinstance(self._capture, CudaGraphs):
             raise InputError("loop='while' is not allowed: it nests CUDA graphs, and `capture` records others")
         graph, _ = self._capture.record(step)
