@@ -103,8 +103,10 @@ class HostReads(TorchFunctionMode):
         masks = name in ("__getitem__", "__setitem__") and any(t.dtype == torch.bool for t in given[1:])
         if given and not here and (name in self.READS or masks):
             self.seen[name] += 1
+        if name == "cpu" and not here:
+            found, here = found.clone(), True  # on a real device it is another tensor
         for result in tree_leaves(found):
-            if isinstance(result, Tensor) and (here or name == "cpu") and result not in given:
+            if isinstance(result, Tensor) and here:
                 result.is_here = True
         return found
 
