@@ -77,6 +77,8 @@ class RecursiveReasoner(nn.Module):
         self._rope: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.native_warm_up = False
         """Whether the steps of an ACT step before its first gradient run in the C++ executor; training sets it."""
+        self.rank, self.world_size = 0, 1
+        """Which share of each batch this process has, of how many equal ones in order; training on ranks sets them."""
         self.register_load_state_dict_pre_hook(_drop_official_prefixes)
 
     @classmethod
@@ -223,13 +225,18 @@ class RecursiveReasoner(nn.Module):
         return Carry(new, steps, now_halted, data), outputs
 
     def _halt(self, q: Tensor | None, steps: Tensor, last: Tensor) -> Tensor:
-        """Halting of the training contract, with exploration: now and then a sample must run 2..max steps."""
+        """Halting of the training contract, with exploration: now and then a sample must run 2..max steps.
+
+        Every rank draws for the whole batch and takes its own rows, so that ranks of one seed draw as one process.
+        """
         c = self.config
         if q is None or c.halt_max_steps == 1:
             return last
         wants = q[..., 0] > q[..., 1] if c.halting == "q_continue" else q[..., 0] > 0
-        explore = torch.rand_like(q[..., 0]) < c.halt_exploration_prob
-        minimum = explore * torch.randint_like(steps, low=2, high=c.halt_max_steps + 1)
+        size, own = (len(steps) * self.world_size,), slice(self.rank * len(steps), (self.rank + 1) * len(steps))
+        explore = torch.rand(size, device=q.device)[own] < c.halt_exploration_prob
+        least = torch.randint(2, c.halt_max_steps + 1, size, dtype=steps.dtype, device=q.device)[own]
+        minimum = explore * least
         return (last | wants) & (steps >= minimum)
 
     def _target_q_continue(self, latents: Mapping[str, Tensor], data: Batch, last: Tensor) -> Tensor:

@@ -36,9 +36,16 @@ INTERRUPTED = 130
 
 def evaluate(
     data: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(help="csv files with puzzle and solution, or a folder in the official layout.", metavar="DATA"),
-    ],
+    ] = None,
+    generate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Instead of DATA, puzzles made like those of a recipe's source, e.g. count=1000; again for more.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
     model: Model = "sudoku",
     max_steps: MaxSteps = None,
     batch_size: BatchSize = 64,
@@ -60,7 +67,9 @@ def evaluate(
     With --json the figures of the halting policy stand at the top, those of the
     fixed protocol under "fixed"; accuracy_by_step and steps_by_step are accuracy
     against compute, "sources" the rows per file, data set part or source column.
-    ARC data sets also get "pass_at": twins are turned back and voted on.
+    ARC data sets also get "pass_at": twins are turned back and voted on. A MODEL
+    that is the folder of a run is measured at its end and, under "best", at the
+    best evaluation of the run.
 
     Progress, with the accuracy so far, goes to standard error. Ctrl-C ends the
     command with the figures of the puzzles that have finished.
@@ -72,41 +81,70 @@ def evaluate(
       rtm eval puzzles.csv
       rtm eval easy.csv hard.csv --max-steps 64 --rollouts 8
       rtm eval data/sudoku-extreme-1k --model runs/best --limit 1000 --json
+      rtm eval runs/sudoku-4x4/unseen.csv --model runs/sudoku-4x4
+      rtm eval --generate count=1000 --generate clues=[30,36] --generate seed=1001
       rtm eval data/arc1 --model runs/arc/model --submission submission.json
     """
-    from dataclasses import replace
-
-    from rtm_kernels.cli.labelled import read_labelled
+    from rtm_kernels.cli.labelled import generated, read_labelled
     from rtm_kernels.cli.load import load_solver
     from rtm_kernels.errors import require
 
-    solver = load_solver(
-        model, max_steps=max_steps, batch_size=batch_size, device=device, executor=executor, precision=precision,
-        halt=halt, rollouts=rollouts, noise=noise, seed=seed,
-    )  # fmt: skip
-    puzzles = read_labelled(data, solver.task, limit)
-    votes = start_votes(solver, puzzles)
-    require(submission is None or votes is not None, "--submission", str(submission), "only for an ARC data set")
-    adaptive = measure(solver, puzzles, str(solver.policy), votes)
-    report = {"model": model, "data": ", ".join(map(str, data)), **asdict(adaptive)}
-    if votes is not None:
-        report["pass_at"] = votes.pass_at()
-    if submission is not None and votes is not None:
-        submission.write_text(json.dumps(votes.submission()), encoding="utf-8")
-    if adaptive.complete:
-        solver.policy, solver.rollouts = replace(solver.policy, on=()), replace(solver.rollouts, count=1)
-        fixed = measure(solver, puzzles, "fixed", None)
-        report["fixed"] = asdict(fixed)
-    else:
-        fixed = None
+    require(bool(data) != bool(generate), "DATA", data or None, "either files to read or puzzles to --generate")
+    solvers = {
+        name: load_solver(
+            source, max_steps=max_steps, batch_size=batch_size, device=device, executor=executor, precision=precision,
+            halt=halt, rollouts=rollouts, noise=noise, seed=seed,
+        )
+        for name, source in sources_of(model).items()
+    }  # fmt: skip
+    first = next(iter(solvers.values()))
+    puzzles = generated(generate, first.task) if generate else read_labelled(data or [], first.task, limit)
+    report: dict[str, Any] = {"model": model, "data": ", ".join(map(str, data or generate or []))}
+    whole, done = True, 0
+    for name, solver in solvers.items():
+        votes = start_votes(solver, puzzles)
+        require(submission is None or votes is not None, "--submission", str(submission), "only for an ARC data set")
+        adaptive, fixed = both_protocols(solver, puzzles, votes)
+        found = figures(adaptive, fixed, votes)
+        report |= found if solver is first else {name: found}
+        if submission is not None and votes is not None and solver is first:
+            submission.write_text(json.dumps(votes.submission()), encoding="utf-8")
+        if not json_object:
+            title = f"{model}{f' ({name})' if len(solvers) > 1 else ''} on {report['data']}"
+            print_report(title, adaptive, fixed, found, f"executor {solver.executor.name}")
+        whole, done = fixed is not None and fixed.complete, (fixed or adaptive).n
+        if not whole:
+            break
     if json_object:
         typer.echo(json.dumps(report))
-    else:
-        print_report(adaptive, fixed, report, f"executor {solver.executor.name}")
-    if fixed is None or not fixed.complete:
-        typer.echo(f"interrupted: these are the figures of {(fixed or adaptive).n} of {len(puzzles.inputs)} puzzles",
-                   err=True)  # fmt: skip
+    if not whole:
+        typer.echo(f"interrupted: these are the figures of {done} of {len(puzzles.inputs)} puzzles", err=True)
         raise typer.Exit(INTERRUPTED)
+
+
+def sources_of(model: str) -> dict[str, str]:
+    """What `model` names: a saved model, or those that the folder of a run holds, `final` first and then `best`."""
+    run = {name: Path(model) / folder for name, folder in (("final", "model"), ("best", "best"))}
+    found = {name: str(path) for name, path in run.items() if (path / "config.json").is_file()}
+    return found if "final" in found and not (Path(model) / "config.json").exists() else {"model": model}
+
+
+def both_protocols(solver: Solver, puzzles: Labelled, votes: Votes | None) -> tuple[Evaluation, Evaluation | None]:
+    """The figures under the solver's own policy, and under fixed steps unless it was interrupted."""
+    from dataclasses import replace
+
+    adaptive = measure(solver, puzzles, str(solver.policy), votes)
+    if not adaptive.complete:
+        return adaptive, None
+    solver.policy, solver.rollouts = replace(solver.policy, on=()), replace(solver.rollouts, count=1)
+    return adaptive, measure(solver, puzzles, "fixed", None)
+
+
+def figures(adaptive: Evaluation, fixed: Evaluation | None, votes: Votes | None) -> dict[str, Any]:
+    """What --json prints of one model."""
+    found = asdict(adaptive)
+    found |= {} if votes is None else {"pass_at": votes.pass_at()}
+    return found | ({} if fixed is None else {"fixed": asdict(fixed)})
 
 
 def start_votes(solver: Solver, puzzles: Labelled) -> Votes | None:
@@ -186,7 +224,9 @@ ROWS: tuple[tuple[str, Callable[[Evaluation], str]], ...] = (
 """Rows of the comparison."""
 
 
-def print_report(adaptive: Evaluation, fixed: Evaluation | None, report: dict[str, Any], executor: str) -> None:
+def print_report(
+    title: str, adaptive: Evaluation, fixed: Evaluation | None, report: dict[str, Any], executor: str
+) -> None:
     """Both protocols side by side, the sources, accuracy against compute, and how deep the puzzles went."""
     from rich.console import Console
     from rich.table import Table
@@ -194,7 +234,7 @@ def print_report(adaptive: Evaluation, fixed: Evaluation | None, report: dict[st
     from rtm_kernels.cli.report import bars, solid
 
     console = Console(highlight=False)
-    console.print(f"{report['model']} on {report['data']}, {executor}", markup=False)
+    console.print(f"{title}, {executor}", markup=False)
     both = [adaptive] if fixed is None else [adaptive, fixed]
     table = Table("", f"halting ({adaptive.policy})", *["fixed steps (official)"] * (len(both) - 1))
     for name, show in ROWS:

@@ -12,6 +12,8 @@ from rtm_kernels.cli.source import read_all
 from rtm_kernels.data.dataset import IGNORE_LABEL, PuzzleDataset
 from rtm_kernels.data.task import Task
 from rtm_kernels.errors import InputError, require
+from rtm_kernels.train.banks import load_bank, task_of_sources
+from rtm_kernels.train.configure import source_of
 
 MAX_ORIGINS = 40
 """Values of a csv file's source column that are still reported one by one."""
@@ -52,6 +54,19 @@ def read_labelled(paths: Sequence[Path], task: Task, limit: int | None) -> Label
         np.concatenate([part.identifiers for part in parts]),
         [source for part in parts for source in part.sources],
     )
+
+
+def generated(assignments: Sequence[str], task: Task) -> Labelled:
+    """Puzzles of a source of training, whose fields are given as key=value.
+
+    Errors: `InputError` for what no source has, or one of another task than `task`.
+    """
+    source = source_of(assignments)
+    own = task_of_sources([source])
+    require(own.name == task.name, "--generate", own.name, f"puzzles of the model's task {task.name}")
+    inputs, labels = load_bank(source)
+    identifiers = np.zeros(len(inputs), dtype=np.int32)
+    return Labelled(inputs, labels.astype(np.int32), identifiers, ["generated"] * len(inputs))
 
 
 def _file(path: Path, task: Task, limit: int | None) -> Labelled:

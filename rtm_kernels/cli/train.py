@@ -49,8 +49,8 @@ def train(
     Keys are fields of the recipe (--show prints them): lr, seed, data,
     model.hidden_size, stages.0.steps, stages.*.batch_size, contract.ponder.
     Ctrl-C saves a state and ends; --resume continues it bit for bit. The folder
-    gets recipe.json, metrics.csv, checkpoints, model, summary.json, curve.png and
-    the puzzles that were measured, unseen.csv.
+    gets recipe.json, metrics.csv, checkpoints, model, best, summary.json, curve.png
+    and the puzzles that were measured, unseen.csv.
     Under torchrun every process takes its share of each batch. With --minutes
     a run is done in slices: the same command begins it, or continues it.
 
@@ -174,16 +174,24 @@ def print_summary(summary: dict[str, Any]) -> None:
     speed = f", {summary['steps_per_second']} steps/s" if summary["steps_per_second"] else ""
     speed += f", {summary['samples_per_second']:.0f} samples/s" if "samples_per_second" in summary else ""
     speed += f", {summary['joules']:.0f} J" if "joules" in summary else ""
+    best = summary["best"]
+    trends = {
+        name: ", ".join(f"{n}: {values[n - 1]:.3f}" for n in marks) or "-"
+        for name, values in (("halt confidence", summary["halt_confidence_by_step"]),
+                             ("latent delta", summary["latent_delta_by_step"])) if values
+    }  # fmt: skip
     rows = {
         "exact on unseen puzzles": unseen,
+        "best": f"{100 * best['exact_accuracy']:.2f} % after step {best['step']}, {best['model']}" if best else "-",
         "depths in training": ", ".join(f"{d}: {n}" for d, n in summary["depth_histogram"].items()) or "-",
         "by ACT steps": ", ".join(f"{n}: {100 * curve[n - 1]:.2f} %" for n in marks) or "-",
+        **trends,
         "training loss": "-" if summary["loss"] is None else f"{summary['loss']:.4f} (mean of the last 50 steps)",
         "steps": f"{summary['steps']}, {summary['skipped_steps']} of them skipped",
         "time": f"{summary['seconds']:.0f} s{speed}",
         "model": f"{summary['model']}, {summary['parameters']:,} parameters",
         "picture": summary["picture"] or "none",
-        "again": f"rtm eval {summary['unseen_data']} --model {summary['model']}" if curve else "-",
+        "again": f"rtm eval {summary['unseen_data']} --model {Path(summary['model']).parent}" if curve else "-",
         "next": f"rtm solve --model {summary['model']} PUZZLES",
     }
     print_table(terminal, rows)

@@ -11,9 +11,8 @@ import numpy as np
 
 from rtm_kernels.data.dataset import Examples
 from rtm_kernels.data.files import StrPath
-from rtm_kernels.data.maze import VOCABULARY, Maze, dihedral_indices
+from rtm_kernels.data.maze import Maze, dihedral_indices
 from rtm_kernels.data.sudoku import Sudoku, augment, read_boards, solve
-from rtm_kernels.data.sudoku.canonical import canonical
 from rtm_kernels.data.task import Pair, Puzzle
 from rtm_kernels.data.write import write_splits
 from rtm_kernels.errors import InputError, require
@@ -44,13 +43,14 @@ def build_sudoku(
     """
     rng = np.random.default_rng(seed)
     puzzles, solutions = _boards(source, size, min_rating)
-    keys = _keys(puzzles, solutions)
+    task = Sudoku(size)
+    keys = _sudoku_keys(task, puzzles, solutions)
     if isinstance(test, int):
         held_out, rest = _split(keys, test, rng)
         test_boards, test_keys = (puzzles[held_out], solutions[held_out]), keys[held_out]
     else:
         test_boards, rest = _boards(test, size, min_rating), np.arange(len(puzzles))
-        test_keys = _keys(*test_boards)
+        test_keys = _sudoku_keys(task, *test_boards)
     kept = _without_twins(keys, rest, test_keys)
     dropped = len(rest) - len(kept)
     if subsample is not None:
@@ -67,7 +67,7 @@ def build_sudoku(
         "train": Examples.of_single(inputs, labels, 1 + augmentations),
         "test": Examples.of_single(test_boards[0] + np.uint8(1), test_boards[1] + np.uint8(1)),
     }
-    write_splits(out, splits, Sudoku(size).vocab_size, made_by, overwrite)
+    write_splits(out, splits, task.vocab_size, made_by, overwrite)
     return {"train": len(inputs), "test": len(test_boards[0]), "twins_dropped": dropped}
 
 
@@ -88,22 +88,22 @@ def build_maze(
     are dropped. `augmented` writes all eight symmetries of each training maze as one group.
     """
     rng = np.random.default_rng(seed)
-    mazes, answers = _mazes(source, side)
+    task, (mazes, answers) = Maze(side), _mazes(source, side)
     turns = dihedral_indices(side)
-    keys = np.array([min(maze[turn].tobytes() for turn in turns) for maze in mazes], dtype=object)
+    keys = task.keys(mazes, answers)
     if isinstance(test, int):
         held_out, rest = _split(keys, test, rng)
         tested, test_keys = (mazes[held_out], answers[held_out]), keys[held_out]
     else:
         tested, rest = _mazes(test, side), np.arange(len(mazes))
-        test_keys = np.array([min(maze[turn].tobytes() for turn in turns) for maze in tested[0]], dtype=object)
+        test_keys = task.keys(*tested)
     kept = _without_twins(keys, rest, test_keys)
     views = turns if augmented else turns[:1]
     inputs, labels = (part[kept][:, views].reshape(-1, side * side) for part in (mazes, answers))
     made_by = {"builder": "maze", "source": _name(source), "test": _name(test), "side": side, "augmented": augmented,
                "seed": seed}  # fmt: skip
     splits = {"train": Examples.of_single(inputs, labels, len(views)), "test": Examples.of_single(*tested)}
-    write_splits(out, splits, len(VOCABULARY) + 1, made_by, overwrite)
+    write_splits(out, splits, task.vocab_size, made_by, overwrite)
     return {"train": len(inputs), "test": len(tested[0]), "twins_dropped": len(rest) - len(kept)}
 
 
@@ -147,10 +147,8 @@ def _mazes(source: Boards, side: int) -> Pair:
     return mazes, answers
 
 
-def _keys(puzzles: np.ndarray, solutions: np.ndarray) -> np.ndarray:
-    """One key per puzzle, equal for symmetric ones; above size 9 only for equal ones."""
-    boards = canonical(puzzles, solutions) if puzzles.shape[1] <= 81 else puzzles
-    return np.array([board.tobytes() for board in boards], dtype=object)
+def _sudoku_keys(task: Sudoku, puzzles: np.ndarray, solutions: np.ndarray) -> np.ndarray:
+    return task.keys(puzzles + np.uint8(1), solutions + np.uint8(1))
 
 
 def _split(keys: np.ndarray, count: int, rng: np.random.Generator) -> Pair:

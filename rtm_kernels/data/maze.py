@@ -160,6 +160,7 @@ class Maze(Task):
     """Mazes of one side length as tokens: 0 padding, then `#`, open, `S`, `G`, `o`, as in the official data."""
 
     vocabulary = VOCABULARY
+    one_solution = False
 
     def __init__(self, side: int = 30) -> None:
         self.side = side
@@ -263,6 +264,10 @@ class Maze(Task):
         turn = rng.integers(0, 8, len(inputs))
         index = dihedral_indices(self.side)[turn]
         return np.take_along_axis(inputs, index, axis=1), np.take_along_axis(labels, index, axis=1)
+
+    def keys(self, inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        turns = dihedral_indices(self.side)
+        return np.array([min(maze[turn].tobytes() for turn in turns) for maze in inputs], dtype=object)
 
     def twin(self, tokens: np.ndarray, rng: np.random.Generator) -> Twin:
         """Turned and mirrored by one of the eight symmetries of the square."""

@@ -52,6 +52,8 @@ class Task(ABC):
     name: str
     vocabulary: str
     seq_len: int
+    one_solution: bool = True
+    """Whether a puzzle has one solution; else a label is one of several, and a twin of it need not be the twin's."""
 
     @property
     def vocab_size(self) -> int:
@@ -106,6 +108,10 @@ class Task(ABC):
     def augment(self, inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Pair:
         """A random symmetric twin of each pair of token rows [N, seq_len]; without symmetries, the pair itself."""
         return inputs, labels
+
+    def keys(self, inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """One key per pair of token rows [N, seq_len], equal for symmetric twins; here for equal puzzles only."""
+        return np.array([row.tobytes() for row in inputs], dtype=object)
 
     def twin(self, tokens: np.ndarray, rng: np.random.Generator) -> Twin | None:
         """A random symmetric twin of the puzzle `tokens`, whose solutions are those of the puzzle; None without."""

@@ -86,7 +86,7 @@ def load_checkpoint(trainer: Trainer, root: Path) -> Path:
     trainer.carries = [_carry(_part(own_part, f"carry{i}."), trainer.device) for i in range(len(trainer.carries))]
     trainer.step_count, trainer.score = int(scalars["step"]), float(scalars["score"])
     trainer.skipped, trainer.in_a_row = int(scalars["skipped"]), int(scalars["in_a_row"])
-    trainer.stream.load_state(scalars["stream"])
+    trainer.ahead.load_state(scalars["stream"])
     trainer.last_good = str(folder)
     torch.set_rng_state(own_part["rng"])
     if "rng_cuda" in own_part:
@@ -138,7 +138,7 @@ def _prune(root: Path, keep: int) -> None:
 def _scalars(trainer: Trainer) -> dict[str, Any]:
     return {
         "step": trainer.step_count,
-        "stream": trainer.stream.state(),
+        "stream": trainer.ahead.state(),
         "skipped": trainer.skipped,
         "in_a_row": trainer.in_a_row,
         "score": trainer.score,

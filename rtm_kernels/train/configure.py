@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from rtm_kernels.data.dataset import PuzzleDataset
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.train.contract import CONTRACTS, Contract
-from rtm_kernels.train.schema import Recipe
+from rtm_kernels.train.schema import Recipe, Source
 
 KIND = "kind"
 """Key that names the contract in a recipe's file."""
@@ -50,18 +52,25 @@ def override(recipe: Recipe, assignments: list[str]) -> Recipe:
     """The recipe with every `key=value` of `assignments` applied in order.
 
     A key is a field, or a dotted path to one: `lr`, `model.hidden_size`, `stages.0.steps`, `contract.ponder`,
-    `sources.easy.count`, `stages.*.batch_size` for all stages. Values are JSON, or bare words for text.
+    `sources.easy.count`, `stages.*.batch_size` for all stages. Values are JSON, or bare words for text; `none` is
+    nothing where a field may hold nothing (`grad_clip=none`), and a word elsewhere (`model.pos_encodings=none`).
 
     Errors: `InputError` naming the key, its value and what is allowed.
     """
     values = to_dict(recipe)
     for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals or not key:
-            raise InputError(f"override {assignment!r} is not allowed: expected key=value, e.g. lr=0.001")
-        _set(values, key, key.split("."), _parse(text))
+        _assign(values, assignment)
     changed: Recipe = build(Recipe, values, "")
     return changed
+
+
+def source_of(assignments: Sequence[str]) -> Source:
+    """A source with every `key=value` of `assignments`, as in `override`. Errors: `InputError` naming the key."""
+    values = to_dict(Source())
+    for assignment in assignments:
+        _assign(values, assignment)
+    source: Source = build(Source, values, "")
+    return source
 
 
 def fit_to_data(recipe: Recipe) -> Recipe:
@@ -81,16 +90,26 @@ def fit_to_data(recipe: Recipe) -> Recipe:
         return replace(recipe, model=model)
     examples = recipe.epochs * metadata.total_groups * metadata.mean_puzzle_examples
     factor = examples / sum(stage.steps * stage.batch_size for stage in recipe.stages)
-    stages = tuple(replace(stage, steps=max(1, int(stage.steps * factor))) for stage in recipe.stages)
-    return replace(recipe, model=model, stages=stages)
+    ends = [int(end * factor + 1e-9) for end in accumulate(stage.steps for stage in recipe.stages)]
+    stages = tuple(
+        replace(stage, steps=max(1, end - start))
+        for stage, start, end in zip(recipe.stages, [0, *ends], ends, strict=False)
+    )
+    return replace(recipe, model=model, stages=stages, eval_every=math.ceil(recipe.eval_every * factor))
+
+
+def _assign(values: Any, assignment: str) -> None:
+    key, equals, text = assignment.partition("=")
+    if not equals or not key:
+        raise InputError(f"override {assignment!r} is not allowed: expected key=value, e.g. lr=0.001")
+    _set(values, key, key.split("."), _parse(text))
 
 
 def _parse(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        words = {"none": None, "None": None, "True": True, "False": False}
-        return words.get(text, text)
+        return {"True": True, "False": False}.get(text, text)
 
 
 def _set(node: Any, key: str, path: list[str], value: Any) -> None:
@@ -121,7 +140,7 @@ def build(expected: Any, value: Any, key: str) -> Any:
         if set(arguments) == set(typing.get_args(Contract)):
             return _contract(value, key)
         options = [option for option in arguments if option is not types.NoneType]
-        return None if value is None and types.NoneType in arguments else build(options[0], value, key)
+        return None if value in (None, "none", "None") else build(options[0], value, key)
     if dataclasses.is_dataclass(expected):
         return _dataclass(expected, value, key)
     if origin is tuple:

@@ -19,7 +19,7 @@ from rtm_kernels.train.compiling import compile_stacks
 from rtm_kernels.train.observe import CONFIDENCE, DELTA, DEPTH
 from rtm_kernels.train.optim import Average, why_not_captured
 from rtm_kernels.train.schema import Recipe, Stage
-from rtm_kernels.train.stream import build_stream
+from rtm_kernels.train.stream import Ahead, build_stream
 from rtm_kernels.train.update import CapturedUpdate, Rows, Update
 
 logger = logging.getLogger(__name__)
@@ -36,10 +36,12 @@ class Diverged(RTMError):
 class Trainer:
     """Holds all state of a run: model, moving average, optimisers, stream, carries and step count.
 
-    Under torch.distributed every rank draws the same global batch and works off its share; gradients are summed over
-    the ranks, as in the official code. `capture` records the steps of a recipe with `graph`, by default CUDA graphs.
+    Under torch.distributed every rank draws the same global batch and the same random numbers, and works off its share
+    of each part; gradients are summed over the ranks, as in the official code. So ranks train as one process does, but
+    for the rounding of sums. `capture` records the steps of a recipe with `graph`, by default CUDA graphs.
 
-    Errors: `BackendUnavailable` for `graph` where CUDA graphs cannot run, and for `native` where it cannot.
+    Errors: `InputError` for a batch that the ranks cannot share; `BackendUnavailable` for `graph` where CUDA graphs
+    cannot run, and for `native` where it cannot.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device | str = "cpu", capture: Capture | None = None) -> None:
@@ -49,10 +51,16 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device = recipe, torch.device(device)
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        shares = self.world_size * recipe.accumulate
+        for stage in recipe.stages:
+            allowed = f"a multiple of {shares}, the ranks times accumulate"
+            require(stage.batch_size % shares == 0, "batch_size", stage.batch_size, allowed)
         self.model = build_model(recipe).to(self.device).train()
+        self.model.rank, self.model.world_size = self.rank, self.world_size
         self.head = recipe.contract.head(self.model, recipe.loss).to(self.device)
         self.update = Update(self.model, recipe)
         self.stream = build_stream(recipe)
+        self.ahead = Ahead(self.stream)
         self.carries: list[Carry | None] = [None] * recipe.accumulate
         self.step_count = self.skipped = self.in_a_row = 0
         self.score = -1.0
@@ -82,7 +90,9 @@ class Trainer:
         """
         stage, _ = self.recipe.stage_at(self.step_count)
         self._enter(stage)
-        sums, norm = self._finish(*self._gradients(stage))
+        found = self._gradients(stage)
+        self._prepare()
+        sums, norm = self._finish(*found)
         self.step_count += 1
         return {"grad_norm": norm, "skipped": float(self.skipped), **_means(sums, stage.batch_size)}
 
@@ -106,16 +116,22 @@ class Trainer:
         size = stage.batch_size // self.recipe.accumulate // self.world_size
         self.carries = [c if c is not None and len(c.halted) == size else None for c in self.carries]
 
+    def _prepare(self) -> None:
+        """Draw the batch of the next step while a GPU works on this one."""
+        following = self.step_count + 1
+        if following < self.recipe.total_steps:
+            stage, _ = self.recipe.stage_at(following)
+            self.ahead.prepare(stage.batch_size, stage.mix)
+
     def _gradients(self, stage: Stage) -> tuple[dict[str, Tensor], Rows | None]:
         """Backward over the parts of a global batch: sums of metrics, and puzzle rows with gradients."""
-        batch = self.stream.batch(stage.batch_size, stage.mix)
-        size = stage.batch_size // self.world_size
-        share = {k: v[self.rank * size : (self.rank + 1) * size].to(self.device) for k, v in batch.items()}
-        parts = zip(*(v.chunk(self.recipe.accumulate) for v in share.values()), strict=True)
+        batch = self.ahead.batch(stage.batch_size, stage.mix)
+        whole = zip(*(v.chunk(self.recipe.accumulate) for v in batch.values()), strict=True)
         sums: dict[str, Tensor] = {}
         rows: list[Rows] = []
-        for i, values in enumerate(parts):
-            part = dict(zip(share, values, strict=True))
+        for i, values in enumerate(whole):
+            share = (value.chunk(self.world_size)[self.rank].to(self.device) for value in values)
+            part = dict(zip(batch, share, strict=True))
             carry = self.carries[i]
             if carry is None:
                 carry = self.model.initial_carry(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from rtm_kernels.config import ModelConfig
@@ -52,27 +53,33 @@ TRM = ModelConfig(
     mixer="attention", pos_encodings="rope", puzzle_emb_ndim=512, puzzle_emb_len=16, forward_dtype="bfloat16",
 )  # fmt: skip
 TRM_MLP = replace(TRM, mixer="mlp", pos_encodings="none")
+TRM_MAZE = replace(TRM, vocab_size=6, seq_len=900)
+TRM_ARC = replace(TRM, vocab_size=12, seq_len=900)
 HRM = replace(
     TRM, arch="hrm", layers={"H_level": 4, "L_level": 4}, H_cycles=2, L_cycles=2, puzzle_emb_len=0,
     halting="q_continue", q_continue_target=True,
 )  # fmt: skip
+HRM_MAZE = replace(HRM, vocab_size=6, seq_len=900)
+HRM_ARC = replace(HRM, vocab_size=12, seq_len=900)
 TRANSFORMER = replace(
-    TRM, arch="transformer", layers={"H_level": 8}, H_cycles=1, L_cycles=1, puzzle_emb_len=0, halting="q_continue"
-)
+    TRM, arch="transformer", layers={"H_level": 8}, H_cycles=1, L_cycles=1, puzzle_emb_len=0, halting="q_continue",
+    q_continue_target=True,
+)  # fmt: skip
+"""The baseline of the TRM repository, with 8 heads: its 12 do not divide 512."""
 
 
 def official(
     model: ModelConfig, epochs: int, eval_epochs: int, *, batch_size: int = 768, groups: int = 1000, lr: float = 1e-4,
-    puzzle_lr: float = 1e-4, decay: float = 1.0, optimizer: str = "adam_atan2",
+    puzzle_lr: float = 1e-4, decay: float = 1.0, optimizer: str = "adam_atan2", ema: float = 0.999,
 ) -> Recipe:  # fmt: skip
-    """A run of the official `pretrain.py`: constant rate after warm-up, no clipping, moving average 0.999.
+    """A run of the official `pretrain.py`: constant rate after warm-up, no clipping.
 
     Steps are for a data set of `groups` puzzles of one example; `fit_to_data` counts again.
     """
     per_epoch = groups / batch_size
     return Recipe(
         model=model, data="", epochs=epochs, optimizer=optimizer, lr=lr, puzzle_lr=puzzle_lr, weight_decay=decay,
-        puzzle_weight_decay=decay, warmup_steps=2000, grad_clip=None, ema=0.999,
+        puzzle_weight_decay=decay, warmup_steps=2000, grad_clip=None, ema=ema,
         eval_every=int(eval_epochs * per_epoch),
         stages=(
             Stage(steps=int(epochs * per_epoch), batch_size=batch_size, mix={"all": 1.0},
@@ -81,47 +88,66 @@ def official(
     )  # fmt: skip
 
 
+def arc(model: ModelConfig, groups: int, optimizer: str = "adam_atan2", ema: float = 0.999) -> Recipe:
+    """An official run on ARC."""
+    return official(
+        model, 100_000, 10_000, puzzle_lr=1e-2, decay=0.1, groups=groups, optimizer=optimizer, ema=ema,
+    )  # fmt: skip
+
+
 HRM_SUDOKU_FULL = replace(
     official(replace(HRM, L_cycles=8, pos_encodings="learned", halt_max_steps=8), 100, 10, batch_size=2304, lr=3e-4,
-             decay=0.1, groups=3_831_994),
+             puzzle_lr=3e-4, decay=0.1, groups=3_831_994, ema=0.0),
     loss="softmax_cross_entropy", min_lr_ratio=0.1,
 )  # fmt: skip
 
 
-def growth(total: int, batch_size: int, H: tuple[float, ...], L: tuple[float, ...]) -> tuple[Stage, ...]:
-    """RSM's growing depth as stages: from 2 and 2 cycles, one more at each of these percentages of the steps."""
-    at = sorted({0.0, *H, *L})
-    ends = [*at[1:], 100.0]
-    return tuple(
-        Stage(
-            steps=round(end * total / 100) - round(start * total / 100), batch_size=batch_size, mix={"all": 1.0},
-            halt_max_steps=1, H_cycles=2 + sum(p <= start for p in H), L_cycles=2 + sum(p <= start for p in L),
-        )
-        for start, end in zip(at, ends, strict=True)
-    )  # fmt: skip
+def growth(total: int, batch_size: int, H: tuple[float, ...], L: tuple[float, ...], ramp: int = 0) -> tuple[Stage, ...]:
+    """RSM's growing depth as stages: from 2 and 2 cycles, one more at each of these percentages of the steps.
+
+    The n-th step is of the new depth when 100 n / total has reached its percentage. Over `ramp` steps after each
+    growth the learning rate rises again from 0.
+    """
+    at = sorted({*H, *L})
+    starts = [0, *(math.ceil(percent * total / 100) - 1 for percent in at)]
+    stages: list[Stage] = []
+    for start, end, percent in zip(starts, [*starts[1:], total], [0.0, *at], strict=True):
+        outer, inner = (2 + sum(p <= percent for p in grown) for grown in (H, L))
+        rising = min(ramp, end - start) if start else 0
+        pieces = ((rising, (0.0, rising / ramp if ramp else 1.0)), (end - start - rising, (1.0, 1.0)))
+        stages += [
+            Stage(steps=steps, batch_size=batch_size, mix={"all": 1.0}, halt_max_steps=1, lr=lr, H_cycles=outer,
+                  L_cycles=inner)
+            for steps, lr in pieces if steps
+        ]  # fmt: skip
+    return tuple(stages)
 
 
+RSM_H = (20.1, 40.1, 55.1, 65.1, 75.1, 85.1)
+RSM_L = (30.1, 50.1, 70.1, 80.1, 84.1, 86.1, 88.1, 90.1, 92.1, 94.1)
 RSM_SUDOKU = Recipe(
     model=replace(
         TRM_MLP, arch="rsm", layers={"core": 1}, H_cycles=8, L_cycles=12, norm_axis="hidden", tied_lm_head=True,
         halting="settle",
     ),
     data="", epochs=2, contract=FinalLoss(prob_detach_prev_H=0.99),
-    stages=growth(
-        14_969, 512, (20.1, 40.1, 55.1, 65.1, 75.1, 85.1),
-        (30.1, 50.1, 70.1, 80.1, 84.1, 86.1, 88.1, 90.1, 92.1, 94.1),
+    stages=growth(14_968, 512, RSM_H, RSM_L),
+    optimizer="adam_atan2", lr=1e-3, puzzle_lr=1e-4, betas=(0.8, 0.9), weight_decay=0.1, puzzle_weight_decay=1.0,
+    warmup_steps=2000, min_lr_ratio=0.02, grad_clip=1.0, ema=0.999, eval_every=500, eval_steps=1,
+)  # fmt: skip
+RSM_MAZE = replace(
+    RSM_SUDOKU,
+    model=replace(
+        RSM_SUDOKU.model, vocab_size=6, seq_len=900, layers={"core": 2}, H_cycles=9, L_cycles=5, mixer="attention",
+        pos_encodings="rope",
     ),
-    optimizer="adam_atan2", lr=1e-3, puzzle_lr=1e-4, betas=(0.8, 0.9), weight_decay=0.1, puzzle_weight_decay=0.1,
-    warmup_steps=2000, min_lr_ratio=0.02, grad_clip=1.0, ema=0.999,
+    epochs=500, contract=FinalLoss(prob_detach_prev_H=1.0), weight_decay=1.0, eval_every=200,
+    stages=growth(3_906, 128, (*RSM_H, 95.1), (30.1, 50.1, 70.1), ramp=200),
 )  # fmt: skip
 
 SUDOKU_FULL = replace(
     RSM_SUDOKU, model=replace(RSM_SUDOKU.model, puzzle_emb_ndim=0, puzzle_emb_len=0, halting="q"), epochs=None,
-    augment=True, stages=growth(
-        15_000, 512, (20.1, 40.1, 55.1, 65.1, 75.1, 85.1),
-        (30.1, 50.1, 70.1, 80.1, 84.1, 86.1, 88.1, 90.1, 92.1, 94.1),
-    ),
-    eval_every=500, eval_steps=4,
+    augment=True, stages=growth(15_000, 512, RSM_H, RSM_L), eval_every=500, eval_steps=4,
 )  # fmt: skip
 SUDOKU_FULL_HALTING = replace(
     SUDOKU_FULL,
@@ -168,9 +194,6 @@ RINS_SUDOKU = replace(
     eval_steps=1,
 )
 
-TRM_MAZE = replace(TRM, vocab_size=6, seq_len=900)
-TRM_ARC = replace(TRM, vocab_size=12, seq_len=900)
-
 PRESETS: dict[str, Recipe] = {
     "sudoku-4x4": SUDOKU_4X4,
     "sudoku-small": SUDOKU_SMALL,
@@ -179,13 +202,19 @@ PRESETS: dict[str, Recipe] = {
     "trm-sudoku-attention": official(TRM, 50_000, 5_000),
     "trm-maze-paper": official(TRM_MAZE, 60_000, 6_000, optimizer="adamw"),
     "trm-maze-repo": official(replace(TRM_MAZE, L_cycles=4), 50_000, 5_000),
-    "trm-arc-paper": official(TRM_ARC, 100_000, 10_000, puzzle_lr=1e-2, decay=0.1, groups=960, optimizer="adamw"),
-    "trm-arc-repo": official(replace(TRM_ARC, L_cycles=4), 100_000, 10_000, puzzle_lr=1e-2, decay=0.1, groups=960),
-    "hrm-sudoku": official(HRM, 20_000, 2_000),
+    "trm-arc-paper": arc(TRM_ARC, 960, optimizer="adamw"),
+    "trm-arc-repo": arc(replace(TRM_ARC, L_cycles=4), 960),
+    "trm-arc2-paper": arc(TRM_ARC, 1280, optimizer="adamw"),
+    "trm-arc2-repo": arc(replace(TRM_ARC, L_cycles=4), 1280),
+    "hrm-sudoku": official(HRM, 20_000, 2_000, ema=0.0),
+    "hrm-sudoku-laptop": official(HRM, 20_000, 2_000, batch_size=384, lr=7e-5, puzzle_lr=7e-5, ema=0.0),
     "hrm-sudoku-full": HRM_SUDOKU_FULL,
-    "hrm-maze": official(replace(HRM, vocab_size=6, seq_len=900), 20_000, 2_000),
+    "hrm-maze": official(HRM_MAZE, 20_000, 2_000, ema=0.0),
+    "hrm-arc": arc(HRM_ARC, 960, ema=0.0),
+    "hrm-arc2": arc(HRM_ARC, 1120, ema=0.0),
     "transformer-sudoku": official(TRANSFORMER, 20_000, 2_000),
     "rsm-sudoku": RSM_SUDOKU,
+    "rsm-maze": RSM_MAZE,
     "sudoku-full": SUDOKU_FULL,
     "sudoku-full-halting": SUDOKU_FULL_HALTING,
     "rtm-sudoku": RTM_SUDOKU,

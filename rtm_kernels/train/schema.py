@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rtm_kernels.config import ModelConfig
@@ -12,22 +12,31 @@ from rtm_kernels.interop.loss_head import LOSSES
 from rtm_kernels.train.contract import Contract, DeepSupervision
 
 OPTIMIZERS = ("adamw", "adam_atan2", "muon")
+TASKS: dict[str, Sequence[int]] = {"sudoku": (4, 9, 16, 25), "maze": range(2, 65)}
+"""Tasks of sources, and the sides that their puzzles may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A bank of Sudoku puzzles: generated from a seed at a difficulty, or read from a csv file with solutions."""
+    """A bank of puzzles of side `size`: generated from a seed, or read from a csv file with solutions.
 
+    `difficulty` and `clues` say which Sudokus are generated; `path_cells`, which mazes: the least cells on a shortest
+    path.
+    """
+
+    task: str = "sudoku"
     difficulty: str = "singles"
     clues: tuple[int, int] | None = None
+    path_cells: int | None = None
     count: int = 30_000
     seed: int = 0
     path: str | None = None
     size: int = 9
 
     def __post_init__(self) -> None:
+        one_of("task", self.task, TASKS)
         require(self.count >= 1, "count", self.count, "at least 1")
-        one_of("size", self.size, (4, 9, 16, 25))
+        require(self.size in TASKS[self.task], "size", self.size, f"a side of a {self.task}: {TASKS[self.task]}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +79,7 @@ class Recipe:
     blocks' matrices (torch.optim.Muon, scaled to AdamW's root mean square); every other parameter is then updated by
     AdamW at `aux_lr`. Puzzle embeddings are trained by sign-SGD at `puzzle_lr`. Each batch is worked off in
     `accumulate` parts. `data` is a folder in the official layout ("": still to be given), and `epochs` over it set
-    the number of steps; without it the Sudoku `sources` are drawn from, and `test` is a source of which no puzzle,
+    the number of steps; without it the `sources` are drawn from, and `test` is a source of which no puzzle,
     nor a symmetric twin of one, is trained on. Every `eval_every` steps,
     and at the end, the moving average is measured on up to `eval_limit` test puzzles for `eval_steps` ACT steps.
     `init` starts from the weights of a saved model of the same sizes (bundled name, folder or hub id), else from random

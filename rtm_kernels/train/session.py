@@ -12,11 +12,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
-from rtm_kernels.data.sudoku import to_text
 from rtm_kernels.errors import BackendUnavailable, InputError, require
 from rtm_kernels.train.checkpoint import clean, load_checkpoint, save_checkpoint
 from rtm_kernels.train.configure import fit_to_data, load_recipe, save_recipe
@@ -26,12 +24,12 @@ from rtm_kernels.train.observe import DEPTH
 from rtm_kernels.train.plot import plot_run
 from rtm_kernels.train.schema import Recipe
 from rtm_kernels.train.speed import Speed
-from rtm_kernels.train.stream import Arrays
+from rtm_kernels.train.stream import Arrays, DatasetStream
 from rtm_kernels.train.telemetry import MEASURED, Callback, CsvLog, read_csv
 
-RECIPE, METRICS, STATES, MODEL, PICTURE, SUMMARY, UNSEEN, SPEED, CURVES = (
-    "recipe.json", "metrics.csv", "checkpoints", "model", "curve.png", "summary.json", "unseen.csv", "speed.csv",
-    "evaluations.jsonl",
+RECIPE, METRICS, STATES, MODEL, BEST, PICTURE, SUMMARY, UNSEEN, SPEED, CURVES = (
+    "recipe.json", "metrics.csv", "checkpoints", "model", "best", "curve.png", "summary.json", "unseen.csv",
+    "speed.csv", "evaluations.jsonl",
 )  # fmt: skip
 
 
@@ -106,6 +104,8 @@ def run(
             trainer.score = measured.exact[-1]
             metrics |= {name: row[-1] for name, row in zip(MEASURED, astuple(measured), strict=True) if row}
             if leading:
+                if trainer.score > best_evaluation(out / CURVES)[1]:
+                    export(trainer, out / BEST)
                 with (out / CURVES).open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"step": trainer.step_count, **asdict(measured)}) + "\n")
         for watcher in watchers:
@@ -132,6 +132,22 @@ def run(
     if test is not None and measured is None:
         measured = curves(trainer.averaged, test, recipe.eval_steps)
     return _finish(trainer, out, measured or Curves([], [], []), test, seconds, done, speed.totals)
+
+
+def export(trainer: Trainer, folder: Path) -> None:
+    """Save the moving average as a model, after training on a CPU one that computes in float32."""
+    model, own = trainer.averaged, trainer.averaged.config
+    try:
+        model.config = replace(own, forward_dtype="float32") if trainer.device.type == "cpu" else own
+        model.save_pretrained(folder, overwrite=True)
+    finally:
+        model.config = own
+
+
+def best_evaluation(path: Path) -> tuple[int, float]:
+    """Step and exact accuracy of the best evaluation so far, the first of equals; (0, -1) before any."""
+    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return max(((row["step"], row["exact"][-1]) for row in found), key=lambda row: row[1], default=(0, -1.0))
 
 
 def forget_later(path: Path, step: int) -> None:
@@ -168,17 +184,16 @@ def _finish(
     speed: dict[str, float],
 ) -> Outcome:  # fmt: skip
     """Export the moving average, write summary and picture."""
-    recipe, notes, by_step = trainer.recipe, [], measured.exact
-    model = trainer.averaged
-    if trainer.device.type == "cpu":
-        model.config = replace(recipe.model, forward_dtype="float32")
-    model.save_pretrained(out / MODEL, overwrite=True)
+    notes, by_step = [], measured.exact
+    export(trainer, out / MODEL)
+    step, exact = best_evaluation(out / CURVES)
     rows = read_csv(out / METRICS)
     taken = trainer.step_count - done
     tail = [row["loss"] for row in rows[-50:]]
     summary = {
         "model": str(out / MODEL),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "best": {"model": str(out / BEST), "step": step, "exact_accuracy": exact} if step else None,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "steps": trainer.step_count,
         "seconds": round(seconds, 2),
         "steps_per_second": round(taken / seconds, 3) if taken else None,
@@ -213,10 +228,12 @@ def depths(rows: list[dict[str, Any]]) -> dict[int, int]:
 
 def write_unseen(out: Path, trainer: Trainer, test: Arrays | None) -> str | None:
     """What `rtm eval` measures the model on: the data set, or the unseen puzzles as a csv file; None without any."""
-    if test is None or trainer.recipe.data is not None:
+    if test is None or isinstance(trainer.stream, DatasetStream):
         return trainer.recipe.data if test is not None else None
-    rows = (test[name].astype(np.uint8) - np.uint8(1) for name in ("inputs", "labels"))
-    pairs = (f"{to_text(puzzle)},{to_text(solution)}" for puzzle, solution in zip(*rows, strict=True))
+    text = trainer.stream.task.decode
+    pairs = (
+        f"{text(puzzle)},{text(solution)}" for puzzle, solution in zip(test["inputs"], test["labels"], strict=True)
+    )
     (out / UNSEEN).write_text("puzzle,solution\n" + "\n".join(pairs) + "\n", encoding="utf-8")
     return str(out / UNSEEN)
 

@@ -1,4 +1,4 @@
-"""Endless, seeded, resumable batches: banks of Sudokus under random symmetries, or an official-layout data set."""
+"""Endless, seeded, resumable batches: banks of puzzles under random symmetries, or an official-layout data set."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from torch import Tensor
 
 from rtm_kernels.data.dataset import PuzzleDataset
 from rtm_kernels.data.loader import Batch, TrainLoader
-from rtm_kernels.data.sudoku import augment, generate, read_boards, solve
-from rtm_kernels.data.sudoku.canonical import canonical
-from rtm_kernels.data.task import Task, get_task, task_names
+from rtm_kernels.data.task import Pair, Task, get_task, task_names
 from rtm_kernels.errors import InputError, require
+from rtm_kernels.train.banks import load_bank, task_of_sources
 from rtm_kernels.train.schema import Recipe, Source
 
-Bank = tuple[np.ndarray, np.ndarray]
 Arrays = dict[str, np.ndarray]
 
 
@@ -35,49 +33,62 @@ class Stream(Protocol):
         """Continue from a position that `state` returned."""
 
 
-def load_bank(source: Source) -> Bank:
-    """Puzzles and solutions of a source, uint8 [N, cells] each, 0 = blank.
+class Ahead:
+    """A stream whose next batch is drawn while a device still works on the last one; its position hides that."""
 
-    Errors: `InputError` when a csv file cannot be read, or holds a puzzle without a unique solution.
-    """
-    if source.path is None:
-        return generate(
-            source.count, seed=source.seed, difficulty=source.difficulty, clues=source.clues, size=source.size
-        )
-    puzzles, solutions = read_boards(source.path, size=source.size)
-    unsolved = np.flatnonzero(~solutions.any(axis=1))
-    counts, solutions[unsolved] = solve(puzzles[unsolved])
-    require(bool((counts == 1).all()), "path", source.path, "puzzles with exactly one solution")
-    return puzzles[: source.count], solutions[: source.count]
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self._drawn: tuple[int, dict[str, float], dict[str, Tensor]] | None = None
+        self._before = ""
+
+    def prepare(self, size: int, mix: Mapping[str, float]) -> None:
+        """Draw the batch that the next call of `batch` with these arguments gives."""
+        self._before = self.state()
+        self._drawn = (size, dict(mix), self.batch(size, mix))
+
+    def batch(self, size: int, mix: Mapping[str, float]) -> dict[str, Tensor]:
+        """The prepared batch, or without one of these arguments a new one from the same position."""
+        drawn, self._drawn = self._drawn, None
+        if drawn is None:
+            return self.stream.batch(size, mix)
+        if drawn[:2] == (size, dict(mix)):
+            return drawn[2]
+        self.stream.load_state(self._before)
+        return self.stream.batch(size, mix)
+
+    def state(self) -> str:
+        """The position, as text, before a batch that was prepared and not taken."""
+        return self.stream.state() if self._drawn is None else self._before
+
+    def load_state(self, state: str) -> None:
+        """Continue from a position that `state` returned."""
+        self._drawn = None
+        self.stream.load_state(state)
 
 
-def classes(bank: Bank) -> np.ndarray:
-    """One key per puzzle, equal for puzzles that are symmetric twins (above size 9 only for equal ones)."""
-    puzzles = bank[0] if bank[0].shape[1] > 81 else canonical(*bank)
-    return np.array([row.tobytes() for row in puzzles], dtype=object)
-
-
-class SudokuStream:
+class BankStream:
     """Draws batches from banks: source by weight, puzzle uniformly, then a random symmetric twin of it.
 
+    Mazes are left as they are: among equally short paths their label prefers one side, and a twin's another.
     With `test`, every puzzle that is a symmetric twin of one of its puzzles is taken out of the banks.
     """
 
     def __init__(self, sources: Mapping[str, Source], seed: int, test: Source | None = None) -> None:
         self.sources, self.test = sources, test
-        self.banks: dict[str, Bank] = {}
-        self.held_out: Bank | None = None
+        self.task = task_of_sources([*sources.values(), *([test] if test else [])])
+        self.banks: dict[str, Pair] = {}
+        self.held_out: Pair | None = None
         self._held_keys: set[object] = set()
         self.rng = np.random.default_rng(seed)
         if test is not None:
             bank = load_bank(test)
-            keys = classes(bank)
+            keys = self.task.keys(*bank)
             first = np.sort(np.unique(keys, return_index=True)[1])
             self.held_out = (bank[0][first], bank[1][first])
             self._held_keys = set(keys.tolist())
 
     def batch(self, size: int, mix: Mapping[str, float]) -> dict[str, Tensor]:
-        """`inputs` and `labels` [size, cells] int32 (token = digit + 1), `puzzle_identifiers` [size] zeros."""
+        """`inputs` and `labels` [size, seq_len], `puzzle_identifiers` [size] zeros, int32."""
         names = list(mix)
         weights = np.array([mix[n] for n in names], dtype=np.float64)
         counts = self.rng.multinomial(size, weights / weights.sum())
@@ -88,14 +99,19 @@ class SudokuStream:
             drawn.append((puzzles[index], solutions[index]))
         puzzles, solutions = (np.concatenate(part) for part in zip(*drawn, strict=True))
         order = self.rng.permutation(size)
-        puzzles, solutions = augment(puzzles[order], solutions[order], self.rng)
-        return tensors(_arrays((puzzles, solutions)))
+        return tensors(self._twins((puzzles[order], solutions[order]), self.rng))
 
-    def _bank(self, name: str) -> Bank:
+    def _twins(self, bank: Pair, rng: np.random.Generator) -> Arrays:
+        """A batch of twins of puzzles and solutions."""
+        puzzles, solutions = self.task.augment(*bank, rng) if self.task.one_solution else bank
+        inputs, labels = puzzles.astype(np.int32), solutions.astype(np.int32)
+        return {"inputs": inputs, "labels": labels, "puzzle_identifiers": np.zeros(len(inputs), dtype=np.int32)}
+
+    def _bank(self, name: str) -> Pair:
         if name not in self.banks:
             bank = load_bank(self.sources[name])
             if self._held_keys:
-                kept = [i for i, key in enumerate(classes(bank).tolist()) if key not in self._held_keys]
+                kept = [i for i, key in enumerate(self.task.keys(*bank).tolist()) if key not in self._held_keys]
                 require(bool(kept), f"sources[{name!r}]", len(bank[0]), "a puzzle that is no twin of a test puzzle")
                 bank = (bank[0][kept], bank[1][kept])
             self.banks[name] = bank
@@ -106,7 +122,7 @@ class SudokuStream:
         if self.held_out is None:
             return None
         index = np.arange(limit) % len(self.held_out[0])
-        return _arrays(augment(self.held_out[0][index], self.held_out[1][index], np.random.default_rng(0)))
+        return self._twins((self.held_out[0][index], self.held_out[1][index]), np.random.default_rng(0))
 
     @property
     def unseen(self) -> str:
@@ -181,16 +197,11 @@ def task_of(dataset: PuzzleDataset) -> Task:
     return found[0]
 
 
-def build_stream(recipe: Recipe) -> SudokuStream | DatasetStream:
+def build_stream(recipe: Recipe) -> BankStream | DatasetStream:
     """The stream of a recipe: its data set, or else its sources."""
     if recipe.data is not None:
         return DatasetStream(recipe.data, recipe.seed, recipe.stages[0].batch_size, recipe.augment)
-    return SudokuStream(recipe.sources or {}, recipe.seed, recipe.test)
-
-
-def _arrays(bank: Bank) -> Arrays:
-    inputs, labels = (part.astype(np.int32) + 1 for part in bank)
-    return {"inputs": inputs, "labels": labels, "puzzle_identifiers": np.zeros(len(inputs), dtype=np.int32)}
+    return BankStream(recipe.sources or {}, recipe.seed, recipe.test)
 
 
 def tensors(arrays: Arrays) -> dict[str, Tensor]:

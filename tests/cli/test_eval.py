@@ -8,10 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 from rtm_kernels.cli.evaluate import Progress
+from rtm_kernels.cli.labelled import generated
 from rtm_kernels.cli.main import app
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.data.build_arc import build_arc
 from rtm_kernels.data.dataset import Examples, describe
+from rtm_kernels.data.sudoku import generate
 from rtm_kernels.data.task import get_task
 from rtm_kernels.data.write import write_dataset
 from rtm_kernels.model import RecursiveReasoner
@@ -118,6 +120,32 @@ def test_eval_refuses_data_it_cannot_score(rtm, tmp_path, content: str, expected
     assert result.exit_code == 2 and result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert expected in line
+
+
+@pytest.mark.usefixtures("oracle")
+def test_eval_generates_the_puzzles_that_it_is_told(rtm) -> None:
+    result = rtm("eval", "--generate", "count=5", "--generate", "seed=1001", "--generate", "clues=[30,36]", "--json",
+                 "--executor", "oracle")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["n"] == 5 and report["exact_accuracy"] == 1 and report["data"] == "count=5, seed=1001, clues=[30,36]"
+    inputs, labels = generate(5, seed=1001, difficulty="singles", clues=(30, 36))
+    made = generated(["count=5", "seed=1001", "clues=[30,36]"], get_task("sudoku"))
+    assert np.array_equal(made.inputs, inputs + 1) and np.array_equal(made.labels, labels + 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "either files to read or puzzles to --generate"),
+        (["--generate", "seeds=1"], "'seeds' is not one of task, difficulty"),
+        (["--generate", "task=maze"], "--generate='maze9' is not allowed: puzzles of the model's task sudoku"),
+        (["--generate", "count"], "expected key=value"),
+    ],
+)
+def test_eval_refuses_what_no_source_has(rtm, arguments: list[str], named: str) -> None:
+    result = rtm("eval", *arguments)
+    assert result.exit_code == 2 and named in result.stderr and len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.usefixtures("oracle")

@@ -52,10 +52,18 @@ def test_a_run_leaves_a_model_that_solves_and_everything_that_was_measured(tmp_p
     assert summary["samples_per_second"] > 0 and "joules" not in summary
     assert load_recipe(out / "recipe.json").model.hidden_size == 16
     assert from_pretrained(out / "model").config.forward_dtype == "float32"
+    marks = [(row["exact"][-1], -row["step"]) for row in evaluations]
+    best = {"model": str(out / "best"), "step": -max(marks)[1], "exact_accuracy": max(marks)[0]}
+    assert summary["best"] == best and from_pretrained(out / "best").config == from_pretrained(out / "model").config
     assert (out / "curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     again = CliRunner().invoke(app, ["eval", summary["unseen_data"], "--model", str(out / "model"), "--max-steps", "2",
                                      "--json"])  # fmt: skip
     assert json.loads(again.stdout)["fixed"]["exact_accuracy"] == summary["exact_accuracy"]
+    both = CliRunner().invoke(app, ["eval", summary["unseen_data"], "--model", str(out), "--max-steps", "2", "--json"])
+    report = json.loads(both.stdout)
+    assert report["fixed"]["exact_accuracy"] == summary["exact_accuracy"]
+    assert report["best"]["fixed"]["exact_accuracy"] == best["exact_accuracy"]
+    assert "(best)" in CliRunner().invoke(app, ["eval", summary["unseen_data"], "--model", str(out)]).stdout
     solved = CliRunner().invoke(app, ["solve", "--model", str(out / "model"), "1...............", "--json"])
     assert solved.exit_code == 1 and json.loads(solved.stdout)["task"] == "sudoku4"
 
@@ -64,6 +72,7 @@ def test_a_person_sees_progress_and_a_table(tmp_path: Path) -> None:
     result = rtm(*SMALL, "--out", str(tmp_path / "run"))
     assert result.exit_code == 0
     assert "exact on unseen puzzles" in result.stdout and "twin trained on" in result.stdout
+    assert all(name in result.stdout for name in ("depths in training", "halt confidence", "latent delta", "best"))
     assert "step 7/7: loss" in result.stderr and "steps/s" in result.stderr
 
 
@@ -83,8 +92,8 @@ def test_an_interrupted_run_continues_to_the_same_bits(tmp_path: Path) -> None:
     assert stopped["interrupted"] and stopped["steps"] < 44 and "continue with: rtm train" in stderr
     assert rtm("sudoku-4x4", "--resume", "--out", str(cut), "--json").exit_code == 0
     assert (whole / "evaluations.jsonl").read_bytes() == (cut / "evaluations.jsonl").read_bytes()
-    for name in ("model.safetensors", "config.json"):
-        assert (whole / "model" / name).read_bytes() == (cut / "model" / name).read_bytes()
+    for name in ("model/model.safetensors", "model/config.json", "best/model.safetensors"):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
     with (whole / "metrics.csv").open() as a, (cut / "metrics.csv").open() as b:
         assert list(csv.DictReader(a)) == list(csv.DictReader(b))
 

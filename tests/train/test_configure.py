@@ -35,7 +35,7 @@ def test_a_recipe_that_goes_on_from_another_fits_its_weights() -> None:
 
 def test_the_stages_of_a_published_recipe_halt_where_its_model_does() -> None:
     for name, recipe in PRESETS.items():
-        if recipe.epochs is not None and name != "rsm-sudoku":
+        if recipe.epochs is not None and recipe.model.has_q_head:
             assert {stage.halt_max_steps for stage in recipe.stages} == {recipe.model.halt_max_steps}, name
     assert PRESETS["hrm-sudoku-full"].model.halt_max_steps == 8
 
@@ -45,8 +45,11 @@ def test_overrides_reach_every_kind_of_field() -> None:
         TINY,
         ["lr=3e-4", "model.hidden_size=24", "stages.1.steps=9", "stages.*.batch_size=8", "compile=true",
          "betas=[0.8,0.9]", "grad_clip=none", "sources.all.clues=[7, 9]",
-         "optimizer=muon", "stages.0.lr=[1, 0.5]", "sources.all.count=5"],
+         "optimizer=muon", "stages.0.lr=[1, 0.5]", "sources.all.count=5", "threads=none", "init=None"],
     )  # fmt: skip
+    assert changed.threads is None and changed.init is None
+    for word in ("none", "rope"):
+        assert override(changed, [f"model.pos_encodings={word}"]).model.pos_encodings == word
     assert (changed.lr, changed.model.hidden_size, changed.stages[1].steps) == (3e-4, 24, 9)
     assert [stage.batch_size for stage in changed.stages] == [8, 8]
     assert (changed.compile, changed.betas, changed.grad_clip) == (True, (0.8, 0.9), None)
@@ -73,6 +76,10 @@ def test_overrides_reach_every_kind_of_field() -> None:
         ("contract=fast", "contract.kind='fast' is not allowed"),
         ("contract=final_loss", "arch='trm'"),
         ("stages.0.batch_size=0", "batch_size=0 is not allowed"),
+        ("lr=none", "lr='none' is not allowed: expected a number"),
+        ("model.pos_encodings=null", "model.pos_encodings=None is not allowed: expected text"),
+        ("sources.all.size=5", "size=5 is not allowed: a side of a sudoku"),
+        ("sources.all.task=chess", "task='chess' is not allowed: expected one of sudoku, maze"),
         ("ema=2", "ema=2.0 is not allowed: 0 to 1"),
         ("accumulate=3", "a divisor of batch_size=4"),
     ],
@@ -90,5 +97,9 @@ def test_a_recipe_takes_sizes_and_steps_from_its_data(tmp_path: Path) -> None:
     assert (fitted.model.vocab_size, fitted.model.seq_len, fitted.model.num_puzzle_identifiers) == (6, 16, 1)
     inputs = np.load(tmp_path / "data" / "train" / "all__inputs.npy")
     assert fitted.total_steps == 100 * len(inputs) // 3 // 10
+    every = recipe.eval_every / recipe.total_steps * fitted.total_steps
+    assert fitted.eval_every == pytest.approx(every, abs=1)
+    grown = fit_to_data(override(PRESETS["rsm-sudoku"], [f"data={tmp_path / 'data'}", "epochs=3000"]))
+    assert grown.total_steps == 3000 * len(inputs) // 3 // 512, "stages of growing depth sum up to the published length"
     with pytest.raises(InputError, match="data=''"):
         fit_to_data(PRESETS["trm-sudoku-repo"])

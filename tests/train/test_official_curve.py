@@ -12,6 +12,7 @@ from rtm_kernels.ops.adam_atan2.api import AdamATan2, SparseSignSGD
 from rtm_kernels.train.contract import DeepSupervision, FinalLoss
 from rtm_kernels.train.loop import Trainer
 from rtm_kernels.train.schema import Recipe, Source, Stage
+from rtm_kernels.train.stream import Ahead
 from tests.interop.official_structure import RSM, LossHead, Reasoner, batch, config_of
 
 STEPS, SIZE, WARMUP, LR, PUZZLE_LR, DECAY = 60, 4, 10, 1e-3, 1e-2, 0.1
@@ -26,6 +27,9 @@ class Batches:
     def batch(self, size, mix):
         self.drawn += 1
         return batch(self.config, self.drawn)
+
+    def state(self):
+        return str(self.drawn)
 
 
 def official_curve(config, head) -> list[float]:
@@ -73,7 +77,7 @@ def test_sixty_steps_give_the_official_loss_curve(name: str) -> None:
     trainer = Trainer(recipe)
     state = {k.removeprefix("inner."): v.clone() for k, v in official.state_dict().items()}
     trainer.model.load_state_dict(state)
-    trainer.stream = Batches(config)  # type: ignore[assignment]
+    trainer.ahead = Ahead(Batches(config))  # type: ignore[arg-type]
     head = MeanLossHead(official).train()
     expected = official_curve(config, head)
     found = [trainer.step()["loss"] for _ in range(STEPS)]

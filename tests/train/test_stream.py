@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from rtm_kernels.data.build import build_sudoku
+from rtm_kernels.data.maze import Maze, solve
 from rtm_kernels.data.sudoku import generate, to_text
 from rtm_kernels.data.sudoku.canonical import canonical
 from rtm_kernels.errors import InputError
+from rtm_kernels.train.banks import load_bank
 from rtm_kernels.train.recipe import SUDOKU_4X4
 from rtm_kernels.train.schema import Source
-from rtm_kernels.train.stream import DatasetStream, SudokuStream, load_bank
+from rtm_kernels.train.stream import Ahead, BankStream, DatasetStream
 
 
 def keys(inputs, labels) -> set[bytes]:
@@ -23,7 +25,7 @@ def keys(inputs, labels) -> set[bytes]:
 
 
 def test_no_twin_of_an_unseen_4x4_puzzle_is_ever_trained_on() -> None:
-    stream = SudokuStream(SUDOKU_4X4.sources or {}, seed=0, test=SUDOKU_4X4.test)
+    stream = BankStream(SUDOKU_4X4.sources or {}, seed=0, test=SUDOKU_4X4.test)
     test = stream.test_arrays(1000)
     assert test is not None and len(test["inputs"]) == 1000
     unseen = keys(test["inputs"], test["labels"])
@@ -43,7 +45,7 @@ def test_a_csv_with_or_without_solutions_is_a_bank(size: int, tmp_path: Path) ->
     without.write_text("\n".join(to_text(p) for p in puzzles))
     for path in (with_solutions, without):
         found = load_bank(Source(path=str(path), size=size))
-        assert np.array_equal(found[0], puzzles) and np.array_equal(found[1], solutions)
+        assert np.array_equal(found[0], puzzles + 1) and np.array_equal(found[1], solutions + 1)
     without.write_text("." * size * size)
     with pytest.raises(InputError, match="exactly one solution"):
         load_bank(Source(path=str(without), size=size))
@@ -79,3 +81,43 @@ def test_the_test_split_of_a_data_set_is_what_is_measured(folder: str) -> None:
     assert arrays is not None and len(arrays["inputs"]) == 8 and (arrays["labels"] >= 2).all()
     few = stream.test_arrays(3)
     assert few is not None and np.array_equal(few["inputs"], arrays["inputs"][:3])
+
+
+def test_mazes_are_a_bank_whose_labels_stay_those_of_the_generator(tmp_path: Path) -> None:
+    sources = {"all": Source(task="maze", size=7, count=300, seed=1)}
+    stream = BankStream(sources, seed=0, test=Source(task="maze", size=7, count=40, seed=2))
+    task, batch = Maze(7), stream.batch(64, {"all": 1.0})
+    inputs, labels = batch["inputs"].numpy(), batch["labels"].numpy()
+    assert task.verify_tokens(inputs, labels).all()
+    assert np.array_equal(solve(inputs.reshape(-1, 7, 7)).reshape(-1, 49), labels)
+    unseen = stream.test_arrays(60)
+    assert unseen is not None and len(unseen["inputs"]) == 60
+    trained = set(task.keys(*stream.banks["all"]).tolist())
+    assert not trained & set(task.keys(unseen["inputs"].astype(np.uint8), unseen["labels"]).tolist())
+    assert len(stream.banks["all"][0]) <= 300
+    rows = [f"{task.decode(x)},{task.decode(y)}" for x, y in zip(inputs, labels, strict=True)]
+    (tmp_path / "mazes.csv").write_text("question,answer\n" + "\n".join(rows))
+    mazes, answers = load_bank(Source(task="maze", size=7, path=str(tmp_path / "mazes.csv"), count=50))
+    assert np.array_equal(mazes, inputs[:50]) and np.array_equal(answers, labels[:50])
+
+
+def test_sources_of_two_tasks_are_refused() -> None:
+    sources = {"all": Source(size=4, count=4, seed=1), "other": Source(task="maze", size=4, count=4)}
+    with pytest.raises(InputError, match="one task and size"):
+        BankStream(sources, seed=0)
+
+
+def test_a_batch_drawn_ahead_changes_nothing() -> None:
+    sources = {"all": Source(size=4, count=30, seed=1), "other": Source(size=4, count=30, seed=2)}
+    plain, ahead = BankStream(sources, seed=0), Ahead(BankStream(sources, seed=0))
+    calls = [(4, {"all": 1.0}), (4, {"all": 1.0}), (6, {"other": 1.0}), (6, {"all": 0.5, "other": 0.5})]
+    for number, (size, mix) in enumerate(calls):
+        assert ahead.state() == plain.state()
+        expected, found = plain.batch(size, mix), ahead.batch(size, mix)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        ahead.prepare(*calls[0] if number == 2 else calls[min(number + 1, 3)])  # once not what is asked for next
+        assert ahead.state() == plain.state()
+    state = ahead.state()
+    expected = plain.batch(5, {"all": 1.0})
+    ahead.load_state(state)
+    assert torch.equal(ahead.batch(5, {"all": 1.0})["inputs"], expected["inputs"])

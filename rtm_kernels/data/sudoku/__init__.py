@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from rtm_kernels.data.sudoku.canonical import canonical
 from rtm_kernels.data.sudoku.generate import generate, random_grids
 from rtm_kernels.data.sudoku.logic import LEVELS, rate
 from rtm_kernels.data.sudoku.parse import read_boards, read_puzzles
@@ -95,6 +96,12 @@ class Sudoku(Task):
         require(bool((tokens >= 1).all()), "tokens", 0, "boards to augment hold no padding")
         puzzles, solutions = augment(as_boards("inputs", inputs - 1), as_boards("labels", labels - 1), rng)
         return (puzzles + 1).astype(inputs.dtype), (solutions + 1).astype(labels.dtype)
+
+    def keys(self, inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """By canonical form; above size 9 equal for equal puzzles only."""
+        puzzles, solutions = self._boards(inputs), self._boards(labels)
+        boards = canonical(puzzles, solutions) if self.size <= 9 else puzzles
+        return np.array([board.tobytes() for board in boards], dtype=object)
 
     def twin(self, tokens: np.ndarray, rng: np.random.Generator) -> Twin:
         """Under a random element of the symmetry group: digits, bands, rows, stacks, columns, transposition."""
