@@ -21,11 +21,14 @@ CosSin = tuple[Tensor, Tensor]
 
 def trunc_normal(*shape: int, std: float) -> Tensor:
     """A tensor drawn from a normal truncated at two deviations, rescaled so that its deviation *is* `std`."""
+    draw = torch.empty(shape)
+    if draw.is_meta:  # a shape alone: drawing it would take a thousand times as long, and nothing comes of it
+        return draw
     low, high = (math.erf(bound / math.sqrt(2)) for bound in (-2.0, 2.0))
     mass = (high - low) / 2
     density = math.exp(-2.0) / math.sqrt(2 * math.pi)
     scale = std / math.sqrt(1 - 4 * density / mass)
-    draw = torch.empty(shape).uniform_(low, high).erfinv_().mul_(math.sqrt(2) * scale)
+    draw.uniform_(low, high).erfinv_().mul_(math.sqrt(2) * scale)
     return draw.clamp_(-2 * scale, 2 * scale)
 
 

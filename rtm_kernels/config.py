@@ -18,8 +18,10 @@ POSITIONS = ("none", "rope", "learned")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 HALTING = ("q", "q_continue", "settle", "cumulative_sequence", "cumulative_token", "fixed")
 LIMIT = 1 << 20
-MAX_STEPS = 1 << 18
+MAX_STEPS = 1 << 14
 """Most steps that the program of one ACT step may have."""
+MAX_BLOCKS = 256
+"""Most blocks of one stack, and most adapters."""
 
 
 def inner_width(width: int, expansion: float) -> int:
@@ -106,12 +108,15 @@ class ModelConfig:
         require(self.puzzle_emb_ndim <= room, "puzzle_emb_ndim", self.puzzle_emb_ndim, allowed)
         length = self.H_cycles * (self.L_cycles + 1)
         require(length <= MAX_STEPS, "H_cycles", self.H_cycles, f"H_cycles * (L_cycles + 1) at most {MAX_STEPS}")
+        few = not self.adapter_rank or self.H_cycles <= MAX_BLOCKS
+        require(few, "H_cycles", self.H_cycles, f"at most {MAX_BLOCKS} rounds with adapters")
         require(isinstance(self.layers, Mapping), "layers", self.layers, "a mapping from stack to number of blocks")
         object.__setattr__(self, "layers", dict(self.layers))
         wanted = tuple(name for name in self.program.stacks if not name.startswith(programs.ADAPTER))
         require(set(self.layers) == set(wanted), "layers", self.layers, f"one entry for each of the stacks {wanted}")
         for name, count in self.layers.items():
-            require(_is_int(count) and 1 <= count <= 256, f"layers[{name!r}]", count, "an integer from 1 to 256")
+            allowed = f"an integer from 1 to {MAX_BLOCKS}"
+            require(_is_int(count) and 1 <= count <= MAX_BLOCKS, f"layers[{name!r}]", count, allowed)
 
     @property
     def program(self) -> programs.Program:

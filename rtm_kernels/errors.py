@@ -4,9 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+SHOWN = 200
+"""Characters of a value that a message repeats."""
+LONGEST = 1500
+"""Characters of a message."""
+
 
 class RTMError(Exception):
-    """Base class of every error raised on purpose by this package."""
+    """Base class of every error raised on purpose by this package: its message is one printable line, not too long."""
+
+    def __init__(self, *args: object) -> None:
+        if args and isinstance(args[0], str):
+            args = (one_line(args[0]), *args[1:])
+        super().__init__(*args)
+
+
+def one_line(text: str) -> str:
+    """`text` without line ends and control characters, at most 1,500 characters of it: safe to print."""
+    line = " ".join(text[: 2 * LONGEST].splitlines())
+    return printable(line if len(line) <= LONGEST else f"{line[:LONGEST]}...")
+
+
+def printable(text: str) -> str:
+    """`text` without control characters, for messages."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 class InputError(RTMError, ValueError):
@@ -18,9 +39,12 @@ class BackendUnavailable(RTMError, RuntimeError):
 
 
 def require(condition: bool, name: str, value: object, allowed: str) -> None:
-    """Raise `InputError` naming the argument, its value and what is allowed, unless `condition` holds."""
+    """Raise `InputError` naming the argument, its value (at most 200 characters of it) and what is allowed, unless
+    `condition` holds."""
     if not condition:
-        raise InputError(f"{name}={value!r} is not allowed: {allowed}")
+        shown = repr(value)
+        shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
+        raise InputError(f"{name}={shown} is not allowed: {allowed}")
 
 
 def one_of(name: str, value: object, allowed: Iterable[object]) -> None:

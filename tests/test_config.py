@@ -117,7 +117,11 @@ def test_bad_fields_are_named(field: str, value: object, allowed: str) -> None:
             {"puzzle_emb_ndim": 1025, "puzzle_emb_len": 2},
             r"puzzle_emb_ndim=1025 .*puzzle_emb_len \* hidden_size = 1024",
         ),
-        ({"H_cycles": 1 << 17, "L_cycles": 2}, "H_cycles=131072 .*at most 262144"),
+        ({"H_cycles": 1 << 17, "L_cycles": 2}, "H_cycles=131072 .*at most 16384"),
+        (
+            {"arch": "rins", "layers": {"A": 1, "B": 1}, "adapter_rank": 2, "H_cycles": 257},
+            "H_cycles=257 .*at most 256",
+        ),
         ({"arch": "trm_hier6", "L_cycles": 7}, "L_cycles=7 .*six low-level latents"),
     ],
 )

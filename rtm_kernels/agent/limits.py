@@ -21,6 +21,8 @@ MAX_BODY = 1 << 20
 """Bytes of an HTTP request."""
 MAX_CONNECTIONS = 32
 MAX_SESSIONS = 256
+STREAM = 3600.0
+"""Seconds after which the stream to a client is cut; it opens another one."""
 MAX_HEADERS = 1 << 14
 """Bytes of the headers of an HTTP request."""
 

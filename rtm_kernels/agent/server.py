@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,16 +13,17 @@ from mcp.server.mcpserver.tools import Tool
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp_types import ToolAnnotations
 from pydantic import ConfigDict, ValidationError
-from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import rtm_kernels
-from rtm_kernels.address import is_loopback
-from rtm_kernels.agent.limits import MAX_BODY, MAX_CONNECTIONS, MAX_HEADERS, MAX_SESSIONS
+from rtm_kernels.access import Token, check_address, is_loopback
+from rtm_kernels.agent.limits import MAX_BODY, MAX_CONNECTIONS, MAX_HEADERS, MAX_SESSIONS, STREAM
 from rtm_kernels.agent.solvers import Solvers
 from rtm_kernels.agent.tools import Tools
-from rtm_kernels.data.text import printable
-from rtm_kernels.errors import RTMError, require
+from rtm_kernels.errors import RTMError, printable
+from rtm_kernels.serve.connection import connection_class
+from rtm_kernels.serve.limits import Limits
+from rtm_kernels.serve.refusal import new_id, refuse, unauthorized
 
 NAME = "rtm"
 PATH = "/mcp"
@@ -45,7 +45,7 @@ class Server(MCPServer):
             if isinstance(error.__cause__, ValidationError):
                 raise ToolError(f"{name}: {explained(error.__cause__)}") from error.__cause__
             if isinstance(error.__cause__, RTMError):
-                raise ToolError(f"{name}: {printable(str(error.__cause__))}") from error.__cause__
+                raise ToolError(f"{name}: {error.__cause__}") from error.__cause__
             raise
 
 
@@ -76,21 +76,20 @@ def build(solvers: Solvers) -> Server:
 
 
 class TokenGuard:
-    """Lets a request through that carries `Authorization: Bearer TOKEN`, and answers any other with 401."""
+    """Lets a request through that carries the token, and answers any other with 401."""
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app, self._expected = app, f"Bearer {token}".encode()
+    def __init__(self, app: ASGIApp, token: Token) -> None:
+        self._app, self._token = app, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        given = dict(scope.get("headers", [])).get(b"authorization", b"")
-        if scope["type"] == "lifespan" or hmac.compare_digest(given, self._expected):
+        if scope["type"] == "lifespan" or self._token.opens(scope["headers"]):
             await self._app(scope, receive, send)
         else:
-            await PlainTextResponse("a token is required\n", status_code=401)(scope, receive, send)
+            await refuse(send, unauthorized(), new_id())
 
 
-def http_app(server: Server, host: str, token: str | None) -> ASGIApp:
+def http_app(server: Server, host: str, token: Token | None) -> ASGIApp:
     """The streamable HTTP application, behind the token where there is one."""
     security = None if is_loopback(host) else TransportSecuritySettings(enable_dns_rebinding_protection=False)
     app = server.streamable_http_app(
@@ -105,20 +104,21 @@ def serve_stdio(server: Server) -> None:
     server.run("stdio")
 
 
-def http_config(server: Server, host: str, port: int, token: str | None) -> uvicorn.Config:
+def http_config(server: Server, host: str, port: int, token: Token | None) -> uvicorn.Config:
     """How uvicorn serves it, with the limits of `limits`.
 
     Errors: `InputError` for an address other than loopback without a token.
     """
-    require(is_loopback(host) or bool(token), "host", host, "without a token only a loopback address")
+    check_address(host, token)
+    limits = Limits(connections=MAX_CONNECTIONS, header_block=MAX_HEADERS, request=STREAM)
     return uvicorn.Config(
-        http_app(server, host, token), host=host, port=port, log_level="warning", limit_concurrency=MAX_CONNECTIONS,
-        timeout_keep_alive=10, h11_max_incomplete_event_size=MAX_HEADERS, timeout_graceful_shutdown=5, http="h11",
+        http_app(server, host, token), host=host, port=port, log_level="warning", http=connection_class(limits),
+        timeout_keep_alive=10, h11_max_incomplete_event_size=MAX_HEADERS, timeout_graceful_shutdown=5, ws="none",
         server_header=False,
     )  # fmt: skip
 
 
-def serve_http(server: Server, host: str, port: int, token: str | None) -> None:
+def serve_http(server: Server, host: str, port: int, token: Token | None) -> None:
     """Serve over HTTP until interrupted; says on standard error where. Errors: as `http_config`."""
     config = http_config(server, host, port, token)
     with config.bind_socket() as bound:

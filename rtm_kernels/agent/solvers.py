@@ -9,9 +9,8 @@ from typing import Any
 
 from rtm_kernels.agent.limits import DEADLINE, MAX_QUEUED, check_work
 from rtm_kernels.data.task import Task, get_task, task_names
-from rtm_kernels.data.text import printable
 from rtm_kernels.engine import Overloaded, Service, Solution, Solver
-from rtm_kernels.errors import BackendUnavailable, InputError, require
+from rtm_kernels.errors import BackendUnavailable, InputError, printable, require
 from rtm_kernels.pretrained import from_pretrained, known_models
 
 

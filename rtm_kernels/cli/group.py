@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from rtm_kernels.errors import RTMError
+from rtm_kernels.errors import RTMError, one_line
 
 ALL_VERIFIED, NOT_ALL_VERIFIED, BAD_INPUT = 0, 1, 2
 
@@ -35,6 +35,5 @@ class Group(TyperGroup):
 
 def complain(message: str) -> None:
     """`message` as one line on stderr, without control characters."""
-    from rtm_kernels.data.text import printable
 
-    typer.echo(f"error: {printable(' '.join(message.splitlines()))}", err=True)
+    typer.echo(f"error: {one_line(message)}", err=True)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rtm_kernels.cli.options import BatchSize, Device, Executor, MaxSteps, Noise, Rollouts, Seed
-
-TOKEN_VARIABLE = "RTM_TOKEN"
 
 
 def mcp(
@@ -29,7 +26,7 @@ def mcp(
     port: Annotated[int, typer.Option(help="Port of http; 0 takes a free one.", metavar="PORT")] = 8765,
     token_file: Annotated[
         Path | None,
-        typer.Option(help=f"File with the token of http; default the variable {TOKEN_VARIABLE}.", metavar="FILE"),
+        typer.Option(help="File that holds the token of http; else the variable RTM_TOKEN.", metavar="FILE"),
     ] = None,
     max_steps: MaxSteps = None,
     batch_size: BatchSize = 16,
@@ -65,18 +62,14 @@ def mcp(
         )
     import torch
 
-    from rtm_kernels.address import is_loopback
+    from rtm_kernels.access import Token, check_address
     from rtm_kernels.agent import server
     from rtm_kernels.agent.solvers import Solvers
     from rtm_kernels.engine import Rollouts as Runs
 
-    token = read_token(token_file)
-    require(
-        transport == "stdio" or is_loopback(host) or bool(token),
-        "host",
-        host,
-        "without a token only a loopback address",
-    )
+    token = Token.find(token_file)
+    if transport == "http":
+        check_address(host, token)
     options = {
         "max_steps": max_steps,
         "batch_size": batch_size,
@@ -89,13 +82,3 @@ def mcp(
             server.serve_stdio(built)
         else:
             server.serve_http(built, host, port, token)
-
-
-def read_token(path: Path | None) -> str | None:
-    """The token of a file or of the environment; None without either."""
-    from rtm_kernels.errors import require
-
-    token = os.environ.get(TOKEN_VARIABLE, "") if path is None else path.read_text(encoding="utf-8").strip()
-    fits = token.isascii() and token.isprintable() and (not token or 16 <= len(token) <= 4096)
-    require(fits and (path is None or bool(token)), "token", "...", "16 to 4096 printable ASCII characters")
-    return token or None

@@ -32,9 +32,8 @@ def serve(
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", metavar="PORT")] = 8000,
     token_file: Annotated[
         Path | None,
-        typer.Option(help="File that holds the token; else the variable RTM_SERVE_TOKEN.", metavar="FILE"),
+        typer.Option(help="File that holds the token; else the variable RTM_TOKEN.", metavar="FILE"),
     ] = None,
-    token: Annotated[str | None, typer.Option(envvar="RTM_SERVE_TOKEN", hidden=True)] = None,
     slots: Annotated[int, typer.Option(help="Puzzles of a model in the batch at a time.", metavar="N")] = 16,
     device: Device = None,
     executor: Executor = "auto",
@@ -63,6 +62,7 @@ def serve(
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendUnavailable(f"rtm serve needs {', '.join(missing)}: pip install 'rtm-kernels[serve]'")
+    from rtm_kernels.access import Token
     from rtm_kernels.errors import require
     from rtm_kernels.serve.child import Setup
     from rtm_kernels.serve.logs import configure
@@ -72,10 +72,8 @@ def serve(
     named = tuple(split_name(text) for text in model or ["sudoku"])
     names = [name for name, _ in named]
     require(len(set(names)) == len(names), "model", names, "each name once (NAME=FOLDER gives another one)")
-    if token_file is not None:
-        token = token_file.read_text(encoding="utf-8").strip()
     setup = Setup(named, slots=slots, executor=executor, device=device, halt=halt, batch_invariant=batch_invariant)
-    options = Options(setup, host=host, port=port, token=token)
+    options = Options(setup, host=host, port=port, token=Token.find(token_file))
     configure(json_lines)
     run(options, lambda address, server: announce(address, server.pool, options, json_lines))
 
@@ -112,7 +110,7 @@ def announce(address: str, pool: Pool, options: Options, json_lines: bool) -> No
         )
     rows["slots"] = f"{setup.slots} per model, batch invariant: {'yes' if setup.batch_invariant else 'no'}"
     rows["limits"] = (
-        f"{limits.puzzles} puzzles and {limits.body >> 20} MiB a request, {limits.cells} cells, {limits.steps} steps, "
+        f"{limits.puzzles} puzzles and {limits.body >> 10} KiB a request, {limits.cells} cells, {limits.steps} steps, "
         f"{limits.work:,} puzzles x cells x steps"
     )
     rows[""] = (

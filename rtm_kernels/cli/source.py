@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -35,6 +36,8 @@ def read_all(arguments: list[str], task: Task, limit: int | None) -> list[Puzzle
 def _read(arguments: list[str], task: Task) -> Iterator[Puzzle]:
     for number, argument in enumerate(arguments, start=1):
         if argument == "-":
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(errors="replace")  # as of files: what is no text is an illegal character
             yield from _named("stdin", task, sys.stdin)
         elif os.path.isfile(argument):
             with open(argument, encoding="utf-8-sig", errors="replace") as file:

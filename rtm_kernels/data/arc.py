@@ -142,9 +142,9 @@ def read_arc(path: str | os.PathLike[str], solutions: str | os.PathLike[str] | N
     outputs = _load(Path(solutions)) if solutions is not None else {}
     puzzles: dict[str, dict[str, list[Example]]] = {}
     for name, puzzle in raw.items():
-        for index, grid in enumerate(outputs.get(name, [])):
-            puzzle["test"][index]["output"] = grid
         try:
+            for index, grid in enumerate(outputs.get(name, [])):
+                puzzle["test"][index]["output"] = grid
             puzzles[name] = {
                 part: [
                     (check_grid("input", pair["input"]), check_grid("output", pair["output"]))
@@ -153,7 +153,7 @@ def read_arc(path: str | os.PathLike[str], solutions: str | os.PathLike[str] | N
                 ]
                 for part in ("train", "test")
             }
-        except (KeyError, TypeError, InputError) as error:
+        except (LookupError, TypeError, AttributeError, InputError) as error:
             raise InputError(f"{folder}: puzzle {name[:40]!a}: {error}") from None
     return puzzles
 
@@ -161,7 +161,7 @@ def read_arc(path: str | os.PathLike[str], solutions: str | os.PathLike[str] | N
 def _load(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {error}") from None
     require(isinstance(content, dict), str(path), type(content).__name__, "expected a JSON object")
     return content

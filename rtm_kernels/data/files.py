@@ -6,16 +6,18 @@ import hashlib
 import json
 import math
 import os
+import tokenize
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rtm_kernels.data.text import printable
-from rtm_kernels.errors import InputError, require
+from rtm_kernels.errors import InputError, printable, require
 
 MAX_JSON_BYTES = 1 << 20
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+BROKEN = (ValueError, SyntaxError, TypeError, EOFError, RecursionError, MemoryError, tokenize.TokenError)
+"""What numpy raises on a header that is none."""
 StrPath = str | os.PathLike[str]
 
 
@@ -47,7 +49,7 @@ def open_array(path: Path) -> np.ndarray:
             start, size = file.tell(), os.fstat(file.fileno()).st_size
     except OSError as error:
         raise InputError(f"{where}: cannot be read: {error.strerror}") from None
-    except (ValueError, SyntaxError, TypeError, EOFError, RecursionError, MemoryError) as error:
+    except BROKEN as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{where}: is not a .npy array: {printable(str(error))[:200]}") from None

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rtm_kernels.data.text import numbered_lines, printable
+from rtm_kernels.data.text import numbered_lines
 from rtm_kernels.errors import InputError, one_of, require
 
-__all__ = ["PAD", "Pair", "Puzzle", "Task", "Verdict", "get_task", "printable", "register", "task_names"]
+__all__ = ["PAD", "Pair", "Puzzle", "Task", "Verdict", "get_task", "register", "task_names"]
 
 PAD = 0
 Pair = tuple[np.ndarray, np.ndarray]

@@ -1,4 +1,4 @@
-"""Reading text of any size: numbered lines with a bounded length, csv headers and fields, messages safe to print."""
+"""Reading text of any size: numbered lines with a bounded length, csv headers and fields."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 
-from rtm_kernels.errors import InputError
+from rtm_kernels.errors import InputError, printable
 
 MAX_LINE = 65_536
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -20,11 +20,6 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 
 Source = str | os.PathLike[str] | Iterable[str]
 """A file by its path, or lines: an open file, stdin, a list."""
-
-
-def printable(text: str) -> str:
-    """`text` without control characters, for messages."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def source_prefix(source: Source) -> str:

@@ -7,9 +7,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rtm_kernels.data.text import printable
 from rtm_kernels.engine import Overloaded, Service, Solver
-from rtm_kernels.errors import BackendUnavailable, InputError, require
+from rtm_kernels.errors import BackendUnavailable, InputError, printable, require
 from rtm_kernels.pretrained import from_pretrained
 
 if TYPE_CHECKING:

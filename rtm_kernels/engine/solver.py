@@ -11,7 +11,6 @@ from itertools import islice
 import torch
 
 from rtm_kernels.data.task import Puzzle, Task, get_task, task_names
-from rtm_kernels.data.text import printable
 from rtm_kernels.engine import device_slots
 from rtm_kernels.engine.device_slots import DeviceSlots
 from rtm_kernels.engine.executor import executor as build_executor
@@ -23,7 +22,7 @@ from rtm_kernels.engine.prediction import DepthEstimate, LookAhead
 from rtm_kernels.engine.rollouts import Rollouts, RolloutSlots
 from rtm_kernels.engine.slots import Finished, Sample, Slots
 from rtm_kernels.engine.solution import Solution
-from rtm_kernels.errors import BackendUnavailable, InputError, one_of, require
+from rtm_kernels.errors import BackendUnavailable, InputError, one_of, printable, require
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.recursion import conditional
 

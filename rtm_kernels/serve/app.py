@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
+from fastapi.routing import APIRoute
+from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
 from rtm_kernels import __version__
+from rtm_kernels.access import Token
+from rtm_kernels.errors import one_line
 from rtm_kernels.serve.guard import Guard
 from rtm_kernels.serve.jobs import Job
-from rtm_kernels.serve.limits import Limits, Refused
+from rtm_kernels.serve.limits import Limits
 from rtm_kernels.serve.metrics import CONTENT_TYPE_LATEST, Metrics
 from rtm_kernels.serve.pool import Pool
+from rtm_kernels.serve.refusal import Refused, body_of, headers_of
 from rtm_kernels.serve.schema import Error, Health, Model, Models, SolveRequest, SolveResponse, solution_of
 
 STATUSES = {
@@ -29,7 +34,7 @@ CODES = {404: "not_found", 405: "method_not_allowed", 400: "not_json"}
 MAX_ERRORS = 5
 
 
-def build_app(pool: Pool, limits: Limits, metrics: Metrics, token_digest: bytes | None) -> Guard:
+def build_app(pool: Pool, limits: Limits, metrics: Metrics, token: Token | None) -> Guard:
     """The ASGI application: the routes behind the guard."""
     app = FastAPI(
         title="rtm serve",
@@ -40,12 +45,34 @@ def build_app(pool: Pool, limits: Limits, metrics: Metrics, token_digest: bytes 
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
+    app.router.route_class = Route
     add_handlers(app)
     add_solving(app, pool, limits)
     add_looking(app, pool, metrics)
-    if token_digest is not None:
+    if token is not None:
         require_token(app)
-    return Guard(app, limits, metrics, token_digest)
+    return Guard(app, limits, metrics, token)
+
+
+class Body(Request):
+    """A request whose body is parsed as the bytes that it is: a text made of it first could be four times as large."""
+
+    async def json(self) -> Any:
+        """See `Request.json`."""
+        return from_json(await self.body(), cache_strings=False)
+
+
+class Route(APIRoute):
+    """A route that reads its body so."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """See `APIRoute.get_route_handler`."""
+        handle = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            return await handle(Body(request.scope, request.receive))
+
+        return handler
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -147,32 +174,35 @@ def add_looking(app: FastAPI, pool: Pool, metrics: Metrics) -> None:
 def add_handlers(app: FastAPI) -> None:
     """Every error as the same JSON, without paths, traces or what the caller sent."""
 
-    def error(request: Request, status: int, code: str, message: str, retry_after: int | None = None) -> JSONResponse:
-        request.state.code = code
-        body = {"error": {"code": code, "message": message, "request_id": request.state.request_id}}
-        return JSONResponse(body, status, {} if retry_after is None else {"retry-after": str(retry_after)})
+    def told(request: Request, error: Refused) -> Response:
+        request.state.code = error.code
+        body = body_of(error, request.state.request_id)
+        headers = {name.decode(): value.decode() for name, value in headers_of(error, body)}
+        return Response(body, error.status, headers)
+
+    def error(request: Request, status: int, code: str, message: str) -> Response:
+        return told(request, Refused(status, code, message))
 
     @app.exception_handler(Refused)
-    async def refused(request: Request, found: Refused) -> JSONResponse:
-        return error(request, found.status, found.code, found.message, found.retry_after)
+    async def refused(request: Request, found: Refused) -> Response:
+        return told(request, found)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, found: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, found: RequestValidationError) -> Response:
         problems = found.errors()
         if any(problem["type"] == "json_invalid" for problem in problems):
             return error(request, 400, "not_json", "the body is not valid JSON")
         said = [f"{'.'.join(map(str, p['loc']))[:80]}: {p['msg']}"[:200] for p in problems[:MAX_ERRORS]]
-        message = "; ".join(said).encode("ascii", "backslashreplace").decode()
-        return error(request, 422, "invalid_request", message)
+        return error(request, 422, "invalid_request", one_line("; ".join(said)))
 
     @app.exception_handler(HTTPException)
-    async def http(request: Request, found: HTTPException) -> JSONResponse:
-        response = error(request, found.status_code, CODES.get(found.status_code, "refused"), str(found.detail))
+    async def http(request: Request, found: HTTPException) -> Response:
+        response = error(request, found.status_code, CODES.get(found.status_code, "refused"), one_line(str(found.detail)))
         response.headers.update(found.headers or {})
         return response
 
     @app.exception_handler(Exception)
-    async def failed(request: Request, _: Exception) -> JSONResponse:
+    async def failed(request: Request, _: Exception) -> Response:
         return error(request, 500, "internal", "the server failed on this request")
 
 

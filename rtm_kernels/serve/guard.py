@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-import json
 import logging
 import time
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import numpy as np
 
-from rtm_kernels.serve.limits import Limits, Refused, unavailable
+from rtm_kernels.access import Token
+from rtm_kernels.serve.connection import headers_too_large
+from rtm_kernels.serve.limits import Limits
 from rtm_kernels.serve.metrics import Metrics
+from rtm_kernels.serve.refusal import COMMON, Message, Refused, Send, new_id, refuse, unauthorized, unavailable
 
 log = logging.getLogger("rtm.serve")
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_ROUTE = "/healthz"
@@ -33,25 +30,26 @@ LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
 CHUNK = 1 << 16
 STEP = np.zeros(256, dtype=np.int8)
 STEP[list(b"[{")], STEP[list(b"]}")] = 1, -1
-HEADERS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
+PART = np.zeros(256, dtype=bool)
+PART[list(b",:")] = True
 
 
 class Guard:
-    """ASGI middleware around `app`. `token_digest`: sha256 of the token, None on loopback without one."""
+    """ASGI middleware around `app`. `token`: None on loopback without one."""
 
-    def __init__(self, app: App, limits: Limits, metrics: Metrics, token_digest: bytes | None) -> None:
-        self.app, self.limits, self.metrics, self.token_digest = app, limits, metrics, token_digest
+    def __init__(self, app: App, limits: Limits, metrics: Metrics, token: Token | None) -> None:
+        self.app, self.limits, self.metrics, self.token = app, limits, metrics, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever it is."""
-        began, request_id, status = time.monotonic(), uuid.uuid4().hex, 0
+        began, request_id, status = time.monotonic(), new_id(), 0
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def tagged(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode()), *HEADERS]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode()), *COMMON]
             await send(message)
 
         code = ""
@@ -83,12 +81,11 @@ class Guard:
         headers, limits = scope["headers"], self.limits
         size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(k) + len(v) + 4 for k, v in headers)
         if len(headers) > limits.headers or size > limits.header_block:
-            allowed = f"{limits.headers} headers of {limits.header_block} bytes in all"
-            raise Refused(431, "headers_too_large", f"at most {allowed} are read")
+            raise headers_too_large(limits)
         found = dict(headers)
-        if self.token_digest is not None:
-            if scope["path"] != OPEN_ROUTE and not self._has_token(found.get(b"authorization", b"")):
-                raise Refused(401, "unauthorized", "send the token as Authorization: Bearer TOKEN")
+        if self.token is not None:
+            if scope["path"] != OPEN_ROUTE and not self.token.opens(headers):
+                raise unauthorized()
         elif host_name(found.get(b"host", b"")) not in LOCAL_NAMES:  # a page that points its own name at loopback
             raise Refused(421, "wrong_host", "without a token the Host header has to be a loopback name")
         if scope["method"] == "POST":
@@ -96,12 +93,6 @@ class Guard:
                 raise Refused(415, "not_json", "send Content-Type: application/json")
             if int_of(found.get(b"content-length", b"0")) > limits.body:
                 raise too_large(limits)
-
-    def _has_token(self, value: bytes) -> bool:
-        scheme, _, token = value.partition(b" ")
-        assert self.token_digest is not None
-        equal = hmac.compare_digest(hashlib.sha256(token.strip()).digest(), self.token_digest)
-        return scheme.lower() == b"bearer" and equal
 
     async def _read(self, receive: Receive) -> bytes:
         body, more = bytearray(), True
@@ -113,8 +104,11 @@ class Guard:
             more = message.get("more_body", False)
             if len(body) > self.limits.body:
                 raise too_large(self.limits)
-        if depth(body) > self.limits.json_depth:
+        levels, values = shape(body)
+        if levels > self.limits.json_depth:
             raise Refused(400, "json_too_deep", f"at most {self.limits.json_depth} levels of JSON are read")
+        if values > self.limits.json_values:
+            raise Refused(400, "json_too_long", f"at most {self.limits.json_values} names and values are read")
         return bytes(body)
 
     async def _run(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
@@ -163,21 +157,12 @@ class Gone(Exception):
     """The client closed the connection before it had its answer."""
 
 
-async def refuse(send: Send, error: Refused, request_id: str) -> None:
-    """Send a refusal as JSON."""
-    body = json.dumps({"error": {"code": error.code, "message": error.message, "request_id": request_id}}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if error.retry_after is not None:
-        headers.append((b"retry-after", str(error.retry_after).encode()))
-    if error.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def shape(body: bytes | bytearray) -> tuple[int, int]:
+    """How deep arrays and objects nest in JSON text, and how many values commas and colons part; strings left out.
 
-
-def depth(body: bytes | bytearray) -> int:
-    """How deep arrays and objects nest in JSON text, strings left out; in linear time and little memory."""
-    deepest = level = 0
+    In linear time and little memory.
+    """
+    deepest = level = parts = 0
     inside = escaped = False
     for start in range(0, len(body), CHUNK):
         chunk = np.frombuffer(body, dtype=np.uint8, count=min(CHUNK, len(body) - start), offset=start)
@@ -188,8 +173,10 @@ def depth(body: bytes | bytearray) -> int:
             quote &= real
         within = (np.cumsum(quote) + inside) & 1
         levels = level + np.cumsum(np.where(within, 0, STEP[chunk]), dtype=np.int64)
-        deepest, level, inside = max(deepest, int(levels.max())), int(levels[-1]), bool(within[-1])
-    return deepest
+        deepest, level = max(deepest, int(levels.max())), int(levels[-1])
+        parts += int(np.count_nonzero(PART[chunk] & (within == 0)))
+        inside = bool(within[-1])
+    return deepest, parts + 1
 
 
 def unescaped(slash: np.ndarray, escaped: bool) -> tuple[np.ndarray, bool]:

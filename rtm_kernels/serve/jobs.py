@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rtm_kernels.serve.limits import Refused
+from rtm_kernels.serve.refusal import Refused
 
 Outcome = tuple[int, dict[str, Any]]
 """Position of a puzzle in its request, and its solution."""

@@ -13,8 +13,9 @@ from typing import Any
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.serve.child import Setup, start
 from rtm_kernels.serve.jobs import FairQueue, Job, Outcome, Ticket
-from rtm_kernels.serve.limits import Limits, Refused, unavailable
+from rtm_kernels.serve.limits import Limits
 from rtm_kernels.serve.metrics import Metrics
+from rtm_kernels.serve.refusal import Refused, unavailable
 
 log = logging.getLogger("rtm.serve")
 

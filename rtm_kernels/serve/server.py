@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import signal
 import socket
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 
 import uvicorn
 
-from rtm_kernels.address import is_loopback
+from rtm_kernels.access import Token, check_address
 from rtm_kernels.errors import require
 from rtm_kernels.serve.app import build_app
 from rtm_kernels.serve.child import Setup
@@ -29,27 +28,23 @@ BACKLOG = 128
 ACCEPTED_AT_ONCE = 16
 """Connections taken per turn of the loop: fewer than the limit, so that each can be read before others displace it."""
 
-MIN_TOKEN = 16
-
 
 @dataclass(frozen=True)
 class Options:
     """Where to listen, with which token, and what the worker loads.
 
-    Errors: `InputError` for an address that is not loopback without a token, and for a token that is too short.
+    Errors: `InputError` for an address that is not loopback without a token.
     """
 
     setup: Setup
     host: str = "127.0.0.1"
     port: int = 8000
-    token: str | None = None
+    token: Token | None = None
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         require(0 <= self.port < 1 << 16, "port", self.port, "0 to 65535")
-        require(self.token is None or len(self.token) >= MIN_TOKEN, "token", "...", f"{MIN_TOKEN} characters or more")
-        require(is_loopback(self.host) or self.token is not None, "host", self.host,
-                "an address other than loopback needs a token (--token-file, or RTM_SERVE_TOKEN)")  # fmt: skip
+        check_address(self.host, self.token)
 
 
 class Server(uvicorn.Server):
@@ -94,9 +89,8 @@ async def serve(options: Options, listening: socket.socket, on_ready: Callable[[
     pool = Pool(options.setup, limits, metrics)
     try:
         await pool.start()
-        digest = None if options.token is None else hashlib.sha256(options.token.encode()).digest()
         config = uvicorn.Config(
-            build_app(pool, limits, metrics, digest),
+            build_app(pool, limits, metrics, options.token),
             http=connection_class(limits, metrics),
             ws="none",
             loop="asyncio",

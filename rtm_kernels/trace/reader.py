@@ -10,8 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rtm_kernels.data.text import printable
-from rtm_kernels.errors import InputError, require
+from rtm_kernels.errors import InputError, printable, require
 from rtm_kernels.trace.schema import KINDS, MAX_BYTES, MAX_LINE, SCHEMA, faulty_field
 
 SHOWN = 60

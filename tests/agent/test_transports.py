@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from rtm_kernels.access import Token
 from rtm_kernels.cli.main import app
 from tests.agent.conftest import with_client
 
@@ -49,7 +50,7 @@ def address(solvers: Any) -> Iterator[str]:
 
     from rtm_kernels.agent.server import build, http_config
 
-    config = http_config(build(solvers), "127.0.0.1", 0, TOKEN)
+    config = http_config(build(solvers), "127.0.0.1", 0, Token.of(TOKEN))
     server = uvicorn.Server(config)
     with config.bind_socket() as bound:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
@@ -72,7 +73,8 @@ def test_over_http_with_a_token(address: str) -> None:
     assert found.structured_content["answer"] == ANSWER
     for headers in ({}, {"Authorization": "Bearer no"}, {"Authorization": TOKEN}):
         refused = httpx2.post(address, json={}, headers=headers, timeout=30)
-        assert (refused.status_code, refused.text) == (401, "a token is required\n")
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"]) == (401, "unauthorized") and error["request_id"]
     token = {"Authorization": f"Bearer {TOKEN}", "Accept": "application/json, text/event-stream"}
     assert httpx2.post(address, content=b"x" * (2 << 20), headers=token, timeout=30).status_code == 413
     foreign = httpx2.post(address, json={}, headers=token | {"Host": "evil.example"}, timeout=30)
@@ -86,11 +88,11 @@ def test_an_address_of_others_needs_a_token(monkeypatch: pytest.MonkeyPatch, tmp
     for arguments, message in (
         (
             ["--transport", "http", "--host", "0.0.0.0"],
-            "host='0.0.0.0' is not allowed: without a token only a loopback",
+            "host='0.0.0.0' is not allowed: an address other than loopback needs a token",
         ),
         (["--transport", "pigeon"], "transport='pigeon' is not allowed: expected one of stdio, http"),
         (["--transport", "http", "--port", "70000"], "port=70000 is not allowed"),
-        (["--token-file", str(short)], "token='...' is not allowed: 16 to 4096 printable ASCII characters"),
+        (["--token-file", str(short)], "token='...' is not allowed: 16 to 4096 printable ASCII characters without"),
         (["--token-file", str(tmp_path / "none")], "No such file"),
         (["--model", "nope"], "unknown model 'nope'"),
         (["--max-steps", "0"], "max_steps=0 is not allowed"),

@@ -18,8 +18,8 @@ from rtm_kernels.trace.page import page
 from rtm_kernels.trace.plot import by_step
 from tests.hostile.mutations import damage_bytes, damage_json, damage_text
 
-Target = Callable[[random.Random], str]
-"""Attacks once; returns what was tried, in words, and raises where the answer was not a clear one."""
+Target = Callable[[random.Random], tuple[str, bool]]
+"""Attacks once; returns what was tried, in words, and whether it was taken; raises unless the answer was clear."""
 
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -34,16 +34,18 @@ def trace_files(recorded: Path, folder: Path) -> Target:
     """Damaged traces: read whole and shown, or refused in one line."""
     content, path = recorded.read_bytes(), folder / "hostile.jsonl"
 
-    def attack(rng: random.Random) -> str:
+    def attack(rng: random.Random) -> tuple[str, bool]:
         damaged = damage_bytes(content, rng)
         path.write_bytes(damaged)
+        tried = f"a trace of {len(damaged)} bytes"
         try:
             trace = read_trace(path)
             page(trace.header, trace.puzzles)
             by_step(trace)
         except RTMError as error:
-            clear(str(error), repr(damaged[:200]))
-        return f"a trace of {len(damaged)} bytes"
+            clear(str(error), tried)
+            return tried, False
+        return tried, True
 
     return attack
 
@@ -63,7 +65,7 @@ def command_line(model: str, recorded: Path, folder: Path) -> Target:
         ["mcp", "--transport", "pigeon", "--port", "1", "--token-file", out],
     )
 
-    def attack(rng: random.Random) -> str:
+    def attack(rng: random.Random) -> tuple[str, bool]:
         arguments = list(rng.choice(commands))
         # the first word stays, or another command with work of its own would run; mcp without its transport would wait
         fixed = {"mcp": 3}.get(arguments[0], 1)
@@ -80,7 +82,7 @@ def command_line(model: str, recorded: Path, folder: Path) -> Target:
         own = [line for line in done.stderr.split("\n") if line.startswith(("error: ", "note: "))]
         for line in own:
             clear(line, tried)
-        return tried
+        return tried, done.exit_code != 2
 
     return attack
 
@@ -91,7 +93,7 @@ def tool_arguments(solvers: Any) -> Target:
 
     from rtm_kernels.agent.server import build
 
-    server = build(solvers)
+    server, loop = build(solvers), asyncio.new_event_loop()
     calls: tuple[tuple[str, dict[str, Any]], ...] = (
         ("solve_sudoku", {"puzzle": PUZZLE, "max_steps": 1}),
         ("solve_maze", {"maze": "S" + "." * 898 + "G", "max_steps": 1}),
@@ -100,19 +102,19 @@ def tool_arguments(solvers: Any) -> Target:
         ("list_models", {}),
     )  # fmt: skip
 
-    def attack(rng: random.Random) -> str:
+    def attack(rng: random.Random) -> tuple[str, bool]:
         name, arguments = rng.choice(calls)
         damaged = damage_json(arguments, rng)
         if not isinstance(damaged, dict):
             damaged = {"puzzle": damaged}
         tried = f"{name} {damaged!r:.600}"
         try:
-            found = asyncio.run(server.call_tool(name, damaged))
+            found = loop.run_until_complete(server.call_tool(name, damaged))
         except ToolError as error:
             clear(str(error), tried)
-        else:
-            assert not CONTROL.search(found.content[0].text), tried
-            assert found.structured_content is not None, tried
-        return tried
+            return tried, False
+        assert not CONTROL.search(found.content[0].text), tried
+        assert found.structured_content is not None, tried
+        return tried, True
 
     return attack

@@ -1,47 +1,42 @@
 """Seeded damage to every input that a stranger may give: no crash, no hang, one clear line.
 
 `pytest tests/hostile --hostile 20000 --hostile-seed 7` tries more, and repeats a failure: attack i of seed s is the
-same in every run.
+same in every run. `make hostile` tries a million.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import random
 import time
 
 import pytest
 
-from tests.hostile import targets
+from tests.hostile.__main__ import CPU_SECONDS, LIMITS_MIB, ROOT, SHARES, attack, verdict
+from tests.hostile.build import TARGETS
 from tests.hostile.mutations import damage_bytes, damage_json, damage_text
 
-CPU_SECONDS = 1.0
-"""Processor time that no single input may take; an input that hangs is far above it."""
+NEEDS = {"tool_arguments": "mcp", "http": "fastapi", "http_sockets": "fastapi"}
+TIMES = {"trace_files": 3, "http": 3}
 
 
-def attack(target: targets.Target, request: pytest.FixtureRequest, share: float = 1.0) -> None:
-    seed = request.config.getoption("--hostile-seed")
-    for number in range(max(1, int(share * request.config.getoption("--hostile")))):
-        rng = random.Random(f"{seed} {number}")
-        start = time.process_time()
-        try:
-            tried = target(rng)
-        except BaseException as error:
-            pytest.fail(f"attack {number} of seed {seed}: {error!r:.1500}")
-        spent = time.process_time() - start
-        assert spent < CPU_SECONDS, f"attack {number} of seed {seed}: {spent:.1f} s of processor time: {tried}"
-
-
-def test_trace_files(hostile_trace, tmp_path, request) -> None:
-    attack(targets.trace_files(hostile_trace, tmp_path), request, 3)
-
-
-def test_command_line(hostile_model, hostile_trace, tmp_path, monkeypatch, request) -> None:
+@pytest.mark.parametrize("name", TARGETS)
+def test_damaged(name: str, tmp_path, monkeypatch, request) -> None:
+    if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
+        pytest.skip(f"no package {NEEDS[name]} here: {name} stay untried")
     monkeypatch.chdir(tmp_path)
-    attack(targets.command_line(hostile_model, hostile_trace, tmp_path), request)
-
-
-def test_tool_arguments(hostile_solvers, request) -> None:
-    attack(targets.tool_arguments(hostile_solvers), request)
+    seed = request.config.getoption("--hostile-seed")
+    with TARGETS[name](tmp_path) as target:
+        for number in range(request.config.getoption("--hostile") * TIMES.get(name, 1)):
+            rng = random.Random(f"{seed} {number}")
+            start = time.process_time()
+            try:
+                tried, _ = target(rng)
+            except BaseException as error:
+                pytest.fail(f"attack {number} of seed {seed}: {error!r:.1500}")
+            spent = time.process_time() - start
+            assert spent < CPU_SECONDS, f"attack {number} of seed {seed}: {spent:.1f} s of processor time: {tried}"
 
 
 def test_the_mutator_is_seeded_and_reaches_far() -> None:
@@ -53,3 +48,47 @@ def test_the_mutator_is_seeded_and_reaches_far() -> None:
 
     assert run(1) == run(1) != run(2)
     assert len({repr(found) for found in run(1)}) == 50
+
+
+def test_a_campaign_goes_on_where_it_was_cut_and_notices_what_fails(tmp_path, monkeypatch) -> None:
+    from contextlib import contextmanager
+
+    tried = []
+
+    @contextmanager
+    def planted(root):
+        def target(rng: random.Random) -> tuple[str, bool]:
+            tried.append(rng.random())
+            assert tried[-1] < 0.9, "planted"
+            return "words", True
+
+        yield target
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tests.hostile.__main__.WARM_UP", 0)
+    monkeypatch.setitem(TARGETS, "http", planted)
+    attack("http", 3, 10, tmp_path / "a.json")
+    attack("http", 3, 30, tmp_path / "a.json")
+    again = list(tried)
+    tried.clear()
+    attack("http", 3, 30, tmp_path / "b.json")
+    assert tried == again and len(tried) == 30
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["inputs"] == 30 and len(found["failures"]) == sum(value >= 0.9 for value in tried) > 0
+    assert not verdict(found)["holds"]
+    calm = found | {"failures": []}
+    assert verdict(calm)["holds"] and not verdict(calm | {"slowest_seconds": 1.1})["holds"]
+    assert not verdict(calm | {"peak_mib_over_rest": 2 * LIMITS_MIB["http"] + 0.1})["holds"]
+
+
+def test_shares_make_a_whole_and_every_target_has_a_limit() -> None:
+    assert abs(sum(SHARES.values()) - 1) < 1e-9
+    assert set(SHARES) == set(LIMITS_MIB) == set(TARGETS)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "profiles").glob("*/hostile.json")), ids=lambda path: path.parent.name)
+def test_the_recorded_campaign_held(path) -> None:
+    found = json.loads(path.read_text())
+    assert found["holds"] and found["inputs"] == sum(part["inputs"] for part in found["targets"].values())
+    for part in found["targets"].values():
+        assert verdict(part)["holds"] and part["inputs"] == part["taken"] + part["refused"]

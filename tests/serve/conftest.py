@@ -8,6 +8,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
+from rtm_kernels.access import Token
 from rtm_kernels.serve.limits import Limits
 from rtm_kernels.serve.server import Options
 from tests.serve.support import SETUP, Running, Workers, workers
@@ -21,7 +22,9 @@ def launch(workers: Workers) -> Iterator[Callable[..., Running]]:
     servers: list[Running] = []
 
     def start(token: str | None = None, **limits: float) -> Running:
-        servers.append(Running(Options(SETUP, port=0, token=token, limits=Limits(**limits))))  # type: ignore[arg-type]
+        servers.append(
+            Running(Options(SETUP, port=0, token=None if token is None else Token.of(token), limits=Limits(**limits)))
+        )  # type: ignore[arg-type]
         return servers[-1]
 
     yield start

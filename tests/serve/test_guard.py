@@ -1,4 +1,4 @@
-"""How deep JSON nests is read from bytes, in linear time, before any of it is parsed."""
+"""How deep JSON nests and how much it holds is read from bytes, in linear time, before any of it is parsed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtm_kernels.serve import guard
-from rtm_kernels.serve.guard import depth
+from rtm_kernels.serve.guard import shape
+
+
+def depth(body: bytes) -> int:
+    return shape(body)[0]
+
+
+def leaves(value: object) -> int:
+    """How many names and values stand in `value`, an empty list or object being one."""
+    if isinstance(value, dict) and value:
+        return sum(1 + leaves(inner) for inner in value.values())
+    if isinstance(value, list) and value:
+        return sum(map(leaves, value))
+    return 1
 
 
 def nesting(value: object) -> int:
@@ -30,12 +43,12 @@ VALUES = st.recursive(
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1 << 16])
-def test_depth_is_that_of_the_value(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_depth_and_size_are_those_of_the_value(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "CHUNK", chunk)
 
     @given(VALUES)
     def check(value: object) -> None:
-        assert depth(json.dumps(value).encode()) == nesting(value)
+        assert shape(json.dumps(value).encode()) == (nesting(value), leaves(value))
 
     check()
 

@@ -118,10 +118,11 @@ def test_there_is_nothing_else(server: Running, method: str, path: str, expected
         ({"puzzles": [1000]}, 422, "invalid_request"),
         ({"puzzles": [""]}, 422, "invalid_request"),
         ({"puzzles": ["1000"], "extra": 1}, 422, "invalid_request"),
-        ({"puzzles": ["1000"], "\ud800": 1}, 422, "invalid_request"),
-        ({"puzzles": ["\ud800"]}, 422, "invalid_request"),
+        ({"puzzles": ["1000"], "\ud800": 1}, 400, "not_json"),
+        ({"puzzles": ["\ud800"]}, 400, "not_json"),
+        ({"puzzles": ["1000"], "é\u202e": 1}, 422, "invalid_request"),
         ({"puzzles": ["1000"] * 65}, 422, "invalid_request"),
-        ({"puzzles": ["1" * 16_385]}, 422, "invalid_request"),
+        ({"puzzles": ["1" * 4097]}, 422, "invalid_request"),
         ({"puzzles": ["1000"], "max_steps": 65}, 422, "invalid_request"),
         ({"puzzles": ["1000"], "max_steps": 0}, 422, "invalid_request"),
         ({"puzzles": ["1000"], "max_steps": True}, 422, "invalid_request"),
@@ -129,8 +130,10 @@ def test_there_is_nothing_else(server: Running, method: str, path: str, expected
         ({"puzzles": ["1000"], "deadline": float("nan")}, 422, "invalid_request"),
         ({"puzzles": ["1000"], "model": "../../etc"}, 404, "unknown_model"),
         (b"[" * 17 + b"]" * 17, 400, "json_too_deep"),
-        (b'{"a":' * 100_000, 400, "json_too_deep"),
-        (b" " * ((1 << 20) + 1), 413, "body_too_large"),
+        (b'{"a":' * 50_000, 400, "json_too_deep"),
+        ({"puzzles": ["1"] * 300}, 400, "json_too_long"),
+        (b'{"puzzles":[' + b"[]," * 80_000 + b"[]]}", 400, "json_too_long"),
+        (b" " * ((256 << 10) + 1), 413, "body_too_large"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/v1/solve"])
@@ -175,28 +178,82 @@ def head(lines: bytes, body: bytes = b"") -> bytes:
     return b"POST /v1/solve HTTP/1.1\r\n" + HOST + JSON + lines + b"Connection: close\r\n\r\n" + body
 
 
-def test_headers_are_bounded(server: Running) -> None:
-    many = b"".join(b"X-%d: 1\r\n" % i for i in range(64))
-    assert b" 431 " in server.raw(head(many)).split(b"\r\n")[0]
-    large = b"X: " + b"a" * (16 << 10) + b"\r\n"
-    assert server.raw(head(large)).split(b"\r\n")[0].split()[1] in (b"431", b"400")
-    endless = b"GET / HTTP/1.1\r\nX: " + b"a" * (20 << 10)
-    assert server.raw(endless).startswith(b"HTTP/1.1 400")
-    assert server.raw(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 20).startswith(b"HTTP/1.1 400")
+def refusal(answer: bytes) -> tuple[int, str]:
+    """(status, code) of a whole answer that is a refusal in the promised form, after which the server closed."""
+    start, _, body = answer.partition(b"\r\n\r\n")
+    headers = dict(line.lower().split(b": ", 1) for line in start.split(b"\r\n")[1:])
+    error = json.loads(body)["error"]
+    assert set(error) == {"code", "message", "request_id"} and int(headers[b"content-length"]) == len(body)
+    assert headers[b"x-request-id"].decode() == error["request_id"] and headers[b"cache-control"] == b"no-store"
+    assert headers[b"content-type"] == b"application/json" and headers[b"connection"] == b"close"
+    return int(start.split()[1]), error["code"]
+
+
+TOO_LARGE, NO_HTTP = (431, "headers_too_large"), (400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (head(b"".join(b"X-%d: 1\r\n" % i for i in range(64))), TOO_LARGE),
+        (head(b"X: " + b"a" * (16 << 10) + b"\r\n"), TOO_LARGE),
+        (b"GET / HTTP/1.1\r\nX: " + b"a" * (20 << 10), TOO_LARGE),
+        (b"GET /" + b"a" * (1 << 20) + b" HTTP/1.1\r\n" + HOST + b"\r\n", TOO_LARGE),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 20, NO_HTTP),
+        (b"GET  /healthz HTTP/1.1\r\n" + HOST + b"\r\n", NO_HTTP),
+        (b"GET /healthz HTTQ/1.1\r\n" + HOST + b"\r\n", NO_HTTP),
+        (b"GET /healthz HTTP/1.1\r\nHost localhost\r\n\r\n", NO_HTTP),
+        (b"GET /healthz HTTP/1.1\r\n\r\n", NO_HTTP),
+        (head(b"Content-Length: 99999999999999999999999\r\n"), NO_HTTP),
+        (head(b"Content-Length: -1\r\n"), NO_HTTP),
+        (head(b"Content-Length: 1\r\nContent-Length: 2\r\n", b"xx"), NO_HTTP),
+        (head(b"Transfer-Encoding: gzip\r\n"), NO_HTTP),
+        (head(b"Transfer-Encoding: chunked\r\n", b"zz\r\n"), NO_HTTP),
+        (head(b"Transfer-Encoding: chunked\r\n", b"5;" + b"x" * (1 << 20)), TOO_LARGE),
+    ],
+    ids=["many", "large", "endless", "long_target", "tls", "line", "version", "no_colon", "no_host", "huge_length",
+         "negative_length", "two_lengths", "encoding", "chunk", "long_chunk"],
+)  # fmt: skip
+def test_what_http_refuses_is_told_in_the_same_form(server: Running, data: bytes, expected: tuple[int, str]) -> None:
+    assert refusal(server.raw(data)) == expected
+    page = server.ask("GET", "/metrics")[2]
+    assert metric(page, f'rtm_refused_total{{code="{expected[1]}"}}') >= 1
+    until(lambda: server.run(lambda: len(server.server.server_state.connections)) == 0)
+
+
+def test_bytes_that_are_no_request_after_one_that_was(server: Running) -> None:
+    first, second = server.raw(b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n" + b"\0\0\0\r\n\r\n").split(
+        b"HTTP/1.1 400", 1
+    )
+    assert first.startswith(b"HTTP/1.1 200") and refusal(b"HTTP/1.1 400" + second) == NO_HTTP
+
+
+def test_a_bad_chunk_after_the_answer_began_ends_the_connection(server: Running, workers: Workers) -> None:
+    bad = head(b"Transfer-Encoding: chunked\r\n", b"zz\r\n").replace(b"application/json", b"text/plain")
+    assert refusal(server.raw(bad))[0] in (400, 415)
+    workers[0].hold()
+    data = json.dumps({"puzzles": ["1000", "7000"]}).encode()
+    start = head(b"Content-Length: %d\r\n" % len(data), data).replace(b"/v1/solve", b"/v1/stream")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT) as connection:
+        connection.sendall(start.replace(b"Connection: close\r\n", b""))
+        workers[0].gate(2)
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        connection.sendall(b"\0\0\r\n\r\n")
+        workers[0].gate(1000)
+        rest = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert b"event: done" in rest and b"request failed" not in rest
     assert server.solve("1000")[0] == 200
 
 
 def test_a_chunked_body_is_bounded_while_it_is_read(server: Running) -> None:
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
-    answer = server.raw(head(b"Transfer-Encoding: chunked\r\n", chunk * 17 + b"0\r\n\r\n"))
-    assert answer.startswith(b"HTTP/1.1 413") and b"body_too_large" in answer
+    answer = server.raw(head(b"Transfer-Encoding: chunked\r\n", chunk * 5 + b"0\r\n\r\n"))
+    assert refusal(answer) == (413, "body_too_large")
 
 
 def test_a_body_larger_than_said_or_smuggled_is_refused(server: Running) -> None:
     both = server.raw(head(b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", b"0\r\n\r\n"))
-    assert both.split()[1][:1] == b"4"
-    assert server.raw(head(b"Content-Length: 99999999999999999999999\r\n")).split()[1][:1] == b"4"
-    assert server.raw(head(b"Content-Length: -1\r\n")).split()[1][:1] == b"4"
+    assert both.split()[1][:1] == b"4" and refusal(both)[0] < 500
 
 
 def test_slow_bodies_and_heads_are_cut(launch: Callable[..., Running]) -> None:
@@ -239,6 +296,7 @@ def test_connections_are_bounded_when_all_are_at_work(launch: Callable[..., Runn
     until(lambda: server.run(lambda: server.server.pool._queues["reverse"].running) == 3)
     status, headers, answer = server.ask("POST", "/v1/solve", {"puzzles": ["1000"]})
     assert (status, headers["retry-after"], answer["error"]["code"]) == (503, "1", "too_many_connections")
+    assert answer["error"]["request_id"] == headers["x-request-id"]
     workers[0].gate(100)
     assert [connection.getresponse().status for connection in busy] == [200] * 3
 

@@ -172,8 +172,8 @@ def quiet_logs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_keeps_it_from_starting(tmp_path: Path) -> None:
     assert "host='0.0.0.0' is not allowed" in failure("--host", "0.0.0.0") and "token" in failure("--host", "::")
     (tmp_path / "token").write_text("short\n")
-    assert "16 characters" in failure("--token-file", str(tmp_path / "token"))
-    assert "16 characters" in failure(environment={"RTM_SERVE_TOKEN": "short"})
+    assert "16 to 4096" in failure("--token-file", str(tmp_path / "token"))
+    assert "16 to 4096" in failure(environment={"RTM_TOKEN": "short"})
     assert "No such file" in failure("--token-file", str(tmp_path / "absent"))
     assert "port=70000" in failure("--port", "70000") and "slots=0" in failure("--slots", "0")
     assert "each name once" in failure("-m", "sudoku", "-m", "sudoku")

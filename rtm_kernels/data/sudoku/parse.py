@@ -29,10 +29,9 @@ from rtm_kernels.data.text import (
     csv_fields,
     header_columns,
     numbered_lines,
-    printable,
     source_prefix,
 )
-from rtm_kernels.errors import InputError, one_of
+from rtm_kernels.errors import InputError, one_of, printable
 
 SEPARATORS = " \t|"
 RULERS = SEPARATORS + "-+="
