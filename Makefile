@@ -10,7 +10,7 @@ PYTEST := $(PY) -m pytest
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: solve test test-ray check interpret-gate compile-gate gates proof roofline bench soak gpu train profile native dist clean help
+.PHONY: solve test test-ray check interpret-gate compile-gate gates proof roofline bench soak hostile gpu train profile native dist clean help
 
 .venv/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
@@ -80,6 +80,9 @@ bench: .venv/.installed  ## benchmarks of this machine within ten minutes; write
 
 soak: .venv/.installed  ## 100,000 requests to `rtm serve` on loopback; writes profiles/<machine>/soak.json
 	@$(PY) -m benchmarks.soak $(ARGS)
+
+hostile: .venv/.installed  ## a million damaged inputs, in parts that go on where they were cut; writes profiles/<machine>/hostile.json
+	@$(PY) -m tests.hostile $(ARGS)
 
 gpu:  ## everything that only a GPU can show, in stages; installs nothing (make gpu GPU_PYTHON=python3)
 	@$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)

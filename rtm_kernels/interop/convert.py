@@ -10,8 +10,7 @@ from typing import Any
 
 from rtm_kernels.data.dataset import Metadata
 from rtm_kernels.data.files import read_json
-from rtm_kernels.data.text import printable
-from rtm_kernels.errors import BackendUnavailable, InputError, one_of, require
+from rtm_kernels.errors import BackendUnavailable, InputError, one_of, printable, require
 from rtm_kernels.interop.checkpoint import load_official_checkpoint
 from rtm_kernels.interop.official import ALIASES, STACK_LAYERS, from_official
 from rtm_kernels.model import RecursiveReasoner

@@ -197,7 +197,9 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, found: HTTPException) -> Response:
-        response = error(request, found.status_code, CODES.get(found.status_code, "refused"), one_line(str(found.detail)))
+        response = error(
+            request, found.status_code, CODES.get(found.status_code, "refused"), one_line(str(found.detail))
+        )
         response.headers.update(found.headers or {})
         return response
 

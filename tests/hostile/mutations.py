@@ -63,7 +63,7 @@ def damage_text(text: str, rng: random.Random) -> str:
     """The text damaged, or another one altogether."""
     if rng.random() < 0.4:
         return rng.choice(NASTY_TEXTS)
-    return damage_bytes(text.encode(), rng).decode("utf-8", "replace")
+    return damage_bytes(text.encode("utf-8", "surrogatepass"), rng).decode("utf-8", "replace")
 
 
 def damage_json(value: Any, rng: random.Random) -> Any:

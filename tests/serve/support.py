@@ -131,6 +131,13 @@ class Running:
             connection.sendall(data)
             return b"".join(iter(lambda: connection.recv(1 << 16), b""))
 
+    def raw_refusal(self, data: bytes) -> int:
+        """The status of the answer to `data`, sent while the answer may already be there."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=WAIT) as connection:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(data)
+            return int(connection.recv(1 << 12).split(b" ", 2)[1])
+
     def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], Any]:
