@@ -1,23 +1,12 @@
-"""Candidates for an ARC grid: augmented runs that vote, and what speaks against each by the demonstrations alone."""
+"""Candidates for an ARC grid: the augmented runs that vote, and what speaks against an answer by the demonstrations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from rtm_kernels.data.arc import Augmentation, Example
-
-
-@dataclass
-class Candidate:
-    """A grid, how many augmented runs ended in it, their mean halting probability, and what speaks against it."""
-
-    grid: np.ndarray
-    votes: int = 0
-    halt_probability: float = 0.0
-    faults: list[str] = field(default_factory=list)
 
 
 def augmentations(count: int, seed: int = 0) -> list[Augmentation]:
@@ -34,16 +23,6 @@ def text_of(grid: np.ndarray) -> str:
 def grid_of(text: str) -> np.ndarray:
     """The grid of an answer of the task `arc`."""
     return np.array([[int(colour) for colour in row] for row in text.split("/")], dtype=np.uint8)
-
-
-def vote(answers: Sequence[tuple[np.ndarray, float]]) -> list[Candidate]:
-    """The different grids among (grid, halting probability), most votes first, then the higher probability."""
-    found: dict[str, Candidate] = {}
-    for grid, probability in answers:
-        candidate = found.setdefault(text_of(grid), Candidate(grid))
-        candidate.votes += 1
-        candidate.halt_probability += (probability - candidate.halt_probability) / candidate.votes
-    return sorted(found.values(), key=lambda c: (-c.votes, -c.halt_probability))
 
 
 def faults(grid: np.ndarray, test: np.ndarray, pairs: Sequence[Example]) -> list[str]:

@@ -26,6 +26,7 @@ from rtm_kernels.agent.schemas import (
 )
 from rtm_kernels.agent.solvers import Solvers
 from rtm_kernels.data.arc import check_grid
+from rtm_kernels.data.arc_vote import Tally
 from rtm_kernels.data.maze import Maze
 from rtm_kernels.data.task import Task
 from rtm_kernels.engine import Solution
@@ -88,25 +89,23 @@ class Tools:
         ways = arc.augmentations(augmentations)
         texts = [arc.text_of(way.apply(grid)) for way in ways]
         solutions = await self._solvers.solve("arc", texts, max_steps)
-        answers = [
-            (way.invert(arc.grid_of(solution.answer)), solution.halt_probability or 0.0)
-            for way, solution in zip(ways, solutions, strict=True)
-            if solution.answer
-        ]
+        tally = Tally()
+        for way, solution in zip(ways, solutions, strict=True):
+            if solution.answer:
+                tally.add(way.invert(arc.grid_of(solution.answer)), solution.halt_probability or 0.0)
         found = [
             ArcCandidate(
-                grid=candidate.grid.tolist(), votes=candidate.votes, halt_probability=candidate.halt_probability,
-                faults=arc.faults(candidate.grid, grid, pairs),
+                grid=answer.tolist(), votes=votes, halt_probability=mean, faults=arc.faults(answer, grid, pairs)
             )
-            for candidate in arc.vote(answers)[:candidates]
-        ]  # fmt: skip
-        answer = ArcAnswer(task="arc", verified=False, note=ARC_NOTE, runs=len(ways), candidates=found)
+            for answer, votes, mean in tally.ranked()[:candidates]
+        ]
+        summary = ArcAnswer(task="arc", verified=False, note=ARC_NOTE, runs=len(ways), candidates=found)
         lines = [f"{ARC_NOTE}."]
         for number, candidate in enumerate(found, start=1):
             against = f"; against it: {'; '.join(candidate.faults)}" if candidate.faults else ""
             lines += [f"candidate {number}: {candidate.votes} of {len(ways)} runs{against}"]
             lines += [arc.text_of(np.array(candidate.grid)).replace("/", "\n")]
-        return result("\n".join(lines), answer)
+        return result("\n".join(lines), summary)
 
     async def list_models(self) -> Annotated[CallToolResult, Models]:
         """The models that are loaded here, by task, and the tasks that have none."""

@@ -20,9 +20,25 @@ def _key(grid: np.ndarray) -> bytes:
     return bytes(grid.shape) + grid.tobytes()
 
 
-def _grid(key: bytes) -> list[list[int]]:
-    grid: list[list[int]] = np.frombuffer(key[2:], dtype=np.uint8).reshape(key[0], key[1]).tolist()
-    return grid
+def _grid(key: bytes) -> np.ndarray:
+    return np.frombuffer(key[2:], dtype=np.uint8).reshape(key[0], key[1])
+
+
+class Tally:
+    """Counts the grids uint8 [h, w] that augmented runs of one test input ended in, turned back."""
+
+    def __init__(self) -> None:
+        self._found: dict[bytes, tuple[int, float]] = {}
+
+    def add(self, grid: np.ndarray, confidence: float) -> None:
+        """One run's answer and its halting probability."""
+        count, total = self._found.get(_key(grid), (0, 0.0))
+        self._found[_key(grid)] = count + 1, total + confidence
+
+    def ranked(self) -> list[tuple[np.ndarray, int, float]]:
+        """(grid, votes, mean halting probability): most votes first, then the higher mean, then the earlier."""
+        found = [(_grid(key), count, total / count) for key, (count, total) in self._found.items()]
+        return sorted(found, key=lambda answer: answer[1:], reverse=True)
 
 
 class Votes:
@@ -35,37 +51,33 @@ class Votes:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
         self._truth: dict[Key, bytes] = {}
-        self._answers: dict[Key, dict[bytes, tuple[int, float]]] = {}
+        self._answers: dict[Key, Tally] = {}
 
     def expect(self, identifier: int, tokens: np.ndarray, labels: np.ndarray) -> None:
         """Make a test pair known: tokens and labels [900] of any twin of it."""
         key, augmentation = self._place(identifier, tokens)
         self._truth[key] = _key(augmentation.invert(decode_grid(labels)))
-        self._answers.setdefault(key, {})
+        self._answers.setdefault(key, Tally())
 
     def add(self, identifier: int, tokens: np.ndarray, answer: np.ndarray, confidence: float) -> None:
         """Count the answer [900] to the twin `tokens` [900], with its halting probability."""
         key, augmentation = self._place(identifier, tokens)
-        counts = self._answers.setdefault(key, {})
-        grid = _key(augmentation.invert(decode_grid(answer)))
-        count, total = counts.get(grid, (0, 0.0))
-        counts[grid] = count + 1, total + confidence
+        self._answers.setdefault(key, Tally()).add(augmentation.invert(decode_grid(answer)), confidence)
 
     def _place(self, identifier: int, tokens: np.ndarray) -> tuple[Key, Augmentation]:
         require(0 < identifier < len(self.names), "identifier", identifier, f"1 to {len(self.names) - 1}")
         puzzle, augmentation = Augmentation.from_name(self.names[identifier])
         return (puzzle, _key(augmentation.invert(decode_grid(tokens)))), augmentation
 
-    def ranked(self, key: Key) -> list[bytes]:
+    def ranked(self, key: Key) -> list[np.ndarray]:
         """The answers to a test input, best first."""
-        counts = self._answers[key]
-        return sorted(counts, key=lambda grid: (counts[grid][0], counts[grid][1] / counts[grid][0]), reverse=True)
+        return [grid for grid, _, _ in self._answers[key].ranked()]
 
     def pass_at(self, ks: Sequence[int] = PASS_AT) -> dict[int, float]:
         """For each k the mean over puzzles of the share of test inputs whose solution is among the first k answers."""
         shares: dict[str, list[list[bool]]] = {}
         for key, truth in self._truth.items():
-            ranked = self.ranked(key)
+            ranked = [_key(grid) for grid in self.ranked(key)]
             place = ranked.index(truth) if truth in ranked else len(ranked)
             shares.setdefault(key[0], []).append([place < min(k, len(ranked)) for k in ks])
         means = [np.mean(tests, axis=0) for tests in shares.values()]
@@ -75,7 +87,7 @@ class Votes:
         """Per puzzle and test input the best two answers, in the format of the ARC prize; `[[0]]` where none is."""
         found: dict[str, list[dict[str, list[list[int]]]]] = {}
         for key in self._answers:
-            best = [_grid(grid) for grid in self.ranked(key)[:ATTEMPTS]]
+            best: list[list[list[int]]] = [grid.tolist() for grid in self.ranked(key)[:ATTEMPTS]]
             best += [best[-1] if best else [[0]]] * (ATTEMPTS - len(best))
             found.setdefault(key[0], []).append({f"attempt_{i}": grid for i, grid in enumerate(best, start=1)})
         return found

@@ -27,7 +27,7 @@ OPEN_ROUTE = "/healthz"
 
 ROUTES = ("/v1/solve", "/v1/stream", "/v1/models", "/metrics", "/openapi.json", OPEN_ROUTE)
 LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
-CHUNK = 1 << 16
+CHUNK = 1 << 14
 STEP = np.zeros(256, dtype=np.int8)
 STEP[list(b"[{")], STEP[list(b"]}")] = 1, -1
 PART = np.zeros(256, dtype=bool)

@@ -5,8 +5,10 @@ Bytes changed at random, through the front alone and over sockets, are in `tests
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from collections import Counter
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -38,6 +40,15 @@ def test_a_refusal_takes_little_memory(server: Running, name: str) -> None:
         tracemalloc.stop()
     assert found == status
     assert peak <= costs.MOST_MIB, f"{peak:.2f} MiB for {len(data)} bytes"
+
+
+@pytest.mark.parametrize("path", sorted((costs.machine.ROOT / "profiles").glob("*/limits.json")), ids=str)
+def test_the_recorded_costs_are_within_what_is_promised(path: Path) -> None:
+    found = json.loads(path.read_text())["limits"]
+    assert set(found) == {*costs.cases(), "connections", "queue"}
+    for name, cost in found.items():
+        assert 400 <= cost["status"] < 500 or (cost["status"] == 503 and name in ("connections", "queue"))
+        assert cost["cpu_ms_most"] <= costs.MOST_MS and cost["mib_most"] <= costs.MOST_MIB, name
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])

@@ -10,9 +10,10 @@ import pytest
 
 from rtm_kernels.engine import Solver
 from rtm_kernels.serve.jobs import Job
-from rtm_kernels.serve.limits import Limits, Refused
+from rtm_kernels.serve.limits import Limits
 from rtm_kernels.serve.metrics import Metrics
 from rtm_kernels.serve.pool import Pool
+from rtm_kernels.serve.refusal import Refused
 from tests.engine.fakes import TASK, ScriptedExecutor, model
 from tests.serve.support import SETUP, SLOTS, WAIT, Workers
 
