@@ -48,6 +48,24 @@ SUDOKU_SMALL = Recipe(
     optimizer="muon", lr=4e-3, ema=0.995, warmup_steps=50, compile=True,
 )  # fmt: skip
 
+SUDOKU_SMALL_HARD = replace(
+    SUDOKU_SMALL,
+    init="runs/sudoku-small/model",
+    sources={
+        **(SUDOKU_SMALL.sources or {}),
+        "few_clues": Source(path="data/17_clue.csv", count=40_721),
+        "hardest": Source(path="data/forum_hardest.csv", count=40_724),
+    },
+    stages=(
+        Stage(
+            steps=8_000, batch_size=96,
+            mix={"few_clues": 0.3, "hardest": 0.2, "search": 0.15, "easy": 0.12, "sparse": 0.08, "locked": 0.1,
+                 "subsets": 0.05},
+        ),
+    ),
+    lr=1.5e-3, min_lr_ratio=0.01, ema=0.998, warmup_steps=150, seed=7,
+)  # fmt: skip
+
 TRM = ModelConfig(
     vocab_size=11, seq_len=81, arch="trm", hidden_size=512, num_heads=8, layers={"L_level": 2}, H_cycles=3, L_cycles=6,
     mixer="attention", pos_encodings="rope", puzzle_emb_ndim=512, puzzle_emb_len=16, forward_dtype="bfloat16",
@@ -197,6 +215,7 @@ RINS_SUDOKU = replace(
 PRESETS: dict[str, Recipe] = {
     "sudoku-4x4": SUDOKU_4X4,
     "sudoku-small": SUDOKU_SMALL,
+    "sudoku-small-hard": SUDOKU_SMALL_HARD,
     "trm-sudoku-paper": official(TRM_MLP, 60_000, 6_000, optimizer="adamw"),
     "trm-sudoku-repo": official(TRM_MLP, 50_000, 5_000),
     "trm-sudoku-attention": official(TRM, 50_000, 5_000),
@@ -225,6 +244,7 @@ PRESETS: dict[str, Recipe] = {
 ABOUT = {
     "sudoku-4x4": "4x4 Sudoku on a CPU, minutes",
     "sudoku-small": "9x9 Sudoku on a CPU, an hour or more",
+    "sudoku-small-hard": "sudoku-small continued on lists of hard puzzles, an hour; sources.*.path name them",
     "sudoku-full": "full-size RSM for hard puzzles, a GPU, in slices; needs data=FOLDER",
     "sudoku-full-halting": "deep supervision and a halting head after sudoku-full; needs data=FOLDER",
     "rtm-sudoku": "cumulative halting, generated puzzles, a GPU",
