@@ -90,7 +90,18 @@ def answers(file: str) -> list[str]:
     return [*lines, "", f"Weights {', '.join(weights)}. As the default of a solver: {', '.join(verdict)}."]
 
 
-TABLES: dict[str, Callable[[str], list[str]]] = {"rates": rates, "targets": targets, "answers": answers}
+def training(file: str) -> list[str]:
+    """CPU time of an optimiser step of the bundled model's recipe, by way of training."""
+    lines = ["| way | ms of one thread | speed | quartiles |", "|---|--:|--:|--:|"]
+    for row in json.loads((ROOT / "profiles" / file).read_text())["rows"]:
+        low, high = row["quartiles"]
+        lines.append(f"| {row['way']} | {row['cpu_ms']:.0f} | {row['speedup']:.2f} | {low:.2f} to {high:.2f} |")
+    return lines
+
+
+TABLES: dict[str, Callable[[str], list[str]]] = {
+    "rates": rates, "targets": targets, "answers": answers, "training": training
+}  # fmt: skip
 
 
 def filled(text: str) -> str:

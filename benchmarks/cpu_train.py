@@ -1,0 +1,90 @@
+"""python -m benchmarks.cpu_train: which way of training is the fastest on a CPU, for the bundled model's recipe.
+
+CPU time of a whole optimiser step on one thread, in turns, so that a busy machine changes little: PyTorch as it is,
+with the C++ executor before the first gradient (`native`), and compiled (`compile`), each in float32 and, where the
+way allows it, in bfloat16. The first rounds, in which compilers work and samples begin, are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import machine
+from rtm_kernels.train.loop import Trainer
+from rtm_kernels.train.recipe import PRESETS
+from rtm_kernels.train.schema import Recipe, Source, Stage
+
+WAYS: dict[str, dict[str, Any]] = {
+    "eager, float32": {"dtype": "float32", "compile": False, "native": False},
+    "native, float32": {"dtype": "float32", "compile": False, "native": True},
+    "compiled, float32": {"dtype": "float32", "compile": True, "native": False},
+    "native and compiled, float32": {"dtype": "float32", "compile": True, "native": True},
+    "eager, bfloat16": {"dtype": "bfloat16", "compile": False, "native": False},
+    "compiled, bfloat16": {"dtype": "bfloat16", "compile": True, "native": False},
+}
+BASELINE = "eager, float32"
+
+
+def recipe(preset: str, batch: int, steps: int, dtype: str, **ways: Any) -> Recipe:
+    """The preset's model and optimiser on one bank of generated puzzles."""
+    base = PRESETS[preset]
+    return replace(
+        base, model=replace(base.model, forward_dtype=dtype), sources={"all": Source(count=500, seed=1)},
+        stages=(Stage(steps=steps, batch_size=batch, mix={"all": 1.0}),), threads=1, **ways,
+    )  # fmt: skip
+
+
+def measure(preset: str, batch: int, rounds: int, warm: int) -> dict[str, list[float]]:
+    """CPU seconds of each way in each round; the order turns by one place every round."""
+    trainers = {name: Trainer(recipe(preset, batch, warm + rounds, **way)) for name, way in WAYS.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in trainers}
+    names = list(trainers)
+    for number in range(warm + rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            start = time.process_time()
+            trainers[name].step()
+            if number >= warm:
+                seconds[name].append(time.process_time() - start)
+    return seconds
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu_train", description=__doc__)
+    parser.add_argument("--preset", default="sudoku-small")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--warm", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    seconds = measure(args.preset, args.batch, args.rounds, args.warm)
+    rows = []
+    for name, times in seconds.items():
+        ratios = [b / t for b, t in zip(seconds[BASELINE], times, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        rows.append({"way": name, "cpu_ms": round(1e3 * statistics.median(times), 1), "speedup": round(middle, 3),
+                     "quartiles": [round(low, 3), round(high, 3)]})  # fmt: skip
+        print(f"{name:30} {rows[-1]['cpu_ms']:8.1f} ms a step, {middle:.2f} times {BASELINE} ({low:.2f} to {high:.2f})")
+    if args.out:
+        report = {
+            "preset": args.preset, "batch": args.batch, "rounds": args.rounds, "threads": 1, "clock": "cpu",
+            "machine": machine.device_name("cpu"), "commit": machine.commit(), "versions": machine.versions(),
+            "rows": rows,
+        }  # fmt: skip
+        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
