@@ -98,7 +98,7 @@ def http_sockets(root: Path) -> Iterator[Target]:
 
     start = pool.start
     pool.start = Workers().start
-    server = Running(Options(SETUP, port=0, limits=Limits(read=0.3)))  # half of what it gets is incomplete
+    server = Running(Options(SETUP, port=0, limits=Limits(read=0.1)))  # half of what it gets is incomplete
     try:
         yield sockets(server)
         status, answer = server.solve("1000")

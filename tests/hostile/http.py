@@ -165,9 +165,9 @@ def front() -> Target:
             if chunk and not wire.closing:  # no transport hands over nothing
                 protocol.data_received(chunk)
                 await asyncio.sleep(0)
-        for _ in range(40):  # turns of the loop; what still waits then waits for bytes that do not come
-            if wire.closing or not state.tasks:
-                break
+        patience = 8  # turns of the loop for what waits for bytes that do not come
+        while state.tasks and not wire.closing and patience:
+            patience -= protocol.cycle.more_body
             await asyncio.sleep(0)
         protocol.connection_lost(None)
         if state.tasks:
@@ -188,12 +188,11 @@ def front() -> Target:
 
 
 def answer_to(server: Running, data: bytes, timeout: float = 300.0) -> bytes:
-    """What comes back until the server closes, or until the answers to what was sent are complete."""
+    """What comes back until the server closes, which it does soon after a whole answer, and when a request stops."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=timeout) as connection:
         received = b""
         try:
             connection.sendall(data)
-            connection.shutdown(socket.SHUT_WR)
             while piece := connection.recv(1 << 16):
                 received += piece
         except (ConnectionResetError, BrokenPipeError):

@@ -25,13 +25,13 @@ SWOLLEN = 0.002
 def damage_bytes(data: bytes, rng: random.Random) -> bytes:
     """One to four of: a flipped bit, a byte set, bytes cut out, doubled, moved, inserted, the end cut off.
 
-    Now and then a piece of it repeated, 16 KiB to 2 MiB in all.
+    Now and then a piece of it repeated, 16 KiB to 1 MiB more.
     """
     found = bytearray(data)
     if found and rng.random() < SWOLLEN:
         at = rng.randrange(len(found))
         piece = bytes(found[at : at + rng.choice((1, 2, 8, 64))])
-        found[at:at] = piece * ((1 << rng.randint(14, 21)) // len(piece))
+        found[at:at] = piece * ((1 << rng.randint(14, 20)) // len(piece))
         return bytes(found)
     for _ in range(rng.randint(1, 4)):
         if not found:
