@@ -103,6 +103,7 @@ def useful_bytes(case: Case) -> int:
 CPU_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "small": {
         "mixer": (64,), "channel": (64,), "block": (1, 64), "act_step": (1, 8), "solve": (1,), "train": (8,),
+        "train_step": (8,),
     },
     "sudoku": {"mixer": (1,), "channel": (1,), "block": (1, 8), "act_step": (1,), "train": (1,)},
     "maze": {"mixer": (1,), "block": (1,)},

@@ -115,7 +115,9 @@ def limit(memory: int, seconds: int, written: int) -> None:
     for what, value in limits.items():
         hard = resource.getrlimit(what)[1]
         allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(what, (allowed, allowed))
+        # past its soft limit of processor time a process gets SIGXCPU, at the hard one SIGKILL, which names nothing
+        later = allowed + 1 if what == resource.RLIMIT_CPU else allowed
+        resource.setrlimit(what, (allowed, later if hard == resource.RLIM_INFINITY else min(later, hard)))
 
 
 def main(source: str, target: str, memory: str, seconds: str, written: str) -> None:

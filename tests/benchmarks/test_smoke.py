@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import harness, machine, report, rows
-from benchmarks.cases import CPU_THREADED, MODELS, TASKS, cases
+from benchmarks.cases import CPU_THREADED, MODELS, TASKS, TRAINING, cases
 from benchmarks.gate import refusal
 from benchmarks.problem import make
 from benchmarks.providers import PROVIDERS, REFERENCE, Provider
@@ -53,7 +53,7 @@ def test_a_case_of_each_kind_is_measured_and_reported(task: str, tmp_path: Path)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="ONNX Runtime is not installed")
-@pytest.mark.parametrize("task", [task for task in TASKS if task != "train"])
+@pytest.mark.parametrize("task", [task for task in TASKS if task not in TRAINING])
 @pytest.mark.parametrize("model", ["tiny", "tiny_attention"])
 def test_onnx_runtime_gives_the_references_results(task: str, model: str) -> None:
     onnx = next(p for p in PROVIDERS if p.name == "onnxruntime")

@@ -50,11 +50,11 @@ def _call(impl: str, t: Tensors) -> tuple[Tensor, ...]:
     s.floor.fill_(2)
     rows, results, steps = (
         t["rows"].clone(),
-        torch.zeros(2 * len(t["fresh"]), *t["fresh"].shape[1:]),
-        torch.ones(len(s.owner), 1),
+        t["fresh"].new_zeros(2 * len(t["fresh"]), *t["fresh"].shape[1:]),
+        t["rows"].new_ones(len(s.owner), 1),
     )
     how.plan(s, t["alive"])
-    how.carry_out(s, [Moved(rows, t["fresh"], results), Moved(steps, torch.zeros(1, 1))])
+    how.carry_out(s, [Moved(rows, t["fresh"], results), Moved(steps, steps.new_zeros(1, 1))])
     return s.owner, s.line, s.counts, s.more, rows, results, steps
 
 

@@ -223,8 +223,8 @@ def test_rounds_are_drawn_from_all_of_one_to_r() -> None:
 
 def test_rsm_grows_to_its_full_depth_at_the_published_milestones() -> None:
     recipe = PRESETS["rsm-sudoku"]
-    assert recipe.total_steps == 14_969
-    depth = {percent: recipe.stage_at(round(percent / 100 * 14_969)) for percent in (0, 20.5, 30.5, 55.5, 94.5)}
+    assert recipe.total_steps == 14_968
+    depth = {percent: recipe.stage_at(round(percent / 100 * 14_968)) for percent in (0, 20.5, 30.5, 55.5, 94.5)}
     found = {percent: (stage.H_cycles, stage.L_cycles) for percent, (stage, _) in depth.items()}
     assert found == {0: (2, 2), 20.5: (3, 2), 30.5: (3, 3), 55.5: (5, 4), 94.5: (8, 12)}
     assert sum(stage.steps for stage in growth(100, 8, (50.0,), (25.0,))) == 100
