@@ -39,6 +39,7 @@ class ThreadWorker:
             self.executors[name] = solver.executor = GatedExecutor(solver)
             self.solvers[name] = solver
         self.gate(0 if held else 10_000)
+        self.service: Service | None = None
         self.ours, self.theirs = socket.socketpair()
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
@@ -53,10 +54,16 @@ class ThreadWorker:
             while executor.gate.acquire(blocking=False):
                 pass
 
+    @property
+    def held(self) -> int:
+        """Puzzles that have arrived and are not solved."""
+        stats = self.service.stats() if self.service else None
+        return stats.queued + stats.running if stats else 0
+
     def _work(self) -> None:
         described = [worker.describe(name, solver) for name, solver in self.solvers.items()]
         worker.send_line(self.theirs, {"ready": described})
-        service = Service(self.solvers, max_queued=1 << 16)
+        self.service = service = Service(self.solvers, max_queued=1 << 16)
         worker.serve(self.theirs, service)
         self.gate(10_000)
         service.close(drain=False)

@@ -66,7 +66,8 @@ def test_stream_sends_each_solution_when_it_is_done(server: Running, workers: Wo
     workers[0].hold()
     response = post(server, "/v1/stream", {"puzzles": ["5000", "1000", "3000"]}).getresponse()
     assert response.status == 200 and response.getheader("content-type", "").startswith("text/event-stream")
-    workers[0].gate(2)  # the first step may begin before the second puzzle has arrived
+    until(lambda: workers[0].held == 3)
+    workers[0].gate(2)  # the first step began when the first puzzle arrived, perhaps alone
     first = b"".join(response.readline() for _ in range(3)).decode()
     assert [(kind, data["index"], data["answer"]) for kind, data in events(first)] == [("solution", 1, "0001")]
     workers[0].gate(10)
