@@ -49,6 +49,7 @@ def test_the_recorded_costs_are_within_what_is_promised(path: Path) -> None:
     for name, cost in found.items():
         assert 400 <= cost["status"] < 500 or (cost["status"] == 503 and name in ("connections", "queue"))
         assert cost["cpu_ms_most"] <= costs.MOST_MS and cost["mib_most"] <= costs.MOST_MIB, name
+        assert cost["ms_median"] <= costs.MOST_MS, name
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
