@@ -170,20 +170,17 @@ def test_a_deployment_of_two_replicas_outlives_one(model_folder: str, texts, exp
         serve.shutdown()
 
 
-def test_the_block_of_the_readme(
-    cluster: None, puzzles: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As it stands there, but for an end of its deployment."""
+def test_the_block_of_the_readme(cluster: None, puzzles: list[tuple[str, str]], tmp_path: Path) -> None:
+    """As it stands there, but for the folder of its file (workers have their own) and an end of its deployment."""
     from ray import serve
 
-    monkeypatch.chdir(tmp_path)
     texts = [text for text, _ in puzzles[:3]]
     (tmp_path / "puzzles.csv").write_text("\n".join(["puzzle", *texts]))
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "import ray" in block]
     names: dict[str, Any] = {"puzzles": texts}
     try:
-        exec(compile(code, "README.md", "exec"), names)
+        exec(compile(code.replace("puzzles.csv", str(tmp_path / "puzzles.csv")), "README.md", "exec"), names)
     finally:
         serve.shutdown()
     expected = [s.answer for s in Solver(from_pretrained("sudoku"), batch_invariant=True).solve(texts)]
