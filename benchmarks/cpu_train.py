@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine
+from benchmarks import cpu_compare, machine
 from rtm_kernels.train.loop import Trainer
 from rtm_kernels.train.recipe import PRESETS
 from rtm_kernels.train.schema import Recipe, Source, Stage
@@ -44,18 +44,11 @@ def recipe(preset: str, batch: int, steps: int, dtype: str, **ways: Any) -> Reci
 
 
 def measure(preset: str, batch: int, rounds: int, warm: int) -> dict[str, list[float]]:
-    """CPU seconds of each way in each round; the order turns by one place every round."""
+    """CPU seconds of each way in each round."""
     trainers = {name: Trainer(recipe(preset, batch, warm + rounds, **way)) for name, way in WAYS.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in trainers}
-    names = list(trainers)
-    for number in range(warm + rounds):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
-            start = time.process_time()
-            trainers[name].step()
-            if number >= warm:
-                seconds[name].append(time.process_time() - start)
-    return seconds
+    steps = {name: trainer.step for name, trainer in trainers.items()}
+    seconds = cpu_compare.measure(steps, warm + rounds, time.process_time)
+    return {name: times[warm:] for name, times in seconds.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

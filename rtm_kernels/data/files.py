@@ -7,6 +7,7 @@ import json
 import math
 import os
 import tokenize
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,28 @@ StrPath = str | os.PathLike[str]
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
     """The content of a JSON file of at most `limit` bytes. Raises `InputError`."""
+    require(path.is_file(), printable(str(path)), "absent", "expected a file")
+    return read_parsed(path, limit, json.loads, "JSON")
+
+
+def read_parsed(
+    path: Path, limit: int, parse: Callable[[bytes], Any], kind: str, broken: type[Exception] = ValueError
+) -> Any:
+    """What `parse` makes of a file of at most `limit` bytes; it raises ValueError or `broken` where that is no `kind`.
+
+    Errors: `InputError`, also for a file that cannot be read.
+    """
     where = printable(str(path))
-    require(path.is_file(), where, "absent", "expected a file")
     try:
         size = path.stat().st_size
         require(size <= limit, f"size of {where}", size, f"expected at most {limit} bytes")
-        return json.loads(path.read_bytes())
+        return parse(path.read_bytes())
     except OSError as error:
-        raise InputError(f"{where}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError, broken) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{where}: is not JSON: {error}") from None
+        raise InputError(f"{where}: is not {kind}: {' '.join(str(error).split()):.200}") from None
 
 
 def open_array(path: Path) -> np.ndarray:

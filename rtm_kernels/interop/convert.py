@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rtm_kernels.data.dataset import Metadata
-from rtm_kernels.data.files import read_json
+from rtm_kernels.data.files import read_json, read_parsed
 from rtm_kernels.errors import BackendUnavailable, InputError, one_of, printable, require
 from rtm_kernels.interop.checkpoint import load_official_checkpoint
 from rtm_kernels.interop.official import ALIASES, STACK_LAYERS, from_official
@@ -74,16 +74,7 @@ def _read_yaml(path: Path) -> Any:
         raise BackendUnavailable(f"{path} is read with the package PyYAML, which is not installed; or give it as .json")
     import yaml
 
-    try:
-        size = path.stat().st_size
-        require(size <= MAX_CONFIG, f"size of {printable(str(path))}", size, f"expected at most {MAX_CONFIG} bytes")
-        return yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: is not YAML: {' '.join(str(error).split()):.200}") from None
+    return read_parsed(path, MAX_CONFIG, yaml.safe_load, "YAML", yaml.YAMLError)
 
 
 def named_arch(values: Mapping[str, Any], where: str) -> str:

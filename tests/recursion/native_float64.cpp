@@ -137,14 +137,10 @@ Floats computed(const rtm::Kernels& k, const Case& c, const Weights& w, const Fl
 }  // namespace
 
 int main() {
-  const std::vector<Case> cases = {{1, 1, 1, 1, 0, false, false},      {7, 24, 40, 16, 0, true, false},
-                                   {97, 33, 520, 90, 0, false, false}, {101, 66, 70, 7, 0, true, false},
-                                   {1, 2, 3, 0, 1, false, true},       {97, 36, 40, 0, 3, false, true},
-                                   {131, 66, 50, 0, 3, false, false}};
   int wrong = 0;
   for (const rtm::Kernels* k : rtm::supported_kernels(rtm::Format::float32)) {
     double worst = 0;
-    for (const Case& c : cases) {
+    for (const Case& c : kCases) {
       const Weights w = weights(c);
       const Floats a = randoms(c.L * c.D, 1.0f), b = randoms(c.L * c.D, 1.0f);
       const Floats value = computed(*k, c, w, a, b);

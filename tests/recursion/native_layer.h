@@ -24,6 +24,13 @@ struct Case {
   bool norm_hidden, causal;
 };
 
+inline const std::vector<Case> kCases = {
+    {1, 1, 1, 1, 0, false, false}, {7, 24, 40, 16, 0, true, false},
+    {97, 33, 520, 90, 0, false, false}, {101, 66, 70, 7, 0, true, false},
+    {1, 2, 3, 0, 1, false, true}, {97, 36, 40, 0, 3, false, true},
+    {131, 66, 50, 0, 3, false, false}
+};
+
 struct Weights {
   Floats gate_up, down, mixer_gate_up, mixer_down, qkv, out, cos, sin, heads;
 };

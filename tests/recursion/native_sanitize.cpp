@@ -44,12 +44,8 @@ std::vector<const rtm::Kernels*> all_kernels() {
 }  // namespace
 
 int main() {
-  const std::vector<Case> cases = {{1, 1, 1, 1, 0, false, false},    {7, 24, 40, 16, 0, true, false},
-                                   {97, 33, 520, 90, 0, false, false}, {101, 66, 70, 7, 0, true, false},
-                                   {1, 2, 3, 0, 1, false, true},     {97, 36, 40, 0, 3, false, true},
-                                   {131, 66, 50, 0, 3, false, false}};
   int wrong = 0;
-  for (const Case& c : cases) {
+  for (const Case& c : kCases) {
     const Weights w = weights(c);
     const Floats y = randoms(3 * c.L * c.D, 1.0f), z = randoms(3 * c.L * c.D, 1.0f), x = randoms(3 * c.L * c.D, 1.0f);
     Floats expected;
@@ -69,6 +65,6 @@ int main() {
         wrong = 1;
       }
   }
-  std::printf("%zu cases, %zu instruction sets\n", cases.size(), all_kernels().size());
+  std::printf("%zu cases, %zu instruction sets\n", kCases.size(), all_kernels().size());
   return wrong;
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -117,15 +117,17 @@ def sliced(latents: dict[str, Tensor], start: int, count: int = 1) -> dict[str, 
     return {name: value[start : start + count] for name, value in latents.items()}
 
 
-def assert_each_as_alone(executor: native.NativeExecutor, latents: dict[str, Tensor], x: Tensor) -> None:
+def assert_each_as_alone(
+    run: Callable[[dict[str, Tensor], Tensor], Mapping[str, Tensor]], latents: dict[str, Tensor], x: Tensor
+) -> None:
     """65 samples have the bits that each has alone, in batches of many sizes and with one thread and two."""
     torch.set_num_threads(1)
-    alone = [executor.run(sliced(latents, i), x[i : i + 1]) for i in range(65)]
+    alone = [run(sliced(latents, i), x[i : i + 1]) for i in range(65)]
     for count in (1, 2):
         torch.set_num_threads(count)
         for batch in (1, 2, 3, 7, 8, 65):
             start = 65 - batch
-            together = executor.run(sliced(latents, start, batch), x[start:])
+            together = run(sliced(latents, start, batch), x[start:])
             for i in range(batch):
                 for name, value in alone[start + i].items():
                     assert torch.equal(together[name][i : i + 1], value), (count, batch, i, name)

@@ -88,7 +88,7 @@ def test_bits_depend_on_neither_batch_nor_threads(options: dict[str, Any], isa: 
     stacks = make_stacks(program, L, D, **options)
     latents, x = make_latents(program, 65, L, D)
     executor = native.NativeExecutor(program, weights(stacks, tables(stacks, L, options is ATTENTION)), isa=isa)
-    assert_each_as_alone(executor, latents, x)
+    assert_each_as_alone(executor.run, latents, x)
 
 
 @needs_native

@@ -130,7 +130,7 @@ def test_bits_depend_on_neither_batch_nor_threads(options: dict[str, Any], preci
     latents, x = make_latents(program, 65, L, D)
     stack_weights = weights(stacks, tables(stacks, L, options is ATTENTION))
     executor = native.NativeExecutor(program, stack_weights, precision=precision)
-    assert_each_as_alone(executor, latents, x)
+    assert_each_as_alone(executor.run, latents, x)
 
 
 @needs_instructions

@@ -11,6 +11,7 @@ from rtm_kernels.ops.halting import reference as halting
 from rtm_kernels.recursion import native
 from rtm_kernels.recursion.native_weights import HeadWeights
 from tests.recursion.native_support import (
+    assert_each_as_alone,
     assert_within_budget,
     enough,
     make_latents,
@@ -138,13 +139,10 @@ def test_bits_of_the_heads_depend_on_neither_batch_nor_threads(precision: str) -
     heads = HeadWeights(tokens=torch.randn(11, 40), halting=(torch.randn(2, 40), torch.randn(2)), prefix=4)
     stack_weights = weights(make_stacks(program, 101, 40))
     executor = native.NativeExecutor(program, stack_weights, heads, precision=precision)
-    alone = [executor.step(sliced(latents, i), x[i : i + 1]) for i in range(65)]
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        for batch in (1, 2, 3, 7, 8, 65):
-            start = 65 - batch
-            together = executor.step(sliced(latents, start, batch), x[start:])
-            for i in range(batch):
-                assert torch.equal(together.logits[i], alone[start + i].logits[0]), (threads, batch, i)
-                assert torch.equal(together.halting[i], alone[start + i].halting[0]), (threads, batch, i)
-                assert torch.equal(together.change[i], alone[start + i].change[0]), (threads, batch, i)
+
+    def heads_of(latents: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        step = executor.step(latents, x)
+        assert step.halting is not None and step.change is not None
+        return {"logits": step.logits, "halting": step.halting, "change": step.change}
+
+    assert_each_as_alone(heads_of, latents, x)
