@@ -8,6 +8,7 @@ subclass whose forward is the fused one, so parameters, buffers, state_dict keys
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -202,18 +203,21 @@ def _norm_axis(name: str, stack: nn.Module) -> str:
 
 
 def _probe(stack: nn.Module, device: torch.device) -> dict[str, Any]:
-    """Random inputs [2, L, D] and rotary tables for a stack; bfloat16 for attention on CUDA, where flash needs it."""
+    """Random inputs [2, L, D] and rotary tables for a stack; bfloat16 for attention on CUDA, where flash needs it.
+
+    Drawn on the CPU whatever the default device: official scripts build their models within `torch.device("cuda")`.
+    """
     layer: Any = stack.layers[0]  # type: ignore[index]
     attends = hasattr(layer, "self_attn")
     dtype = torch.bfloat16 if attends and device.type == "cuda" else torch.float32
     length, width = 6 if attends else layer.mlp_t.down_proj.weight.shape[0], layer.mlp.down_proj.weight.shape[0]
-    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
     names = next(key for key, value in STACKS.items() if value is _stack_class(stack))
-    inputs: dict[str, Any] = {n: torch.randn(2, length, width, generator=generator).to(device, dtype) for n in names}
+    inputs: dict[str, Any] = {n: draw(2, length, width).to(device, dtype) for n in names}
     inputs["cos_sin"] = None
     if attends:
         head_dim = layer.self_attn.o_proj.weight.shape[1] // layer.self_attn.num_heads
-        angles = torch.randn(length, head_dim, generator=generator).to(device)
+        angles = draw(length, head_dim).to(device)
         inputs["cos_sin"] = (angles.cos(), angles.sin())
     return inputs
 

@@ -6,7 +6,7 @@ import importlib
 import runpy
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +18,7 @@ from rtm_kernels.errors import InputError, require
 from rtm_kernels.interop import accelerate
 from rtm_kernels.interop.accelerate import Accelerated
 from rtm_kernels.ops.adam_atan2.api import AdamATan2
+from rtm_kernels.train.cuda_on_cpu import cuda_on_cpu
 
 
 def flash_attn_func(
@@ -37,7 +38,7 @@ def flash_attn_func(
         query, key, value, attn_mask=mask, dropout_p=dropout_p, is_causal=causal and mask is None, scale=softmax_scale,
         enable_gqa=q.shape[2] != k.shape[2],
     )  # fmt: skip
-    return out.transpose(1, 2)
+    return out.transpose(1, 2).contiguous()  # HRM takes a view of it, and not every kernel of SDPA leaves it so
 
 
 STAND_INS: dict[str, dict[str, object]] = {
@@ -101,8 +102,10 @@ def accelerating(report: list[str]) -> Iterator[None]:
         handle.remove()
 
 
-def run_script(script: Path, arguments: list[str], *, accelerated: bool = True) -> list[str]:
+def run_script(script: Path, arguments: list[str], *, accelerated: bool = True, on_cpu: bool = False) -> list[str]:
     """Run `script` as `python script arguments` would, with stand-ins and fused blocks; what was accelerated.
+
+    `on_cpu` answers its calls for CUDA with the CPU (`cuda_on_cpu`).
 
     Errors: `InputError` when there is no such file; whatever the script raises.
     """
@@ -111,12 +114,13 @@ def run_script(script: Path, arguments: list[str], *, accelerated: bool = True) 
     before = sys.argv, sys.path[:]
     sys.argv, sys.path[:] = [str(script), *arguments], [str(script.resolve().parent), *sys.path]
     try:
-        with standing_in(missing()):
-            if not accelerated:
-                runpy.run_path(str(script), run_name="__main__")
-                return report
-            with accelerating(report):
-                runpy.run_path(str(script), run_name="__main__")
+        with ExitStack() as around:
+            around.enter_context(standing_in(missing()))
+            if on_cpu:
+                around.enter_context(cuda_on_cpu())
+            if accelerated:
+                around.enter_context(accelerating(report))
+            runpy.run_path(str(script), run_name="__main__")
     finally:
         sys.argv, sys.path[:] = before
     return report

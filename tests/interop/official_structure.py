@@ -288,12 +288,13 @@ class RSM(Embeddings):
     def initial_carry(self, batch):
         return SimpleNamespace(current_data=batch, halted=None)
 
-    def forward(self, carry, batch):
+    def forward(self, carry, batch, override_H_cycles=None, debug_structure=False, alpha=1.0):
         c, cos_sin = self.config, self.cos_sin()
         x = self.input_embeddings(batch["inputs"], batch["puzzle_identifiers"])
         z_H, z_L = self.H_init.expand_as(x), self.L_init.expand_as(x)
-        for cycle in range(c.H_cycles):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and cycle == c.H_cycles - 1):
+        depth = c.H_cycles if override_H_cycles is None else override_H_cycles
+        for cycle in range(depth):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and cycle == depth - 1):
                 for _ in range(c.L_cycles):
                     z_L = self.core(z_L, z_H + x, cos_sin=cos_sin)
                 z_H = self.core(z_H, z_L, cos_sin=cos_sin)

@@ -129,6 +129,15 @@ def test_deepcopy_stands_on_its_own() -> None:
     assert accelerated(twin) and not accelerated(head)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_default_device_is_not_read(name: str) -> None:
+    """Official scripts build models within torch.device("cuda"), where a random tensor of the CPU has to say so."""
+    model = make(name)
+    with torch.device("meta"):
+        accelerate(model)
+    assert accelerated(model)
+
+
 def test_replaced_parameters_are_used() -> None:
     model, other = accelerate(make("trm_mlp", 0)), make("trm_mlp", 1)
     model.load_state_dict(other.state_dict(), assign=True)
