@@ -13,10 +13,12 @@ class Limits:
     71. `work` bounds puzzles x cells x steps of a request, which is what solving costs; `text` the characters of one
     puzzle. `queued` counts puzzles that wait for a slot. Seconds: `read` for a request's head and again for its body,
     `request` for the rest (also the largest deadline a caller may ask for), `grace` for a worker that is past a
-    deadline before it counts as stuck, `probe` for the golden puzzle, `drain` from SIGTERM to the last answer.
+    deadline before it counts as stuck, `probe` for the golden puzzle, `drain` from SIGTERM to the last answer, `linger`
+    for a client that was answered before its request was read, of which at most `dropped` bytes more are taken.
     """
 
     body: int = 256 << 10
+    dropped: int = 16 << 20
     headers: int = 64
     header_block: int = 16 << 10
     json_depth: int = 16
@@ -33,3 +35,4 @@ class Limits:
     grace: float = 5.0
     probe: float = 5.0
     drain: float = 3.5
+    linger: float = 5.0

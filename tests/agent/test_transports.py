@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -53,6 +54,7 @@ def address(solvers: Any) -> Iterator[str]:
     config = http_config(build(solvers), "127.0.0.1", 0, Token.of(TOKEN))
     server = uvicorn.Server(config)
     with config.bind_socket() as bound:
+        bound.listen()  # so that a client that comes before the thread runs waits for it
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         yield f"http://127.0.0.1:{bound.getsockname()[1]}/mcp"
@@ -79,6 +81,19 @@ def test_over_http_with_a_token(address: str) -> None:
     assert httpx2.post(address, content=b"x" * (2 << 20), headers=token, timeout=30).status_code == 413
     foreign = httpx2.post(address, json={}, headers=token | {"Host": "evil.example"}, timeout=30)
     assert foreign.status_code in (403, 421)
+
+
+@pytest.mark.parametrize(("token", "status"), [(TOKEN, b"413"), ("no", b"401")])
+def test_a_client_that_sends_all_before_it_reads_sees_the_refusal(address: str, token: str, status: bytes) -> None:
+    host, port = address.removeprefix("http://").removesuffix("/mcp").split(":")
+    head = (
+        f"POST /mcp HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n"
+        f"Accept: application/json, text/event-stream\r\nConnection: close\r\nContent-Length: {4 << 20}\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(head.encode() + b" " * (4 << 20))
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert answer.split(b" ", 2)[1] == status
 
 
 def test_an_address_of_others_needs_a_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -177,3 +178,18 @@ class Running:
 def metric(page: str, start: str) -> float:
     """The value of the line of a metrics page that starts so."""
     return float(next(line for line in page.splitlines() if line.startswith(start)).split()[-1])
+
+
+def post(server: Running, path: str, body: Any) -> http.client.HTTPConnection:
+    """A request whose answer is still to be read."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=WAIT)
+    connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+    return connection
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition that has to come true."""
+    end = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
