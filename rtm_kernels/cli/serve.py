@@ -39,7 +39,9 @@ def serve(
     executor: Executor = "auto",
     halt: Halt = "verified",
     batch_invariant: Annotated[bool, typer.Option(help="The same bits whatever else is in the batch.")] = True,
-    json_lines: Annotated[bool, typer.Option("--json", help="Log as JSON lines on standard error.")] = False,
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="Log as JSON lines on standard error, and nothing else there.")
+    ] = False,
 ) -> None:
     """Serve models over HTTP: solve, stream, models, health, metrics.
 
@@ -57,15 +59,15 @@ def serve(
       curl -s localhost:8000/v1/solve -H 'content-type: application/json' \\
         -d '{"puzzles": ["53..7....6..195....98....6.(and so on, 81 in all)"]}'
     """  # fmt: skip
-    from rtm_kernels.errors import BackendUnavailable
+    from rtm_kernels.errors import BackendUnavailable, require
+    from rtm_kernels.serve.logs import configure
 
+    configure(json_lines)
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendUnavailable(f"rtm serve needs {', '.join(missing)}: pip install 'rtm-kernels[serve]'")
     from rtm_kernels.access import Token
-    from rtm_kernels.errors import require
     from rtm_kernels.serve.child import Setup
-    from rtm_kernels.serve.logs import configure
     from rtm_kernels.serve.server import Options, run
 
     require(1 <= slots <= 4096, "slots", slots, "1 to 4096")
@@ -74,7 +76,6 @@ def serve(
     require(len(set(names)) == len(names), "model", names, "each name once (NAME=FOLDER gives another one)")
     setup = Setup(named, slots=slots, executor=executor, device=device, halt=halt, batch_invariant=batch_invariant)
     options = Options(setup, host=host, port=port, token=Token.find(token_file))
-    configure(json_lines)
     run(options, lambda address, server: announce(address, server.pool, options, json_lines))
 
 

@@ -10,7 +10,9 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -31,6 +33,7 @@ def main(setup: Setup, limits: Limits, connection: socket.socket) -> None:
     """Serve `connection` until the front closes it. The front decides when to stop, so signals of a terminal do not."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
+    warnings.showwarning = lambda message, *_: print(f"note: {message}", file=sys.stderr, flush=True)
     try:
         solvers = {name: load(name, source, setup, limits) for name, source in setup.models}
     except (RTMError, OSError) as error:

@@ -30,15 +30,25 @@ WAIT = 300.0
 BITS = ("answer", "status", "steps", "halt_probability", "residual")
 
 
+NO_JSON = "a line that is no JSON"
+
+
+def parsed(line: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        return {"event": NO_JSON, "reason": line}
+
+
 class Process:
     """`rtm serve` on a free port; its log lines as they come."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, **variables: str) -> None:
         command = [sys.executable, "-m", "rtm_kernels.cli.main", "serve", "--port", "0", "--json", *arguments]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
         self.lines: list[dict[str, Any]] = []
-        self.changed = threading.Condition()
+        self.changed, self.ended = threading.Condition(), False
         threading.Thread(target=self._read, daemon=True).start()
         self.port = int(self.event("listening")["address"].rsplit(":", 1)[1])
 
@@ -46,16 +56,21 @@ class Process:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             with self.changed:
-                self.lines.append(json.loads(line))
+                self.lines.append(parsed(line))
                 self.changed.notify_all()
+        with self.changed:
+            self.ended = True
+            self.changed.notify_all()
 
     def events(self, name: str) -> list[dict[str, Any]]:
         return [line for line in self.lines if line["event"] == name]
 
     def event(self, name: str, number: int = 1) -> dict[str, Any]:
-        """The line of that event, waited for."""
+        """The line of that event, waited for as long as the process may still say it, and says nothing but JSON."""
         with self.changed:
-            assert self.changed.wait_for(lambda: len(self.events(name)) >= number, WAIT), self.lines
+            over = lambda: self.ended or self.events(NO_JSON) or len(self.events(name)) >= number  # noqa: E731
+            self.changed.wait_for(over, WAIT)
+            assert len(self.events(name)) >= number and not self.events(NO_JSON), self.lines
             return self.events(name)[number - 1]
 
     def post(self, body: Any) -> http.client.HTTPConnection:
@@ -153,6 +168,36 @@ def test_sigterm_finishes_what_runs_and_ends_with_0() -> None:
     assert process.event("stopped") and not process.events("request failed")
     with pytest.raises(OSError):
         process.post({"puzzles": puzzles})
+
+
+STALE = """
+import sys, types
+sys.modules["rtm_kernels._cpu"] = types.ModuleType("rtm_kernels._cpu")
+sys.modules["rtm_kernels._cpu"].sources = "those of yesterday"
+"""
+
+
+@pytest.mark.skipif(not (ROOT / "csrc" / "cpu").is_dir(), reason="no sources to compare with")
+def test_what_is_no_log_comes_as_json_too(tmp_path: Path) -> None:
+    """A stale extension, of which the worker warns, and what the death of a worker leaves."""
+    (tmp_path / "sitecustomize.py").write_text(STALE)
+    process = Process(PYTHONPATH=str(tmp_path))
+    try:
+        said = process.event("stderr")
+        assert said["level"] == "warning" and said["reason"].startswith("note: using the slower PyTorch executor")
+        assert "older or newer" in said["reason"]
+        assert process.events("stderr") == [said] and not process.events(NO_JSON)
+    finally:
+        process.process.kill()
+        process.process.wait()
+
+
+def test_json_lines_tell_why_it_does_not_start() -> None:
+    command = [sys.executable, "-m", "rtm_kernels.cli.main", "serve", "--json", "--port", "70000"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WAIT)
+    assert done.returncode == 2 and not done.stdout
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert line["event"] == "stderr" and "error: port=70000 is not allowed" in line["reason"]
 
 
 def failure(*arguments: str, environment: dict[str, str] | None = None) -> str:
