@@ -41,7 +41,7 @@ class Lines(logging.Formatter):
         return f"{clock} {record.levelname.lower()} {record.getMessage()} {said}".rstrip()
 
 
-class Stream(logging.StreamHandler):  # type: ignore[type-arg]
+class Stream(logging.StreamHandler):
     """Writes lines while somebody reads them."""
 
     def handleError(self, record: logging.LogRecord) -> None:
