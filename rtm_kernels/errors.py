@@ -27,7 +27,7 @@ def one_line(text: str) -> str:
 
 def printable(text: str) -> str:
     """`text` without control characters, for messages."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 class InputError(RTMError, ValueError):

@@ -25,7 +25,10 @@ Puzzles = Mapping[str, Mapping[str, list[Example]]]
 
 def encode_grid(grid: np.ndarray, row: int = 0, column: int = 0) -> np.ndarray:
     """Tokens uint8 [900] of a grid [h, w] of colours 0..9 put at (row, column): colour + 2, an edge of EOS, else 0."""
-    grid = check_grid("grid", grid)
+    return _placed(check_grid("grid", grid), row, column)
+
+
+def _placed(grid: np.ndarray, row: int, column: int) -> np.ndarray:
     height, width = grid.shape
     require(0 <= row <= SIDE - height and 0 <= column <= SIDE - width, "offset", (row, column), "the grid has to fit")
     canvas = np.full((SIDE, SIDE), PAD, dtype=np.uint8)
@@ -115,7 +118,13 @@ class Arc(Task):
         for row in rows:
             digits = row.isascii() and row.isdigit()
             require(digits, "grid row", row[:40], "expected digits 0 to 9, with / between rows")
-        return encode_grid(check_grid("grid", [[int(c) for c in row] for row in rows]))
+        width = len(rows[0])
+        if any(len(row) != width for row in rows):
+            raise InputError("grid is not allowed: its rows differ in length")
+        fits = width <= SIDE and len(rows) <= SIDE
+        require(fits, "grid.shape", (len(rows), width), f"expected 1 to {SIDE} rows and columns")
+        cells = np.frombuffer("".join(rows).encode("ascii"), dtype=np.uint8) - np.uint8(ord("0"))
+        return _placed(cells.reshape(len(rows), width), 0, 0)
 
     def decode(self, tokens: np.ndarray) -> str:
         return "/".join("".join(map(str, row)) for row in decode_grid(tokens).tolist())

@@ -54,6 +54,26 @@ def path_steps(mazes: np.ndarray, answers: np.ndarray) -> np.ndarray:
     return np.where(kept, np.where(mazes == GOAL, steps, -1).max(axis=(1, 2)), -1)
 
 
+def way(maze: np.ndarray, free: np.ndarray) -> int:
+    """Steps from S to G of one maze [side, side] over the free cells, bool [side, side]; -1 where none lead there.
+
+    The field is one integer with a bit for each cell and one more after each row, which is never free.
+    """
+    side = len(maze)
+
+    def bits(cells: np.ndarray) -> int:
+        wider = np.zeros((side, side + 1), dtype=bool)
+        wider[:, :side] = cells
+        return int.from_bytes(np.packbits(wider, bitorder="little").tobytes(), "little")
+
+    left, front, goal, steps = bits(free), bits(maze == START), bits(maze == GOAL), 0
+    while front and not front & goal:
+        left &= ~front
+        front = (front << 1 | front >> 1 | front << side + 1 | front >> side + 1) & left
+        steps += 1
+    return steps if front else -1
+
+
 def verify(mazes: np.ndarray, answers: np.ndarray) -> np.ndarray:
     """Whether each answer keeps the maze and marks a shortest path; tokens [N, side, side] twice, bool [N].
 
@@ -176,26 +196,25 @@ class Maze(Task):
         return tokens
 
     def verify(self, puzzle: str, answer: str) -> Verdict:
-        maze = self._field(self.encode(puzzle))
+        maze = self._field(self.encode(puzzle))[0]
         try:
-            marked = self._field(self.encode(answer))
+            marked = self._field(self.encode(answer))[0]
         except InputError as error:
             return Verdict(False, f"the answer cannot be read: {error}")
-        if verify(maze, marked)[0]:
-            return Verdict(True)
         path = marked == PATH
-        changed = np.argwhere(np.where(path, maze != OPEN, marked != maze)[0])
+        changed = np.argwhere(np.where(path, maze != OPEN, marked != maze))
         if len(changed):
             row, column = (changed[0] + 1).tolist()
             return Verdict(False, f"the cell in row {row}, column {column} does not keep the maze")
-        inside = path | (maze == START) | (maze == GOAL)
-        length = int(distances(inside, maze == START)[maze == GOAL][0])
+        length = way(maze, path | (maze == START) | (maze == GOAL))
         if length < 0:
             return Verdict(False, "the marked cells do not lead from S to G")
-        best, stray = int(shortest(maze)[0]), int(path.sum()) + 1 - length
+        best, stray = way(maze, maze != WALL), int(path.sum()) + 1 - length
         if length > best:
             return Verdict(False, f"a path of {length} steps; a shortest one has {best}")
-        return Verdict(False, f"a shortest path, but {stray} more cells are marked")
+        if stray:
+            return Verdict(False, f"a shortest path, but {stray} more cells are marked")
+        return Verdict(True)
 
     def path_steps(self, puzzle: str, answer: str | None) -> tuple[int | None, int | None]:
         """(steps from S to G along the marked cells of `answer`, steps of a shortest path), None where none leads.
@@ -240,10 +259,12 @@ class Maze(Task):
         rows: list[str] = []
         for number, raw in numbered_lines(lines):
             line = raw.rstrip("\r\n")
+            if not line.strip() and not rows:
+                continue
             if columns is not None:
                 fields = csv_fields(line, columns)
                 yield number, fields["puzzle"], fields["solution"]
-            elif (not rows and not line.strip()) or (not rows and (columns := header_columns(line))):
+            elif not rows and (columns := header_columns(line)):
                 continue
             elif not rows and len(line) > self.side:
                 yield number, line[:MAX_LINE], ""

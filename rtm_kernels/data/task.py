@@ -67,14 +67,15 @@ class Task(ABC):
         """Tokens of one puzzle, uint8 [seq_len]. Raises `InputError` for a wrong length or an unknown character."""
         require(len(text) == self.seq_len, "puzzle length", len(text), f"{self.name} has {self.seq_len} cells")
         index = {character: token for token, character in enumerate(self.vocabulary, start=1)}
-        for column, character in enumerate(text, start=1):
-            if character not in index:
-                raise InputError(f"column {column}: {character!a} is not one of {self.vocabulary!a}")
-        return np.array([index[character] for character in text], dtype=np.uint8)
+        if unknown := set(text) - index.keys():
+            column = next(column for column, character in enumerate(text) if character in unknown)
+            raise InputError(f"column {column + 1}: {text[column]!a} is not one of {self.vocabulary!a}")
+        return np.frombuffer(bytearray(map(index.__getitem__, text)), dtype=np.uint8)
 
     def decode(self, tokens: np.ndarray) -> str:
         """Text of tokens [seq_len]; padding, and any id outside the vocabulary, reads as `?`."""
-        return "".join(self.vocabulary[t - 1] if 1 <= t < self.vocab_size else "?" for t in np.asarray(tokens).tolist())
+        known, size = f"?{self.vocabulary}", self.vocab_size
+        return "".join([known[t] if 0 <= t < size else "?" for t in np.asarray(tokens).tolist()])
 
     def verify_tokens(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """`verify` over tokens [N, seq_len], as bool [N]."""

@@ -92,50 +92,56 @@ class _Scanner:
         started = False
         for number, raw in lines:
             line = raw.strip("\ufeff \t\r\n")
-            if whole.fullmatch(line) and not self.rows and self.columns is None:
+            found: Puzzle | None = None
+            if not line or line[0] == "#":
+                found = self._gap(number, blank=not line)
+            elif whole.fullmatch(line) and not self.rows and self.columns is None:
                 started, self.lost = True, False
-                yield Puzzle(_plain(line), line=number)
+                found = Puzzle(_plain(line), line=number)
             elif len(raw) > MAX_LINE:
-                yield _fault(number, f"longer than {MAX_LINE} characters")
-            elif not line or line[0] == "#":
-                yield from self._gap(number, blank=not line)
+                found = _fault(number, f"longer than {MAX_LINE} characters")
             elif not started and (columns := header_columns(line)):
                 started, self.columns = True, columns
             elif self.columns is not None:
-                yield self._row(number, raw, self.columns)
+                found = self._row(number, raw, self.columns)
             else:
                 started = True
-                yield from self._cells(number, raw, cells)
-        yield from self._gap(number if self.rows else 0, blank=True, end=True)
+                found = self._cells(number, raw, cells)
+            if found is not None:
+                yield found
+        if self.rows and (found := self._gap(number, blank=True, end=True)) is not None:
+            yield found
 
-    def _gap(self, number: int, blank: bool, end: bool = False) -> Iterator[Puzzle]:
+    def _gap(self, number: int, blank: bool, end: bool = False) -> Puzzle | None:
         """A blank or comment line: blank ones may separate the bands of a grid, and end a broken grid."""
         self.lost = self.lost and not blank
-        if blank and self.rows and (end or len(self.rows) % math.isqrt(self.size)):
-            begun = f"the grid that began on line {self.first_row}"
-            yield _fault(number, f"{begun} has {len(self.rows)} of {self.size} rows")
-            self.rows = []
+        if not self.rows or not blank or not (end or len(self.rows) % math.isqrt(self.size)):
+            return None
+        begun = f"the grid that began on line {self.first_row}"
+        fault = _fault(number, f"{begun} has {len(self.rows)} of {self.size} rows")
+        self.rows = []
+        return fault
 
-    def _cells(self, number: int, raw: str, cells: int) -> Iterator[Puzzle]:
+    def _cells(self, number: int, raw: str, cells: int) -> Puzzle | None:
         """One line of cells: a whole puzzle, a row of a grid, or a ruler."""
         bare = raw.strip()
-        compact = bare.translate(dict.fromkeys(map(ord, SEPARATORS)))
-        if self.lost or not set(bare) - set(RULERS):
-            return
+        if self.lost or not bare.strip(RULERS):
+            return None
+        compact = bare.translate(_WITHOUT_SEPARATORS)
         column = illegal_column(raw.rstrip(), self.size, SEPARATORS)
         if column is not None:
-            yield self._broken(number, self._illegal(raw, column), column)
-        elif len(compact) == cells and not self.rows:
-            yield Puzzle(_plain(compact), line=number)
-        elif len(compact) == self.size:
-            self.first_row = self.first_row if self.rows else number
-            self.rows.append(compact)
-            if len(self.rows) == self.size:
-                yield Puzzle(_plain("".join(self.rows)), line=self.first_row)
-                self.rows = []
-        else:
+            return self._broken(number, self._illegal(raw, column), column)
+        if len(compact) == cells and not self.rows:
+            return Puzzle(_plain(compact), line=number)
+        if len(compact) != self.size:
             expected = f"{self.size} (a row of a grid)" if self.rows else f"{cells} (a puzzle) or {self.size} (a row)"
-            yield self._broken(number, f"{len(compact)} cells, expected {expected}", len(raw.rstrip()))
+            return self._broken(number, f"{len(compact)} cells, expected {expected}", len(raw.rstrip()))
+        self.first_row = self.first_row if self.rows else number
+        self.rows.append(compact)
+        if len(self.rows) < self.size:
+            return None
+        grid, self.rows = "".join(self.rows), []
+        return Puzzle(_plain(grid), line=self.first_row)
 
     def _broken(self, number: int, message: str, column: int) -> Puzzle:
         self.lost, self.rows = bool(self.rows), []
@@ -172,6 +178,7 @@ def _whole(size: int) -> re.Pattern[str]:
     return re.compile(f"[{re.escape(BLANKS + digits)}]{{{size * size}}}")
 
 
+_WITHOUT_SEPARATORS = str.maketrans(dict.fromkeys(SEPARATORS))
 _TO_PLAIN = str.maketrans({**dict.fromkeys(BLANKS, "."), **{d.lower(): d for d in DIGITS}})
 
 

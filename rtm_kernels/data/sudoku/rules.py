@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -118,8 +119,15 @@ def from_text(text: str) -> np.ndarray:
 
 def illegal_column(text: str, size: int, extra: str = "") -> int | None:
     """The first column, from 1, whose character is neither a cell of this size nor in `extra`."""
-    legal = set(BLANKS + DIGITS[:size] + DIGITS[:size].lower() + extra)
+    legal = _legal(size, extra)
+    if legal.issuperset(text):
+        return None
     return next((column for column, character in enumerate(text, start=1) if character not in legal), None)
+
+
+@functools.cache
+def _legal(size: int, extra: str) -> frozenset[str]:
+    return frozenset(BLANKS + DIGITS[:size] + DIGITS[:size].lower() + extra)
 
 
 def boards_from_texts(texts: list[str], size: int) -> np.ndarray:
