@@ -2,6 +2,10 @@
 
 Every kind of input runs in a process of its own, which writes what it has every thousand inputs; the same command
 continues where it was cut off. Attack i of seed s is the same in every run. Writes profiles/<machine>/hostile.json.
+
+Memory of one input is the highest that the process had while it was tried, over what it had before (Linux resets that
+mark on request). What stays is told apart from it: growth is the slope of the memory over the second half of the
+inputs that one process has tried, the first half of which fills caches and the allocator's pools.
 """
 
 from __future__ import annotations
@@ -10,7 +14,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -19,7 +22,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tests.hostile.build import TARGETS
+from tests.hostile.targets import Target
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU_SECONDS = 1.0
@@ -34,10 +40,14 @@ LIMITS_MIB = {
     "http_sockets": 2,
 }  # fmt: skip
 """What one input may add to the memory of a process, as SECURITY.md says it."""
+GROWTH_MIB = 1.0
+"""What 10,000 inputs may leave behind, as in the soak of the server."""
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 WARM_UP = 200
 EVERY = 1000
+LEAST = 10_000
+"""Inputs of one process from which its growth is told."""
 CUT = 10.0
 """Processor seconds after which an input is stopped, so that the others get their turn."""
 
@@ -50,15 +60,20 @@ def stop(*_: object) -> None:
     raise Stuck(f"still running after {CUT:g} s of processor time")
 
 
-def peak_mib() -> float:
-    """The most memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def memory_mib(key: str) -> float:
+    """`VmRSS`: the memory that this process has; `VmHWM`: the most that it had since `reset_peak`."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{key}:")[2].split(None, 1)[0]) / 1024
+
+
+def reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def fresh(name: str, seed: int) -> dict[str, Any]:
     return {"target": name, "seed": seed, "inputs": 0, "taken": 0, "refused": 0, "failures": [], "cpu_seconds": 0.0,
-            "peak_mib_over_rest": 0.0, "peak_number": None, "slowest_seconds": 0.0, "slowest_number": None,
-            "slowest": ""}  # fmt: skip
+            "peak_mib": 0.0, "peak_number": None, "slowest_seconds": 0.0, "slowest_number": None, "slowest": "",
+            "growth_inputs": 0, "growth_mib_per_10000": None}  # fmt: skip
 
 
 def attack(name: str, seed: int, count: int, path: Path) -> None:
@@ -68,23 +83,27 @@ def attack(name: str, seed: int, count: int, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, TARGETS[name](Path(folder)) as target:
         os.chdir(folder)
         for number in range(WARM_UP):
-            target(random.Random(f"warm {number}"))
-        rest = peak_mib()
+            target(random.Random(f"warm {number}"))()
+        samples = []
         while found["inputs"] < count:
-            one(target, found, rest)
+            one(target, found)
             if found["inputs"] % EVERY == 0 or found["inputs"] == count:
+                samples.append(memory_mib("VmRSS"))
+                enter_growth(found, samples)
                 path.write_text(json.dumps(found, indent=1) + "\n")
         os.chdir("/")
 
 
-def one(target: Any, found: dict[str, Any], rest: float) -> None:
+def one(target: Target, found: dict[str, Any]) -> None:
     """One attack, entered in `found`."""
     number = found["inputs"]
-    rng, tried = random.Random(f"{found['seed']} {number}"), ""
+    attack, tried = target(random.Random(f"{found['seed']} {number}")), ""
+    reset_peak()
+    before = memory_mib("VmRSS")
     signal.setitimer(signal.ITIMER_PROF, CUT)
     start = time.process_time()
     try:
-        tried, taken = target(rng)
+        tried, taken = attack()
         found["taken" if taken else "refused"] += 1
     except (Exception, Stuck) as error:
         found["failures"].append(f"{number}: {error!r:.500}")
@@ -96,15 +115,25 @@ def one(target: Any, found: dict[str, Any], rest: float) -> None:
     found["cpu_seconds"] += seconds
     if seconds > found["slowest_seconds"]:
         found |= {"slowest_seconds": round(seconds, 4), "slowest_number": number, "slowest": tried[:160]}
-    if (over := round(peak_mib() - rest, 2)) > found["peak_mib_over_rest"]:
-        found |= {"peak_mib_over_rest": over, "peak_number": number}
+    if (over := round(memory_mib("VmHWM") - before, 2)) > found["peak_mib"]:
+        found |= {"peak_mib": over, "peak_number": number}
+
+
+def enter_growth(found: dict[str, Any], samples: list[float]) -> None:
+    """Of the process that has tried the most so far; `samples`: its memory every `EVERY` inputs."""
+    inputs = len(samples) * EVERY
+    if inputs >= max(LEAST, found["growth_inputs"]):
+        later = samples[len(samples) // 2 :]
+        slope = np.polyfit(np.arange(len(later)) * EVERY / 10_000, later, 1)[0]
+        found |= {"growth_inputs": inputs, "growth_mib_per_10000": round(float(slope), 4)}
 
 
 def verdict(found: dict[str, Any]) -> dict[str, Any]:
     """Of one kind: the figures, and whether they hold."""
     limit = LIMITS_MIB[found["target"]]
     hangs = found["slowest_seconds"] > CPU_SECONDS
-    holds = not found["failures"] and not hangs and found["peak_mib_over_rest"] <= 2 * limit
+    grows = (found["growth_mib_per_10000"] or 0) > GROWTH_MIB
+    holds = not found["failures"] and not hangs and not grows and found["peak_mib"] <= 2 * limit
     return found | {"cpu_seconds": round(found["cpu_seconds"], 1), "limit_mib": limit, "holds": holds}
 
 
@@ -141,7 +170,8 @@ def main() -> int:
     if set(parts) == set(SHARES):
         out = options.out or ROOT / "profiles" / machine.slug("cpu") / "hostile.json"
         out.write_text(json.dumps(result, indent=1) + "\n")
-    shown = ("inputs", "refused", "failures", "cpu_seconds", "slowest_seconds", "peak_mib_over_rest", "holds")
+    shown = ("inputs", "refused", "failures", "cpu_seconds", "slowest_seconds", "peak_mib", "growth_mib_per_10000",
+             "holds")  # fmt: skip
     for name, part in parts.items():
         print(name, {key: part[key] for key in shown})
     return 0 if result["holds"] else 1

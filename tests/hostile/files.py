@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rtm_kernels.cli.source import read_all
 from rtm_kernels.data import get_task
 from rtm_kernels.data.arc import read_arc
 from rtm_kernels.data.dataset import Examples, PuzzleDataset, describe
@@ -17,7 +19,7 @@ from rtm_kernels.data.write import write_dataset
 from rtm_kernels.errors import RTMError
 from rtm_kernels.pretrained import CONFIG, MANIFEST, WEIGHTS, from_pretrained
 from tests.hostile.mutations import damage_bytes, damage_json, damage_text
-from tests.hostile.targets import PUZZLE, Target, clear
+from tests.hostile.targets import PUZZLE, Attack, Target, clear
 
 NUMBERS = (256, 1 << 13, 1 << 14, 1 << 20)
 """The largest that a config allows here and there."""
@@ -55,7 +57,7 @@ def model_files(saved: str, folder: Path) -> Target:
             case _:
                 return {MANIFEST: damage_bytes(good[MANIFEST], rng)}
 
-    def attack(rng: random.Random) -> tuple[str, bool]:
+    def make(rng: random.Random) -> Attack:
         files = good | damaged(rng)
         if rng.random() < 0.9:
             digests = {name: hashlib.sha256(files[name]).hexdigest() for name in (CONFIG, WEIGHTS)}
@@ -65,14 +67,18 @@ def model_files(saved: str, folder: Path) -> Target:
             (folder / name).write_bytes(content)
         changed = [name for name in files if files[name] != good[name]]
         tried = " ".join(f"{name} {files[name][:300]!r}" for name in changed)
-        try:
-            from_pretrained(folder, impl="reference")
-        except RTMError as error:
-            clear(str(error), tried)
-            return tried, False
-        return tried, True
+        return lambda: read_or_refused(lambda: from_pretrained(folder, impl="reference"), tried)
 
-    return attack
+    return make
+
+
+def read_or_refused(read: Callable[[], object], tried: str) -> tuple[str, bool]:
+    try:
+        read()
+    except RTMError as error:
+        clear(str(error), tried)
+        return tried, False
+    return tried, True
 
 
 def data_sets(folder: Path) -> Target:
@@ -87,46 +93,44 @@ def data_sets(folder: Path) -> Target:
     outputs = {"a": [[[1]]]}
     table = f"puzzle,solution,rating\n{PUZZLE},,3\n{PUZZLE},{'1' * 81},x\n\n# comment\n{PUZZLE}\n"
 
-    def read_set(rng: random.Random) -> str:
+    def split(rng: random.Random) -> tuple[Callable[[], object], str]:
         path = rng.choice(list(good))
         content = good[path]
         if path.suffix == ".json" and rng.random() < 0.5:
             content = json.dumps(damage_json(json.loads(content), rng)).encode()
         else:
             content = damage_bytes(content, rng)
-        path.write_bytes(content)
-        try:
+        for name, whole in good.items():
+            name.write_bytes(content if name == path else whole)
+
+        def read() -> None:
             found = PuzzleDataset.open(folder / "set", "test")
             found.check_tokens()
             found.identifiers()
-        finally:
-            path.write_bytes(good[path])
-        return f"{path.name} {content[:300]!r}"
 
-    def read_tasks(rng: random.Random) -> str:
+        return read, f"{path.name} {content[:300]!r}"
+
+    def tasks(rng: random.Random) -> tuple[Callable[[], object], str]:
         first, second = damage_json(challenges, rng), damage_json(outputs, rng) if rng.random() < 0.5 else outputs
         texts = [damage_text(json.dumps(v), rng) if rng.random() < 0.2 else json.dumps(v) for v in (first, second)]
         for path, text in zip((arc, solutions), texts, strict=True):
             path.write_text(text, encoding="utf-8", errors="surrogatepass")
-        read_arc(arc, solutions)
-        return f"arc {texts!r:.400}"
+        return lambda: read_arc(arc, solutions), f"arc {texts!r:.400}"
 
-    def read_lines(rng: random.Random) -> str:
+    def puzzles(rng: random.Random) -> tuple[Callable[[], object], str]:
         text = damage_bytes(table.encode(), rng)
         (folder / "puzzles.csv").write_bytes(text)
         name = rng.choice(("sudoku", "maze", "arc"))
-        with open(folder / "puzzles.csv", encoding="utf-8-sig", errors="replace") as file:
-            for puzzle in get_task(name).parse(file, errors="report"):
+
+        def read() -> None:
+            for puzzle in read_all([str(folder / "puzzles.csv")], get_task(name), None):
                 if puzzle.error:
                     clear(puzzle.error, repr(text[:300]))
-        return f"{name} {text[:300]!r}"
 
-    def attack(rng: random.Random) -> tuple[str, bool]:
-        read = rng.choice((read_set, read_set, read_tasks, read_lines))
-        try:
-            return read(rng), True
-        except RTMError as error:
-            clear(str(error), read.__name__)
-            return f"{read.__name__}: {error}", False
+        return read, f"{name} {text[:300]!r}"
 
-    return attack
+    def make(rng: random.Random) -> Attack:
+        read, tried = rng.choice((split, split, tasks, puzzles))(rng)
+        return lambda: read_or_refused(read, tried)
+
+    return make

@@ -21,7 +21,7 @@ from rtm_kernels.serve.pool import Pool
 from tests.hostile.mutations import damage_json
 
 if TYPE_CHECKING:
-    from tests.hostile.targets import Target
+    from tests.hostile.targets import Attack, Target
     from tests.serve.support import Running
 
 HEAD = b"POST /v1/solve HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -42,6 +42,9 @@ PIECES = [
     b"Expect: 100-continue\r\n", b"Upgrade: websocket\r\nConnection: upgrade\r\n", b"Content-Length: 3\r\n", b"..",
 ]  # fmt: skip
 SWOLLEN = 0.002
+TURNS = 8
+"""Turns of the loop for what waits for bytes that do not come."""
+
 SOLUTION = {"task": "reverse", "input": "", "answer": None, "status": "unverified", "steps": 1, "seconds": 0.0,
             "halt_probability": None, "reason": "max_steps", "answer_step": 0, "residual": None}  # fmt: skip
 
@@ -121,7 +124,7 @@ class Wire(asyncio.Transport):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sent, self.closing = bytearray(), False
+        self.sent, self.closing, self.paused = bytearray(), False, False
 
     def write(self, data: Any) -> None:
         self.sent += data
@@ -138,9 +141,10 @@ class Wire(asyncio.Transport):
         return self.closing
 
     def pause_reading(self) -> None:
-        """The bytes come when they come."""
+        self.paused = True
 
-    resume_reading = pause_reading
+    def resume_reading(self) -> None:
+        self.paused = False
 
 
 def front() -> Target:
@@ -162,10 +166,14 @@ def front() -> Target:
         protocol = connection(config=config, server_state=state, app_state={}, _loop=loop)
         protocol.connection_made(wire)
         for chunk in chunks:
-            if chunk and not wire.closing:  # no transport hands over nothing
+            patience = TURNS
+            while wire.paused and not wire.closing and patience:
+                patience -= 1
+                await asyncio.sleep(0)
+            if chunk and not wire.paused and not wire.closing:  # no transport hands over nothing
                 protocol.data_received(chunk)
                 await asyncio.sleep(0)
-        patience = 8  # turns of the loop for what waits for bytes that do not come
+        patience = TURNS
         while state.tasks and not wire.closing and patience:
             patience -= protocol.cycle.more_body
             await asyncio.sleep(0)
@@ -175,16 +183,15 @@ def front() -> Target:
         assert not state.connections
         return bytes(wire.sent)
 
-    def attack(rng: random.Random) -> tuple[str, bool]:
+    def make(rng: random.Random) -> Attack:
         data = request(rng)
         at = rng.randrange(len(data) + 1) if rng.random() < 0.2 else len(data)
         chunks = [data[:at], data[at:]] if at < len(data) else [data]
         if rng.random() < SWOLLEN:
             chunks[1:1] = [rng.choice((b"a", b"[]", b'"\\', b"\0", b"1,")) * 8192] * rng.randint(1, 40)
-        received = loop.run_until_complete(exchange(chunks))
-        return repr(data[:300]), check(data, received)
+        return lambda: (repr(data[:300]), check(data, loop.run_until_complete(exchange(chunks))))
 
-    return attack
+    return make
 
 
 def answer_to(server: Running, data: bytes, timeout: float = 300.0) -> bytes:
@@ -203,8 +210,8 @@ def answer_to(server: Running, data: bytes, timeout: float = 300.0) -> bytes:
 def sockets(server: Running) -> Target:
     """The same over real sockets."""
 
-    def attack(rng: random.Random) -> tuple[str, bool]:
+    def make(rng: random.Random) -> Attack:
         data = request(rng)
-        return repr(data[:300]), check(data, answer_to(server, data))
+        return lambda: (repr(data[:300]), check(data, answer_to(server, data)))
 
-    return attack
+    return make

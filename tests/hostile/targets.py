@@ -18,8 +18,11 @@ from rtm_kernels.trace.page import page
 from rtm_kernels.trace.plot import by_step
 from tests.hostile.mutations import damage_bytes, damage_json, damage_text
 
-Target = Callable[[random.Random], tuple[str, bool]]
-"""Attacks once; returns what was tried, in words, and whether it was taken; raises unless the answer was clear."""
+Attack = Callable[[], tuple[str, bool]]
+"""Tries one input; returns what was tried, in words, and whether it was taken; raises unless the answer was clear."""
+
+Target = Callable[[random.Random], Attack]
+"""Makes an attack, whose time and memory are those of what is attacked and not of making the input."""
 
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -34,20 +37,24 @@ def trace_files(recorded: Path, folder: Path) -> Target:
     """Damaged traces: read whole and shown, or refused in one line."""
     content, path = recorded.read_bytes(), folder / "hostile.jsonl"
 
-    def attack(rng: random.Random) -> tuple[str, bool]:
+    def make(rng: random.Random) -> Attack:
         damaged = damage_bytes(content, rng)
         path.write_bytes(damaged)
         tried = f"a trace of {len(damaged)} bytes"
-        try:
-            trace = read_trace(path)
-            page(trace.header, trace.puzzles)
-            by_step(trace)
-        except RTMError as error:
-            clear(str(error), tried)
-            return tried, False
-        return tried, True
 
-    return attack
+        def attack() -> tuple[str, bool]:
+            try:
+                trace = read_trace(path)
+                page(trace.header, trace.puzzles)
+                by_step(trace)
+            except RTMError as error:
+                clear(str(error), tried)
+                return tried, False
+            return tried, True
+
+        return attack
+
+    return make
 
 
 def command_line(model: str, recorded: Path, folder: Path) -> Target:
@@ -65,7 +72,7 @@ def command_line(model: str, recorded: Path, folder: Path) -> Target:
         ["mcp", "--transport", "pigeon", "--port", "1", "--token-file", out],
     )
 
-    def attack(rng: random.Random) -> tuple[str, bool]:
+    def make(rng: random.Random) -> Attack:
         arguments = list(rng.choice(commands))
         # the first word stays, or another command with work of its own would run; mcp without its transport would wait
         fixed = {"mcp": 3}.get(arguments[0], 1)
@@ -74,7 +81,11 @@ def command_line(model: str, recorded: Path, folder: Path) -> Target:
             if arguments[at].startswith(str(folder)) or arguments[at] in (model, trace):
                 continue
             arguments[at] = damage_text(arguments[at], rng).replace("/", "_")[:6000]
-        done = CliRunner().invoke(app, arguments, input=damage_text(PUZZLE, rng).encode("utf-8", "surrogatepass"))
+        given = damage_text(PUZZLE, rng).encode("utf-8", "surrogatepass")
+        return lambda: run(arguments, given)
+
+    def run(arguments: list[str], given: bytes) -> tuple[str, bool]:
+        done = CliRunner().invoke(app, arguments, input=given)
         tried = repr(arguments)[:600]
         assert done.exception is None or isinstance(done.exception, SystemExit), (tried, done.exception)
         assert done.exit_code in (0, 1, 2), (tried, done.exit_code)
@@ -84,7 +95,7 @@ def command_line(model: str, recorded: Path, folder: Path) -> Target:
             clear(line, tried)
         return tried, done.exit_code != 2
 
-    return attack
+    return make
 
 
 def tool_arguments(solvers: Any) -> Target:
@@ -102,12 +113,14 @@ def tool_arguments(solvers: Any) -> Target:
         ("list_models", {}),
     )  # fmt: skip
 
-    def attack(rng: random.Random) -> tuple[str, bool]:
+    def make(rng: random.Random) -> Attack:
         name, arguments = rng.choice(calls)
         damaged = damage_json(arguments, rng)
         if not isinstance(damaged, dict):
             damaged = {"puzzle": damaged}
-        tried = f"{name} {damaged!r:.600}"
+        return lambda: call(name, damaged, f"{name} {damaged!r:.600}")
+
+    def call(name: str, damaged: dict[str, Any], tried: str) -> tuple[str, bool]:
         try:
             found = loop.run_until_complete(server.call_tool(name, damaged))
         except ToolError as error:
@@ -117,4 +130,4 @@ def tool_arguments(solvers: Any) -> Target:
         assert found.structured_content is not None, tried
         return tried, True
 
-    return attack
+    return make

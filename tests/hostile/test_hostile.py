@@ -10,12 +10,18 @@ import importlib.util
 import json
 import random
 import time
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
-from tests.hostile.__main__ import CPU_SECONDS, LIMITS_MIB, ROOT, SHARES, attack, verdict
+from tests.hostile import __main__ as campaign
+from tests.hostile.__main__ import CPU_SECONDS, GROWTH_MIB, LIMITS_MIB, ROOT, SHARES, attack, verdict
 from tests.hostile.build import TARGETS
 from tests.hostile.mutations import damage_bytes, damage_json, damage_text
+from tests.hostile.targets import Attack, Target
+
+CLEAR_REFS = Path("/proc/self/clear_refs")
 
 NEEDS = {"tool_arguments": "mcp", "http": "fastapi", "http_sockets": "fastapi"}
 TIMES = {"trace_files": 3, "http": 3}
@@ -30,9 +36,10 @@ def test_damaged(name: str, tmp_path, monkeypatch, request) -> None:
     with TARGETS[name](tmp_path) as target:
         for number in range(request.config.getoption("--hostile") * TIMES.get(name, 1)):
             rng = random.Random(f"{seed} {number}")
+            attack = target(rng)
             start = time.process_time()
             try:
-                tried, _ = target(rng)
+                tried, _ = attack()
             except BaseException as error:
                 pytest.fail(f"attack {number} of seed {seed}: {error!r:.1500}")
             spent = time.process_time() - start
@@ -51,22 +58,18 @@ def test_the_mutator_is_seeded_and_reaches_far() -> None:
 
 
 def test_a_campaign_goes_on_where_it_was_cut_and_notices_what_fails(tmp_path, monkeypatch) -> None:
-    from contextlib import contextmanager
-
     tried = []
 
-    @contextmanager
-    def planted(root):
-        def target(rng: random.Random) -> tuple[str, bool]:
+    def make(rng: random.Random) -> Attack:
+        def planted() -> tuple[str, bool]:
             tried.append(rng.random())
             assert tried[-1] < 0.9, "planted"
             return "words", True
 
-        yield target
+        return planted
 
+    plant(monkeypatch, make)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tests.hostile.__main__.WARM_UP", 0)
-    monkeypatch.setitem(TARGETS, "http", planted)
     attack("http", 3, 10, tmp_path / "a.json")
     attack("http", 3, 30, tmp_path / "a.json")
     again = list(tried)
@@ -78,7 +81,60 @@ def test_a_campaign_goes_on_where_it_was_cut_and_notices_what_fails(tmp_path, mo
     assert not verdict(found)["holds"]
     calm = found | {"failures": []}
     assert verdict(calm)["holds"] and not verdict(calm | {"slowest_seconds": 1.1})["holds"]
-    assert not verdict(calm | {"peak_mib_over_rest": 2 * LIMITS_MIB["http"] + 0.1})["holds"]
+    assert not verdict(calm | {"peak_mib": 2 * LIMITS_MIB["http"] + 0.1})["holds"]
+    assert not verdict(calm | {"growth_mib_per_10000": GROWTH_MIB + 0.1})["holds"]
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, make: Target) -> None:
+    """`make` in the place of the attacks over HTTP."""
+    monkeypatch.setattr(campaign, "WARM_UP", 0)
+    monkeypatch.setitem(TARGETS, "http", lambda folder: nullcontext(make))
+
+
+@pytest.mark.skipif(not CLEAR_REFS.exists(), reason="only Linux tells the most memory since a moment")
+def test_a_campaign_tells_what_an_input_takes_from_what_making_it_takes(tmp_path, monkeypatch) -> None:
+    large = 64 << 20
+
+    def make(rng: random.Random) -> Attack:
+        made = bytearray(large)
+        return lambda: (str(len(made)), True)
+
+    def take(rng: random.Random) -> Attack:
+        return lambda: (str(len(bytearray(large))), True)
+
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    for name, target in (("make", make), ("take", take)):
+        plant(monkeypatch, target)
+        attack("http", 0, 3, tmp_path / name)
+        found[name] = json.loads((tmp_path / name).read_text())
+    assert found["make"]["peak_mib"] < 2 and verdict(found["make"])["holds"]
+    assert found["take"]["peak_mib"] > 60 and not verdict(found["take"])["holds"]
+
+
+@pytest.mark.skipif(not CLEAR_REFS.exists(), reason="only Linux tells the most memory since a moment")
+@pytest.mark.parametrize(("kept", "holds"), [(40_000, False), (0, True)])
+def test_a_campaign_notices_what_stays(tmp_path, monkeypatch, kept: int, holds: bool) -> None:
+    """Some KiB of each input, or only of the first ones, as of a cache that fills."""
+    stays, cache = [], []
+
+    def make(rng: random.Random) -> Attack:
+        def planted() -> tuple[str, bool]:
+            stays.append(b"x" * kept)
+            if len(cache) < 400:
+                cache.append(b"x" * 16_000)
+            return "words", True
+
+        return planted
+
+    monkeypatch.chdir(tmp_path)
+    plant(monkeypatch, make)
+    monkeypatch.setattr(campaign, "EVERY", 100)
+    monkeypatch.setattr(campaign, "LEAST", 2000)
+    attack("http", 0, 2000, tmp_path / "a")
+    found = json.loads((tmp_path / "a").read_text())
+    assert found["growth_inputs"] == 2000 and verdict(found)["holds"] is holds
+    assert holds or 300 < found["growth_mib_per_10000"] < 500
 
 
 def test_shares_make_a_whole_and_every_target_has_a_limit() -> None:
