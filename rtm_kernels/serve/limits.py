@@ -12,9 +12,10 @@ class Limits:
     `json_values` counts what commas and colons of a body part, before it is parsed: 64 puzzles and every option need
     71. `work` bounds puzzles x cells x steps of a request, which is what solving costs; `text` the characters of one
     puzzle. `queued` counts puzzles that wait for a slot. Seconds: `read` for a request's head and again for its body,
-    `request` for the rest (also the largest deadline a caller may ask for), `grace` for a worker that is past a
-    deadline before it counts as stuck, `probe` for the golden puzzle, `drain` from SIGTERM to the last answer, `linger`
-    for a client that was answered before its request was read, of which at most `dropped` bytes more are taken.
+    `request` for the rest (also the largest deadline a caller may ask for, and the time of the golden puzzle at the
+    start), `grace` for a worker that is past a deadline before it counts as stuck, `probe` for the golden puzzle from
+    then on, `drain` from SIGTERM to the last answer, `linger` for a client that was answered before its request was
+    read, of which at most `dropped` bytes more are taken.
     """
 
     body: int = 256 << 10

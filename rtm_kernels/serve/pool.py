@@ -90,7 +90,7 @@ class Pool:
         worker = await self._spawn()
         self._life = asyncio.create_task(self._keep_alive(worker))
         try:
-            await self._solve_golden()
+            await self._solve_golden(self.limits.request)
         except Refused as error:
             raise BackendUnavailable(f"the worker does not solve its golden puzzle: {error.message}") from None
 
@@ -144,7 +144,7 @@ class Pool:
         if asyncio.get_running_loop().time() - self._healthy_at < PROBE_AGE:
             return
         if self._probe is None or self._probe.done():
-            self._probe = asyncio.create_task(self._solve_golden())
+            self._probe = asyncio.create_task(self._solve_golden(self.limits.probe))
         await asyncio.shield(self._probe)
 
     def drain(self) -> None:
@@ -292,22 +292,22 @@ class Pool:
         if solution["status"] != "invalid":
             self.metrics.steps.labels(model).observe(solution["steps"])
 
-    async def _solve_golden(self) -> None:
+    async def _solve_golden(self, seconds: float) -> None:
         for name, model in self.models.items():
-            bits = await self._golden_bits(name, model["golden"])
+            bits = await self._golden_bits(name, model["golden"], seconds)
             expected = self._golden.setdefault(name, bits)
             if bits != expected:
                 self.kill_worker(f"the golden puzzle of {name} came out differently")
                 raise unavailable("golden_mismatch", "the golden puzzle was not solved as before")
         self._healthy_at = asyncio.get_running_loop().time()
 
-    async def _golden_bits(self, name: str, text: str) -> tuple[Any, ...]:
-        job = Job(name, GOLDEN_STEPS, asyncio.get_running_loop().time() + self.limits.probe, priority=1)
+    async def _golden_bits(self, name: str, text: str, seconds: float) -> tuple[Any, ...]:
+        job = Job(name, GOLDEN_STEPS, asyncio.get_running_loop().time() + seconds, priority=1)
         job.add([text])
         self._queues[name].jobs.append(job)
         self._feed()
         try:
-            solution = await asyncio.wait_for(job.results.get(), self.limits.probe)
+            solution = await asyncio.wait_for(job.results.get(), seconds)
         except asyncio.TimeoutError:
             raise unavailable("probe_timeout", "the golden puzzle was not solved in time") from None
         finally:

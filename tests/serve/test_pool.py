@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -99,6 +100,19 @@ def test_a_stuck_worker_is_replaced_and_health_says_so_meanwhile(workers: Worker
             await pool.probe()
 
     run(workers, test, grace=0.2, probe=2.0)
+
+
+def test_the_first_golden_puzzle_has_more_time_than_a_probe(workers: Workers) -> None:
+    """A machine that is busy when the server starts is no reason not to start."""
+
+    async def test(pool: Pool) -> None:
+        assert pool._golden["reverse"][:3] == ("0000", "verified", 1)
+
+    workers.held = True
+    opening = threading.Timer(0.5, lambda: workers[0].gate(100))
+    opening.start()
+    run(workers, test, probe=0.01)
+    opening.join()
 
 
 def test_a_front_that_was_stopped_itself_does_not_blame_the_worker(workers: Workers) -> None:
