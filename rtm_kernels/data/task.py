@@ -11,12 +11,34 @@ import numpy as np
 from rtm_kernels.data.text import numbered_lines
 from rtm_kernels.errors import InputError, one_of, require
 
-__all__ = ["PAD", "Pair", "Puzzle", "Task", "Verdict", "get_task", "register", "task_names"]
+__all__ = ["PAD", "Generators", "Pair", "Puzzle", "Task", "Verdict", "get_task", "register", "task_names"]
 
 PAD = 0
 Pair = tuple[np.ndarray, np.ndarray]
 Twin = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]
 """Tokens of a symmetric twin of a puzzle, and what turns an answer to it into one to the puzzle; both [seq_len]."""
+
+
+@dataclass(frozen=True)
+class Generators:
+    """Generators of the symmetries that all puzzles of a task share, as permutations: each row one generator.
+
+    positions: [G, seq_len], which position each one comes from. groups: [G, U], the same for the groups of positions
+    that the rules speak of (rows, columns, boxes). values: [G, V], for the values that a position may take, whose
+    tokens are `first_value`, `first_value + 1`, ...; every other token stays.
+    """
+
+    positions: np.ndarray
+    groups: np.ndarray
+    values: np.ndarray
+    first_value: int
+
+    def tokens(self, vocab_size: int) -> np.ndarray:
+        """The permutations of tokens, [G, vocab_size]."""
+        count, values = self.values.shape
+        tokens = np.tile(np.arange(vocab_size), (count, 1))
+        tokens[:, self.first_value : self.first_value + values] = self.first_value + self.values
+        return tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +135,10 @@ class Task(ABC):
     def keys(self, inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """One key per pair of token rows [N, seq_len], equal for symmetric twins; here for equal puzzles only."""
         return np.array([row.tobytes() for row in inputs], dtype=object)
+
+    def generators(self) -> Generators | None:
+        """Generators of the symmetries of the task; None without."""
+        return None
 
     def twin(self, tokens: np.ndarray, rng: np.random.Generator) -> Twin | None:
         """A random symmetric twin of the puzzle `tokens`, whose solutions are those of the puzzle; None without."""

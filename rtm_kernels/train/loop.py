@@ -20,6 +20,7 @@ from rtm_kernels.train.observe import CONFIDENCE, DELTA, DEPTH
 from rtm_kernels.train.optim import Average, why_not_captured
 from rtm_kernels.train.schema import Recipe, Stage
 from rtm_kernels.train.stream import Ahead, build_stream
+from rtm_kernels.train.symmetry import Symmetry
 from rtm_kernels.train.update import CapturedUpdate, Rows, Update
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,8 @@ class Trainer:
         self.model = build_model(recipe).to(self.device).train()
         self.model.rank, self.model.world_size = self.rank, self.world_size
         self.head = recipe.contract.head(self.model, recipe.loss).to(self.device)
-        self.update = Update(self.model, recipe)
         self.stream = build_stream(recipe)
+        self.update = Update(self.model, recipe, self._symmetry())
         self.ahead = Ahead(self.stream)
         self.carries: list[Carry | None] = [None] * recipe.accumulate
         self.step_count = self.skipped = self.in_a_row = 0
@@ -95,6 +96,14 @@ class Trainer:
         sums, norm = self._finish(*found)
         self.step_count += 1
         return {"grad_norm": norm, "skipped": float(self.skipped), **_means(sums, stage.batch_size)}
+
+    def _symmetry(self) -> Symmetry | None:
+        """The symmetry of a recipe with `symmetric`, imposed on the weights that the model starts with."""
+        if not self.recipe.symmetric:
+            return None
+        symmetry = Symmetry(self.model, self.stream.task)
+        (symmetry.fresh_ if self.recipe.init is None else symmetry.weights_)(self.model)
+        return symmetry
 
     def _capture(self, capture: Capture) -> None:
         """Let graphs take the steps, as far as they can."""

@@ -48,22 +48,31 @@ SUDOKU_SMALL = Recipe(
     optimizer="muon", lr=4e-3, ema=0.995, warmup_steps=50, compile=True,
 )  # fmt: skip
 
-SUDOKU_SMALL_HARD = replace(
-    SUDOKU_SMALL,
-    init="runs/sudoku-small/model",
+SUDOKU_SMALL_HARD = Recipe(
+    model=replace(SUDOKU_SMALL.model, hidden_size=192),
     sources={
-        **(SUDOKU_SMALL.sources or {}),
+        "easy": Source(difficulty="singles", clues=(26, 40), count=40_000, seed=101),
+        "sparse": Source(difficulty="singles", clues=(22, 28), count=20_000, seed=102),
         "few_clues": Source(path="data/17_clue.csv", count=40_721),
         "hardest": Source(path="data/forum_hardest.csv", count=40_724),
+        "hinted": Source(path="data/forum_hardest.csv", count=40_724, hints=(1, 3)),
+        "hinted_more": Source(path="data/forum_hardest.csv", count=40_724, hints=(4, 8)),
     },
     stages=(
         Stage(
-            steps=8_000, batch_size=96,
-            mix={"few_clues": 0.3, "hardest": 0.2, "search": 0.15, "easy": 0.12, "sparse": 0.08, "locked": 0.1,
-                 "subsets": 0.05},
+            steps=600, batch_size=64, halt_max_steps=8,
+            mix={"easy": 0.3, "sparse": 0.25, "few_clues": 0.25, "hinted_more": 0.2},
+        ),
+        Stage(
+            steps=3_000, batch_size=64,
+            mix={"easy": 0.06, "sparse": 0.1, "few_clues": 0.26, "hardest": 0.2, "hinted": 0.2, "hinted_more": 0.18},
+        ),
+        Stage(
+            steps=3_200, batch_size=64, halt_max_steps=32,
+            mix={"easy": 0.05, "sparse": 0.08, "few_clues": 0.25, "hardest": 0.3, "hinted": 0.2, "hinted_more": 0.12},
         ),
     ),
-    lr=1.5e-3, min_lr_ratio=0.01, ema=0.998, warmup_steps=150, seed=7,
+    optimizer="muon", lr=4e-3, min_lr_ratio=0.02, ema=0.996, warmup_steps=50, symmetric=True, compile=True,
 )  # fmt: skip
 
 TRM = ModelConfig(

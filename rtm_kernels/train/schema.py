@@ -21,7 +21,8 @@ class Source:
     """A bank of puzzles of side `size`: generated from a seed, or read from a csv file with solutions.
 
     `difficulty` and `clues` say which Sudokus are generated; `path_cells`, which mazes: the least cells on a shortest
-    path.
+    path. With `hints` each puzzle that is drawn has that many more cells of its solution filled in, from the first
+    number to the second: puzzles of every difficulty below that of a list.
     """
 
     task: str = "sudoku"
@@ -32,10 +33,12 @@ class Source:
     seed: int = 0
     path: str | None = None
     size: int = 9
+    hints: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         one_of("task", self.task, TASKS)
         require(self.count >= 1, "count", self.count, "at least 1")
+        require(0 <= self.hints[0] <= self.hints[1], "hints", self.hints, "two numbers from 0, in order")
         require(self.size in TASKS[self.task], "size", self.size, f"a side of a {self.task}: {TASKS[self.task]}")
 
 
@@ -83,7 +86,8 @@ class Recipe:
     nor a symmetric twin of one, is trained on. Every `eval_every` steps,
     and at the end, the moving average is measured on up to `eval_limit` test puzzles for `eval_steps` ACT steps.
     `init` starts from the weights of a saved model of the same sizes (bundled name, folder or hub id), else from random
-    ones. `compile` compiles the blocks; `graph` captures training steps in CUDA graphs: forward and backward, and, but
+    ones. `symmetric` keeps the weights in the subspace that commutes with the symmetries of the task
+    (`train.symmetry`). `compile` compiles the blocks; `graph` captures training steps in CUDA graphs: forward and backward, and, but
     for `muon`, all that follows up to the moving average; `native` runs the steps without gradient in the C++ executor
     (CPU, float32). `threads` is for the CPU, where tiny models gain nothing from more than one; None takes all cores.
     """
@@ -107,6 +111,7 @@ class Recipe:
     min_lr_ratio: float = 1.0
     grad_clip: float | None = 1.0
     ema: float = 0.999
+    symmetric: bool = False
     loss: str = "stablemax_cross_entropy"
     accumulate: int = 1
     compile: bool = False

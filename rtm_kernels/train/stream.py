@@ -96,10 +96,18 @@ class BankStream:
         for name, count in zip(names, counts, strict=True):
             puzzles, solutions = self._bank(name)
             index = self.rng.integers(0, len(puzzles), count)
-            drawn.append((puzzles[index], solutions[index]))
+            drawn.append(self._hinted(puzzles[index], solutions[index], self.sources[name].hints))
         puzzles, solutions = (np.concatenate(part) for part in zip(*drawn, strict=True))
         order = self.rng.permutation(size)
         return tensors(self._twins((puzzles[order], solutions[order]), self.rng))
+
+    def _hinted(self, puzzles: np.ndarray, solutions: np.ndarray, hints: tuple[int, int]) -> Pair:
+        """The pairs with cells of the solutions filled in, as many as are drawn from the range."""
+        if hints == (0, 0):
+            return puzzles, solutions
+        counts = self.rng.integers(hints[0], hints[1] + 1, (len(puzzles), 1))
+        order = np.where(puzzles == solutions, 1.0, self.rng.random(puzzles.shape)).argsort(1).argsort(1)
+        return np.where(order < counts, solutions, puzzles), solutions
 
     def _twins(self, bank: Pair, rng: np.random.Generator) -> Arrays:
         """A batch of twins of puzzles and solutions."""
@@ -149,7 +157,7 @@ class DatasetStream:
     def __init__(self, path: str, seed: int, batch_size: int, augmented: bool) -> None:
         self.path = path
         self.dataset = PuzzleDataset.open(path, "train")
-        twin = task_of(self.dataset).augment if augmented else None
+        twin = self.task.augment if augmented else None
         self.loader = TrainLoader(self.dataset, batch_size, seed=seed, augment=twin)
         self._pass: Iterator[Batch] = iter(())
 
@@ -175,6 +183,11 @@ class DatasetStream:
         return {name: array[: batch.size] for name, array in batch.arrays.items()}
 
     @property
+    def task(self) -> Task:
+        """The registered task of the sizes of the data set. Errors: `InputError` for none."""
+        return task_of(self.dataset)
+
+    @property
     def unseen(self) -> str:
         """What the test puzzles are."""
         return f"examples of the split test of {self.path}"
@@ -193,7 +206,7 @@ def task_of(dataset: PuzzleDataset) -> Task:
     """The registered task of a data set's sizes, whose symmetries augment it. Errors: `InputError` for none."""
     sizes = (dataset.metadata.seq_len, dataset.metadata.vocab_size)
     found = [t for t in map(get_task, task_names()) if (t.seq_len, t.vocab_size) == sizes]
-    require(len(found) == 1, "augment", True, f"a task of (seq_len, vocab_size) = {sizes} is needed for symmetries")
+    require(len(found) == 1, "data", "", f"a task of (seq_len, vocab_size) = {sizes} is needed for symmetries")
     return found[0]
 
 

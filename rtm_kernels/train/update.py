@@ -14,16 +14,20 @@ from rtm_kernels.recursion.graph import Capture, Recorded, record
 from rtm_kernels.recursion.train_graph import fill_state, state_of
 from rtm_kernels.train.optim import Average, build_optimizers, set_lr
 from rtm_kernels.train.schema import Recipe
+from rtm_kernels.train.symmetry import Symmetry
 
 Rows = tuple[Tensor, Tensor]
 """Puzzle embeddings of a step: their ids [R] and gradients [R, D]."""
 
 
 class Update:
-    """Optimisers and moving average of a recipe, and how a step uses them. Nothing in it waits for a GPU."""
+    """Optimisers and moving average of a recipe, and how a step uses them. Nothing in it waits for a GPU.
 
-    def __init__(self, model: RecursiveReasoner, recipe: Recipe) -> None:
-        self.model, self.recipe = model, recipe
+    With `symmetry` gradients and weights stay in its subspace.
+    """
+
+    def __init__(self, model: RecursiveReasoner, recipe: Recipe, symmetry: Symmetry | None = None) -> None:
+        self.model, self.recipe, self.symmetry = model, recipe, symmetry
         self.average = Average(model, recipe.ema)
         self.optimizers = build_optimizers(model, recipe)
         self._puzzle_rate = torch.zeros((), dtype=torch.float64, device=model.device)
@@ -36,6 +40,8 @@ class Update:
 
     def clip(self, rows: Rows | None) -> Tensor:
         """Clip the gradients. [2] float64: their norm before, and 1 if it or a puzzle row is not finite, else 0."""
+        if self.symmetry is not None:
+            self.symmetry.gradients_(self.model)
         limit = math.inf if self.recipe.grad_clip is None else self.recipe.grad_clip
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         finite = norm.isfinite() if rows is None else norm.isfinite() & rows[1].isfinite().all()
@@ -49,6 +55,8 @@ class Update:
         if rows is not None:
             table, decay = self.model.puzzle_emb.weights, self.recipe.puzzle_weight_decay
             sign_sgd_(table, *rows, lr=self._puzzle_rate, weight_decay=decay, found_inf=found_inf)
+        if self.symmetry is not None:
+            self.symmetry.weights_(self.model)
         self.average.update(self.model, found_inf)
 
 

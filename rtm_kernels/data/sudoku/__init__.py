@@ -23,8 +23,8 @@ from rtm_kernels.data.sudoku.rules import (
     verify,
 )
 from rtm_kernels.data.sudoku.search import solve
-from rtm_kernels.data.sudoku.symmetry import Symmetry, augment
-from rtm_kernels.data.task import Pair, Puzzle, Task, Twin, Verdict, register
+from rtm_kernels.data.sudoku.symmetry import Symmetry, augment, generators
+from rtm_kernels.data.task import Generators, Pair, Puzzle, Task, Twin, Verdict, register
 from rtm_kernels.errors import InputError, require
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "contradictory",
     "from_text",
     "generate",
+    "generators",
     "random_grids",
     "rate",
     "read_boards",
@@ -102,6 +103,10 @@ class Sudoku(Task):
         puzzles, solutions = self._boards(inputs), self._boards(labels)
         boards = canonical(puzzles, solutions) if self.size <= 9 else puzzles
         return np.array([board.tobytes() for board in boards], dtype=object)
+
+    def generators(self) -> Generators:
+        """Of the group that `twin` draws from."""
+        return generators(self.size)
 
     def twin(self, tokens: np.ndarray, rng: np.random.Generator) -> Twin:
         """Under a random element of the symmetry group: digits, bands, rows, stacks, columns, transposition."""

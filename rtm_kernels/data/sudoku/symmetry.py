@@ -8,7 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from rtm_kernels.data.sudoku.rules import as_boards, check_size, side
+from rtm_kernels.data.sudoku.rules import as_boards, check_size, side, units
+from rtm_kernels.data.task import Generators
 from rtm_kernels.errors import require
 
 
@@ -70,3 +71,30 @@ def augment(puzzles: np.ndarray, solutions: np.ndarray, rng: np.random.Generator
     """A random symmetric twin of each puzzle and its solution, uint8 [N, cells] each."""
     symmetry = Symmetry.random(len(puzzles), side(np.asarray(puzzles)), rng)
     return symmetry.apply(puzzles), symmetry.apply(solutions)
+
+
+def generators(size: int) -> Generators:
+    """Swaps of neighbouring rows in a band, of bands, of columns, of stacks and of digits, and the transposition."""
+    box, lines = math.isqrt(size), np.arange(size)
+    blocks = lines.reshape(box, box)
+    swaps = [_swap(lines, row, row + 1) for row in range(size) if (row + 1) % box]
+    swaps += [_swap(blocks, band, band + 1).reshape(-1) for band in range(box - 1)]
+    cells = np.arange(size * size).reshape(size, size)
+    moved = [cells[swap] for swap in swaps] + [cells[:, swap] for swap in swaps] + [cells.T]
+    digits = [_swap(lines, digit, digit + 1) for digit in range(size - 1)]
+    positions = np.stack([c.reshape(-1) for c in moved] + [cells.reshape(-1)] * len(digits))
+    values = np.stack([lines] * len(moved) + digits)
+    return Generators(positions=positions, groups=_groups(positions, size), values=values, first_value=2)
+
+
+def _groups(positions: np.ndarray, size: int) -> np.ndarray:
+    """How permutations of cells [G, cells] permute rows, columns and boxes: [G, 3 * size]."""
+    sets = np.sort(units(np.arange(size * size)[None])[0].reshape(-1, size), axis=1)
+    index = {tuple(cells): unit for unit, cells in enumerate(sets.tolist())}
+    return np.array([[index[tuple(sorted(p[cells].tolist()))] for cells in sets] for p in positions])
+
+
+def _swap(items: np.ndarray, first: int, second: int) -> np.ndarray:
+    swapped = items.copy()
+    swapped[[first, second]] = items[[second, first]]
+    return swapped

@@ -1,0 +1,148 @@
+"""Weights that commute with the symmetries of a task: one number for each orbit of the entries of a matrix.
+
+A model of such weights answers the twin of a puzzle with the twin of its answer, so that no example has to teach it
+what one digit, row or box has in common with the others. Its matrices are ordinary ones: everything runs it, and
+training may go on without the constraint.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rtm_kernels.data.task import Generators, Task
+from rtm_kernels.errors import InputError, require
+from rtm_kernels.model import RecursiveReasoner
+
+VANISHING = 1e-4
+"""Singular values below this share of the largest are those of directions that no symmetric matrix reaches."""
+
+
+class Symmetry:
+    """The symmetric subspace of the weights of `model` under the symmetries of `task`.
+
+    Channels come in copies of the values (digits) of the task and hidden units of the mixer in copies of its groups
+    (rows, columns, boxes): channel `copy * values + value`; what is left over does not move. The mean over the group
+    of a weight W is the mean over each orbit of its entries, `W[i, j] ~ W[r(i), c(j)]`. The halting head alone is not
+    invariant, because it reads the first position.
+
+    Errors: `InputError` for a task without symmetries and for a model whose parts cannot carry them.
+    """
+
+    def __init__(self, model: RecursiveReasoner, task: Task) -> None:
+        found = task.generators()
+        require(found is not None, "symmetric", True, f"a task with symmetries; {task.name} has none")
+        assert found is not None
+        self._orbits = {name: _Orbits(*spaces, model.device) for name, spaces in _spaces(model, found).items()}
+
+    @torch.no_grad()
+    def fresh_(self, model: RecursiveReasoner) -> None:
+        """Make random weights symmetric, of equal singular values and of the norm that they had."""
+        for name, weight in self._of(model):
+            mean = self._orbits[name].mean(weight)
+            if mean.dim() == 2 and mean.any():
+                u, values, v = torch.linalg.svd(mean, full_matrices=False)
+                kept = values > VANISHING * values[0]
+                mean = self._orbits[name].mean(u[:, kept] @ v[kept])
+            norm = mean.norm()
+            weight.copy_(mean * (weight.float().norm() / norm if norm > 0 else 1.0))
+
+    @torch.no_grad()
+    def weights_(self, model: RecursiveReasoner) -> None:
+        """Replace every weight by its mean over the group."""
+        for name, weight in self._of(model):
+            weight.copy_(self._orbits[name].mean(weight))
+
+    @torch.no_grad()
+    def gradients_(self, model: RecursiveReasoner) -> None:
+        """Replace every gradient by its mean over the group."""
+        for name, weight in self._of(model):
+            if weight.grad is not None:
+                weight.grad.copy_(self._orbits[name].mean(weight.grad))
+
+    def count(self) -> int:
+        """How many numbers the symmetric weights are made of."""
+        return sum(orbits.count for orbits in self._orbits.values())
+
+    def _of(self, model: RecursiveReasoner) -> list[tuple[str, Tensor]]:
+        named = dict([*model.named_parameters(), *model.named_buffers()])
+        return [(name, named[name]) for name in self._orbits]
+
+
+class _Orbits:
+    """Orbits of the entries of a matrix whose rows and columns are permuted by generators [G, rows], [G, columns]."""
+
+    def __init__(self, rows: np.ndarray, columns: np.ndarray, device: torch.device) -> None:
+        labels = np.arange(rows.shape[1] * columns.shape[1]).reshape(rows.shape[1], columns.shape[1])
+        before = None
+        while before is None or (labels != before).any():
+            before = labels
+            for row, column in zip(rows, columns, strict=True):
+                moved = labels[np.ix_(row, column)]
+                labels = np.minimum(labels, moved)
+            labels = labels.reshape(-1)[labels]
+        _, index, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        self.index = torch.from_numpy(index.reshape(-1)).to(device)
+        self.sizes = torch.from_numpy(sizes).to(device)
+
+    @property
+    def count(self) -> int:
+        return len(self.sizes)
+
+    def mean(self, weight: Tensor) -> Tensor:
+        """The mean of `weight` over each orbit, in float32."""
+        sums = torch.zeros(self.count, device=weight.device)
+        sums.index_put_((self.index,), weight.float().reshape(-1), accumulate=True)
+        return (sums / self.sizes)[self.index].reshape(weight.shape)
+
+
+Spaces = tuple[np.ndarray, np.ndarray]
+
+
+def _spaces(model: RecursiveReasoner, found: Generators) -> dict[str, Spaces]:
+    """How the generators permute the rows and columns of every weight, by its name."""
+    config = model.config
+    require(config.mixer == "mlp", "mixer", config.mixer, "'mlp' for symmetric weights")
+    require(config.pos_encodings == "none", "pos_encodings", config.pos_encodings, "'none' for symmetric weights")
+    require(config.adapter_rank == 0, "adapter_rank", config.adapter_rank, "0 for symmetric weights")
+    require(config.puzzle_emb_ndim == 0, "puzzle_emb_ndim", config.puzzle_emb_ndim, "0 for symmetric weights")
+    require(config.hidden_size >= found.values.shape[1], "hidden_size", config.hidden_size, "a channel for each value")
+    fixed = np.zeros((len(found.values), 1), dtype=np.int64)
+    positions = np.concatenate((np.repeat(fixed, config.prefix_len, 1), found.positions + config.prefix_len), axis=1)
+    positions[:, : config.prefix_len] = np.arange(config.prefix_len)
+    channels, tokens = copies(found.values, config.hidden_size), found.tokens(config.vocab_size)
+    spaces: dict[str, Spaces] = {}
+    for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+        part = name.split(".layers.")[-1].split(".", 1)[-1]
+        if part == "mlp_t.gate_up_proj.weight":
+            spaces[name] = twice(copies(found.groups, len(weight) // 2)), positions
+        elif part == "mlp_t.down_proj.weight":
+            spaces[name] = positions, copies(found.groups, weight.shape[1])
+        elif part == "mlp.gate_up_proj.weight":
+            spaces[name] = twice(copies(found.values, len(weight) // 2)), channels
+        elif part == "mlp.down_proj.weight":
+            spaces[name] = channels, copies(found.values, weight.shape[1])
+        elif name in ("embed_tokens.embedding_weight", "lm_head.weight"):
+            spaces[name] = tokens, channels
+        elif name == "q_head.weight":
+            spaces[name] = np.concatenate((fixed, fixed + 1), axis=1), channels
+        elif name.endswith("_init"):
+            spaces[name] = fixed, channels
+        elif name != "q_head.bias":
+            raise InputError(f"symmetric=True is not allowed: how the symmetries act on {name} is not known")
+    return spaces
+
+
+def copies(permutations: np.ndarray, size: int) -> np.ndarray:
+    """Permutations [G, n] of as many copies as fit into `size` things, the rest of which stay: [G, size]."""
+    count, n = permutations.shape
+    moved = np.tile(np.arange(size), (count, 1))
+    for start in range(0, size - n + 1, n):
+        moved[:, start : start + n] = start + permutations
+    return moved
+
+
+def twice(permutations: np.ndarray) -> np.ndarray:
+    """The same permutations of two halves, the gates and the values of a SwiGLU."""
+    return np.concatenate((permutations, permutations + permutations.shape[1]), axis=1)
