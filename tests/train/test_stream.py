@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,33 @@ def test_a_csv_with_or_without_solutions_is_a_bank(size: int, tmp_path: Path) ->
     without.write_text("." * size * size)
     with pytest.raises(InputError, match="exactly one solution"):
         load_bank(Source(path=str(without), size=size))
+
+
+def test_hints_are_cells_of_the_solution_as_many_as_are_drawn() -> None:
+    plain = Source(size=4, clues=(4, 5), count=30, seed=1)
+    stream = BankStream({"all": dataclasses.replace(plain, hints=(2, 4))}, seed=0)
+    position = stream.state()
+    batch = stream.batch(600, {"all": 1.0})
+    inputs, labels = batch["inputs"].numpy(), batch["labels"].numpy()
+    given = inputs == labels
+    assert (given | (inputs == 1)).all() and given.any(axis=0).all()
+    clues = (load_bank(plain)[0] > 1).sum(axis=1)
+    counts = set(given.sum(axis=1).tolist())
+    assert counts == set(range(clues.min() + 2, clues.max() + 5))
+    stream.load_state(position)
+    assert torch.equal(stream.batch(600, {"all": 1.0})["inputs"], batch["inputs"])
+
+
+def test_a_puzzle_with_fewer_blanks_than_hints_is_filled_in() -> None:
+    stream = BankStream({"all": Source(size=4, clues=(4, 5), count=3, seed=1, hints=(16, 20))}, seed=0)
+    batch = stream.batch(8, {"all": 1.0})
+    assert torch.equal(batch["inputs"], batch["labels"])
+
+
+@pytest.mark.parametrize("hints", [(-1, 2), (3, 2)])
+def test_hints_out_of_order_are_refused(hints: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match=r"hints=.* is not allowed: two numbers from 0, in order"):
+        Source(hints=hints)
 
 
 @pytest.fixture
