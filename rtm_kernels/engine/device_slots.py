@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.engine.executor import Executor
+from rtm_kernels.engine.guesses import Guesses
 from rtm_kernels.engine.policy import HaltingPolicy
 from rtm_kernels.engine.slots import Finished, Sample, finish, observation
 from rtm_kernels.engine.tracker import Tracker, Verify
@@ -61,6 +62,7 @@ class DeviceSlots:
         fixed_shape: bool = False,
         *,
         ahead: int = 0,
+        guesses: bool = False,
         loop: str = "poll",
         capture: Capture | None = None,
         impl: str = "auto",
@@ -83,6 +85,10 @@ class DeviceSlots:
         self._latents = {name: rows(capacity, *shape, like=t) for name, t in initial.items()}
         self._x, self._embedded = (rows(n, *shape, like=like) for n in (capacity, self._held))
         self._fresh, self._results = (rows(self._held, *tracker.rows[0].shape, like=tracker.rows) for _ in range(2))
+        self.guesses = Guesses(model, capacity) if guesses else None
+        self._fresh_guesses = (
+            [] if self.guesses is None else [rows(self._held, *self.guesses.rows[0].shape, like=self.guesses.rows)]
+        )
         self._alive = torch.zeros(capacity, dtype=torch.bool, device=model.device)
         self._asked = rows(capacity + 1, 1 + config.seq_len, like=tracker.rows)
         self._asking, self._place = rows(1, like=tracker.rows), rows(capacity, like=tracker.rows).long()
@@ -95,6 +101,7 @@ class DeviceSlots:
                 *(Moved(self._latents[name], fresh) for name, fresh in initial.items()),
                 Moved(self._x, self._embedded),
                 Moved(tracker.rows, self._fresh, self._results),
+                *(Moved(self.guesses.rows, fresh) for fresh in self._fresh_guesses if self.guesses is not None),
             ],
             capacity=self._held,
             buckets=(capacity,) if fixed_shape else (*(b for b in BUCKETS if b < capacity), capacity),
@@ -149,6 +156,8 @@ class DeviceSlots:
             at.sample.copy_(new[:, 0])
             at.limit.copy_(new[:, 2])
             self._fresh[numbers] = rows
+            for fresh in self._fresh_guesses:
+                fresh[numbers] = torch.from_numpy(Guesses.fresh(samples)).to(self.model.device)
             self._queue.schedule.wait(self._waiting)
             if occupied < self.capacity:
                 self._queue.exchange()
@@ -191,6 +200,8 @@ class DeviceSlots:
         latents = {name: t[:n] for name, t in self._latents.items()}
         after, logits, q = self._act(latents, self._x[:n])
         self.tracker.observe(observation(self.model, self.executor, self.tracker, latents, after, logits, q))
+        if self.guesses is not None:
+            self.guesses.take(self.tracker.first(n).steps, logits, self._x[:n])
         for name, buffer in latents.items():
             buffer.copy_(after[name])
         if "verified" in self.tracker.policy.on:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.engine.executor import Executor
+from rtm_kernels.engine.guesses import Guesses
 from rtm_kernels.engine.observer import Observer, Step
 from rtm_kernels.engine.policy import HaltingPolicy
 from rtm_kernels.engine.slots import Finished, Sample, finish, observation, probability
@@ -27,6 +28,7 @@ class HostSlots:
     keeps the shapes of every step, and so the rounding of a sample, independent of how many others there are.
     `observer` is called with every step of every sample, in slot order. After a step the host reads who leaves, in one
     copy for all samples, and the rows of those in another; under `verified` also the answers that have changed.
+    With `guesses` samples may guess.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class HostSlots:
         capacity: int,
         fixed_shape: bool = False,
         observer: Observer | None = None,
+        guesses: bool = False,
     ) -> None:
         config, device = model.config, model.device
         self.model, self.executor, self.verify = model, executor, verify
@@ -47,6 +50,7 @@ class HostSlots:
             self.latents = {k: v.clone() for k, v in model.initial_latents(capacity).items()}
             shape = (capacity, config.latent_len, config.hidden_size)
             self.x = torch.zeros(shape, dtype=model.dtype, device=device)
+        self.guesses = Guesses(model, capacity) if guesses else None
         self._samples: list[Sample | None] = [None] * capacity
         self._since = np.zeros(capacity)
         self._occupied = np.zeros(capacity, dtype=bool)
@@ -76,6 +80,8 @@ class HostSlots:
             self.latents[name][rows] = fresh
         self.tracker.rows[rows] = self.tracker.fresh
         self.tracker.first(self.capacity).limit[rows] = new[:, 1]
+        if self.guesses is not None:
+            self.guesses.rows[rows] = torch.from_numpy(Guesses.fresh(samples)).to(self.model.device)
         self._occupied[slots], self._since[slots] = True, time.perf_counter()
         for slot, sample in zip(slots.tolist(), samples, strict=True):
             self._samples[slot] = sample
@@ -103,6 +109,8 @@ class HostSlots:
         before = {k: v[:n] for k, v in self.latents.items()}
         after, logits, q = self.executor.step(self._perturbed(before), self.x[:n])
         self.tracker.observe(observation(self.model, self.executor, self.tracker, before, after, logits, q))
+        if self.guesses is not None:
+            self.guesses.take(self.tracker.first(n).steps, logits, self.x[:n])
         changes = {} if self.observer is None else {k: relative_change(after[k], before[k]).tolist() for k in before}
         for name, buffer in self.latents.items():
             buffer[:n] = after[name]
@@ -145,7 +153,8 @@ class HostSlots:
         n = len(order)
         if n and order[-1] != n - 1:
             rows = torch.from_numpy(order).to(self.model.device)
-            for buffer in (self.x, self.tracker.rows, *self.latents.values()):
+            guesses = () if self.guesses is None else (self.guesses.rows,)
+            for buffer in (self.x, self.tracker.rows, *guesses, *self.latents.values()):
                 buffer[:n] = buffer[rows]
             self._since[:n] = self._since[order]
             self._samples[:n] = [self._samples[i] for i in order]

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from rtm_kernels.data.task import Task
+from rtm_kernels.data.task import PAD, Task
 from rtm_kernels.engine.slots import Finished, Sample, Slots
 from rtm_kernels.errors import one_of, require
 
 MAX_ROLLOUTS = 4096
 
 
-KINDS = ("auto", "twins", "noise")
+KINDS = ("auto", "guesses", "twins", "noise")
 
 Back = Callable[[np.ndarray], np.ndarray]
 """Turns an answer to a rollout's puzzle into one to the puzzle itself."""
@@ -30,10 +30,11 @@ class Rollouts:
     """How many rollouts a puzzle gets, and in what they differ.
 
     Rollout 0 runs the puzzle itself: it is what a puzzle without rollouts runs. Only when its answer is not confirmed
-    do the others start. By `kind` each of them runs a symmetric twin of the puzzle (`Task.twin`), whose answer is
-    turned back, or the puzzle with noise of deviation `noise` on the latents (which have rms 1) before every ACT step;
-    `auto` takes twins where the task has symmetries. All depends on `seed`, the puzzle and the number of the rollout
-    alone, so which one is chosen does not depend on what else is solved, or when.
+    do the others start. By `kind` each of them runs the puzzle with guesses (`engine.guesses`), a symmetric twin of it
+    (`Task.twin`), whose answer is turned back, or the puzzle with noise of deviation `noise` on the latents (which have
+    rms 1) before every ACT step; `auto` takes guesses where the task has blanks, else twins where it has symmetries.
+    All depends on `seed`, the puzzle and the number of the rollout alone, so which one is chosen does not depend on
+    what else is solved, or when.
 
     Errors: `InputError` naming the field, its value and what is allowed.
     Source: arXiv 2605.19943, which adds noise at every deep recursion step and uses a deviation of 0.3 on Sudoku.
@@ -51,21 +52,33 @@ class Rollouts:
         require(isinstance(self.seed, int), "seed", self.seed, "an integer")
         one_of("kind", self.kind, KINDS)
 
+    def of(self, task: Task) -> str:
+        """The kind for a task. Errors: `InputError` for guesses or twins that it does not have."""
+        blanks, symmetries = task.open_token != PAD, type(task).twin is not Task.twin
+        require(self.kind != "guesses" or blanks, "kind", "guesses", f"{task.name} has no blanks")
+        require(self.kind != "twins" or symmetries, "kind", "twins", f"{task.name} has no symmetries")
+        if self.kind != "auto":
+            return self.kind
+        return "guesses" if blanks else "twins" if symmetries else "noise"
+
     def rollout(self, task: Task, sample: Sample, number: int, max_steps: int | None) -> tuple[Sample, Back | None]:
         """Rollout `number` of a sample, keyed (its key, number), and what turns its answer back, if anything has to.
 
-        Errors: `InputError` for twins of a task without symmetries.
+        Errors: `InputError`, see `of`.
         """
         if number == 0:
             return replace(sample, key=(sample.key, 0)), None
         content = f"{self.seed} {number} {sample.puzzle_identifier} ".encode() + sample.tokens.astype("<i4").tobytes()
         seed = int.from_bytes(hashlib.blake2b(content, digest_size=5).digest(), "big")
         made = replace(sample, key=(sample.key, number), max_steps=max_steps)
-        twin = None if self.kind == "noise" else task.twin(sample.tokens, np.random.default_rng(seed))
-        if twin is not None:
-            return replace(made, tokens=twin[0]), twin[1]
-        require(self.kind != "twins", "kind", self.kind, f"{task.name} has no symmetries")
-        return replace(made, noise=self.noise, seed=seed), None
+        kind = self.of(task)
+        if kind == "guesses":
+            return replace(made, open_token=task.open_token, seed=seed), None
+        if kind == "noise":
+            return replace(made, noise=self.noise, seed=seed), None
+        twin = task.twin(sample.tokens, np.random.default_rng(seed))
+        assert twin is not None
+        return replace(made, tokens=twin[0]), twin[1]
 
 
 def preference(done: Finished) -> tuple[bool, bool, float, float, int, int]:

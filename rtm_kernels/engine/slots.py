@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rtm_kernels.data.task import PAD
 from rtm_kernels.engine.executor import Executor
 from rtm_kernels.engine.tracker import Observation, Tracker, Verify, on_host
 from rtm_kernels.model import RecursiveReasoner
@@ -22,7 +23,8 @@ class Sample:
     """One encoded puzzle: tokens [seq_len] and what the caller recognises it by.
 
     Before each step, noise * N(0, 1) is added to its carried latents, drawn from `seed` and the step alone.
-    `max_steps` lowers the policy's cap.
+    With an `open_token` positions of that token are guessed from the same (`guesses`). `max_steps` lowers the policy's
+    cap.
     """
 
     key: Any
@@ -30,6 +32,7 @@ class Sample:
     puzzle_identifier: int = 0
     noise: float = 0.0
     seed: int = 0
+    open_token: int = PAD
     max_steps: int | None = None
 
     def limit(self, cap: int) -> int:

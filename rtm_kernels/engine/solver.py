@@ -92,8 +92,7 @@ class Solver:
         self.batch_size, self.batch_invariant, self.halting = batch_size, batch_invariant, halting
         self.rollouts = rollouts if isinstance(rollouts, Rollouts) else Rollouts(rollouts)
         self._resting: dict[tuple[object, ...], DeviceSlots] = {}
-        symmetric = type(self.task).twin is not Task.twin
-        require(self.rollouts.kind != "twins" or symmetric, "kind", "twins", f"{self.task.name} has no symmetries")
+        self.rollouts.of(self.task)
         self._refuse_host(self.why_host())
 
     def solve(self, puzzles: Iterable[str | Puzzle]) -> list[Solution]:
@@ -112,8 +111,7 @@ class Solver:
             return "halting='host'"
         if observed:
             return "an observer sees every step of every sample"
-        twins = self.rollouts.kind != "noise" and type(self.task).twin is not Task.twin
-        if self.rollouts.count > 1 and self.rollouts.noise > 0 and not twins:
+        if self.rollouts.count > 1 and self.rollouts.noise > 0 and self.rollouts.of(self.task) == "noise":
             return "the noise of rollouts is drawn by the host"
         return device_slots.why_not(self.model, self.executor)
 
@@ -133,18 +131,19 @@ class Solver:
         common = self.model, self.executor, self.policy, verify, self.batch_size, fixed
         reason = self.why_host(observer is not None)
         several = self.rollouts.count > 1
+        guesses = several and self.rollouts.of(self.task) == "guesses"
         if reason is None:
             loops = ahead and not several and "verified" not in self.policy.on and conditional.why_not() is None
             waiting = self.batch_size if ahead and not several else 0
-            recipe = self.executor, self.policy, self.batch_size, fixed, waiting, loops
+            recipe = self.executor, self.policy, self.batch_size, fixed, waiting, guesses, loops
             resting = self._resting.pop(recipe, None)
             slots: Slots = resting or DeviceSlots(
-                *common, ahead=waiting, loop="while" if loops else "poll", recipe=recipe
+                *common, ahead=waiting, guesses=guesses, loop="while" if loops else "poll", recipe=recipe
             )
         else:
             self._refuse_host(reason)
             logger.info("samples halt on the host: %s", reason)
-            slots = HostSlots(*common, observer)
+            slots = HostSlots(*common, observer, guesses)
         return RolloutSlots(slots, self.rollouts, self.task) if several else slots
 
     def run(self, samples: Iterable[Sample], observer: Observer | None = None) -> Iterator[Finished]:

@@ -28,7 +28,8 @@ WAIT = 60.0
 def on_device(solver: Solver, made: list[DeviceSlots] | None = None, **options: Any) -> Solver:
     """The solver with its slots on a device that is recorded; those it makes are added to `made`."""
     several = solver.rollouts.count > 1
-    options = {"impl": "reference", "fixed_shape": solver.batch_invariant} | options
+    guesses = several and solver.rollouts.of(solver.task) == "guesses"
+    options = {"impl": "reference", "fixed_shape": solver.batch_invariant, "guesses": guesses} | options
 
     def slots(observer: None = None, *, ahead: bool = False) -> DeviceSlots | RolloutSlots:
         slots = DeviceSlots(

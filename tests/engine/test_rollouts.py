@@ -118,7 +118,7 @@ def test_bad_rollouts_are_named(field: str, value: object) -> None:
 def test_twins_of_a_task_without_symmetries_are_refused() -> None:
     with pytest.raises(InputError, match="kind='twins' is not allowed: reverse has no symmetries"):
         Solver(model(), task=TASK, rollouts=Rollouts(4, kind="twins"))
-    with pytest.raises(InputError, match="kind='luck' is not allowed: expected one of auto, twins, noise"):
+    with pytest.raises(InputError, match="kind='luck' is not allowed: expected one of auto, guesses, twins, noise"):
         Rollouts(4, kind="luck")
 
 

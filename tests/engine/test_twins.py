@@ -48,7 +48,7 @@ def solver(count: int, **options: object) -> tuple[Solver, Picky]:
     reasoner = RecursiveReasoner(config)
     with torch.no_grad():
         reasoner.embed_tokens.embedding_weight.copy_(torch.arange(6.0)[:, None].expand(-1, WIDTH))
-    made = Solver(reasoner, task="sudoku4", rollouts=Rollouts(count), **options)  # type: ignore[arg-type]
+    made = Solver(reasoner, task="sudoku4", rollouts=Rollouts(count, kind="twins"), **options)  # type: ignore[arg-type]
     made.executor = picky = Picky()
     return made, picky
 
@@ -116,5 +116,5 @@ def test_a_task_without_symmetries_takes_noise() -> None:
     made, back = Rollouts(3, noise=0.5).rollout(fakes.TASK, sample, 2, 7)
     assert back is None and made.noise == 0.5 and made.max_steps == 7 and made.key == ("key", 2)
     assert (made.tokens == sample.tokens).all()
-    twin, back = Rollouts(3, noise=0.5).rollout(get_task("sudoku4"), Sample(0, np.arange(16) % 6), 1, None)
+    twin, back = Rollouts(3, noise=0.5, kind="twins").rollout(get_task("sudoku4"), Sample(0, np.arange(16) % 6), 1, None)
     assert back is not None and twin.noise == 0.0

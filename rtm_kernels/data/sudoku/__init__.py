@@ -49,6 +49,8 @@ __all__ = [
 class Sudoku(Task):
     """Sudoku of side 4, 9, 16 or 25 as tokens: 0 padding, 1 blank, 2 the digit 1, as in the official data."""
 
+    open_token = 1
+
     def __init__(self, size: int = 9) -> None:
         check_size(size)
         self.size = size
