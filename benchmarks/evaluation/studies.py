@@ -52,7 +52,7 @@ CPU = Scale(
             Stage(steps=130, batch_size=64, mix={"all": 1.0}, halt_max_steps=4),
             Stage(steps=70, batch_size=64, mix={"all": 1.0}, halt_max_steps=4, lr=(1.0, 0.02)),
         ),
-        aux_lr=0.03, eval_every=0, eval_limit=64, eval_steps=1,
+        ema=0.99, symmetric=False, aux_lr=0.03, eval_every=0, eval_limit=64, eval_steps=1,
     ),
     seeds=3, puzzles=500, steps=8, prefixes=(0, 4, 16), caps=(1, 2, 4, 8),
     depths=((1, 2, 2), (2, 1, 2), (3, 1, 1)), ponder=0.05,
@@ -122,6 +122,11 @@ def _mixer(scale: Scale) -> tuple[Arm, ...]:
     )
 
 
+def _symmetry(scale: Scale) -> tuple[Arm, ...]:
+    model = ("model.mixer=mlp", 'model.pos_encodings="none"', "model.puzzle_emb_ndim=0", "model.puzzle_emb_len=0")
+    return Arm("free", model), Arm("symmetric", (*model, "symmetric=true"))
+
+
 def _halting(scale: Scale) -> tuple[Arm, ...]:
     model = ("model.arch=rtm", _layers(core=scale.layers), "model.H_cycles=1", "model.L_cycles=1")
     contract = json.dumps({"kind": "cumulative_halting", "ponder": scale.ponder, "entropy": 0.001, "min_steps": 1})
@@ -160,6 +165,7 @@ STUDIES: dict[str, Study] = {
     "compute-aligned": Study("Recursion against a fixed-depth transformer of equal parameters, or FLOPs", _baselines),
     "no-regret": Study("What stochastic rounds cost a model run for few rounds, or many (RINS)", _no_regret),
     "mixer": Study("Mixing tokens by a SwiGLU over the sequence or by attention", _mixer),
+    "symmetry": Study("Weights that commute with the symmetries of the task, or free ones", _symmetry),
     "halting": Study("Halting per token, per sequence (cumulative), or by the q head", _halting),
     "workspace": Study("Latent positions beyond those of the puzzle", _workspace),
     "step-cap": Study("The cap T on ACT steps in training", _step_cap),

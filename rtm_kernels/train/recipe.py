@@ -19,10 +19,10 @@ SUDOKU_4X4 = Recipe(
     sources={"all": Source(size=4, clues=(4, 9), count=4_000, seed=1)},
     test=Source(size=4, clues=(4, 9), count=400, seed=2),
     stages=(
-        Stage(steps=450, batch_size=64, mix={"all": 1.0}, halt_max_steps=2, lr=(1.0, 0.5)),
-        Stage(steps=250, batch_size=64, mix={"all": 1.0}, halt_max_steps=4, lr=(0.5, 0.02)),
+        Stage(steps=180, batch_size=64, mix={"all": 1.0}, halt_max_steps=2, lr=(1.0, 0.5)),
+        Stage(steps=120, batch_size=64, mix={"all": 1.0}, halt_max_steps=4, lr=(0.5, 0.02)),
     ),
-    optimizer="muon", lr=8e-3, ema=0.99, warmup_steps=30, eval_every=100, eval_steps=8, threads=1,
+    optimizer="muon", lr=8e-3, ema=0.98, warmup_steps=30, symmetric=True, eval_every=50, eval_steps=8, threads=1,
 )  # fmt: skip
 
 SUDOKU_SMALL = Recipe(
