@@ -87,8 +87,8 @@ hostile: .venv/.installed  ## a million damaged inputs, in parts that go on wher
 gpu:  ## everything that only a GPU can show, in stages; installs nothing (make gpu GPU_PYTHON=python3)
 	@$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
 
-train:  ## the full-size Sudoku model on a GPU, a slice of ten minutes at a time: make train DATA=data/hard
-	@$(GPU_PYTHON) -m rtm_kernels.cli.main train sudoku-full $(if $(DATA),data=$(DATA)) --minutes 9.5 $(ARGS)
+train:  ## a full-size Sudoku model on a GPU, a slice of ten minutes at a time: make train DATA=data/hard
+	@$(GPU_PYTHON) -m rtm_kernels.cli.main train $(or $(PRESET),sudoku-full) $(if $(DATA),data=$(DATA)) --minutes 9.5 $(ARGS)
 
 profile: .venv/.installed  ## where the time of one ACT step goes, operator by operator
 	@$(PY) -m benchmarks.profile $(ARGS)

@@ -35,8 +35,8 @@ Kind = Annotated[
     str,
     typer.Option(
         "--rollout-kind",
-        help="What the further runs are: twins (symmetric puzzles, turned back), noise, or auto: twins where the task "
-        "has symmetries.",
+        help="What the further runs are: guesses (answers the model is fairly sure of are taken as given), twins "
+        "(symmetric puzzles, turned back), noise, or auto: the first of these that the task has.",
         metavar="KIND",
     ),
 ]

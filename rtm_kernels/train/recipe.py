@@ -37,15 +37,15 @@ SUDOKU_SMALL = Recipe(
         "subsets": Source(difficulty="subsets", count=400, seed=104),
         "search": Source(difficulty="search", count=600, seed=105),
     },
+    test=Source(difficulty="singles", clues=(24, 32), count=500, seed=106),
     stages=(
-        Stage(steps=1592, batch_size=64, mix={"easy": 1.0}, halt_max_steps=4),
-        Stage(steps=1_400, batch_size=128, mix={"easy": 0.8, "sparse": 0.2}, halt_max_steps=8, lr=(0.6, 0.3)),
+        Stage(steps=500, batch_size=64, mix={"easy": 0.6, "sparse": 0.4}, halt_max_steps=8),
         Stage(
-            steps=1_600, batch_size=128, lr=(0.3, 0.01),
-            mix={"easy": 0.4, "sparse": 0.25, "locked": 0.1, "subsets": 0.05, "search": 0.2},
+            steps=1_000, batch_size=64, lr=(1.0, 0.02),
+            mix={"easy": 0.25, "sparse": 0.35, "locked": 0.15, "subsets": 0.1, "search": 0.15},
         ),
     ),
-    optimizer="muon", lr=4e-3, ema=0.995, warmup_steps=50, compile=True,
+    optimizer="muon", lr=4e-3, ema=0.99, warmup_steps=50, symmetric=True, compile=True, eval_every=500, eval_limit=500,
 )  # fmt: skip
 
 SUDOKU_SMALL_HARD = Recipe(
@@ -187,6 +187,16 @@ SUDOKU_FULL_HALTING = replace(
     eval_steps=16,
 )
 
+SUDOKU_FULL_SYMMETRIC = replace(
+    SUDOKU_SMALL_HARD,
+    model=replace(SUDOKU_SMALL_HARD.model, hidden_size=512),
+    stages=tuple(
+        replace(stage, steps=steps, batch_size=512)
+        for stage, steps in zip(SUDOKU_SMALL_HARD.stages, (1_000, 6_000, 8_000), strict=True)
+    ),
+    lr=2e-3, ema=0.999, warmup_steps=200,
+)  # fmt: skip
+
 RTM_SUDOKU = Recipe(
     model=ModelConfig(
         vocab_size=11, seq_len=81, arch="rtm", hidden_size=512, num_heads=8, layers={"core": 2}, H_cycles=1,
@@ -245,17 +255,19 @@ PRESETS: dict[str, Recipe] = {
     "rsm-maze": RSM_MAZE,
     "sudoku-full": SUDOKU_FULL,
     "sudoku-full-halting": SUDOKU_FULL_HALTING,
+    "sudoku-full-symmetric": SUDOKU_FULL_SYMMETRIC,
     "rtm-sudoku": RTM_SUDOKU,
     "rins-sudoku": RINS_SUDOKU,
 }
 """Recipes by the name that `rtm train` takes."""
 
 ABOUT = {
-    "sudoku-4x4": "4x4 Sudoku on a CPU, minutes",
-    "sudoku-small": "9x9 Sudoku on a CPU, an hour or more",
-    "sudoku-small-hard": "sudoku-small continued on lists of hard puzzles, an hour; sources.*.path name them",
+    "sudoku-4x4": "4x4 Sudoku on a CPU, half a minute",
+    "sudoku-small": "9x9 Sudoku on a CPU, generated puzzles, ten minutes",
+    "sudoku-small-hard": "9x9 Sudoku on a CPU, lists of hard puzzles, an hour; sources.*.path name them",
     "sudoku-full": "full-size RSM for hard puzzles, a GPU, in slices; needs data=FOLDER",
     "sudoku-full-halting": "deep supervision and a halting head after sudoku-full; needs data=FOLDER",
+    "sudoku-full-symmetric": "sudoku-small-hard at full size, a GPU, in slices; sources.*.path name its lists",
     "rtm-sudoku": "cumulative halting, generated puzzles, a GPU",
     "rins-sudoku": "stochastic rounds, generated puzzles, a GPU",
 }

@@ -116,5 +116,7 @@ def test_a_task_without_symmetries_takes_noise() -> None:
     made, back = Rollouts(3, noise=0.5).rollout(fakes.TASK, sample, 2, 7)
     assert back is None and made.noise == 0.5 and made.max_steps == 7 and made.key == ("key", 2)
     assert (made.tokens == sample.tokens).all()
-    twin, back = Rollouts(3, noise=0.5, kind="twins").rollout(get_task("sudoku4"), Sample(0, np.arange(16) % 6), 1, None)
+    twin, back = Rollouts(3, noise=0.5, kind="twins").rollout(
+        get_task("sudoku4"), Sample(0, np.arange(16) % 6), 1, None
+    )
     assert back is not None and twin.noise == 0.0
