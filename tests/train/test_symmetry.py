@@ -26,6 +26,7 @@ from tests.train.support import MODEL, TINY, same, weights
 NARROW = dataclasses.replace(MODEL, forward_dtype="float32")
 WIDE = dataclasses.replace(NARROW, hidden_size=18, expansion=2, layers={"L_level": 2})
 """Two channels are left over beside the copies of the four digits, and hidden units beside those of the groups."""
+PREFIXED = dataclasses.replace(WIDE, puzzle_emb_len=3)
 NINE = dataclasses.replace(WIDE, vocab_size=11, seq_len=81, hidden_size=20)
 RECIPE = dataclasses.replace(TINY, model=WIDE, symmetric=True, grad_clip=0.5)
 
@@ -45,21 +46,22 @@ def boards(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 @torch.inference_mode()
-def answers(model: RecursiveReasoner, puzzles: np.ndarray) -> Tensor:
-    """Logits [N, cells, V] after two ACT steps."""
+def answers(model: RecursiveReasoner, puzzles: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Logits [N, cells, V] and halting logits [N, 2] after two ACT steps."""
     x = model.embed(torch.from_numpy(puzzles.astype(np.int32) + 1), torch.zeros(len(puzzles), dtype=torch.int32))
     latents = model.initial_latents(len(puzzles))
     for _ in range(2):
-        values, logits, _ = model.act_step(latents, x)
+        values, logits, q = model.act_step(latents, x)
         latents = {name: values[name] for name in model.program.carried}
-    return logits
+    assert q is not None
+    return logits, q
 
 
 def assert_commutes(model: RecursiveReasoner, size: int) -> None:
     rng = np.random.default_rng(5)
     puzzles = boards(size, 6, rng)
     element = Element.random(len(puzzles), size, rng)
-    logits, twin_logits = answers(model, puzzles), answers(model, element.apply(puzzles))
+    (logits, q), (twin_logits, twin_q) = answers(model, puzzles), answers(model, element.apply(puzzles))
     board = np.arange(size * size).reshape(size, size)
     for n in range(len(puzzles)):
         turned = board.T if element.transpose[n] else board
@@ -68,10 +70,12 @@ def assert_commutes(model: RecursiveReasoner, size: int) -> None:
         moved[:, :2] = logits[n][cells][:, :2]
         moved[:, 1 + element.digits[n, 1:].astype(int)] = logits[n][cells][:, 2:]
         torch.testing.assert_close(twin_logits[n], moved, rtol=1e-3, atol=1e-3 * logits.abs().max().item())
+    if model.config.prefix_len:  # then the halting head reads a position that stays
+        torch.testing.assert_close(twin_q, q, rtol=1e-3, atol=1e-3 * q.abs().max().item())
     assert logits.std(dim=1).min() > 1e-4
 
 
-@pytest.mark.parametrize("config", [NARROW, WIDE, NINE], ids=["4x4", "4x4 left over", "9x9"])
+@pytest.mark.parametrize("config", [NARROW, WIDE, PREFIXED, NINE], ids=["4x4", "left over", "prefix", "9x9"])
 def test_a_twin_is_answered_by_the_twin_of_the_answer(config: ModelConfig) -> None:
     model, _ = symmetric(config)
     assert_commutes(model, round(config.seq_len**0.5))
