@@ -1,8 +1,8 @@
 """python -m benchmarks.rollouts FILE: how many puzzles are confirmed under more steps, and under more rollouts.
 
 Depth: one plain run with a cap of `--depth` steps, read off at every power of two. Rollouts: under the model's own cap,
-rollout by rollout for the puzzles that none before confirmed, for symmetric twins and for noise. Steps are counted, not
-seconds, so that a busy machine changes nothing.
+rollout by rollout for the puzzles that none before confirmed, for each of `--kinds`. Steps are counted, not seconds, so
+that a busy machine changes nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks import machine
 from rtm_kernels.data.task import Task
 from rtm_kernels.engine import Rollouts, Solver
+from rtm_kernels.engine.rollouts import KINDS
 from rtm_kernels.engine.slots import Sample
 from rtm_kernels.pretrained import from_pretrained
 from rtm_kernels.trace.recorder import model_sha256
@@ -59,24 +60,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rollouts", type=int, default=32)
     parser.add_argument("--depth", type=int, default=256)
     parser.add_argument("--noise", type=float, default=0.3)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS[1:], default=KINDS[1:])
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
     model = from_pretrained(args.model)
     solver, deep = Solver(model), Solver(model, max_steps=args.depth)
     puzzles = samples(args.file, solver.task, args.limit)
-    kinds = {kind: Rollouts(args.rollouts, args.noise, kind=kind) for kind in ("twins", "noise")}
     report = {
         "data": args.file.name, "n": len(puzzles), "model": args.model, **model_sha256(model),
         "machine": machine.device_name("cpu"), "commit": machine.commit(), "versions": machine.versions(),
         "executor": solver.executor.name, "max_steps": solver.policy.max_steps, "noise": args.noise,
-        "twins": by_rollouts(solver, puzzles, kinds["twins"]),
-        "noise_rollouts": by_rollouts(solver, puzzles, kinds["noise"]),
+        "rollouts": {k: by_rollouts(solver, puzzles, Rollouts(args.rollouts, args.noise, kind=k)) for k in args.kinds},
         "depth": by_depth(deep, puzzles),
     }  # fmt: skip
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + "\n")
-    for name in ("depth", "twins", "noise_rollouts"):
-        rows = {k: v for k, v in report[name].items() if k & (k - 1) == 0}
+    for name, found in {"depth": report["depth"], **report["rollouts"]}.items():
+        rows = {k: v for k, v in found.items() if k & (k - 1) == 0}
         print(name, *(f"{k}: {v['verified']} in {v['steps']:.1f} steps" for k, v in rows.items()), sep="\n  ")
     return 0
 

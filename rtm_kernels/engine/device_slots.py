@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rtm_kernels.data.task import PAD
 from rtm_kernels.engine.executor import Executor
 from rtm_kernels.engine.guesses import Guesses
 from rtm_kernels.engine.policy import HaltingPolicy
@@ -46,6 +47,7 @@ class DeviceSlots:
     Args:
         loop: `poll`, or `while`, where one launch runs until the host is needed: until a slot is free that nobody waits
             for, or, when fewer samples are here than there is room for, until a smaller bucket holds them.
+        guesses: whether samples may guess.
         capture, impl: of the `HaltingQueue`. recipe: what the owner knows these slots by.
 
     Errors: `BackendUnavailable`, see `why_not` and `HaltingQueue`; `InputError` for `while` under `verified`.
@@ -130,7 +132,7 @@ class DeviceSlots:
         return list(self._queue.taken)
 
     def admit(self, samples: Sequence[Sample]) -> None:
-        """See `Slots`. Errors: `InputError` for a sample with noise."""
+        """See `Slots`. Errors: `InputError` for a sample with noise, or with guesses in slots without."""
         if not samples:
             return
         require(len(samples) <= self.free, "samples", len(samples), f"at most the {self.free} that are free")
@@ -138,6 +140,8 @@ class DeviceSlots:
             require(
                 sample.noise == 0, "noise", sample.noise, "0 on the device, where it cannot be drawn; halting='host'"
             )
+            may = self.guesses is not None or sample.open_token == PAD
+            require(may, "open_token", sample.open_token, "that of padding in slots that were made without guesses")
         cap, now = self.tracker.policy.max_steps, time.perf_counter()
         occupied, own = self.active - len(self._waiting), []
         for sample in samples:

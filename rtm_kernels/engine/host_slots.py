@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rtm_kernels.data.task import PAD
 from rtm_kernels.engine.executor import Executor
 from rtm_kernels.engine.guesses import Guesses
 from rtm_kernels.engine.observer import Observer, Step
@@ -28,7 +29,6 @@ class HostSlots:
     keeps the shapes of every step, and so the rounding of a sample, independent of how many others there are.
     `observer` is called with every step of every sample, in slot order. After a step the host reads who leaves, in one
     copy for all samples, and the rows of those in another; under `verified` also the answers that have changed.
-    With `guesses` samples may guess.
     """
 
     def __init__(
@@ -40,7 +40,6 @@ class HostSlots:
         capacity: int,
         fixed_shape: bool = False,
         observer: Observer | None = None,
-        guesses: bool = False,
     ) -> None:
         config, device = model.config, model.device
         self.model, self.executor, self.verify = model, executor, verify
@@ -50,7 +49,8 @@ class HostSlots:
             self.latents = {k: v.clone() for k, v in model.initial_latents(capacity).items()}
             shape = (capacity, config.latent_len, config.hidden_size)
             self.x = torch.zeros(shape, dtype=model.dtype, device=device)
-        self.guesses = Guesses(model, capacity) if guesses else None
+        self.guesses: Guesses | None = None
+        """Made when the first sample comes that guesses."""
         self._samples: list[Sample | None] = [None] * capacity
         self._since = np.zeros(capacity)
         self._occupied = np.zeros(capacity, dtype=bool)
@@ -80,6 +80,8 @@ class HostSlots:
             self.latents[name][rows] = fresh
         self.tracker.rows[rows] = self.tracker.fresh
         self.tracker.first(self.capacity).limit[rows] = new[:, 1]
+        if self.guesses is None and any(s.open_token != PAD for s in samples):
+            self.guesses = Guesses(self.model, self.capacity)
         if self.guesses is not None:
             self.guesses.rows[rows] = torch.from_numpy(Guesses.fresh(samples)).to(self.model.device)
         self._occupied[slots], self._since[slots] = True, time.perf_counter()

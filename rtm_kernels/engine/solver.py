@@ -131,8 +131,8 @@ class Solver:
         common = self.model, self.executor, self.policy, verify, self.batch_size, fixed
         reason = self.why_host(observer is not None)
         several = self.rollouts.count > 1
-        guesses = several and self.rollouts.of(self.task) == "guesses"
         if reason is None:
+            guesses = several and self.rollouts.of(self.task) == "guesses"
             loops = ahead and not several and "verified" not in self.policy.on and conditional.why_not() is None
             waiting = self.batch_size if ahead and not several else 0
             recipe = self.executor, self.policy, self.batch_size, fixed, waiting, guesses, loops
@@ -143,7 +143,7 @@ class Solver:
         else:
             self._refuse_host(reason)
             logger.info("samples halt on the host: %s", reason)
-            slots = HostSlots(*common, observer, guesses)
+            slots = HostSlots(*common, observer)
         return RolloutSlots(slots, self.rollouts, self.task) if several else slots
 
     def run(self, samples: Iterable[Sample], observer: Observer | None = None) -> Iterator[Finished]:

@@ -227,6 +227,10 @@ def test_what_cannot_halt_on_the_device_says_why() -> None:
     slots = DeviceSlots(solver.model, solver.executor, *arguments[2:], capture=Recorder(), impl="reference")
     with pytest.raises(InputError, match=r"noise=0\.5 is not allowed"):
         slots.admit([Sample(0, TASK.encode("1000"), noise=0.5)])
+    with pytest.raises(
+        InputError, match="open_token=1 is not allowed: that of padding in slots that were made without"
+    ):
+        slots.admit([Sample(0, TASK.encode("1000"), open_token=1)])
     with pytest.raises(InputError, match="loop='while' is not allowed: poll where the host takes part"):
         DeviceSlots(solver.model, solver.executor, *arguments[2:], capture=Recorder(), loop="while")
 
