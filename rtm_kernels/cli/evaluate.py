@@ -16,6 +16,7 @@ from rtm_kernels.cli.options import (
     Executor,
     Halt,
     Json,
+    Kind,
     Limit,
     MaxSteps,
     Model,
@@ -54,6 +55,7 @@ def evaluate(
     precision: Precision = "float32",
     halt: Halt = "verified",
     rollouts: Rollouts = 1,
+    rollout_kind: Kind = "auto",
     noise: Noise = 0.3,
     seed: Seed = 0,
     limit: Limit = None,
@@ -93,7 +95,7 @@ def evaluate(
     solvers = {
         name: load_solver(
             source, max_steps=max_steps, batch_size=batch_size, device=device, executor=executor, precision=precision,
-            halt=halt, rollouts=rollouts, noise=noise, seed=seed,
+            halt=halt, rollouts=rollouts, noise=noise, seed=seed, kind=rollout_kind,
         )
         for name, source in sources_of(model).items()
     }  # fmt: skip
@@ -218,6 +220,7 @@ ROWS: tuple[tuple[str, Callable[[Evaluation], str]], ...] = (
     ("verified", lambda e: f"{100 * e.verified:.2f} %"),
     ("halting head right", lambda e: "-" if e.halting_accuracy is None else f"{100 * e.halting_accuracy:.2f} %"),
     ("steps, mean", lambda e: f"{e.mean_steps:.2f}"),
+    ("with all runs; most", lambda e: f"{e.mean_total_steps:.2f}, {e.max_total_steps}"),
     ("puzzles/s", lambda e: f"{e.puzzles_per_second:.1f}"),
     ("seconds", lambda e: f"{e.seconds:.1f}"),
 )

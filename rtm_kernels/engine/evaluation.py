@@ -24,8 +24,8 @@ class Evaluation:
     halting head is right, p >= 1/2 exactly if the whole answer is (None without a head); `depth_histogram`: ACT steps
     -> puzzles. `accuracy_by_step[d - 1]` is the exact accuracy under a cap of d ACT steps, of the answers decoded
     then, and `steps_by_step[d - 1]` the mean steps that takes: accuracy against compute. Of several rollouts these two
-    follow the first, and they are empty where not all puzzles finished. `sources`: the main figures per source.
-    `seconds` include the recording.
+    follow the first, and they are empty where not all puzzles finished; `mean_total_steps` and `max_total_steps` count
+    the steps of all rollouts of a puzzle. `sources`: the main figures per source. `seconds` include the recording.
     """
 
     policy: str
@@ -41,25 +41,28 @@ class Evaluation:
     sources: dict[str, dict[str, float]]
     seconds: float
     puzzles_per_second: float
+    rollouts: int = 1
+    mean_total_steps: float = 0.0
+    max_total_steps: int = 0
     complete: bool = True
 
 
 class _Record:
     """What is kept of each puzzle while a solver runs."""
 
-    def __init__(self, labels: np.ndarray, max_steps: int, several: bool) -> None:
+    def __init__(self, labels: np.ndarray, max_steps: int, rollouts: int) -> None:
         count = len(labels)
-        self.labels, self.counted, self.several = labels, labels != IGNORE_LABEL, several
+        self.labels, self.counted, self.rollouts = labels, labels != IGNORE_LABEL, rollouts
         self.right = np.zeros(labels.shape, dtype=bool)
         self.verified, self.done = np.zeros(count, dtype=bool), np.zeros(count, dtype=bool)
-        self.steps = np.zeros(count, dtype=np.int64)
+        self.steps, self.total_steps = (np.zeros(count, dtype=np.int64) for _ in range(2))
         self.confidence = np.full(count, np.nan)
         self.exact_now = np.zeros(count, dtype=bool)
         self.gained, self.taken = np.zeros(max_steps, dtype=np.int64), np.zeros(max_steps, dtype=np.int64)
 
     def step(self, step: Step) -> None:
         """Take in an ACT step of a puzzle, of its first rollout where there are several."""
-        key, rollout = step.key if self.several else (step.key, 0)
+        key, rollout = step.key if self.rollouts > 1 else (step.key, 0)
         if rollout:
             return
         exact = bool((~self.counted[key] | (step.answer == self.labels[key])).all())
@@ -73,6 +76,7 @@ class _Record:
             self.right[done.key] = done.answer == self.labels[done.key]
         if done.halt_probability is not None:
             self.confidence[done.key] = done.halt_probability
+        self.total_steps[done.key] = done.total_steps
         self.steps[done.key], self.verified[done.key], self.done[done.key] = done.steps, done.verified, True
 
     def figures(self, rows: np.ndarray) -> dict[str, float]:
@@ -121,7 +125,7 @@ def evaluate(
         low, high = int(values.min()), int(values.max())
         require(low >= 0 and high < size, name, f"{low} to {high}", f"the model knows 0 to {size - 1}")
     samples = (Sample(i, inputs[i], int(identifiers[i])) for i in range(len(inputs)))
-    record = _Record(labels, solver.policy.max_steps, solver.rollouts.count > 1)
+    record = _Record(labels, solver.policy.max_steps, solver.rollouts.count)
     start = time.perf_counter()
     try:
         for done in solver.run(samples, record.step):
@@ -155,5 +159,8 @@ def _evaluation(record: _Record, policy: str, seconds: float, sources: Sequence[
         sources={str(name): record.figures(rows[names == name]) for name in dict.fromkeys(names.tolist())},
         seconds=seconds,
         puzzles_per_second=len(rows) / seconds,
+        rollouts=record.rollouts,
+        mean_total_steps=float(record.total_steps[rows].mean()),
+        max_total_steps=int(record.total_steps[rows].max()),
         complete=complete,
     )

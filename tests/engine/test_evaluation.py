@@ -65,6 +65,10 @@ def test_the_curve_of_several_rollouts_is_that_of_the_first() -> None:
     inputs, labels = arrays()
     found = evaluate(solver(rollouts=3), inputs, labels)
     assert found.accuracy_by_step[-1] == 5 / 6 and len(found.steps_by_step) == CAP
+    one = evaluate(solver(), inputs, labels)
+    assert (found.rollouts, found.max_total_steps) == (3, 3 * CAP) and (one.rollouts, one.max_total_steps) == (1, CAP)
+    assert found.mean_total_steps == pytest.approx(one.mean_total_steps + 2 * CAP / 6)
+    assert found.mean_steps == one.mean_steps == one.mean_total_steps
 
 
 def test_an_interrupt_gives_what_has_finished() -> None:
