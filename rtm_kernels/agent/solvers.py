@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rtm_kernels.agent.limits import DEADLINE, MAX_QUEUED, check_work
-from rtm_kernels.data.task import Task, get_task, task_names
+from rtm_kernels.data.task import Task, get_task, has_task
 from rtm_kernels.engine import Overloaded, Service, Solution, Solver
 from rtm_kernels.errors import BackendUnavailable, InputError, printable, require
 from rtm_kernels.pretrained import from_pretrained, known_models
@@ -87,6 +87,6 @@ class Solvers:
 def split(text: str) -> tuple[Task | None, str]:
     """`TASK=NAME` or `NAME`, as (task, name)."""
     head, separator, tail = text.partition("=")
-    if separator and head in task_names():
+    if separator and has_task(head):
         return get_task(head), tail
     return None, text

@@ -77,7 +77,7 @@ def maze(
     ] = None,
     test: Test = "1000",
     count: Annotated[int, typer.Option(help="Mazes to generate.", metavar="N", min=1)] = 2_000,
-    side: Annotated[int, typer.Option(help="Cells on a side.", metavar="N", min=3)] = 30,
+    side: Annotated[int, typer.Option(help="Cells on a side.", metavar="N", min=5, max=64)] = 30,
     path_cells: Annotated[
         int | None, typer.Option(help="Least cells on the shortest path; default 110 at side 30.", metavar="N")
     ] = None,

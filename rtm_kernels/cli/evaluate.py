@@ -71,7 +71,7 @@ def evaluate(
     against compute, "sources" the rows per file, data set part or source column.
     ARC data sets also get "pass_at": twins are turned back and voted on. A MODEL
     that is the folder of a run is measured at its end and, under "best", at the
-    best evaluation of the run.
+    best evaluation of the run; one that has not ended, at its best so far.
 
     Progress, with the accuracy so far, goes to standard error. Ctrl-C ends the
     command with the figures of the puzzles that have finished.
@@ -112,7 +112,7 @@ def evaluate(
         if submission is not None and votes is not None and solver is first:
             submission.write_text(json.dumps(votes.submission()), encoding="utf-8")
         if not json_object:
-            title = f"{model}{f' ({name})' if len(solvers) > 1 else ''} on {report['data']}"
+            title = f"{model}{f' ({name})' if name != 'model' else ''} on {report['data']}"
             print_report(title, adaptive, fixed, found, f"executor {solver.executor.name}")
         whole, done = fixed is not None and fixed.complete, (fixed or adaptive).n
         if not whole:
@@ -125,10 +125,13 @@ def evaluate(
 
 
 def sources_of(model: str) -> dict[str, str]:
-    """What `model` names: a saved model, or those that the folder of a run holds, `final` first and then `best`."""
+    """What `model` names: a saved model, or those that the folder of a run holds, `final` first and then `best`.
+
+    A run that has not ended has no final one yet.
+    """
     run = {name: Path(model) / folder for name, folder in (("final", "model"), ("best", "best"))}
     found = {name: str(path) for name, path in run.items() if (path / "config.json").is_file()}
-    return found if "final" in found and not (Path(model) / "config.json").exists() else {"model": model}
+    return found if found and not (Path(model) / "config.json").exists() else {"model": model}
 
 
 def both_protocols(solver: Solver, puzzles: Labelled, votes: Votes | None) -> tuple[Evaluation, Evaluation | None]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 
-from rtm_kernels.data.examples import example_puzzles
+from rtm_kernels.data.examples import example_names, example_puzzles
 from rtm_kernels.data.task import Puzzle, Task
 from rtm_kernels.errors import InputError, require
 
@@ -26,6 +26,9 @@ def read_all(arguments: list[str], task: Task, limit: int | None) -> list[Puzzle
     Errors: `InputError` for a missing or empty file, and for more than `MAX_PUZZLES` without a limit.
     """
     require(limit is None or limit >= 1, "--limit", limit, "at least 1")
+    if not arguments and task.name not in example_names():
+        bundled = ", ".join(example_names())
+        raise InputError(f"no puzzles were given, and there are bundled examples only of {bundled}, not of {task.name}")
     read = _read(arguments, task) if arguments else iter(example_puzzles(task.name))
     found = list(islice(read, min(limit or MAX_PUZZLES + 1, sys.maxsize)))
     if limit is None and len(found) > MAX_PUZZLES:

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from rtm_kernels.data.task import Pair, Puzzle, Task, Twin, Verdict, register
+from rtm_kernels.data.task import Pair, Puzzle, Task, Twin, Verdict, register, register_family
 from rtm_kernels.data.text import MAX_LINE, csv_fields, header_columns, numbered_lines
 from rtm_kernels.errors import InputError, RTMError, one_of, require
 
 WALL, OPEN, START, GOAL, PATH = 1, 2, 3, 4, 5
 VOCABULARY = "# SGo"
+SIDES = range(5, 65)
+"""Sides of mazes to train on. A model's task is told by its sizes, and below these are those of a Sudoku of side 4."""
 WALL_SHARE = (0.28, 0.45)
 BATCH = 1024
 FRUITLESS_ROUNDS = 40
@@ -177,7 +179,10 @@ def solve(mazes: np.ndarray) -> np.ndarray:
 
 
 class Maze(Task):
-    """Mazes of one side length as tokens: 0 padding, then `#`, open, `S`, `G`, `o`, as in the official data."""
+    """Mazes of one side length as tokens: 0 padding, then `#`, open, `S`, `G`, `o`, as in the official data.
+
+    Those of side 30, as in Maze-Hard, are the task `maze`; those of another side S are `mazeS`, such as maze9.
+    """
 
     vocabulary = VOCABULARY
     one_solution = False
@@ -308,3 +313,4 @@ def dihedral_indices(side: int) -> np.ndarray:
 
 
 register(Maze())
+register_family(f"maze{SIDES[0]} to maze{SIDES[-1]}", (Maze(side) for side in SIDES if side != 30))

@@ -11,7 +11,8 @@ import numpy as np
 from rtm_kernels.data.text import numbered_lines
 from rtm_kernels.errors import InputError, one_of, require
 
-__all__ = ["PAD", "Generators", "Pair", "Puzzle", "Task", "Verdict", "get_task", "register", "task_names"]
+__all__ = ["PAD", "Generators", "Pair", "Puzzle", "Task", "Verdict", "find_tasks", "get_task", "has_task", "register",
+           "task_names"]  # fmt: skip
 
 PAD = 0
 Pair = tuple[np.ndarray, np.ndarray]
@@ -148,6 +149,8 @@ class Task(ABC):
 
 
 _TASKS: dict[str, Task] = {}
+_FAMILIES: dict[str, dict[str, Task]] = {}
+"""What names the tasks of a family in messages -> its tasks by their names."""
 
 
 def register(task: Task) -> Task:
@@ -158,11 +161,34 @@ def register(task: Task) -> Task:
     return task
 
 
+def register_family(label: str, tasks: Iterable[Task]) -> None:
+    """Make many tasks known that lists name by `label` only. A registered one of the same sizes goes before them."""
+    _FAMILIES[label] = {task.name: task for task in tasks}
+
+
 def get_task(name: str) -> Task:
-    """The registered task called `name`. Raises `InputError` listing the known names."""
-    one_of("task", name, task_names())
-    return _TASKS[name]
+    """The task called `name`, registered or of a family. Raises `InputError` listing the known names."""
+    for tasks in (_TASKS, *_FAMILIES.values()):
+        if name in tasks:
+            return tasks[name]
+    raise InputError(f"task={name!r} is not allowed: expected one of {', '.join((*task_names(), *_FAMILIES))}")
+
+
+def has_task(name: str) -> bool:
+    """Whether `get_task` knows the name."""
+    return any(name in tasks for tasks in (_TASKS, *_FAMILIES.values()))
+
+
+def find_tasks(seq_len: int, vocab_size: int) -> list[Task]:
+    """The tasks of these sizes, by name: the registered ones, or, where there are none, those of families."""
+    for tasks in (_TASKS, *_FAMILIES.values()):
+        found = [tasks[name] for name in sorted(tasks)]
+        fitting = [task for task in found if (task.seq_len, task.vocab_size) == (seq_len, vocab_size)]
+        if fitting:
+            return fitting
+    return []
 
 
 def task_names() -> tuple[str, ...]:
+    """Names of the registered tasks, without those of families."""
     return tuple(sorted(_TASKS))

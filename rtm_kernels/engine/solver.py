@@ -10,7 +10,7 @@ from itertools import islice
 
 import torch
 
-from rtm_kernels.data.task import Puzzle, Task, get_task, task_names
+from rtm_kernels.data.task import Puzzle, Task, find_tasks, get_task
 from rtm_kernels.engine import device_slots
 from rtm_kernels.engine.device_slots import DeviceSlots
 from rtm_kernels.engine.executor import executor as build_executor
@@ -241,8 +241,7 @@ def find_task(model: RecursiveReasoner, task: Task | str | None) -> Task:
     """The task given, by name, or by the model's sizes; `InputError` when it does not fit the model."""
     config = model.config
     if task is None:
-        known = [get_task(name) for name in task_names()]
-        fitting = [t for t in known if (t.seq_len, t.vocab_size) == (config.seq_len, config.vocab_size)]
+        fitting = find_tasks(config.seq_len, config.vocab_size)
         sizes = f"seq_len={config.seq_len} and vocab_size={config.vocab_size}"
         names = ", ".join(t.name for t in fitting) or "none"
         require(len(fitting) == 1, "task", task, f"name one; those of {sizes}: {names}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rtm_kernels.data.arc import SIDE, Arc
-from rtm_kernels.data.task import get_task, task_names
+from rtm_kernels.data.task import get_task, has_task
 from rtm_kernels.errors import require
 from rtm_kernels.trace.reader import Record, Trace, Traced
 
@@ -86,6 +86,6 @@ def target(header: Record, traced: Traced) -> str | None:
 
 def drawn(header: Record, traced: Traced, text: str) -> str:
     """The characters of the grid's cells, or, for a task without a grid, the text that it renders."""
-    if header["layout"] is None and header["task"] in task_names():
+    if header["layout"] is None and has_task(header["task"]):
         return get_task(header["task"]).render(traced.puzzle["input"], text)
     return text

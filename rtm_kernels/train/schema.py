@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rtm_kernels.config import ModelConfig
+from rtm_kernels.data.maze import SIDES
 from rtm_kernels.errors import one_of, require
 from rtm_kernels.interop.loss_head import LOSSES
 from rtm_kernels.train.contract import Contract, DeepSupervision
 
 OPTIMIZERS = ("adamw", "adam_atan2", "muon")
-TASKS: dict[str, Sequence[int]] = {"sudoku": (4, 9, 16, 25), "maze": range(2, 65)}
+TASKS: dict[str, Sequence[int]] = {"sudoku": (4, 9, 16, 25), "maze": SIDES}
 """Tasks of sources, and the sides that their puzzles may have."""
 
 
@@ -39,7 +40,8 @@ class Source:
         one_of("task", self.task, TASKS)
         require(self.count >= 1, "count", self.count, "at least 1")
         require(0 <= self.hints[0] <= self.hints[1], "hints", self.hints, "two numbers from 0, in order")
-        require(self.size in TASKS[self.task], "size", self.size, f"a side of a {self.task}: {TASKS[self.task]}")
+        sides = "5 to 64" if self.task == "maze" else ", ".join(map(str, TASKS[self.task]))
+        require(self.size in TASKS[self.task], "size", self.size, f"a side of a {self.task}: {sides}")
 
 
 @dataclass(frozen=True, kw_only=True)

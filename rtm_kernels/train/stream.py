@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rtm_kernels.data.dataset import PuzzleDataset
 from rtm_kernels.data.loader import Batch, TrainLoader
-from rtm_kernels.data.task import Pair, Task, get_task, task_names
+from rtm_kernels.data.task import Pair, Task, find_tasks
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.train.banks import load_bank, task_of_sources
 from rtm_kernels.train.schema import Recipe, Source
@@ -203,9 +203,9 @@ class DatasetStream:
 
 
 def task_of(dataset: PuzzleDataset) -> Task:
-    """The registered task of a data set's sizes, whose symmetries augment it. Errors: `InputError` for none."""
+    """The task of a data set's sizes, whose symmetries augment it. Errors: `InputError` for none, and for several."""
     sizes = (dataset.metadata.seq_len, dataset.metadata.vocab_size)
-    found = [t for t in map(get_task, task_names()) if (t.seq_len, t.vocab_size) == sizes]
+    found = find_tasks(*sizes)
     require(len(found) == 1, "data", "", f"a task of (seq_len, vocab_size) = {sizes} is needed for symmetries")
     return found[0]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,14 @@ def test_eval_counts_what_is_wrong(rtm, labelled: str) -> None:
     report = json.loads(rtm("eval", labelled, "--json", "--max-steps", "1", "--limit", "4").stdout)
     assert report["n"] == 4 and report["exact_accuracy"] == report["verified"] == 0
     assert 0 < report["token_accuracy"] < 0.5
+
+
+def test_a_run_that_has_not_ended_is_measured_at_its_best(
+    rtm, labelled: str, model_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(model_folder, tmp_path / "run" / "best")
+    result = rtm("eval", labelled, "--model", str(tmp_path / "run"), "--max-steps", "1", "--limit", "2")
+    assert result.exit_code == 0 and f"{tmp_path / 'run'} (best) on" in result.stdout.replace("\n", "")
 
 
 @pytest.mark.usefixtures("oracle")

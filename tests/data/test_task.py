@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from rtm_kernels.data import Task, Verdict, get_task, register, task_names
+from rtm_kernels.data.maze import Maze
 from rtm_kernels.data.sudoku import Sudoku
+from rtm_kernels.data.task import find_tasks, has_task
 from rtm_kernels.errors import InputError
 
 
@@ -66,6 +68,29 @@ def test_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(InputError, match="task name='sudoku' is not allowed: it is already registered"):
         register(Other())
+
+
+def test_families_are_known_by_name_and_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rtm_kernels.data import task as module
+
+    monkeypatch.setattr(module, "_TASKS", dict(module._TASKS))
+    assert (
+        isinstance(get_task("maze9"), Maze) and get_task("maze9").seq_len == 81 and get_task("maze64").name == "maze64"
+    )
+    assert has_task("maze9") and has_task("maze") and "maze9" not in task_names()
+    for name in ("maze4", "maze65", "maze30", "maze09", "maze-9", "mazes", "maze5 to maze64", "sudoku5"):
+        assert not has_task(name)
+        with pytest.raises(InputError, match="arc, maze, sudoku, sudoku16, sudoku25, sudoku4, maze5 to maze64"):
+            get_task(name)
+    named = {(81, 6): ["maze9"], (900, 6): ["maze"], (16, 6): ["sudoku4"], (81, 11): ["sudoku"], (80, 6): []}
+    for sizes, names in named.items():
+        assert [task.name for task in find_tasks(*sizes)] == names
+
+    class Own(LatinSquare):
+        name, seq_len = "own", 81
+
+    register(Own())
+    assert [task.name for task in find_tasks(81, 6)] == ["own"]
 
 
 def test_sudoku_reasons() -> None:

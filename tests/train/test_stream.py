@@ -130,7 +130,7 @@ def test_mazes_are_a_bank_whose_labels_stay_those_of_the_generator(tmp_path: Pat
 
 
 def test_sources_of_two_tasks_are_refused() -> None:
-    sources = {"all": Source(size=4, count=4, seed=1), "other": Source(task="maze", size=4, count=4)}
+    sources = {"all": Source(size=4, count=4, seed=1), "other": Source(task="maze", size=5, count=4)}
     with pytest.raises(InputError, match="one task and size"):
         BankStream(sources, seed=0)
 

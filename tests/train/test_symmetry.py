@@ -187,4 +187,4 @@ def test_a_task_without_symmetries_is_refused() -> None:
     model = RecursiveReasoner(dataclasses.replace(MODEL, vocab_size=6, seq_len=16))
     with pytest.raises(InputError, match="symmetric=True is not allowed: a task with symmetries; maze"):
         Symmetry(model, Maze(4))
-    assert Source(task="maze", size=4).task == "maze"
+    assert Source(task="maze", size=5).task == "maze"
