@@ -161,8 +161,9 @@ class Tracker:
 
     @torch.inference_mode(False)
     def first(self, n: int) -> Remembered:
-        """The columns of the first n slots."""
+        """The columns of the first n slots; those of all slots and of one other n are kept."""
         if n not in self._first:
+            self._first = {size: at for size, at in self._first.items() if size == len(self.rows)}
             self._first[n] = self.read(self.rows[:n])
         return self._first[n]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -80,19 +81,24 @@ def test_the_same_bits_in_every_process_and_with_any_number_of_threads(cells: Ca
 
 @pytest.mark.proof("rerun")
 def test_training_steps_leave_the_same_bits_in_every_run_of_10_processes(cells: Callable[[int], None]) -> None:
-    """250 runs of the PyTorch path and 20 of the interpreted kernels, each two steps with both optimisers."""
+    """250 runs of the PyTorch path and 80 of the interpreted kernels, each two steps with both optimisers.
+
+    Every process hashes strings in one of five ways, and has one thread or two.
+    """
     found: dict[str, set[str]] = {}
     runs: Counter[str] = Counter()
-    for threads in (1, 2):
-        command = [sys.executable, "-m", "tests.proof.rerun", str(threads), "5"]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        lines = [line.split() for line in result.stdout.splitlines()]
-        assert len({process for process, *_ in lines}) == 5
-        for _, impl, count, *digests in lines:
+    ways: set[tuple[str, str]] = set()
+    for seed in range(5):
+        environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
+        command = [sys.executable, "-m", "tests.proof.rerun", "1", "2"]
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        for line in result.stdout.splitlines():
+            way, threads, impl, count, *digests = line.split()
             # eager products on a CPU may follow the number of threads; the kernels do not
             found.setdefault(impl if impl == "triton" else f"{impl} {threads}", set()).update(digests)
             runs[impl] += int(count)
-    assert runs == {"reference": 250, "triton": 20}
+            ways.add((way, threads))
+    assert runs == {"reference": 250, "triton": 80} and len(ways) == 10
     assert {name: len(digests) for name, digests in found.items()} == {"reference 1": 1, "reference 2": 1, "triton": 1}
     cells(runs.total())
 
@@ -195,6 +201,22 @@ def test_a_sample_has_the_same_bits_in_any_batch(name: str, cells: Callable[[int
     with tiles(64):
         assert differing(OPS[name], "triton", BATCHES) == []
     cells(len(BATCHES))
+
+
+@pytest.mark.proof("batch")
+def test_a_run_of_16_steps_halts_alike_in_any_batch(cells: Callable[[int], None]) -> None:
+    program = programs.transformer()
+    weights = PackedWeights(small_stacks(program.stacks, LENGTH, WIDTH, (8, INNER), "hidden"))
+    head = HaltingHead("q", 16, torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(5)))
+
+    def run_op(x: Tensor, impl: str) -> tuple[Tensor, ...]:
+        values, state, logits = run_act_step(program, {"z_H": x.flip(1)}, x, weights, head, act_steps=16)
+        return *values.values(), state.steps, state.active, logits
+
+    steps = run_op(samples(8, seed=8), "triton")[-3].flatten()
+    assert int(steps.max()) == 16 and int(steps.min()) < 16
+    assert differing(run_op, "triton", BATCHES[:5]) == []
+    cells(16 * 5)
 
 
 @pytest.mark.proof("batch")

@@ -146,3 +146,21 @@ def test_bits_of_the_heads_depend_on_neither_batch_nor_threads(precision: str) -
         return {"logits": step.logits, "halting": step.halting, "change": step.change}
 
     assert_each_as_alone(heads_of, latents, x)
+
+
+@needs_native
+@pytest.mark.parametrize("precision", [p for p in native.PRECISIONS if native.why_not_precision(p) is None])
+def test_runs_of_16_steps_halt_alike_in_any_batch_and_with_any_number_of_threads(precision: str) -> None:
+    program = programs.trm(1, 1)
+    latents, x = make_latents(program, 65, 9, 32)
+    heads = HeadWeights(tokens=torch.randn(7, 32), halting=(torch.randn(2, 32) * 0.3, torch.tensor([-2.0, 0.0])))
+    executor = native.NativeExecutor(program, weights(make_stacks(program, 9, 32)), heads, precision=precision)
+    steps = executor.solve(latents, x, policy="q", max_steps=16).steps
+    assert int(steps.max()) == 16 and len(set(steps.tolist())) > 3
+
+    def solved(latents: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        found = executor.solve(latents, x, policy="q", max_steps=16)
+        last = found.last
+        return {**last.latents, "logits": last.logits, "answers": last.answers, "steps": found.steps}
+
+    assert_each_as_alone(solved, latents, x)

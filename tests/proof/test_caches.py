@@ -1,0 +1,214 @@
+"""Caches: of compiled kernels on disk, and of buffers and signatures in memory, over many batch sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rtm_kernels import program as programs
+from rtm_kernels.engine import Solver
+from rtm_kernels.ops.attention_norm.api import attention_norm
+from rtm_kernels.ops.mixer_norm.api import mixer_norm
+from rtm_kernels.ops.shared import shared_weights
+from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
+from rtm_kernels.recursion import native, reference
+from rtm_kernels.recursion.graph import GraphRunner
+from rtm_kernels.recursion.native_weights import HeadWeights
+from rtm_kernels.recursion.persistent.executor import PersistentExecutor
+from tests.engine import fakes
+from tests.proof.launching import ROOT, bits
+from tests.proof.test_bits import OPS, samples
+from tests.recursion.native_support import make_stacks, weights
+from tests.recursion.support import Recorder, small_stacks
+
+pytest.importorskip("triton")
+
+
+def lines(module: str, *arguments: str, compiling: bool) -> list[Any]:
+    """The lines of JSON that a script of this folder prints, in a process whose Triton compiles or interprets."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET" or not compiling}
+    command = [sys.executable, "-m", f"tests.proof.{module}", *arguments]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+ROUNDS, PROCESSES = 6, 8
+
+
+@pytest.mark.proof("caches")
+def test_processes_that_start_cold_together_all_get_the_kernel_that_one_gets_alone(
+    tmp_path: Path, cells: Callable[[int], None]
+) -> None:
+    """On one empty folder, for two architectures at once, in every other round with one of them killed."""
+    hopper, ampere, *rounds = lines("cold_start", str(tmp_path), str(ROUNDS), str(PROCESSES), compiling=True)
+    alone = {found["arch"]: found for found in (*hopper, *ampere)}
+    assert alone[90]["cubin"] != alone[80]["cubin"] and len(rounds) == ROUNDS
+    for number, found in enumerate(rounds):
+        finished = [each for each in found if each]
+        assert len(found) == PROCESSES + len(alone) and len(finished) >= len(found) - number % 2
+        assert all(each == alone[each["arch"]] for each in finished)
+    cells(sum(map(len, rounds)))
+
+
+MOST_KIB, MOST_ENTRIES = 4096, 32
+"""Over 400 more batch sizes; buffers of powers of two may be added, nothing for each size. An allocator by itself moves
+by up to 2 MiB."""
+
+
+def grown(compiling: bool) -> dict[str, tuple[int, int, int]]:
+    """Subject -> KiB and entries that the batch sizes after the first hundred added, and variants of a kernel."""
+    found: dict[str, list[list[int]]] = defaultdict(list)
+    for name, *figures in lines("growth", *(["compiled"] if compiling else []), compiling=compiling):
+        found[name].append(figures)
+    return {
+        name: (max(f[0] for f in each) - each[0][0], each[-1][1] - each[0][1], each[-1][2])
+        for name, each in found.items()
+    }
+
+
+@pytest.mark.proof("caches")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory of a process is read from /proc")
+@pytest.mark.skipif(not native.available(), reason=f"{native.why_not()}")
+def test_memory_does_not_grow_with_the_number_of_batch_sizes(cells: Callable[[int], None]) -> None:
+    found = grown(compiling=False)
+    assert found.pop("planted")[1] == 400, "a cache that keeps every batch size must be seen"
+    assert set(found) == {"launchers", "shared weights", "reference", "C++", "persistent", "graphs", "slots"}
+    compiled = grown(compiling=True)
+    assert 1 <= compiled["compiled"][2] <= 8, "variants of one kernel"
+    for name, (memory, entries, _) in {**found, **compiled}.items():
+        assert memory <= MOST_KIB and entries <= MOST_ENTRIES, (name, memory, entries)
+    cells(500 * (len(found) + 1))
+
+
+Call = Callable[[Tensor], tuple[Tensor, ...]]
+"""From x [B, L, D] to tensors."""
+PROGRAM = programs.trm(1, 2)
+LENGTH, WIDTH, INNER = 3, 16, (8, 24)
+
+
+def op(name: str) -> Call:
+    return lambda x: OPS[name](x, "triton")
+
+
+def of_shared_weights() -> Call:
+    """Outputs and every gradient of three half layers, all calls in one scope."""
+    g = torch.Generator().manual_seed(0)
+    sizes = ((48, LENGTH), (LENGTH, 24), (3 * WIDTH, WIDTH), (WIDTH, WIDTH), (48, WIDTH), (WIDTH, 24))
+    leaves = [(torch.randn(n, generator=g) / n[1] ** 0.5).requires_grad_() for n in sizes]
+    scope = shared_weights()
+
+    def call(x: Tensor) -> tuple[Tensor, ...]:
+        scope.__enter__()
+        try:
+            x = x.clone().requires_grad_()
+            y = mixer_norm(x, *leaves[:2], injection=(x,), impl="triton")
+            y = attention_norm(y, *leaves[2:4], num_heads=2, impl="triton")
+            y = swiglu_norm(y, *leaves[4:], injection=(x,), impl="triton")
+            return y.detach(), *torch.autograd.grad(y, (x, *leaves), torch.cos(3 * x.detach()))
+        finally:
+            scope.__exit__(None, None, None)
+
+    return call
+
+
+def latents_of(x: Tensor) -> dict[str, Tensor]:
+    return {"z_H": x.flip(1), "z_L": x.flip(2)}
+
+
+def of_persistent() -> Call:
+    run = PersistentExecutor(PROGRAM, small_stacks(PROGRAM.stacks, LENGTH, WIDTH, INNER)).run
+    return lambda x: tuple(run(latents_of(x), x).values())
+
+
+def of_graphs() -> Call:
+    stacks = small_stacks(PROGRAM.stacks, LENGTH, WIDTH, INNER)
+    runner = GraphRunner(
+        lambda given: reference.run(PROGRAM, latents_of(given["x"]), given["x"], stacks), max_batch=8,
+        capture=Recorder(),
+    )  # fmt: skip
+    return lambda x: tuple(runner({"x": x}).values())
+
+
+def of_native(precision: str, mixer: str) -> Call:
+    reason = native.why_not_precision(precision)
+    if reason is not None:
+        pytest.skip(reason)
+    stacks = make_stacks(PROGRAM, LENGTH, WIDTH, mixer=mixer, num_heads=2)
+    heads = HeadWeights(tokens=torch.randn(7, WIDTH), halting=(torch.randn(2, WIDTH), None))
+    executor = native.NativeExecutor(PROGRAM, weights(stacks), heads, precision=precision)
+
+    def call(x: Tensor) -> tuple[Tensor, ...]:
+        step = executor.step(latents_of(x), x)
+        halted = executor.solve(latents_of(x), x, policy="q", max_steps=3)
+        parts = [(*p.latents.values(), p.logits, p.halting, p.answers, p.finite, p.change) for p in (step, halted.last)]
+        return *executor.run(latents_of(x), x).values(), *parts[0], *parts[1], halted.steps
+
+    return call
+
+
+MADE: dict[str, Callable[[], Call]] = {
+    **{name: lambda name=name: op(name) for name in OPS},
+    "shared weights": of_shared_weights,
+    "persistent": of_persistent,
+    "graphs": of_graphs,
+    **{f"C++ {p} {m}": lambda p=p, m=m: of_native(p, m) for p in native.PRECISIONS for m in ("mlp", "attention")},
+}  # fmt: skip
+OTHERS = (4, 8, 1, 2, 7)
+
+
+@pytest.mark.proof("caches")
+@pytest.mark.parametrize("name", MADE)
+def test_a_batch_between_two_others_leaves_nothing(name: str, cells: Callable[[int], None]) -> None:
+    """N1, N2, N1 has the bits of N1 alone, where the samples of N2 are not even numbers."""
+    x, call = samples(3, seed=1), MADE[name]()
+    alone = list(map(bits, MADE[name]()(x)))
+    assert len(set(alone)) > 1
+    for other in OTHERS:
+        call(torch.full((other, LENGTH, WIDTH), torch.nan))
+        assert list(map(bits, call(x))) == alone, f"after a batch of {other}"
+    cells(len(OTHERS))
+
+
+@pytest.mark.proof("caches")
+@pytest.mark.skipif(not native.available(), reason=f"{native.why_not()}")
+def test_another_sequence_length_between_leaves_nothing() -> None:
+    """Attention without tables of positions runs at any length, in buffers of the length that ran last."""
+    call = of_native("float32", "attention")
+    x = samples(3, seed=1)
+    alone = list(map(bits, call(x)))
+    for length in (1, 7, 131):
+        call(torch.full((2, length, WIDTH), torch.nan))
+        assert list(map(bits, call(x))) == alone
+
+
+@pytest.mark.proof("caches")
+@pytest.mark.parametrize("executor", ["reference", pytest.param("native", marks=pytest.mark.skipif(
+    not native.available(), reason=f"{native.why_not()}"))])  # fmt: skip
+def test_puzzles_solved_between_leave_nothing(executor: str) -> None:
+    torch.manual_seed(0)
+    model = fakes.RecursiveReasoner(fakes.config())
+    torch.nn.init.normal_(model.q_head.weight)
+
+    def made() -> Solver:
+        return Solver(model, task=fakes.TASK, policy="q", batch_size=5, max_steps=4, executor=executor)
+
+    def solve(solver: Solver, puzzles: list[str]) -> list[dict[str, Any]]:
+        return [{**asdict(solution), "seconds": None} for solution in solver.solve(puzzles)]
+
+    mine, solver = ["1234", "7016", "5555"], made()
+    alone = solve(made(), mine)
+    for count in (5, 1, 13):
+        solve(solver, [f"{i % 8}{7 - i % 8}{i % 3}1" for i in range(count)])
+        assert solve(solver, mine) == alone
