@@ -25,7 +25,7 @@ MODELS: dict[str, ModelConfig] = {
     "small": ModelConfig(vocab_size=11, seq_len=81, hidden_size=128, num_heads=4, H_cycles=2, L_cycles=2),
 }  # fmt: skip
 """TRM's Sudoku-Extreme (MLP mixer, L = 97), Maze-Hard and ARC-AGI-1 (attention, L = 916), HRM's Sudoku (L = 82), and
-the size of the bundled Sudoku model (L = 81). The tables of puzzle embeddings are cut short: a step reads B rows."""
+a small Sudoku model (`sudoku-small`, L = 81). The tables of puzzle embeddings are cut short: a step reads B rows."""
 
 TASKS = ("mixer", "channel", "block", "act_step", "solve", "train", "train_step")
 """One half layer, the other, one layer, one ACT step with embeddings and heads, `halt_max_steps` ACT steps, an ACT step

@@ -91,7 +91,7 @@ def answers(file: str) -> list[str]:
 
 
 def training(file: str) -> list[str]:
-    """CPU time of an optimiser step of the bundled model's recipe, by way of training."""
+    """CPU time of an optimiser step of a recipe, by way of training."""
     lines = ["| way | ms of one thread | speed | quartiles |", "|---|--:|--:|--:|"]
     for row in json.loads((ROOT / "profiles" / file).read_text())["rows"]:
         low, high = row["quartiles"]

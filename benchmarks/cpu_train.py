@@ -1,4 +1,4 @@
-"""python -m benchmarks.cpu_train: which way of training is the fastest on a CPU, for the bundled model's recipe.
+"""python -m benchmarks.cpu_train: which way of training is the fastest on a CPU, for a recipe.
 
 CPU time of a whole optimiser step on one thread, in turns, so that a busy machine changes little: PyTorch as it is,
 with the C++ executor before the first gradient (`native`), and compiled (`compile`), each in float32 and, where the

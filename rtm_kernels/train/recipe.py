@@ -68,7 +68,7 @@ SUDOKU_SMALL_HARD = Recipe(
             mix={"easy": 0.06, "sparse": 0.1, "few_clues": 0.26, "hardest": 0.2, "hinted": 0.2, "hinted_more": 0.18},
         ),
         Stage(
-            steps=3_200, batch_size=64, halt_max_steps=32,
+            steps=5_600, batch_size=64, halt_max_steps=32,
             mix={"easy": 0.05, "sparse": 0.08, "few_clues": 0.25, "hardest": 0.3, "hinted": 0.2, "hinted_more": 0.12},
         ),
     ),
