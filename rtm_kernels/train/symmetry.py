@@ -83,18 +83,22 @@ class _Orbits:
                 labels = np.minimum(labels, moved)
             labels = labels.reshape(-1)[labels]
         _, index, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-        self.index = torch.from_numpy(index.reshape(-1)).to(device)
-        self.sizes = torch.from_numpy(sizes).to(device)
+        index = index.reshape(-1)
+        within = np.arange(len(index)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        members = np.full((len(sizes), sizes.max()), len(index))
+        order = np.argsort(index, kind="stable")
+        members[index[order], within] = order
+        self._index, self._members, self._sizes = (torch.from_numpy(a).to(device) for a in (index, members, sizes))
 
     @property
     def count(self) -> int:
-        return len(self.sizes)
+        return len(self._sizes)
 
     def mean(self, weight: Tensor) -> Tensor:
-        """The mean of `weight` over each orbit, in float32."""
-        sums = torch.zeros(self.count, device=weight.device)
-        sums.index_put_((self.index,), weight.float().reshape(-1), accumulate=True)
-        return (sums / self.sizes)[self.index].reshape(weight.shape)
+        """The mean of `weight` over each orbit, in float32; a sum of gathered members has the same bits every time."""
+        entries = torch.cat((weight.float().reshape(-1), weight.new_zeros(1, dtype=torch.float32)))
+        means = entries[self._members].sum(1) / self._sizes
+        return means[self._index].reshape(weight.shape)
 
 
 Spaces = tuple[np.ndarray, np.ndarray]
