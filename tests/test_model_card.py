@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -16,9 +17,18 @@ ROW = re.compile(
     r"(?P<fixed_steps>[\d.]+) \| `(?P<file>eval_\w+\.json)` \|"
 )
 
+GUESSED = re.compile(
+    r"\| [^|]+ \| (?P<n>[\d,]+) \| (?P<verified>[\d.]+) % \| (?P<mean>[\d.]+) \| (?P<most>\d+) \| "
+    r"`(?P<file>guesses_\w+\.json)` \|"
+)
+
 
 def card(name: str) -> str:
     return (ROOT / "rtm_kernels" / "assets" / "models" / name / "README.md").read_text(encoding="utf-8")
+
+
+def weights(name: str) -> bytes:
+    return (ROOT / "rtm_kernels" / "assets" / "models" / name / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("name", known_models())
@@ -34,6 +44,32 @@ def test_the_card_states_what_was_measured(name: str) -> None:
         assert f"{found['mean_steps']:.2f}" == row["steps"]
         assert f"{100 * found['fixed']['exact_accuracy']:.1f}" == row["fixed"]
         assert f"{found['fixed']['mean_steps']:.2f}" == row["fixed_steps"]
+
+
+@pytest.mark.parametrize("name", known_models())
+def test_the_card_states_what_further_runs_confirmed(name: str) -> None:
+    rows = list(GUESSED.finditer(card(name)))
+    folder = re.search(r"`profiles/([\w-]+)/eval_\*\.json`", card(name))
+    assert rows and folder
+    for row in rows:
+        found = json.loads((ROOT / "profiles" / folder[1] / row["file"]).read_text())
+        assert found["model"] == name and found["rollouts"] == 4 and found["max_total_steps"] <= 64
+        assert f"{found['n']:,}" == row["n"]
+        assert f"{100 * found['verified']:.1f}" == row["verified"]
+        assert f"{found['mean_total_steps']:.1f}" == row["mean"]
+        assert str(found["max_total_steps"]) == row["most"]
+
+
+@pytest.mark.parametrize("name", known_models())
+def test_the_card_states_how_it_learned(name: str) -> None:
+    named = re.search(r"`profiles/([\w-]+/train_\w+\.json)`", card(name))
+    assert named
+    found = json.loads((ROOT / "profiles" / named[1]).read_text())
+    assert found["weights_sha256"] == hashlib.sha256(weights(name)).hexdigest() and len(found["curve"]) > 2
+    for row in found["curve"]:
+        told = [100 * row[data][cap] for data, cap in zip(found["lists"], ("16", "16", "16"), strict=True)]
+        told.append(100 * row[found["lists"][-1]]["32"])
+        assert " | ".join([f"| {row['step']:,}", *(f"{share:.1f} %" for share in told)]) in card(name)
 
 
 @pytest.mark.parametrize("name", known_models())
