@@ -264,10 +264,10 @@ PRESETS: dict[str, Recipe] = {
 ABOUT = {
     "sudoku-4x4": "4x4 Sudoku on a CPU, half a minute",
     "sudoku-small": "9x9 Sudoku on a CPU, generated puzzles, ten minutes",
-    "sudoku-small-hard": "9x9 Sudoku on a CPU, lists of hard puzzles, an hour; sources.*.path name them",
+    "sudoku-small-hard": "9x9 Sudoku on a CPU, an hour; reads data/17_clue.csv and data/forum_hardest.csv",
     "sudoku-full": "full-size RSM for hard puzzles, a GPU, in slices; needs data=FOLDER",
     "sudoku-full-halting": "deep supervision and a halting head after sudoku-full; needs data=FOLDER",
-    "sudoku-full-symmetric": "sudoku-small-hard at full size, a GPU, in slices; sources.*.path name its lists",
+    "sudoku-full-symmetric": "sudoku-small-hard at full size, a GPU, in slices; the same lists",
     "rtm-sudoku": "cumulative halting, generated puzzles, a GPU",
     "rins-sudoku": "stochastic rounds, generated puzzles, a GPU",
 }

@@ -135,8 +135,9 @@ class BankStream:
     @property
     def unseen(self) -> str:
         """What the test puzzles are."""
-        classes = 0 if self.held_out is None else len(self.held_out[0])
-        return f"puzzles, twins of {classes} puzzles; of no such puzzle was any symmetric twin trained on"
+        if self.held_out is None:
+            return "none: the recipe has no test puzzles"
+        return f"puzzles, twins of {len(self.held_out[0])} puzzles; of no such puzzle was any symmetric twin trained on"
 
     def state(self) -> str:
         """The position of the stream as text."""

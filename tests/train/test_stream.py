@@ -60,6 +60,7 @@ def test_hints_are_cells_of_the_solution_as_many_as_are_drawn() -> None:
     inputs, labels = batch["inputs"].numpy(), batch["labels"].numpy()
     given = inputs == labels
     assert (given | (inputs == 1)).all() and given.any(axis=0).all()
+    assert stream.unseen == "none: the recipe has no test puzzles"
     clues = (load_bank(plain)[0] > 1).sum(axis=1)
     counts = set(given.sum(axis=1).tolist())
     assert counts == set(range(clues.min() + 2, clues.max() + 5))
