@@ -77,7 +77,7 @@ def maze(
     ] = None,
     test: Test = "1000",
     count: Annotated[int, typer.Option(help="Mazes to generate.", metavar="N", min=1)] = 2_000,
-    side: Annotated[int, typer.Option(help="Cells on a side.", metavar="N", min=5, max=64)] = 30,
+    side: Annotated[int, typer.Option(help="Cells on a side.", metavar="N")] = 30,
     path_cells: Annotated[
         int | None, typer.Option(help="Least cells on the shortest path; default 110 at side 30.", metavar="N")
     ] = None,
@@ -94,7 +94,10 @@ def maze(
       rtm data maze data/small --side 10 --path-cells 12 --count 500 --test 100
     """
     from rtm_kernels.data.build import build_maze
-    from rtm_kernels.data.maze import generate
+    from rtm_kernels.data.maze import SIDES, generate
+    from rtm_kernels.errors import require
+
+    require(side in SIDES, "side", side, f"expected {SIDES[0]} to {SIDES[-1]}")
 
     def build() -> dict[str, int]:
         mazes: Any = source or generate(count, seed=seed, side=side, path_cells=path_cells)

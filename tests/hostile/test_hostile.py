@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import mmap
 import random
 import time
 from contextlib import nullcontext
@@ -120,7 +121,10 @@ def test_a_campaign_notices_what_stays(tmp_path, monkeypatch, kept: int, holds: 
 
     def make(rng: random.Random) -> Attack:
         def planted() -> tuple[str, bool]:
-            stays.append(b"x" * kept)
+            if kept:  # pages of its own: the heap of a process that ran other tests has room for megabytes
+                pages = mmap.mmap(-1, kept, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                pages.write(b"x" * kept)
+                stays.append(pages)
             if len(cache) < 400:
                 cache.append(b"x" * 16_000)
             return "words", True
