@@ -6,10 +6,13 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rtm_kernels.engine.solver import find_task
 from rtm_kernels.pretrained import from_pretrained, known_models
+from rtm_kernels.train.symmetry import Symmetry
 
 ROOT = Path(__file__).resolve().parents[1]
 ROW = re.compile(
@@ -27,18 +30,23 @@ def card(name: str) -> str:
     return (ROOT / "rtm_kernels" / "assets" / "models" / name / "README.md").read_text(encoding="utf-8")
 
 
+def measured(name: str, pattern: re.Pattern[str]) -> list[tuple[re.Match[str], dict[str, Any]]]:
+    """The rows of a card, each with the evaluation that it names."""
+    rows = list(pattern.finditer(card(name)))
+    folder = re.search(r"`profiles/([\w-]+)/eval_\*\.json`", card(name))
+    assert rows and folder
+    found = [json.loads((ROOT / "profiles" / folder[1] / row["file"]).read_text()) for row in rows]
+    assert all(evaluation["model"] == name for evaluation in found)
+    return list(zip(rows, found, strict=True))
+
+
 def weights(name: str) -> bytes:
     return (ROOT / "rtm_kernels" / "assets" / "models" / name / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("name", known_models())
 def test_the_card_states_what_was_measured(name: str) -> None:
-    rows = list(ROW.finditer(card(name)))
-    folder = re.search(r"`profiles/([\w-]+)/eval_\*\.json`", card(name))
-    assert rows and folder
-    for row in rows:
-        found = json.loads((ROOT / "profiles" / folder[1] / row["file"]).read_text())
-        assert found["model"] == name
+    for row, found in measured(name, ROW):
         assert f"{found['n']:,}" == row["n"]
         assert f"{100 * found['exact_accuracy']:.1f}" == row["exact"]
         assert f"{found['mean_steps']:.2f}" == row["steps"]
@@ -48,12 +56,8 @@ def test_the_card_states_what_was_measured(name: str) -> None:
 
 @pytest.mark.parametrize("name", known_models())
 def test_the_card_states_what_further_runs_confirmed(name: str) -> None:
-    rows = list(GUESSED.finditer(card(name)))
-    folder = re.search(r"`profiles/([\w-]+)/eval_\*\.json`", card(name))
-    assert rows and folder
-    for row in rows:
-        found = json.loads((ROOT / "profiles" / folder[1] / row["file"]).read_text())
-        assert found["model"] == name and found["rollouts"] == 4 and found["max_total_steps"] <= 64
+    for row, found in measured(name, GUESSED):
+        assert found["rollouts"] == 4 and found["max_total_steps"] <= 64
         assert f"{found['n']:,}" == row["n"]
         assert f"{100 * found['verified']:.1f}" == row["verified"]
         assert f"{found['mean_total_steps']:.1f}" == row["mean"]
@@ -66,6 +70,9 @@ def test_the_card_states_how_it_learned(name: str) -> None:
     assert named
     found = json.loads((ROOT / "profiles" / named[1]).read_text())
     assert found["weights_sha256"] == hashlib.sha256(weights(name)).hexdigest() and len(found["curve"]) > 2
+    model = from_pretrained(name)
+    assert Symmetry(model, find_task(model, None)).count() == found["distinct"]
+    assert f"{found['distinct']:,} distinct" in card(name)
     for row in found["curve"]:
         told = [100 * row[data][cap] for data, cap in zip(found["lists"], ("16", "16", "16"), strict=True)]
         told.append(100 * row[found["lists"][-1]]["32"])

@@ -94,10 +94,9 @@ def maze(
       rtm data maze data/small --side 10 --path-cells 12 --count 500 --test 100
     """
     from rtm_kernels.data.build import build_maze
-    from rtm_kernels.data.maze import SIDES, generate
-    from rtm_kernels.errors import require
+    from rtm_kernels.data.maze import check_side, generate
 
-    require(side in SIDES, "side", side, f"expected {SIDES[0]} to {SIDES[-1]}")
+    check_side(side)  # before mazes are generated
 
     def build() -> dict[str, int]:
         mazes: Any = source or generate(count, seed=seed, side=side, path_cells=path_cells)

@@ -11,7 +11,7 @@ import numpy as np
 
 from rtm_kernels.data.dataset import Examples
 from rtm_kernels.data.files import StrPath
-from rtm_kernels.data.maze import SIDES, Maze, dihedral_indices
+from rtm_kernels.data.maze import Maze, check_side, dihedral_indices
 from rtm_kernels.data.sudoku import Sudoku, augment, read_boards, solve
 from rtm_kernels.data.task import Pair, Puzzle
 from rtm_kernels.data.write import write_splits
@@ -87,7 +87,7 @@ def build_maze(
     them; `test` may be a number to hold out. Training mazes that are a turned or mirrored test maze, or one another,
     are dropped. `augmented` writes all eight symmetries of each training maze as one group.
     """
-    require(side in SIDES, "side", side, f"expected {SIDES[0]} to {SIDES[-1]}")
+    check_side(side)
     rng = np.random.default_rng(seed)
     task, (mazes, answers) = Maze(side), _mazes(source, side)
     turns = dihedral_indices(side)

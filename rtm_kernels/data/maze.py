@@ -14,6 +14,13 @@ WALL, OPEN, START, GOAL, PATH = 1, 2, 3, 4, 5
 VOCABULARY = "# SGo"
 SIDES = range(5, 65)
 """Sides of mazes to train on. A model's task is told by its sizes, and below these are those of a Sudoku of side 4."""
+
+
+def check_side(side: int) -> None:
+    """Refuse a side that is none of `SIDES` (`InputError`)."""
+    require(side in SIDES, "side", side, f"expected {SIDES[0]} to {SIDES[-1]}")
+
+
 WALL_SHARE = (0.28, 0.45)
 BATCH = 1024
 FRUITLESS_ROUNDS = 40

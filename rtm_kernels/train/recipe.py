@@ -25,14 +25,18 @@ SUDOKU_4X4 = Recipe(
     optimizer="muon", lr=8e-3, ema=0.98, warmup_steps=30, symmetric=True, eval_every=50, eval_steps=8, threads=1,
 )  # fmt: skip
 
+EASY = Source(difficulty="singles", clues=(26, 40), count=40_000, seed=101)
+SPARSE = Source(difficulty="singles", clues=(22, 28), count=20_000, seed=102)
+HARDEST = Source(path="data/forum_hardest.csv", count=40_724)
+
 SUDOKU_SMALL = Recipe(
     model=ModelConfig(
         vocab_size=11, seq_len=81, hidden_size=128, num_heads=4, layers={"L_level": 2}, H_cycles=2, L_cycles=2,
         halt_max_steps=16, forward_dtype="bfloat16",
     ),
     sources={
-        "easy": Source(difficulty="singles", clues=(26, 40), count=40_000, seed=101),
-        "sparse": Source(difficulty="singles", clues=(22, 28), count=20_000, seed=102),
+        "easy": EASY,
+        "sparse": SPARSE,
         "locked": Source(difficulty="locked", count=1_000, seed=103),
         "subsets": Source(difficulty="subsets", count=400, seed=104),
         "search": Source(difficulty="search", count=600, seed=105),
@@ -51,12 +55,12 @@ SUDOKU_SMALL = Recipe(
 SUDOKU_SMALL_HARD = Recipe(
     model=replace(SUDOKU_SMALL.model, hidden_size=192),
     sources={
-        "easy": Source(difficulty="singles", clues=(26, 40), count=40_000, seed=101),
-        "sparse": Source(difficulty="singles", clues=(22, 28), count=20_000, seed=102),
+        "easy": EASY,
+        "sparse": SPARSE,
         "few_clues": Source(path="data/17_clue.csv", count=40_721),
-        "hardest": Source(path="data/forum_hardest.csv", count=40_724),
-        "hinted": Source(path="data/forum_hardest.csv", count=40_724, hints=(1, 3)),
-        "hinted_more": Source(path="data/forum_hardest.csv", count=40_724, hints=(4, 8)),
+        "hardest": HARDEST,
+        "hinted": replace(HARDEST, hints=(1, 3)),
+        "hinted_more": replace(HARDEST, hints=(4, 8)),
     },
     stages=(
         Stage(

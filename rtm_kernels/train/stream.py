@@ -185,8 +185,13 @@ class DatasetStream:
 
     @property
     def task(self) -> Task:
-        """The registered task of the sizes of the data set. Errors: `InputError` for none."""
-        return task_of(self.dataset)
+        """The task of the sizes of the data set, whose symmetries augment it. Errors: `InputError` for none, and for
+        several."""
+        sizes = (self.dataset.metadata.seq_len, self.dataset.metadata.vocab_size)
+        found = find_tasks(*sizes)
+        allowed = f"a data set of one task; its (seq_len, vocab_size) = {sizes}, and symmetries are those of a task"
+        require(len(found) == 1, "data", self.path, allowed)
+        return found[0]
 
     @property
     def unseen(self) -> str:
@@ -201,14 +206,6 @@ class DatasetStream:
         """Continue from a position that `state` returned."""
         self.loader.load_state_dict(json.loads(state))
         self._pass = iter(())
-
-
-def task_of(dataset: PuzzleDataset) -> Task:
-    """The task of a data set's sizes, whose symmetries augment it. Errors: `InputError` for none, and for several."""
-    sizes = (dataset.metadata.seq_len, dataset.metadata.vocab_size)
-    found = find_tasks(*sizes)
-    require(len(found) == 1, "data", "", f"a task of (seq_len, vocab_size) = {sizes} is needed for symmetries")
-    return found[0]
 
 
 def build_stream(recipe: Recipe) -> BankStream | DatasetStream:
