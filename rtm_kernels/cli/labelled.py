@@ -35,11 +35,11 @@ def read_labelled(paths: Sequence[Path], task: Task, limit: int | None) -> Label
     """The puzzles of every path, at most `limit` of each: a file of puzzles with solutions, a data set folder in the
     official layout (its split `test`), or one of its splits.
 
-    Errors: `InputError` for data that cannot be read, for a puzzle without a solution, and for several data sets with
-    puzzle identifiers of their own.
+    Errors: `InputError` for data that cannot be read or is of another task, for a puzzle without a solution, and for
+    several data sets with puzzle identifiers of their own.
     """
     require(limit is None or limit >= 1, "--limit", limit, "at least 1")
-    parts = [_folder(path, limit) if path.is_dir() else _file(path, task, limit) for path in paths]
+    parts = [_folder(path, task, limit) if path.is_dir() else _file(path, task, limit) for path in paths]
     if len(parts) == 1:
         return parts[0]
     named = [str(path) for path, part in zip(paths, parts, strict=True) if part.names is not None]
@@ -82,9 +82,12 @@ def _file(path: Path, task: Task, limit: int | None) -> Labelled:
     return Labelled(inputs, labels.astype(np.int32), np.zeros(len(puzzles), dtype=np.int32), origins)
 
 
-def _folder(path: Path, limit: int | None) -> Labelled:
+def _folder(path: Path, task: Task, limit: int | None) -> Labelled:
     split = (path, "test") if not (path / "dataset.json").exists() else (path.parent, path.name)
     dataset = PuzzleDataset.open(*split)
+    sizes = (dataset.metadata.seq_len, dataset.metadata.vocab_size)
+    own = (task.seq_len, task.vocab_size)
+    require(sizes == own, f"{path}: (seq_len, vocab_size)", sizes, f"the model's task {task.name} has {own}")
     parts, sources = [], []
     for name, examples in dataset.sets.items():
         rows = np.arange(len(examples.inputs))[:limit]

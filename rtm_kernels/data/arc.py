@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rtm_kernels.data.files import read_json
 from rtm_kernels.data.task import PAD, Task, Verdict, register
 from rtm_kernels.errors import InputError, require
 
@@ -18,6 +18,9 @@ SIDE = 30
 EOS = 1
 COLOURS = 10
 SEPARATOR = "|||"
+CHALLENGES, SOLUTIONS = "_challenges.json", "_solutions.json"
+"""Ends of the two files that the ARC prize publishes for each part of its data."""
+MAX_BYTES = 1 << 30
 Example = tuple[np.ndarray, np.ndarray]
 Puzzles = Mapping[str, Mapping[str, list[Example]]]
 """Name -> `train` and `test` -> pairs of input and output grids."""
@@ -57,8 +60,9 @@ def check_grid(name: str, grid: object) -> np.ndarray:
         raise InputError(f"{name} is not allowed: its rows differ in length") from None
     shape_fits = array.ndim == 2 and min(array.shape) >= 1 and max(array.shape) <= SIDE
     require(shape_fits, f"{name}.shape", array.shape, f"expected 1 to {SIDE} rows and columns")
-    in_range = array.dtype.kind in "iu" and array.min() >= 0 and array.max() < COLOURS
-    require(bool(in_range), name, "another value", "expected integers 0 to 9")
+    if array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= COLOURS:
+        wrong = [v for v in array.ravel().tolist() if type(v) is not int or not 0 <= v < COLOURS]
+        require(False, name, wrong[0], "expected integers 0 to 9")
     return array.astype(np.uint8)
 
 
@@ -141,39 +145,51 @@ class Arc(Task):
 
 
 def read_arc(path: str | os.PathLike[str], solutions: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """Puzzles of a folder with one JSON file each, or of one `challenges` file and perhaps its `solutions`.
+    """Puzzles of a folder with one JSON file each, or of one file NAME_challenges.json and its solutions, which are
+    NAME_solutions.json beside it where no other file is given.
 
-    Test outputs that no file gives are left out. Raises `InputError` naming the file and puzzle.
+    Test outputs that no file gives are left out. Raises `InputError` naming the file, puzzle and grid.
     """
     folder = Path(path)
-    files = sorted(folder.glob("*.json")) if folder.is_dir() else []
-    raw = {file.stem: _load(file) for file in files} if files else _load(folder)
+    files = sorted(folder.glob("*.json")) if folder.is_dir() else [folder]
+    require(bool(files), str(folder), "no .json file", "expected a folder of them, one for each puzzle")
+    raw = {file.stem: _load(file) for file in files} if folder.is_dir() else _load(folder)
+    beside = folder.with_name(folder.name.replace(CHALLENGES, SOLUTIONS))
+    if solutions is None and folder.name.endswith(CHALLENGES) and beside.is_file():
+        solutions = beside
     outputs = _load(Path(solutions)) if solutions is not None else {}
     puzzles: dict[str, dict[str, list[Example]]] = {}
     for name, puzzle in raw.items():
         try:
-            for index, grid in enumerate(outputs.get(name, [])):
-                puzzle["test"][index]["output"] = grid
-            puzzles[name] = {
-                part: [
-                    (check_grid("input", pair["input"]), check_grid("output", pair["output"]))
-                    for pair in puzzle[part]
-                    if "output" in pair
-                ]
-                for part in ("train", "test")
-            }
-        except (LookupError, TypeError, AttributeError, InputError) as error:
+            parts = {part: _pairs(puzzle, part, outputs.get(name, [])) for part in ("train", "test")}
+        except InputError as error:
             raise InputError(f"{folder}: puzzle {name[:40]!a}: {error}") from None
+        puzzles[name] = parts
     return puzzles
 
 
+def _pairs(puzzle: Any, part: str, outputs: Any) -> list[Example]:
+    """The pairs of one part of a puzzle as JSON holds it; `outputs` are those of its test inputs."""
+    pairs = puzzle.get(part) if isinstance(puzzle, dict) else None
+    require(isinstance(pairs, list), part, type(pairs).__name__, "expected a list of pairs under train and under test")
+    own = outputs if part == "test" else []
+    fits = isinstance(own, list) and len(own) in (0, len(pairs))
+    require(fits, "solutions", type(own).__name__, f"expected a list of {len(pairs)} grids, one for each test input")
+    found = []
+    for index, (pair, output) in enumerate(zip(pairs, own or [None] * len(pairs), strict=True)):
+        place = f"{part}[{index}]"
+        given = isinstance(pair, dict) and "input" in pair
+        require(given, place, type(pair).__name__, "expected an object with input and output")
+        output = pair.get("output") if output is None else output
+        if output is not None:
+            found.append((check_grid(f"{place}.input", pair["input"]), check_grid(f"{place}.output", output)))
+    return found
+
+
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
+    content = read_json(path, limit=MAX_BYTES)
     require(isinstance(content, dict), str(path), type(content).__name__, "expected a JSON object")
-    return content
+    return dict(content)
 
 
 register(Arc())

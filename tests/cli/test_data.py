@@ -16,7 +16,7 @@ def rtm(*arguments: str):
     return CliRunner().invoke(app, ["data", *arguments], catch_exceptions=False)
 
 
-def test_generated_sudokus_become_a_data_set(tmp_path: Path) -> None:
+def test_generated_sudokus_become_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "data"
     options = ("--size", "4", "--clues", "5", "9", "--count", "80", "--test", "9", "--augmentations", "2", "--json")
     counts = json.loads(rtm("sudoku", str(out), *options).stdout)
@@ -24,8 +24,10 @@ def test_generated_sudokus_become_a_data_set(tmp_path: Path) -> None:
     dataset = PuzzleDataset.open(out, "train")
     assert dataset.metadata.vocab_size == 6 and len(dataset.sets["all"].inputs) == counts["train"]
     assert check_manifest(out)["augmentations"] == 2
+    monkeypatch.setattr("rtm_kernels.data.sudoku.generate", lambda *_, **__: pytest.fail("made before it is asked"))
     again = rtm("sudoku", str(out), *options)
     assert again.exit_code == 2 and "exists already" in again.stderr
+    monkeypatch.undo()
     assert rtm("sudoku", str(out), *options, "--overwrite").exit_code == 0
 
 
@@ -43,6 +45,13 @@ def test_sudokus_of_a_file_and_a_test_file(tmp_path: Path) -> None:
     assert json.loads(result.stdout) | {"seconds": 0, "data": ""} == {
         "data": "", "train": 6, "test": 4, "twins_dropped": 0, "seconds": 0,
     }  # fmt: skip
+
+
+def test_what_to_train_next_fits_the_size(tmp_path: Path) -> None:
+    small = rtm("sudoku", str(tmp_path / "4"), "--size", "4", "--clues", "5", "9", "--count", "40", "--test", "4")
+    assert "rtm train sudoku-4x4" in small.stdout
+    plain = rtm("sudoku", str(tmp_path / "9"), "--count", "20", "--test", "4")
+    assert "rtm train trm-sudoku-repo" in plain.stdout
 
 
 def test_generated_mazes_become_a_data_set(tmp_path: Path) -> None:

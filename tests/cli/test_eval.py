@@ -12,8 +12,10 @@ from rtm_kernels.cli.evaluate import Progress
 from rtm_kernels.cli.labelled import generated
 from rtm_kernels.cli.main import app
 from rtm_kernels.config import ModelConfig
+from rtm_kernels.data.build import build_maze
 from rtm_kernels.data.build_arc import build_arc
 from rtm_kernels.data.dataset import Examples, describe
+from rtm_kernels.data.maze import generate as generate_mazes
 from rtm_kernels.data.sudoku import generate
 from rtm_kernels.data.task import get_task
 from rtm_kernels.data.write import write_dataset
@@ -96,6 +98,44 @@ def test_an_interrupted_eval_reports_what_has_finished(rtm, labelled: str, monke
     report = json.loads(result.stdout)
     assert result.exit_code == 130 and "these are the figures of 2 of 6 puzzles" in result.stderr
     assert report["n"] == 2 and not report["complete"] and "fixed" not in report
+
+
+@pytest.mark.usefixtures("oracle")
+@pytest.mark.parametrize("model_is_a_run", [False, True])
+def test_an_interrupt_between_the_passes_keeps_what_was_measured(
+    rtm, labelled: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_is_a_run: bool
+) -> None:
+    original, begun = Progress.__enter__, []
+    for name in ("model", "best"):
+        shutil.copytree(model_folder, tmp_path / "run" / name)
+
+    def interrupting(self: Progress) -> Progress:
+        begun.append(self)
+        if len(begun) == (3 if model_is_a_run else 2):
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(Progress, "__enter__", interrupting)
+    model = ("--model", str(tmp_path / "run")) if model_is_a_run else ()
+    result = rtm("eval", labelled, *model, "--executor", "oracle", "--json")
+    report = json.loads(result.stdout)
+    assert result.exit_code == 130 and report["n"] == 6 and report["complete"]
+    assert ("fixed" in report) is model_is_a_run and "best" not in report
+    told = "0 of 6 puzzles for best" if model_is_a_run else "6 of 6 puzzles"
+    assert f"interrupted: these are the figures of {told}\n" in result.stderr
+
+
+def test_eval_refuses_a_data_set_of_another_task(rtm, tmp_path: Path) -> None:
+    build_maze(tmp_path / "maze", generate_mazes(4, seed=1, side=9, path_cells=12), test=1, side=9)
+    result = rtm("eval", str(tmp_path / "maze"))
+    told = f"error: {tmp_path / 'maze'}: (seq_len, vocab_size)=(81, 6) is not allowed: the model's task sudoku has"
+    assert result.exit_code == 2 and f"{told} (81, 11)\n" == result.stderr
+
+
+def test_a_submission_that_cannot_be_written_is_told_first(rtm, labelled: str, tmp_path: Path) -> None:
+    for place in (tmp_path / "nowhere" / "s.json", tmp_path):
+        result = rtm("eval", labelled, "--submission", str(place))
+        assert result.exit_code == 2 and result.stderr.endswith("is not allowed: a file in a folder that exists\n")
 
 
 def test_eval_votes_on_an_arc_data_set(rtm, tmp_path: Path) -> None:

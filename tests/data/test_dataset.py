@@ -13,6 +13,7 @@ import pytest
 from rtm_kernels.data import dataset as module
 from rtm_kernels.data.build import build_maze, build_sudoku
 from rtm_kernels.data.dataset import Examples, Metadata, PuzzleDataset, describe
+from rtm_kernels.data.maze import Maze
 from rtm_kernels.data.maze import generate as generate_mazes
 from rtm_kernels.data.sudoku import Sudoku, augment, generate, to_text, verify
 from rtm_kernels.data.sudoku.canonical import canonical
@@ -125,6 +126,36 @@ def test_writing_is_all_or_nothing(folder: Path, tmp_path: Path, monkeypatch: py
     build_sudoku(folder, BOARDS, test=5, overwrite=True)
     assert len(PuzzleDataset.open(folder, "test").sets["all"].inputs) == 5
     assert [p.name for p in tmp_path.iterdir()] == ["sudoku"]
+
+
+def test_only_a_data_set_is_replaced(folder: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "mine"
+    kept.mkdir()
+    (kept / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for place in (kept, kept / "notes.txt", tmp_path / "file"):
+        with pytest.raises(InputError, match="overwrite replaces a data set or an empty folder, nothing else"):
+            build_sudoku(place, BOARDS, test=5, overwrite=True)
+    assert (kept / "notes.txt").read_text() == (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "link").symlink_to(folder)
+    build_sudoku(tmp_path / "link", BOARDS, test=4, overwrite=True)
+    assert (tmp_path / "link").is_symlink() and len(PuzzleDataset.open(folder, "test").sets["all"].inputs) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "mine", "sudoku"]
+
+
+def test_mazes_of_a_file_are_named(tmp_path: Path) -> None:
+    (maze, answer), task = generate_mazes(1, seed=1, side=9, path_cells=12), Maze(9)
+    texts = task.decode(maze[0]), task.decode(answer[0])
+    for rows, named in (
+        (f"{texts[0]},", "line 2: no solution"),
+        (f"{texts[0]},{texts[0]}", "line 2: solution is not allowed: the marked cells do not lead from S to G"),
+        (f"{texts[0][1:]},{texts[1]}", "line 2: puzzle length=80"),
+        ("", "the input is empty"),
+    ):
+        (tmp_path / "m.csv").write_text(f"question,answer\n{rows}\n")
+        with pytest.raises(InputError, match=r"m\.csv: .*" + named):
+            build_maze(tmp_path / "out", tmp_path / "m.csv", test=1, side=9)
+    assert not (tmp_path / "out").exists()
 
 
 def test_manifest_finds_changes(folder: Path) -> None:
