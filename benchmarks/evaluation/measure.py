@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import machine
 from benchmarks.evaluation.cost import step_flops
-from rtm_kernels.data.task import get_task, task_names
+from rtm_kernels.data.task import find_tasks
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.reference import halting_logits, halting_update, initial_state
 from rtm_kernels.ops.stablemax_loss.reference import IGNORE_INDEX
@@ -42,18 +42,22 @@ class Point:
 
 def points(model: RecursiveReasoner, recipe: Recipe, arrays: Arrays, depth: int) -> list[Point]:
     """The points of a model on the puzzles in `arrays` (see `test_arrays`), by increasing depth, halting last."""
+    vocab_size = model.config.vocab_size
     if isinstance(recipe.contract, StochasticRounds):
         answers = [_once(model, arrays, rounds) for rounds in range(1, depth + 1)]
         flops = [float(step_flops(model.config, rins(rounds))) for rounds in range(1, depth + 1)]
-        return [_point(FIXED, i + 1, i + 1, f, a, arrays) for i, (f, a) in enumerate(zip(flops, answers, strict=True))]
+        return [
+            _point(FIXED, i + 1, i + 1, f, a, arrays, vocab_size)
+            for i, (f, a) in enumerate(zip(flops, answers, strict=True))
+        ]
     if all(stage.halt_max_steps == 1 for stage in recipe.stages):
         depth = 1
     each = float(step_flops(model.config))
     steps, halted, taken = trajectory(model, arrays, depth)
-    found = [_point(FIXED, t, t, t * each, answer, arrays) for t, answer in enumerate(steps, 1)]
+    found = [_point(FIXED, t, t, t * each, answer, arrays, vocab_size) for t, answer in enumerate(steps, 1)]
     if halted is not None and depth > 1:
         mean = float(taken.mean())
-        found.append(_point(model.config.halting, depth, mean, mean * each, halted, arrays))
+        found.append(_point(model.config.halting, depth, mean, mean * each, halted, arrays, vocab_size))
     return found
 
 
@@ -112,15 +116,17 @@ def _batches(model: RecursiveReasoner, arrays: Arrays, size: int) -> Iterator[di
         yield {name: value[start : start + size].to(model.device) for name, value in whole.items()}
 
 
-def _point(policy: str, depth: int, steps: float, flops: float, answers: np.ndarray, arrays: Arrays) -> Point:
+def _point(
+    policy: str, depth: int, steps: float, flops: float, answers: np.ndarray, arrays: Arrays, vocab_size: int
+) -> Point:
     counted = arrays["labels"] != IGNORE_INDEX
     exact = float(((answers == arrays["labels"]) | ~counted).all(-1).mean())
-    return Point(policy, depth, steps, flops, exact, _verified(arrays["inputs"], answers))
+    return Point(policy, depth, steps, flops, exact, _verified(arrays["inputs"], answers, vocab_size))
 
 
-def _verified(inputs: np.ndarray, answers: np.ndarray) -> float | None:
+def _verified(inputs: np.ndarray, answers: np.ndarray, vocab_size: int) -> float | None:
     """Share of answers that the one task of these sizes confirms."""
-    known = [task for task in map(get_task, task_names()) if task.seq_len == inputs.shape[1]]
+    known = find_tasks(inputs.shape[1], vocab_size)
     if len(known) != 1:
         return None
     return float(known[0].verify_tokens(inputs.astype(np.uint8), answers.astype(np.uint8)).mean())

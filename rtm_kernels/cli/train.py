@@ -89,7 +89,7 @@ def train(
     callbacks: list[Any] = [tracker(name, folder) for name in track or []]
     slices = minutes is not None and not resume
     resume = resume or (slices and (folder / RECIPE).is_file())
-    recipe = open_recipe(recipe, folder, resume and not slices, slices) if leading else wait_for_recipe(folder)
+    recipe = share(open_recipe(recipe, folder, resume and not slices, slices) if leading else None)
     torch.set_num_threads(threads or recipe.threads or os.cpu_count() or 1)
     callbacks += [] if json_object else [Console(folder)]
     outcome = run_all(recipe, folder, place, resume, callbacks, save_every, minutes)
@@ -110,15 +110,19 @@ def join_ranks(device: str | None) -> tuple[str, bool]:
     return place, torch.distributed.get_rank() == 0
 
 
-def wait_for_recipe(folder: Path) -> Recipe:
-    """The recipe that rank 0 has written."""
+def share(recipe: Recipe | None) -> Recipe:
+    """The recipe of rank 0, on every rank; the others give None."""
     from torch import distributed
 
-    from rtm_kernels.train.configure import load_recipe
-    from rtm_kernels.train.session import RECIPE
+    from rtm_kernels.train.configure import build, to_dict
+    from rtm_kernels.train.schema import Recipe
 
-    distributed.barrier()
-    return load_recipe(folder / RECIPE)
+    if recipe is not None and not distributed.is_initialized():
+        return recipe
+    parts = [None if recipe is None else to_dict(recipe)]
+    distributed.broadcast_object_list(parts)
+    shared: Recipe = build(Recipe, parts[0], "")
+    return shared
 
 
 def run_all(
@@ -131,8 +135,6 @@ def run_all(
     from rtm_kernels.train.session import run
 
     joined = distributed.is_initialized()
-    if joined and distributed.get_rank() == 0:
-        distributed.barrier()
     try:
         outcome = run(recipe, folder, device=place, resume=resume, callbacks=callbacks, save_every=save_every,
                       minutes=minutes)  # fmt: skip

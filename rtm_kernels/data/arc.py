@@ -170,7 +170,7 @@ def read_arc(path: str | os.PathLike[str], solutions: str | os.PathLike[str] | N
 
 def _pairs(puzzle: Any, part: str, outputs: Any) -> list[Example]:
     """The pairs of one part of a puzzle as JSON holds it; `outputs` are those of its test inputs."""
-    pairs = puzzle.get(part) if isinstance(puzzle, dict) else None
+    pairs: Any = puzzle.get(part) if isinstance(puzzle, dict) else None
     require(isinstance(pairs, list), part, type(pairs).__name__, "expected a list of pairs under train and under test")
     own = outputs if part == "test" else []
     fits = isinstance(own, list) and len(own) in (0, len(pairs))

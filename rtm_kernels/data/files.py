@@ -79,6 +79,14 @@ def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file whole, or leave what was there."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    flush(aside)
+    os.replace(aside, path)
+
+
 def sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:

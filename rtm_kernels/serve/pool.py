@@ -170,7 +170,14 @@ class Pool:
     async def _spawn(self) -> Worker:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        process, ours = await asyncio.to_thread(start, self.setup, self.limits)
+        starting = asyncio.ensure_future(asyncio.to_thread(start, self.setup, self.limits))
+        try:
+            process, ours = await asyncio.shield(starting)
+        except asyncio.CancelledError:  # the thread goes on and hands over a process that nobody wants
+            process, ours = await starting
+            ours.close()
+            process.kill()
+            raise
         reader, writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE)
         worker = Worker(process, reader, writer)
         try:

@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import FrameType
 
 import uvicorn
 
@@ -84,35 +85,67 @@ def run(options: Options, on_ready: Callable[[str, Server], None]) -> None:
 
 
 async def serve(options: Options, listening: socket.socket, on_ready: Callable[[str, Server], None]) -> None:
-    """Start the worker, then take requests."""
-    limits, metrics = options.limits, Metrics()
-    pool = Pool(options.setup, limits, metrics)
+    """Start the worker, then take requests until a signal; one that comes while models load ends it at once."""
+    metrics, told = Metrics(), list[int]()
+    pool = Pool(options.setup, options.limits, metrics)
     try:
-        await pool.start()
-        config = uvicorn.Config(
-            build_app(pool, limits, metrics, options.token),
-            http=connection_class(limits, metrics),
-            ws="none",
-            loop="asyncio",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            backlog=ACCEPTED_AT_ONCE,
-            timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=int(limits.drain + 1),
-            h11_max_incomplete_event_size=limits.header_block,
-        )
-        host, port = listening.getsockname()[:2]
-        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        listening.listen(BACKLOG)
-        server = Server(config, pool)
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT):  # now, and when uvicorn raises them again after the drain
-                signal.signal(signum, server.handle_exit)
-        on_ready(address, server)
-        await server.serve(sockets=[listening])
+        if await started(pool, told):
+            await take_requests(options, pool, metrics, listening, on_ready, told)
     finally:
         await pool.stop()
     log.info("stopped")
+
+
+async def started(pool: Pool, told: list[int]) -> bool:
+    """Start the pool; False when SIGTERM or SIGINT, which are put into `told`, arrives before it is ready.
+
+    Errors: those of `Pool.start`.
+    """
+    loop, starting = asyncio.get_running_loop(), asyncio.ensure_future(pool.start())
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        told.append(signum)
+        loop.call_soon_threadsafe(starting.cancel)
+
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, stop)
+    try:
+        await starting
+    except asyncio.CancelledError:
+        if not told:
+            raise
+    return not told
+
+
+async def take_requests(
+    options: Options, pool: Pool, metrics: Metrics, listening: socket.socket,
+    on_ready: Callable[[str, Server], None], told: list[int],
+) -> None:  # fmt: skip
+    """Serve what the started pool can solve, until a signal, also one that is in `told` already."""
+    limits = options.limits
+    config = uvicorn.Config(
+        build_app(pool, limits, metrics, options.token),
+        http=connection_class(limits, metrics),
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=ACCEPTED_AT_ONCE,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=int(limits.drain + 1),
+        h11_max_incomplete_event_size=limits.header_block,
+    )
+    host, port = listening.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    listening.listen(BACKLOG)
+    server = Server(config, pool)
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGTERM, signal.SIGINT):  # now, and when uvicorn raises them again after the drain
+            signal.signal(signum, server.handle_exit)
+    server.should_exit = bool(told)
+    on_ready(address, server)
+    await server.serve(sockets=[listening])

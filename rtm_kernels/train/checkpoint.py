@@ -104,6 +104,11 @@ def newest(root: Path) -> Path:
     raise InputError(f"checkpoint={str(root)!r} is not allowed: a folder with a whole step-N state; it holds {found}")
 
 
+def has_states(root: Path) -> bool:
+    """Whether `root` holds states, whole ones or not; a run that was killed before its first one has none."""
+    return bool(_states(root))
+
+
 def clean(root: Path) -> None:
     """Remove what a run that was killed while it saved has left behind."""
     for orphan in root.glob(f"{ASIDE}*"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rtm_kernels.data.dataset import PuzzleDataset
+from rtm_kernels.data.files import replace_text
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.train.contract import CONTRACTS, Contract
 from rtm_kernels.train.schema import Recipe, Source
@@ -35,7 +37,7 @@ def to_dict(value: Any) -> Any:
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write `recipe` as JSON."""
-    path.write_text(json.dumps(to_dict(recipe), indent=2) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(to_dict(recipe), indent=2) + "\n")
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -55,12 +57,17 @@ def override(recipe: Recipe, assignments: list[str]) -> Recipe:
     `sources.easy.count`, `stages.*.batch_size` for all stages. Values are JSON, or bare words for text; `none` is
     nothing where a field may hold nothing (`grad_clip=none`), and a word elsewhere (`model.pos_encodings=none`).
 
-    Errors: `InputError` naming the key, its value and what is allowed.
+    Errors: `InputError` naming the key, its value and what is allowed; also for steps of a stage that `epochs` counts
+    again.
     """
     values = to_dict(recipe)
     for assignment in assignments:
         _assign(values, assignment)
     changed: Recipe = build(Recipe, values, "")
+    steps = [a for a in assignments if re.fullmatch(r"stages\.[^.]+\.steps=.*", a, re.DOTALL)]
+    if steps and changed.epochs is not None:
+        allowed = f"epochs={changed.epochs} counts the steps; add epochs=none"
+        raise InputError(f"override {steps[0]!r} is not allowed: {allowed}")
     return changed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rtm_kernels.data.files import replace_text
 from rtm_kernels.errors import BackendUnavailable, InputError, require
-from rtm_kernels.train.checkpoint import clean, load_checkpoint, save_checkpoint
+from rtm_kernels.train.checkpoint import clean, has_states, load_checkpoint, save_checkpoint
 from rtm_kernels.train.configure import fit_to_data, load_recipe, save_recipe
 from rtm_kernels.train.evaluate import Curves, curves
 from rtm_kernels.train.loop import Metrics, Trainer
@@ -33,6 +35,10 @@ RECIPE, METRICS, STATES, MODEL, BEST, PICTURE, SUMMARY, UNSEEN, SPEED, CURVES = 
 )  # fmt: skip
 
 
+STOPPING = b"stopping after this step, which is saved; once more to stop at once, without it\n"
+"""What the first signal is answered with on standard error: a first step may build data or compile for minutes."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended: `summary` is what `summary.json` holds; `interrupted` when it can be resumed, `out_of_time`
@@ -45,7 +51,7 @@ class Outcome:
 
 
 def open_recipe(recipe: Recipe, out: Path, resume: bool, slices: bool = False) -> Recipe:
-    """The recipe of the run in `out`: the saved one when it resumes, else `recipe` fitted to its data and saved.
+    """The recipe of the run in `out`: the saved one when it resumes, else `recipe` fitted to its data.
 
     With `slices` a run that is there resumes, if it is one of the same recipe, and else begins.
 
@@ -64,10 +70,7 @@ def open_recipe(recipe: Recipe, out: Path, resume: bool, slices: bool = False) -
         return load_recipe(saved)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} exists already; --resume continues the run in it, another name starts a new one")
-    recipe = fit_to_data(recipe)
-    out.mkdir(parents=True, exist_ok=True)
-    save_recipe(recipe, saved)
-    return recipe
+    return fit_to_data(recipe)
 
 
 def run(
@@ -78,18 +81,21 @@ def run(
     `minutes` have passed since the call.
 
     A state is saved every `save_every` seconds, at each evaluation, and when the run stops. Under torch.distributed
-    only rank 0 writes, and a signal to any rank, or the clock of any, stops all after the same step.
+    only rank 0 writes, and a signal to any rank, or the clock of any, stops all after the same step. What the trainer
+    refuses leaves nothing behind.
     """
     began = time.monotonic()
     trainer = Trainer(recipe, device)
-    if resume and (out / STATES).is_dir():
+    if resume and has_states(out / STATES):
         load_checkpoint(trainer, out / STATES)
-    leading = trainer.rank == 0
+    leading, test = trainer.rank == 0, trainer.stream.test_arrays(recipe.eval_limit)
     if leading:
+        out.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            save_recipe(recipe, out / RECIPE)
         clean(out / STATES)
     speed = Speed(out / SPEED)
     watchers: list[Callback] = [CsvLog(out / METRICS), speed, *callbacks] if leading else []
-    test = trainer.stream.test_arrays(recipe.eval_limit)
     started, last_save, done = time.monotonic(), time.monotonic(), trainer.step_count
     measured: Curves | None = None
     if leading:
@@ -155,7 +161,7 @@ def forget_later(path: Path, step: int) -> None:
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        replace_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def _fit(trainer: Trainer, after: Callable[[Trainer, Metrics], None], requested: Callable[[], bool]) -> bool:
@@ -215,7 +221,7 @@ def _finish(
     except BackendUnavailable as error:
         summary["picture"] = None
         notes.append(str(error))
-    (out / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    replace_text(out / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return Outcome(False, summary, tuple(notes))
 
 
@@ -234,19 +240,21 @@ def write_unseen(out: Path, trainer: Trainer, test: Arrays | None) -> str | None
     pairs = (
         f"{text(puzzle)},{text(solution)}" for puzzle, solution in zip(test["inputs"], test["labels"], strict=True)
     )
-    (out / UNSEEN).write_text("puzzle,solution\n" + "\n".join(pairs) + "\n", encoding="utf-8")
+    replace_text(out / UNSEEN, "puzzle,solution\n" + "\n".join(pairs) + "\n")
     return str(out / UNSEEN)
 
 
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Within it SIGINT and SIGTERM only set a flag, which the yielded function reads; a second one acts at once."""
+    """Within it SIGINT and SIGTERM only set a flag, which the yielded function reads, and say so; a second one acts at
+    once."""
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         if received:
             raise KeyboardInterrupt
         received.append(number)
+        os.write(2, STOPPING)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     try:

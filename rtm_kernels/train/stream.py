@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch import Tensor
 from rtm_kernels.data.dataset import PuzzleDataset
 from rtm_kernels.data.loader import Batch, TrainLoader
 from rtm_kernels.data.task import Pair, Task, find_tasks
-from rtm_kernels.errors import InputError, require
+from rtm_kernels.errors import require
 from rtm_kernels.train.banks import load_bank, task_of_sources
 from rtm_kernels.train.schema import Recipe, Source
 
@@ -70,13 +72,16 @@ class BankStream:
     """Draws batches from banks: source by weight, puzzle uniformly, then a random symmetric twin of it.
 
     Mazes are left as they are: among equally short paths their label prefers one side, and a twin's another.
-    With `test`, every puzzle that is a symmetric twin of one of its puzzles is taken out of the banks.
+    With `test`, every puzzle that is a symmetric twin of one of its puzzles is taken out of the banks. Lists are read
+    at once, so that one that is missing or broken is told before a run begins; puzzles are generated when needed.
     """
 
     def __init__(self, sources: Mapping[str, Source], seed: int, test: Source | None = None) -> None:
         self.sources, self.test = sources, test
         self.task = task_of_sources([*sources.values(), *([test] if test else [])])
         self.banks: dict[str, Pair] = {}
+        plain = (without_hints(source) for source in sources.values())
+        self._lists = {source: load_bank(source) for source in dict.fromkeys(plain) if source.path is not None}
         self.held_out: Pair | None = None
         self._held_keys: set[object] = set()
         self.rng = np.random.default_rng(seed)
@@ -117,7 +122,8 @@ class BankStream:
 
     def _bank(self, name: str) -> Pair:
         if name not in self.banks:
-            bank = load_bank(self.sources[name])
+            source = without_hints(self.sources[name])
+            bank = self._lists[source] if source in self._lists else load_bank(source)
             if self._held_keys:
                 kept = [i for i, key in enumerate(self.task.keys(*bank).tolist()) if key not in self._held_keys]
                 require(bool(kept), f"sources[{name!r}]", len(bank[0]), "a puzzle that is no twin of a test puzzle")
@@ -176,10 +182,9 @@ class DatasetStream:
         """Up to `limit` examples of the split `test`, None when the data set has none."""
         from rtm_kernels.data.loader import TestLoader
 
-        try:
-            dataset = PuzzleDataset.open(self.path, "test")
-        except InputError:
+        if not Path(self.path, "test").exists():
             return None
+        dataset = PuzzleDataset.open(self.path, "test")
         batch = next(iter(TestLoader(dataset, limit)))
         return {name: array[: batch.size] for name, array in batch.arrays.items()}
 
@@ -212,7 +217,14 @@ def build_stream(recipe: Recipe) -> BankStream | DatasetStream:
     """The stream of a recipe: its data set, or else its sources."""
     if recipe.data is not None:
         return DatasetStream(recipe.data, recipe.seed, recipe.stages[0].batch_size, recipe.augment)
-    return BankStream(recipe.sources or {}, recipe.seed, recipe.test)
+    used = dict.fromkeys(name for stage in recipe.stages for name in stage.mix)
+    sources = {name: source for name, source in (recipe.sources or {}).items() if name in used}
+    return BankStream(sources, recipe.seed, recipe.test)
+
+
+def without_hints(source: Source) -> Source:
+    """The source whose puzzles `source` draws, some of them with hints."""
+    return replace(source, hints=(0, 0))
 
 
 def tensors(arrays: Arrays) -> dict[str, Tensor]:

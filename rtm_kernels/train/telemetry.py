@@ -86,10 +86,11 @@ class Tensorboard:
     """Scalars for `tensorboard --logdir`."""
 
     def __init__(self, folder: Path) -> None:
-        self.writer = _need("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(folder / "tensorboard"))
+        self.module, self.folder = _need("torch.utils.tensorboard", "tensorboard"), folder / "tensorboard"
 
     def start(self, trainer: Trainer) -> None:
-        """Nothing to do."""
+        """Open its folder, which has to wait for the run's own."""
+        self.writer = self.module.SummaryWriter(str(self.folder))
 
     def log(self, trainer: Trainer, metrics: Metrics) -> None:
         """Write every metric."""

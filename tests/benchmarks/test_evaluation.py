@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.evaluation import report, run
 from benchmarks.evaluation.__main__ import main
 from benchmarks.evaluation.cost import sample_flops, step_flops, training_flops
-from benchmarks.evaluation.measure import FIXED, points, trajectory
+from benchmarks.evaluation.measure import FIXED, _verified, points, trajectory
 from benchmarks.evaluation.studies import CPU, GPU, STUDIES, Study, recipes
+from rtm_kernels.data.maze import generate as generate_mazes
 from rtm_kernels.errors import InputError
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.train.evaluate import curves
@@ -122,6 +123,16 @@ def test_fixed_depths_agree_with_the_trainers_own_measure() -> None:
     found = [p for p in points(model, recipe, arrays, 3) if p.policy == FIXED]
     assert [p.exact for p in found] == curves(model, arrays, 3).exact and found[1].exact == 1.0
     assert all(p.verified is not None for p in found)
+
+
+def test_a_task_is_told_by_length_and_vocabulary() -> None:
+    """Mazes of side 9 are as long as Sudokus, and mazes of side 30 as ARC grids."""
+    mazes, answers = generate_mazes(3, seed=1, side=9, path_cells=12)
+    for found, share in ((answers, 1.0), (mazes, 0.0)):
+        assert _verified(mazes, found, 6) == share
+    mazes, answers = generate_mazes(2, seed=1)
+    assert _verified(mazes, answers, 6) == 1.0 and _verified(mazes, answers, 12) == 0.0
+    assert _verified(mazes, answers, 7) is None
 
 
 def row(arm: str, seed: int, depth: int, exact: float, flops: float, policy: str = FIXED) -> dict[str, object]:

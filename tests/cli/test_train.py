@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from rtm_kernels.cli.main import app
 from rtm_kernels.data.build import build_sudoku
-from rtm_kernels.data.sudoku import generate
+from rtm_kernels.data.sudoku import generate, to_text
 from rtm_kernels.pretrained import from_pretrained
 from rtm_kernels.train.configure import load_recipe
 from rtm_kernels.train.recipe import PRESETS
@@ -90,6 +91,7 @@ def test_an_interrupted_run_continues_to_the_same_bits(tmp_path: Path) -> None:
     assert process.returncode == 130, stderr
     stopped = json.loads(stdout)
     assert stopped["interrupted"] and stopped["steps"] < 44 and "continue with: rtm train" in stderr
+    assert stderr.startswith("stopping after this step, which is saved; once more to stop at once, without it\n")
     assert rtm("sudoku-4x4", "--resume", "--out", str(cut), "--json").exit_code == 0
     assert (whole / "evaluations.jsonl").read_bytes() == (cut / "evaluations.jsonl").read_bytes()
     for name in ("model/model.safetensors", "model/config.json", "best/model.safetensors"):
@@ -138,6 +140,51 @@ def test_bad_arguments_end_in_one_line_and_code_2(arguments: list[str], named: s
     assert named in result.stderr and result.stderr.count("\n") == 1 and result.stderr.startswith("error: ")
 
 
+HARD = ["sudoku-small-hard", "model.hidden_size=16", "compile=false", "sources.easy.count=20"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (HARD, "error: data/17_clue.csv: cannot be read: No such file or directory"),
+        ([*HARD, "sources.few_clues.path=good.csv", "sources.hardest.path=good.csv", "sources.hinted.path=good.csv",
+          "sources.hinted_more.path=bad.csv"], "error: bad.csv: line 2"),
+        ([*SMALL, "init=runs/none/model"], "error: unknown model 'runs/none/model'"),
+        ([*SMALL, "graph=true"], "error: graph=True cannot run"),
+        (["trm-sudoku-repo", "data=set", "stages.0.batch_size=2"], "error: set/test/all__labels.npy: size="),
+        (["trm-sudoku-repo", "data=set", "stages.0.steps=2"],
+         "error: override 'stages.0.steps=2' is not allowed: epochs=50000 counts the steps; add epochs=none"),
+    ],
+)  # fmt: skip
+def test_what_cannot_begin_leaves_nothing_behind(
+    arguments: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    puzzles, solutions = generate(6, seed=3)
+    rows = [f"{to_text(p)},{to_text(s)}" for p, s in zip(puzzles, solutions, strict=True)]
+    Path("good.csv").write_text("puzzle,solution\n" + "\n".join(rows))
+    Path("bad.csv").write_text("puzzle,solution\n" + "1" * 81 + "\n")
+    build_sudoku("set", generate(40, seed=3, size=4, clues=(5, 9)), test=10, size=4)
+    with Path("set/test/all__labels.npy").open("r+b") as file:
+        file.truncate(200)
+    before = sorted(tmp_path.rglob("*"))
+    result = rtm(*arguments, "--device", "cpu")
+    assert result.exit_code == 2 and result.stderr.startswith(named) and result.stderr.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_that_was_killed_before_its_first_state_begins_again(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert rtm(*SMALL, "--out", str(whole), "--json").exit_code == 0
+    (killed / "checkpoints" / ".partial-x").mkdir(parents=True)
+    shutil.copy(whole / "recipe.json", killed)
+    (killed / "metrics.csv").write_text("".join((whole / "metrics.csv").read_text().splitlines(True)[:3]))
+    assert rtm(*SMALL[:1], "--resume", "--out", str(killed), "--json").exit_code == 0
+    for name in ("model/model.safetensors", "evaluations.jsonl", "metrics.csv"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+    assert not (killed / "checkpoints" / ".partial-x").exists()
+
+
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     result = rtm(*SMALL, "--out", str(tmp_path))
@@ -174,6 +221,7 @@ def test_every_tracker_gets_depths_and_speed(name: str, tmp_path: Path, monkeypa
         class SummaryWriter:
             def __init__(self, folder: str) -> None:
                 assert folder == str(tmp_path / "run" / "tensorboard")
+                Path(folder).mkdir(parents=True)  # as the real one does
 
             def add_scalar(self, metric: str, value: float, step: int) -> None:
                 told.extend({} for _ in range(step - len(told)))

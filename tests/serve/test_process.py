@@ -170,6 +170,24 @@ def test_sigterm_finishes_what_runs_and_ends_with_0() -> None:
         process.post({"puzzles": puzzles})
 
 
+def catches_sigterm(pid: int) -> bool:
+    """Whether a process has a handler of SIGTERM."""
+    (mask,) = re.findall(r"^SigCgt:\t(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells when the handler is there")
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_models_load_ends_it_with_0_and_a_line(signum: signal.Signals) -> None:
+    command = [sys.executable, "-m", "rtm_kernels.cli.main", "serve", "--port", "0", "--json"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not catches_sigterm(process.pid):
+            time.sleep(0.01)
+        process.send_signal(signum)
+        _, said = process.communicate(timeout=WAIT)
+    assert process.returncode == 0 and [parsed(line)["event"] for line in said.splitlines()] == ["stopped"]
+
+
 STALE = """
 import sys, types
 sys.modules["rtm_kernels._cpu"] = types.ModuleType("rtm_kernels._cpu")
