@@ -137,7 +137,11 @@ class PuzzleDataset:
         Sizes, indices and identifiers are checked now, tokens when they are read. Raises `InputError`.
         """
         folder = Path(path) / split
-        metadata = Metadata.from_json(read_json(folder / "dataset.json"))
+        content = read_json(folder / "dataset.json")
+        try:
+            metadata = Metadata.from_json(content)
+        except InputError as error:
+            raise InputError(f"{folder / 'dataset.json'}: {error}") from None
         sets = {}
         for name in metadata.sets:
             arrays = {field: open_array(folder / f"{name}__{field}.npy") for field in FIELDS}

@@ -65,7 +65,7 @@ def save_checkpoint(trainer: Trainer, root: Path, keep: int = 2) -> Path:
 def load_checkpoint(trainer: Trainer, root: Path) -> Path:
     """Continue `trainer` from the newest state in `root` whose files are whole, bit for bit; returns its folder.
 
-    Errors: `InputError` when `root` holds no whole state, or one of another recipe.
+    Errors: `InputError` when `root` holds no whole state, one of another recipe, or weights that are not finite.
     """
     folder = newest(root)
     scalars = read_json(folder / SCALARS)
@@ -74,6 +74,9 @@ def load_checkpoint(trainer: Trainer, root: Path) -> Path:
         if scalars.get(name) != own:
             raise InputError(f"{folder}: it was saved with {name}={scalars.get(name)}; this run has {own}")
     tensors = load_file(folder / TENSORS)
+    wrong = [k for k, v in tensors.items() if k.startswith(("model.", "average.")) and not v.isfinite().all()]
+    if wrong:
+        raise InputError(f"{folder}: {wrong[0]} holds values that are not finite")
     try:
         trainer.model.load_state_dict(_part(tensors, "model."))
         trainer.average.load_state_dict(_part(tensors, "average."))
@@ -84,9 +87,12 @@ def load_checkpoint(trainer: Trainer, root: Path) -> Path:
         trainer.captured_update.forget()
     own_part = _part(tensors, f"rank{trainer.rank}.")
     trainer.carries = [_carry(_part(own_part, f"carry{i}."), trainer.device) for i in range(len(trainer.carries))]
-    trainer.step_count, trainer.score = int(scalars["step"]), float(scalars["score"])
-    trainer.skipped, trainer.in_a_row = int(scalars["skipped"]), int(scalars["in_a_row"])
-    trainer.ahead.load_state(scalars["stream"])
+    try:
+        trainer.step_count, trainer.score = int(scalars["step"]), float(scalars["score"])
+        trainer.skipped, trainer.in_a_row = int(scalars["skipped"]), int(scalars["in_a_row"])
+        trainer.ahead.load_state(scalars["stream"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / SCALARS}: not the state of a run: {type(error).__name__}: {error}") from None
     trainer.last_good = str(folder)
     torch.set_rng_state(own_part["rng"])
     if "rng_cuda" in own_part:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rtm_kernels.data.dataset import PuzzleDataset
-from rtm_kernels.data.files import replace_text
+from rtm_kernels.data.files import read_json, replace_text
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.train.contract import CONTRACTS, Contract
 from rtm_kernels.train.schema import Recipe, Source
@@ -41,12 +41,12 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 
 
 def load_recipe(path: Path) -> Recipe:
-    """The recipe that `save_recipe` wrote. Errors: `InputError` naming the field."""
+    """The recipe that `save_recipe` wrote. Errors: `InputError` naming the file and the field."""
+    values = read_json(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a recipe: {error}") from None
-    recipe: Recipe = build(Recipe, values, "")
+        recipe: Recipe = build(Recipe, values, "")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     return recipe
 
 
@@ -199,4 +199,4 @@ def _contract(value: Any, key: str) -> Any:
 
 def _expect(condition: bool, key: str, value: Any, allowed: str) -> None:
     if not condition:
-        raise InputError(f"{key}={value!r} is not allowed: expected {allowed}")
+        raise InputError(f"{key or 'recipe'}={value!r} is not allowed: expected {allowed}")

@@ -152,16 +152,25 @@ def export(trainer: Trainer, folder: Path) -> None:
 
 def best_evaluation(path: Path) -> tuple[int, float]:
     """Step and exact accuracy of the best evaluation so far, the first of equals; (0, -1) before any."""
-    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    return max(((row["step"], row["exact"][-1]) for row in found), key=lambda row: row[1], default=(0, -1.0))
+    return max(((step, exact) for step, exact, _ in evaluations(path)), key=lambda row: row[1], default=(0, -1.0))
+
+
+def evaluations(path: Path) -> list[tuple[int, float, str]]:
+    """Step, exact accuracy and line of every evaluation, without a line that a kill has torn. Errors: `InputError`."""
+    if not path.is_file():
+        return []
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        rows = [(json.loads(line), line) for line in lines]
+        return [(int(row["step"]), float(row["exact"][-1]), line) for row, line in rows]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not the evaluations of a run: {type(error).__name__}: {error}") from None
 
 
 def forget_later(path: Path, step: int) -> None:
     """Drop the evaluations of steps that a resumed run takes again."""
     if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        replace_text(path, "".join(f"{line}\n" for line in kept))
+        replace_text(path, "".join(f"{line}\n" for at, _, line in evaluations(path) if at <= step))
 
 
 def _fit(trainer: Trainer, after: Callable[[Trainer, Metrics], None], requested: Callable[[], bool]) -> bool:

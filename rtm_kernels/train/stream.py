@@ -164,6 +164,7 @@ class DatasetStream:
     def __init__(self, path: str, seed: int, batch_size: int, augmented: bool) -> None:
         self.path = path
         self.dataset = PuzzleDataset.open(path, "train")
+        self.dataset.check_tokens()  # all of them: a wrong one would end a run in its middle
         twin = self.task.augment if augmented else None
         self.loader = TrainLoader(self.dataset, batch_size, seed=seed, augment=twin)
         self._pass: Iterator[Batch] = iter(())

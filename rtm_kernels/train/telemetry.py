@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from rtm_kernels.errors import BackendUnavailable, one_of
+from rtm_kernels.errors import BackendUnavailable, InputError, one_of
 from rtm_kernels.train.configure import to_dict
 from rtm_kernels.train.loop import Metrics, Trainer
 from rtm_kernels.train.observe import CONFIDENCE, DELTA
@@ -70,15 +70,22 @@ class CsvLog:
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
-    """Rows that `CsvLog` wrote as numbers, None where a column is empty; a torn last row is left out."""
+    """Rows that `CsvLog` wrote as numbers, None where a column is empty; a torn last row is left out.
+
+    Errors: `InputError` for a file that it did not write.
+    """
     if not path.is_file():
         return []
     rows = []
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if None in row or None in row.values():
-                continue
-            rows.append({name: float(value) if value else None for name, value in row.items()})
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                if None in row or None in row.values():
+                    continue
+                rows.append({name: float(value) if value else None for name, value in row.items()})
+                float(row["step"])
+    except (KeyError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: not the rows of a run: {type(error).__name__}: {error}") from None
     return rows
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib.util
 import json
 import os
@@ -12,7 +13,9 @@ import time
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from safetensors.torch import load, save
 from typer.testing import CliRunner
 
 from rtm_kernels.cli.main import app
@@ -140,6 +143,7 @@ def test_bad_arguments_end_in_one_line_and_code_2(arguments: list[str], named: s
     assert named in result.stderr and result.stderr.count("\n") == 1 and result.stderr.startswith("error: ")
 
 
+STATE = "state.safetensors"
 HARD = ["sudoku-small-hard", "model.hidden_size=16", "compile=false", "sources.easy.count=20"]
 
 
@@ -152,6 +156,8 @@ HARD = ["sudoku-small-hard", "model.hidden_size=16", "compile=false", "sources.e
         ([*SMALL, "init=runs/none/model"], "error: unknown model 'runs/none/model'"),
         ([*SMALL, "graph=true"], "error: graph=True cannot run"),
         (["trm-sudoku-repo", "data=set", "stages.0.batch_size=2"], "error: set/test/all__labels.npy: size="),
+        (["trm-sudoku-repo", "data=tokens", "stages.0.batch_size=2"], "error: tokens/train/all: inputs[0, 3]=99"),
+        (["trm-sudoku-repo", "data=sizes"], "error: sizes/train/dataset.json: seq_len='16' is not allowed"),
         (["trm-sudoku-repo", "data=set", "stages.0.steps=2"],
          "error: override 'stages.0.steps=2' is not allowed: epochs=50000 counts the steps; add epochs=none"),
     ],
@@ -165,6 +171,13 @@ def test_what_cannot_begin_leaves_nothing_behind(
     Path("good.csv").write_text("puzzle,solution\n" + "\n".join(rows))
     Path("bad.csv").write_text("puzzle,solution\n" + "1" * 81 + "\n")
     build_sudoku("set", generate(40, seed=3, size=4, clues=(5, 9)), test=10, size=4)
+    for name in ("tokens", "sizes"):
+        shutil.copytree("set", name)
+    inputs = np.load("tokens/train/all__inputs.npy")
+    inputs[0, 3] = 99
+    np.save("tokens/train/all__inputs.npy", inputs)
+    metadata = json.loads(Path("sizes/train/dataset.json").read_text())
+    Path("sizes/train/dataset.json").write_text(json.dumps(metadata | {"seq_len": "16"}))
     with Path("set/test/all__labels.npy").open("r+b") as file:
         file.truncate(200)
     before = sorted(tmp_path.rglob("*"))
@@ -183,6 +196,52 @@ def test_a_run_that_was_killed_before_its_first_state_begins_again(tmp_path: Pat
     for name in ("model/model.safetensors", "evaluations.jsonl", "metrics.csv"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
     assert not (killed / "checkpoints" / ".partial-x").exists()
+
+
+@pytest.fixture(scope="module")
+def cut_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was cut after its second evaluation."""
+    out = tmp_path_factory.mktemp("cut") / "run"
+    assert rtm(*SMALL, "--out", str(out), "--json").exit_code == 0
+    shutil.rmtree(out / "checkpoints" / "step-7")
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("recipe.json", b'{"mo', "recipe.json: is not JSON"),
+        ("recipe.json", b"[" * 100_000, "recipe.json: is not JSON"),
+        ("recipe.json", b"[1]", "recipe.json: recipe=[1] is not allowed: expected an object"),
+        ("recipe.json", b'{"lr": "x"}', "recipe.json: lr='x' is not allowed: expected a number"),
+        ("evaluations.jsonl", b"garbage}\n", "evaluations.jsonl: not the evaluations of a run"),
+        ("evaluations.jsonl", b'{"a": 1}\n', "evaluations.jsonl: not the evaluations of a run"),
+        ("metrics.csv", b"a,b\n1,x\n", "metrics.csv: not the rows of a run"),
+        ("speed.csv", b"a,b\n1,2\n", "speed.csv: not the rows of a run"),
+        ("metrics.csv", bytes(range(128, 256)), "metrics.csv: not the rows of a run"),
+        ("state.json", b'{"world_size": 1, "accumulate": 1}', "state.json: not the state of a run: KeyError: 'step'"),
+        ("state.safetensors", b"nan", "holds values that are not finite"),
+    ],
+)
+def test_a_damaged_run_is_told_by_its_file(
+    name: str, content: bytes, named: str, cut_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(cut_run, run)
+    if name.startswith("state"):
+        for state in (run / "checkpoints").iterdir():
+            if content == b"nan":
+                tensors = load(state.joinpath(name).read_bytes())
+                tensors["model.lm_head.weight"][0, 0] = float("nan")
+                content = save(tensors)
+            (state / name).write_bytes(content)
+            digests = {f: hashlib.sha256((state / f).read_bytes()).hexdigest() for f in ("state.json", STATE)}
+            (state / "manifest.json").write_text(json.dumps({"sha256": digests}))
+    else:
+        (run / name).write_bytes(content)
+    result = rtm("sudoku-4x4", "--resume", "--out", str(run), "--json")
+    assert result.exit_code == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert named in result.stderr and str(run) in result.stderr
 
 
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
