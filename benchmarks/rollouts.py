@@ -1,8 +1,8 @@
 """python -m benchmarks.rollouts FILE: how many puzzles are confirmed under more steps, and under more rollouts.
 
 Depth: one plain run with a cap of `--depth` steps, read off at every power of two. Rollouts: under the model's own cap,
-rollout by rollout for the puzzles that none before confirmed, for each of `--kinds`. Steps are counted, not seconds, so
-that a busy machine changes nothing.
+with every power of two of them, for each of `--kinds`. Steps are counted, not seconds, so that a busy machine changes
+nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import machine
@@ -28,26 +29,29 @@ def samples(path: Path, task: Task, limit: int) -> list[Sample]:
     return [Sample(i, task.encode(text)) for i, text in enumerate(texts)]
 
 
+def counts(most: int) -> list[int]:
+    """The powers of two up to `most`, and that."""
+    return sorted({2**i for i in range(16) if 2**i <= most} | {most})
+
+
 def by_depth(solver: Solver, puzzles: Sequence[Sample]) -> dict[int, dict[str, float]]:
     """Cap -> how many are confirmed under it and the mean steps per puzzle."""
     done = list(solver.run(puzzles))
     cap, found = solver.policy.max_steps, {}
-    for limit in sorted({2**i for i in range(16) if 2**i <= cap} | {cap}):
+    for limit in counts(cap):
         confirmed = sum(d.verified and d.steps <= limit for d in done)
         found[limit] = {"verified": confirmed, "steps": sum(min(d.steps, limit) for d in done) / len(done)}
     return found
 
 
 def by_rollouts(solver: Solver, puzzles: Sequence[Sample], rollouts: Rollouts) -> dict[int, dict[str, float]]:
-    """Number of rollouts -> how many are confirmed by one of them, and the mean steps per puzzle, one by one."""
-    left, steps, found = {sample.key: sample for sample in puzzles}, 0, {}
-    for number in range(rollouts.count):
-        made = [rollouts.rollout(solver.task, sample, number, None)[0] for sample in left.values()]
-        for done in solver.run(made):
-            steps += done.steps
-            if done.verified:
-                del left[done.key[0]]
-        found[number + 1] = {"verified": len(puzzles) - len(left), "steps": steps / len(puzzles)}
+    """Number of rollouts -> how many are confirmed with as many, and the mean steps of all per puzzle."""
+    found = {}
+    for count in counts(rollouts.count):
+        solver.rollouts = replace(rollouts, count=count)
+        done = list(solver.run(puzzles))
+        steps = sum(d.total_steps for d in done) / len(done)
+        found[count] = {"verified": sum(d.verified for d in done), "steps": steps}
     return found
 
 

@@ -29,13 +29,17 @@ Halt = Annotated[
     ),
 ]
 Rollouts = Annotated[
-    int, typer.Option(help="Runs of a puzzle whose answer is not confirmed; the first is the plain one.", metavar="K")
+    int,
+    typer.Option(
+        help="Runs of a puzzle, the first a plain one, until one is confirmed; guesses take the steps of K in one.",
+        metavar="K",
+    ),
 ]
 Kind = Annotated[
     str,
     typer.Option(
         "--rollout-kind",
-        help="What the further runs are: guesses (answers the model is fairly sure of are taken as given), twins "
+        help="What the further runs are: guesses (answers of the model are taken as given for a few steps), twins "
         "(symmetric puzzles, turned back), noise, or auto: the first of these that the task has.",
         metavar="KIND",
     ),

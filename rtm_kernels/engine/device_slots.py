@@ -88,9 +88,9 @@ class DeviceSlots:
         self._x, self._embedded = (rows(n, *shape, like=like) for n in (capacity, self._held))
         self._fresh, self._results = (rows(self._held, *tracker.rows[0].shape, like=tracker.rows) for _ in range(2))
         self.guesses = Guesses(model, capacity) if guesses else None
-        self._fresh_guesses = (
-            [] if self.guesses is None else [rows(self._held, *self.guesses.rows[0].shape, like=self.guesses.rows)]
-        )
+        guessed = () if self.guesses is None else self.guesses.buffers  # all but the first are blank in new samples
+        new = [rows(1 if i else self._held, *buffer.shape[1:], like=buffer) for i, buffer in enumerate(guessed)]
+        self._fresh_guesses = new[:1]
         self._alive = torch.zeros(capacity, dtype=torch.bool, device=model.device)
         self._asked = rows(capacity + 1, 1 + config.seq_len, like=tracker.rows)
         self._asking, self._place = rows(1, like=tracker.rows), rows(capacity, like=tracker.rows).long()
@@ -103,7 +103,7 @@ class DeviceSlots:
                 *(Moved(self._latents[name], fresh) for name, fresh in initial.items()),
                 Moved(self._x, self._embedded),
                 Moved(tracker.rows, self._fresh, self._results),
-                *(Moved(self.guesses.rows, fresh) for fresh in self._fresh_guesses if self.guesses is not None),
+                *(Moved(buffer, fresh) for buffer, fresh in zip(guessed, new, strict=True)),
             ],
             capacity=self._held,
             buckets=(capacity,) if fixed_shape else (*(b for b in BUCKETS if b < capacity), capacity),
@@ -204,10 +204,10 @@ class DeviceSlots:
         latents = {name: t[:n] for name, t in self._latents.items()}
         after, logits, q = self._act(latents, self._x[:n])
         self.tracker.observe(observation(self.model, self.executor, self.tracker, latents, after, logits, q))
-        if self.guesses is not None:
-            self.guesses.take(self.tracker.first(n).steps, logits, self._x[:n])
         for name, buffer in latents.items():
             buffer.copy_(after[name])
+        if self.guesses is not None:
+            self.guesses.take(self.tracker.first(n).steps, logits, latents, self._x[:n])
         if "verified" in self.tracker.policy.on:
             at = self.tracker.first(n)
             asks = (at.asks != 0) & (self._queue.schedule.owner[:n] >= 0)

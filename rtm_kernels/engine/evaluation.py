@@ -125,7 +125,8 @@ def evaluate(
         low, high = int(values.min()), int(values.max())
         require(low >= 0 and high < size, name, f"{low} to {high}", f"the model knows 0 to {size - 1}")
     samples = (Sample(i, inputs[i], int(identifiers[i])) for i in range(len(inputs)))
-    record = _Record(labels, solver.policy.max_steps, solver.rollouts.count)
+    cap = solver.policy.max_steps * (solver.rollouts.count if solver.rollouts.in_one(solver.task, solver.policy) else 1)
+    record = _Record(labels, cap, solver.rollouts.count)
     start = time.perf_counter()
     try:
         for done in solver.run(samples, record.step):

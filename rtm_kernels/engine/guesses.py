@@ -1,12 +1,14 @@
-"""Guesses: a run that does not get on takes an answer that it is fairly sure of as given, and goes on from there.
+"""Guesses: a run takes answers of its own as given, goes on from there, and comes back to try others.
 
 A model that was trained on puzzles of every difficulty solves one with a few more givens at once, so a right guess or
-two is what a hard puzzle lacks. All of it is tensor code that works in place and never waits for the device.
+two is what a hard puzzle lacks. It does so within a few steps or hardly at all, and nothing in its outputs tells a
+wrong guess from a right one that does not help, so a run tries many, each for a few steps. All of it is tensor code
+that works in place and never waits for the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,50 +18,81 @@ from rtm_kernels.data.task import PAD
 from rtm_kernels.engine.slots import Sample
 from rtm_kernels.model import RecursiveReasoner
 
-FIRST, EVERY = 3, 2
-"""The ACT step after which a run guesses first, and how many steps later again."""
-SHARPNESS = 4.0
-"""An answer is guessed with a probability proportional to the model's own to this power."""
+FIRST, EVERY, RETURN = 8, 2, 4
+"""The ACT step after which a run guesses first, how many steps later again, and how many steps after the first guess it
+comes back to where it was then."""
+SHARPNESS = 1.0, 4.0
+"""An answer is guessed with a probability proportional to the model's own to the first power there, and elsewhere to
+the second of these: first an open question, then what follows from it."""
 SEED_MASK, WORD = 0x7FFFFFFF, 0xFFFFFFFF
 
 
 class Guesses:
-    """What is given and guessed in `capacity` slots: `rows` [capacity, 3 + seq_len] int32, one row per sample.
+    """What is given and guessed in `capacity` slots, and where each comes back to.
 
-    A row holds the token of positions that are open (PAD: the sample does not guess), the seed, the puzzle identifier
-    and the tokens that are given by now.
+    `rows` [capacity, 3 + 2 * seq_len] int32, one per sample, hold the token of positions that are open (PAD: the sample
+    does not guess), the seed, the puzzle identifier, the tokens of the puzzle, and those that are given by now.
+    `latents` [capacity, L, D] each and `logits` [capacity, seq_len, V] float32 are those after the step `FIRST`.
     """
 
     def __init__(self, model: RecursiveReasoner, capacity: int) -> None:
+        config, device = model.config, model.device
         self.model = model
-        self.rows = torch.zeros(capacity, 3 + model.config.seq_len, dtype=torch.int32, device=model.device)
+        self.rows = torch.zeros(capacity, 3 + 2 * config.seq_len, dtype=torch.int32, device=device)
+        self.latents = {
+            name: torch.zeros(capacity, *latent.shape[1:], dtype=latent.dtype, device=device)
+            for name, latent in model.initial_latents(1).items()
+        }
+        self.logits = torch.zeros(capacity, config.seq_len, config.vocab_size, device=device)
+
+    @property
+    def buffers(self) -> tuple[Tensor, ...]:
+        """All that belongs to a sample, the rows first."""
+        return self.rows, self.logits, *self.latents.values()
 
     @staticmethod
     def fresh(samples: Sequence[Sample]) -> np.ndarray:
         """The rows of new samples."""
-        own = [(s.open_token, s.seed & SEED_MASK, s.puzzle_identifier, *s.tokens) for s in samples]
+        own = [(s.open_token, s.seed & SEED_MASK, s.puzzle_identifier, *s.tokens, *s.tokens) for s in samples]
         return np.array(own, dtype=np.int32)
 
-    def take(self, steps: Tensor, logits: Tensor, x: Tensor) -> None:
+    def take(self, steps: Tensor, logits: Tensor, latents: Mapping[str, Tensor], x: Tensor) -> None:
         """After an ACT step of the first n slots: `steps` [n] taken by now, its `logits` [n, seq_len, V].
 
-        Where a guess is due, one open position takes a token, and the input embedding `x` [n, L, D] is that of the
-        tokens given by now. (position, token) is drawn with probability proportional to p^SHARPNESS, p by stablemax,
-        from the seed and the step alone.
+        With k = steps - FIRST >= 0, a sample that guesses takes a token for one open position whenever EVERY divides
+        k mod RETURN. Where that is 0, its `latents` [n, L, D] each, logits and given tokens become first what they were
+        when k was. (position, token) is drawn with probability proportional to p^SHARPNESS, p by stablemax, from the
+        seed and the step alone. The input embedding `x` [n, L, D] is that of the tokens given by now.
         """
-        rows = self.rows[: len(steps)]
-        opened, seed, identifier, given = rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3:]
-        token = torch.arange(logits.shape[-1], device=logits.device)
+        n, size = len(steps), self.model.config.seq_len
+        rows = self.rows[:n]
+        opened, seed, identifier, puzzle, given = rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3:-size], rows[:, -size:]
+        guesses, since = (opened != PAD) & (steps >= FIRST), (steps - FIRST) % RETURN
+        first, returns = guesses & (steps == FIRST), guesses & (since == 0)
+        kept = {name: rows[:n] for name, rows in self.latents.items()}
+        for name, latent in latents.items():
+            _put(kept[name], first, latent)
+            _put(latent, returns, kept[name])
+        _put(self.logits[:n], first, logits)
+        _put(given, returns, puzzle)
+        z = torch.where(returns[:, None, None], self.logits[:n], logits).double()
+        token = torch.arange(z.shape[-1], device=z.device)
         allowed = (given == opened[:, None])[..., None] & (token != opened[:, None, None]) & (token != PAD)
-        due = (opened != PAD) & (steps >= FIRST) & ((steps - FIRST) % EVERY == 0) & allowed.flatten(1).any(1)
-        z = logits.double()
+        due = guesses & (since % EVERY == 0) & allowed.flatten(1).any(1)
         s = torch.where(z < 0, 1 / (1 - z), z + 1)
-        score = SHARPNESS * (s / s.sum(-1, keepdim=True)).log() + gumbel(seed, steps, z.shape[1:])
+        sharpness = torch.where(returns, *SHARPNESS)[:, None, None]
+        score = sharpness * (s / s.sum(-1, keepdim=True)).log() + gumbel(seed, steps, z.shape[1:])
         best = score.masked_fill(~allowed, -torch.inf).flatten(1).argmax(1)
         position, guess = best // len(token), (best % len(token)).to(given.dtype)
-        here = due[:, None] & (torch.arange(given.shape[1], device=given.device) == position[:, None])
-        given.copy_(torch.where(here, guess[:, None], given))
-        x.copy_(torch.where(due[:, None, None], self.model.embed(given, identifier), x))
+        here = torch.arange(size, device=given.device) == position[:, None]
+        _put(given, due[:, None] & here, guess[:, None])
+        _put(x, due, self.model.embed(given, identifier))
+
+
+def _put(rows: Tensor, where: Tensor, values: Tensor) -> None:
+    """In place: `values` in the rows, or the elements, where bool `where` [n] or [n, S] holds."""
+    where = where.reshape(*where.shape, *[1] * (rows.dim() - where.dim()))
+    rows.copy_(torch.where(where, values, rows))
 
 
 def gumbel(seed: Tensor, step: Tensor, shape: Sequence[int]) -> Tensor:

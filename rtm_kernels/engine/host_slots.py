@@ -111,11 +111,11 @@ class HostSlots:
         before = {k: v[:n] for k, v in self.latents.items()}
         after, logits, q = self.executor.step(self._perturbed(before), self.x[:n])
         self.tracker.observe(observation(self.model, self.executor, self.tracker, before, after, logits, q))
-        if self.guesses is not None:
-            self.guesses.take(self.tracker.first(n).steps, logits, self.x[:n])
         changes = {} if self.observer is None else {k: relative_change(after[k], before[k]).tolist() for k in before}
         for name, buffer in self.latents.items():
             buffer[:n] = after[name]
+        if self.guesses is not None:
+            self.guesses.take(self.tracker.first(n).steps, logits, before, self.x[:n])
         alive = self.tracker.decide(n, self._confirmed(n)).cpu().numpy()
         if self.observer is not None:
             self._report(self.observer, n, q, changes)
@@ -155,7 +155,7 @@ class HostSlots:
         n = len(order)
         if n and order[-1] != n - 1:
             rows = torch.from_numpy(order).to(self.model.device)
-            guesses = () if self.guesses is None else (self.guesses.rows,)
+            guesses = () if self.guesses is None else self.guesses.buffers
             for buffer in (self.x, self.tracker.rows, *guesses, *self.latents.values()):
                 buffer[:n] = buffer[rows]
             self._since[:n] = self._since[order]

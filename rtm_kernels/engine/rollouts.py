@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from rtm_kernels.data.task import PAD, Task
+from rtm_kernels.engine.policy import HaltingPolicy
 from rtm_kernels.engine.slots import Finished, Sample, Slots
 from rtm_kernels.errors import one_of, require
 
 MAX_ROLLOUTS = 4096
-
 
 KINDS = ("auto", "guesses", "twins", "noise")
 
@@ -29,10 +29,13 @@ Back = Callable[[np.ndarray], np.ndarray]
 class Rollouts:
     """How many rollouts a puzzle gets, and in what they differ.
 
-    Rollout 0 runs the puzzle itself: it is what a puzzle without rollouts runs. Only when its answer is not confirmed
-    do the others start. By `kind` each of them runs the puzzle with guesses (`engine.guesses`), a symmetric twin of it
-    (`Task.twin`), whose answer is turned back, or the puzzle with noise of deviation `noise` on the latents (which have
-    rms 1) before every ACT step; `auto` takes guesses where the task has blanks, else twins where it has symmetries.
+    Rollout 0 runs the puzzle itself. Only when its answer is not confirmed do the others start. By `kind` each of them
+    runs the puzzle with guesses (`engine.guesses`), a symmetric twin of it (`Task.twin`), whose answer is turned back,
+    or the puzzle with noise of deviation `noise` on the latents (which have rms 1) before every ACT step; `auto` takes
+    guesses where the task has blanks, else twins where it has symmetries.
+
+    One run that guesses tries them one after the other. So under the policy `verified`, where only a confirmed answer
+    ends it early, rollout 0 guesses itself, after the first steps, and takes the steps of all: there are no others.
     All depends on `seed`, the puzzle and the number of the rollout alone, so which one is chosen does not depend on
     what else is solved, or when.
 
@@ -61,16 +64,22 @@ class Rollouts:
             return self.kind
         return "guesses" if blanks else "twins" if symmetries else "noise"
 
-    def rollout(self, task: Task, sample: Sample, number: int, max_steps: int | None) -> tuple[Sample, Back | None]:
+    def in_one(self, task: Task, policy: HaltingPolicy) -> bool:
+        """Whether one run takes the steps of all rollouts."""
+        return self.count > 1 and policy.on == ("verified",) and self.of(task) == "guesses"
+
+    def rollout(
+        self, task: Task, sample: Sample, number: int, max_steps: int, in_one: bool = False
+    ) -> tuple[Sample, Back | None]:
         """Rollout `number` of a sample, keyed (its key, number), and what turns its answer back, if anything has to.
 
         Errors: `InputError`, see `of`.
         """
-        if number == 0:
-            return replace(sample, key=(sample.key, 0)), None
+        made = replace(sample, key=(sample.key, number), max_steps=max_steps)
+        if number == 0 and not in_one:
+            return made, None
         content = f"{self.seed} {number} {sample.puzzle_identifier} ".encode() + sample.tokens.astype("<i4").tobytes()
         seed = int.from_bytes(hashlib.blake2b(content, digest_size=5).digest(), "big")
-        made = replace(sample, key=(sample.key, number), max_steps=max_steps)
         kind = self.of(task)
         if kind == "guesses":
             return replace(made, open_token=task.open_token, seed=seed), None
@@ -94,14 +103,16 @@ def preference(done: Finished) -> tuple[bool, bool, float, float, int, int]:
 class _Puzzle:
     """One puzzle and those of its rollouts that have ended."""
 
-    def __init__(self, sample: Sample, rollouts: Rollouts, task: Task) -> None:
+    def __init__(self, sample: Sample, rollouts: Rollouts, task: Task, policy: HaltingPolicy) -> None:
         self.sample, self.rollouts, self.task = sample, rollouts, task
-        self.max_steps, self.started, self.done = sample.max_steps, 0, list[Finished]()
+        self.in_one, cap = rollouts.in_one(task, policy), sample.limit(policy.max_steps)
+        self.runs, self.max_steps = (1, rollouts.count * cap) if self.in_one else (rollouts.count, cap)
+        self.started, self.done = 0, list[Finished]()
         self.backs: dict[int, Back] = {}
 
     def start(self) -> Sample:
         """The next rollout."""
-        sample, back = self.rollouts.rollout(self.task, self.sample, self.started, self.max_steps)
+        sample, back = self.rollouts.rollout(self.task, self.sample, self.started, self.max_steps, self.in_one)
         if back is not None:
             self.backs[self.started] = back
         self.started += 1
@@ -121,14 +132,14 @@ class _Puzzle:
         key, _ = done.key
         self.take(done)
         if self.done[-1].verified:
-            self.max_steps = min(done.steps, self.max_steps or done.steps)
+            self.max_steps = min(done.steps, self.max_steps)
             for other in range(self.started):
                 slots.tighten((key, other), self.max_steps)
 
     @property
     def decided(self) -> bool:
         first = self.done[0]
-        return len(self.done) == self.rollouts.count or (first.rollout == 0 and first.verified)
+        return len(self.done) == self.runs or (first.rollout == 0 and first.verified)
 
     def choice(self) -> Finished:
         """The best rollout, with the steps of all."""
@@ -138,8 +149,8 @@ class _Puzzle:
 class RolloutSlots:
     """A latent buffer (see `Slots`) whose samples are puzzles with several rollouts each."""
 
-    def __init__(self, slots: Slots, rollouts: Rollouts, task: Task) -> None:
-        self.slots, self.rollouts, self.task = slots, rollouts, task
+    def __init__(self, slots: Slots, rollouts: Rollouts, task: Task, policy: HaltingPolicy) -> None:
+        self.slots, self.rollouts, self.task, self.policy = slots, rollouts, task, policy
         self._puzzles: dict[Any, _Puzzle] = {}
         self._unfinished: deque[_Puzzle] = deque()
 
@@ -155,7 +166,7 @@ class RolloutSlots:
 
     def admit(self, samples: Sequence[Sample]) -> None:
         """Open puzzles, at most `free`: the first rollout of each enters the batch."""
-        puzzles = {sample.key: _Puzzle(sample, self.rollouts, self.task) for sample in samples}
+        puzzles = {sample.key: _Puzzle(sample, self.rollouts, self.task, self.policy) for sample in samples}
         self._puzzles |= puzzles
         self.slots.admit([puzzle.start() for puzzle in puzzles.values()])
 
@@ -175,7 +186,7 @@ class RolloutSlots:
     def _further(self) -> Iterator[Sample]:
         while self._unfinished:
             rollout = self._unfinished[0].start()
-            if self._unfinished[0].started == self.rollouts.count:
+            if self._unfinished[0].started == self._unfinished[0].runs:
                 self._unfinished.popleft()
             yield rollout
 

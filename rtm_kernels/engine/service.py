@@ -142,6 +142,7 @@ class Service:
         require(max_steps is None or max_steps >= 1, "max_steps", max_steps, "at least 1")
         require(deadline > 0, "deadline", deadline, "more than 0 seconds")
         buckets = self._buckets[str(name)]
+        cap = buckets[0].solver.policy.max_steps
         future: Future[Solution] = Future()
         with self._changed:
             self._number += 1
@@ -154,7 +155,7 @@ class Service:
         request = _Request(
             rank=(-priority, number),
             text=buckets[0].solver.task.decode(sample.tokens),
-            sample=replace(sample, max_steps=max_steps),
+            sample=replace(sample, max_steps=None if max_steps is None else min(max_steps, cap)),
             deadline=time.monotonic() + deadline,
             future=future,
         )

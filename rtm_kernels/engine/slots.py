@@ -23,8 +23,8 @@ class Sample:
     """One encoded puzzle: tokens [seq_len] and what the caller recognises it by.
 
     Before each step, noise * N(0, 1) is added to its carried latents, drawn from `seed` and the step alone.
-    With an `open_token` positions of that token are guessed from the same (`guesses`). `max_steps` lowers the policy's
-    cap.
+    With an `open_token` positions of that token are guessed from the same (`guesses`). `max_steps` takes the place of
+    the policy's cap.
     """
 
     key: Any
@@ -36,8 +36,8 @@ class Sample:
     max_steps: int | None = None
 
     def limit(self, cap: int) -> int:
-        """Its own cap under the cap of a policy."""
-        return cap if self.max_steps is None else min(self.max_steps, cap)
+        """Its own cap, else that of the policy."""
+        return cap if self.max_steps is None else self.max_steps
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Solver:
         task: a `Task` or the name of a registered one; found by its sizes when None.
         policy: `HaltingPolicy` or its text, e.g. `verified`, `q=0.9+settle`, `fixed`. Default `verified`: a puzzle
             leaves when its answer is confirmed, and goes on to `max_steps` otherwise, whatever the head says.
-        max_steps: cap on ACT steps per puzzle; default the policy's, or `model.config.halt_max_steps`.
+        max_steps: cap on ACT steps per run (`Rollouts`); default the policy's, or `model.config.halt_max_steps`.
         min_steps: floor of ACT steps per puzzle; default the policy's, or 1.
         batch_size: slots of the latent buffer.
         device: cpu, cuda or cuda:N; the model is moved there first.
@@ -144,7 +144,7 @@ class Solver:
             self._refuse_host(reason)
             logger.info("samples halt on the host: %s", reason)
             slots = HostSlots(*common, observer)
-        return RolloutSlots(slots, self.rollouts, self.task) if several else slots
+        return RolloutSlots(slots, self.rollouts, self.task, self.policy) if several else slots
 
     def run(self, samples: Iterable[Sample], observer: Observer | None = None) -> Iterator[Finished]:
         """Samples as they leave the batch; `samples` is read as fast as slots become free, `lookahead` in advance."""

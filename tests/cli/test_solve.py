@@ -87,10 +87,12 @@ def test_rollouts_are_repeatable(rtm, puzzles) -> None:
 def test_answers_that_break_the_rules_are_not_called_solved(rtm, puzzles) -> None:
     result = rtm("solve", puzzles[0][0], "--show", "1")
     assert result.exit_code == 1
-    assert "not solved in 6 steps, best candidate: " in result.stdout and "0 (0.0 %)" in result.stdout
-    (found,) = lines(rtm("solve", puzzles[0][0], "--json", "--max-steps", "2").stdout)
-    assert (found["status"], found["steps"], found["reason"]) == ("unverified", 2, "max_steps")
-    assert len(found["answer"]) == 81
+    assert f"not solved in {6 * 8} steps, best candidate: " in result.stdout and "0 (0.0 %)" in result.stdout
+    for rollouts in (1, 8):
+        options = ("--json", "--max-steps", "2", "--rollouts", str(rollouts))
+        (found,) = lines(rtm("solve", puzzles[0][0], *options).stdout)
+        assert (found["status"], found["total_steps"], found["reason"]) == ("unverified", 2 * rollouts, "max_steps")
+        assert found["steps"] == 2 * rollouts and len(found["answer"]) == 81
 
 
 @pytest.mark.usefixtures("oracle")

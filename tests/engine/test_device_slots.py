@@ -38,7 +38,7 @@ def on_device(solver: Solver, made: list[DeviceSlots] | None = None, **options: 
         )  # fmt: skip
         if made is not None:
             made.append(slots)
-        return RolloutSlots(slots, solver.rollouts, solver.task) if several else slots
+        return RolloutSlots(slots, solver.rollouts, solver.task, solver.policy) if several else slots
 
     solver.slots = slots  # type: ignore[method-assign]
     return solver
