@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,14 @@ from rtm_kernels.errors import InputError
 from rtm_kernels.ops.attention_norm.reference import rope_tables
 from rtm_kernels.program import ADAPTER, Program
 from rtm_kernels.ranges import ranged
-from rtm_kernels.recursion import reference, warm_up
+from rtm_kernels.recursion import reference
 
 Batch = Mapping[str, Tensor]
 """`inputs` [B, seq_len] token ids, `puzzle_identifiers` [B], and `labels` [B, seq_len] when there are any."""
+
+
+Run = Callable[[Program, Mapping[str, Tensor], Tensor], dict[str, Tensor]]
+"""Runs a program: latents and x [B, L, D] to the new latents, as `recursion.reference.run` does."""
 
 
 @dataclass
@@ -75,8 +79,8 @@ class RecursiveReasoner(nn.Module):
             start = trunc_normal(width, std=1.0).to(self.dtype)
             self.register_buffer(init_name(latent), start)
         self._rope: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self.native_warm_up = False
-        """Whether the steps of an ACT step before its first gradient run in the C++ executor; training sets it."""
+        self.run: Run | None = None
+        """What runs programs instead of the stacks one by one; training on a CPU sets it."""
         self.rank, self.world_size = 0, 1
         """Which share of each batch this process has, of how many equal ones in order; training on ranks sets them."""
         self.register_load_state_dict_pre_hook(_drop_official_prefixes)
@@ -175,10 +179,10 @@ class RecursiveReasoner(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
         """One ACT step: run the program, read the heads. Returns (latents, logits, q logits), latents attached."""
         program = program or self.program
-        rest = program
-        if self.native_warm_up:
-            latents, rest = warm_up.run(program, latents, x, self)
-        values = reference.run(rest, latents, x, self.stacks())
+        if self.run is not None:
+            values = self.run(program, latents, x)
+        else:
+            values = reference.run(program, latents, x, self.stacks())
         return values, *self.heads(values[program.output])
 
     def initial_carry(self, batch: Batch) -> Carry:

@@ -4,6 +4,7 @@
 #include <torch/custom_class.h>
 
 #include "executor.h"
+#include "symmetric_executor.h"
 
 namespace rtm {
 extern const char* const kSources;  // written by setup.py
@@ -148,6 +149,103 @@ class NativeModel : public torch::CustomClassHolder {
   rtm::Executor executor_;
 };
 
+// Programs whose stacks are symmetric layers; latents, x and gradients are [B, state] in the layout of the kernels.
+class SymmetricModel : public torch::CustomClassHolder {
+ public:
+  // sizes: n, C, r, F, s, copies, still, as in `SymmetricSizes`
+  SymmetricModel(const std::string& isa, const std::vector<i64>& sizes, i64 latents, double eps)
+      : executor_(kernels(isa, sizes), named(sizes), latents, static_cast<float>(eps)) {}
+
+  void add_step(i64 dst, i64 stack, std::vector<i64> state, std::vector<i64> inject) {
+    executor_.add_step({dst, stack, std::move(state), std::move(inject)});
+  }
+
+  // The ten weights of `SymmetricTensors`.
+  void set_layer(i64 stack, i64 layer, const std::vector<Tensor>& weights) {
+    executor_.set_layer(stack, layer, tensors(weights));
+  }
+
+  Tensor sorted(const Tensor& x) const {
+    TORCH_CHECK(x.dim() == 3 && x.size(1) == sizes().L && x.size(2) == width(), "x must be [B, L, D]");
+    Tensor out = at::empty({x.size(0), sizes().state()}, at::kFloat);
+    executor_.sort(data(x, "x"), x.size(0), out.mutable_data_ptr<float>());
+    return out;
+  }
+
+  Tensor unsorted(const Tensor& x) const {
+    Tensor out = at::empty({x.size(0), sizes().L, width()}, at::kFloat);
+    executor_.unsort(state(x, "x", x.size(0)), x.size(0), out.mutable_data_ptr<float>());
+    return out;
+  }
+
+  // Steps [begin, end) in place; what `backward` needs when asked to save it, else nothing.
+  Tensor forward(const std::vector<Tensor>& latents, const Tensor& x, i64 begin, i64 end, bool save) const {
+    const i64 B = x.size(0);
+    Tensor saved = at::empty({B, save ? executor_.saved_size(begin, end) : 0}, at::kFloat);
+    executor_.forward(states(latents, B), state(x, "x", B), B, begin, end,
+                      save ? saved.mutable_data_ptr<float>() : nullptr);
+    return saved;
+  }
+
+  // Gradients of the latents become those before the steps, that of x is added to, those of the weights are written.
+  void backward(const std::vector<Tensor>& latents, const Tensor& x, const Tensor& saved, i64 begin, i64 end,
+                const std::vector<std::vector<Tensor>>& weights) const {
+    const i64 B = x.size(0);
+    TORCH_CHECK(saved.dim() == 2 && saved.size(0) == B && saved.size(1) == executor_.saved_size(begin, end),
+                "saved must be what forward returned for these steps");
+    TORCH_CHECK(static_cast<i64>(weights.size()) == executor_.layers(), "gradients of every layer are needed");
+    std::vector<rtm::SymmetricTensors> grads;
+    for (const auto& layer : weights) grads.push_back(tensors(layer));
+    executor_.backward(states(latents, B), state(x, "x", B), data(saved, "saved"), B, begin, end, grads);
+  }
+
+ private:
+  static rtm::SymmetricSizes named(const std::vector<i64>& s) {
+    TORCH_CHECK(s.size() == 7, "seven sizes are needed");
+    const i64 box = s[0] == 4 ? 2 : s[0] == 9 ? 3 : s[0] == 16 ? 4 : 5;
+    return {s[0], box, s[0] * s[0], s[1], s[2], s[3], s[4], s[5], s[6], 0, 0, 0, 0};
+  }
+
+  static const rtm::SymmetricKernels* kernels(const std::string& isa, const std::vector<i64>& sizes) {
+    const i64 n = named(sizes).n;
+    TORCH_CHECK(n == 4 || n == 9 || n == 16 || n == 25, "n=", n, " is not allowed: 4, 9, 16, 25");
+    const rtm::SymmetricKernels* found = rtm::symmetric_kernels(isa, n);
+    TORCH_CHECK(found, "isa=", isa, " does not run on this processor");
+    return found;
+  }
+
+  const rtm::SymmetricSizes& sizes() const { return executor_.sizes(); }
+  i64 width() const { return sizes().n * sizes().C + sizes().r; }
+
+  float* state(const Tensor& t, const char* name, i64 B) const {
+    TORCH_CHECK(t.dim() == 2 && t.size(0) == B && t.size(1) == sizes().state(), name, " must be [B, state]");
+    return const_cast<float*>(data(t, name));
+  }
+
+  std::vector<float*> states(const std::vector<Tensor>& latents, i64 B) const {
+    TORCH_CHECK(static_cast<i64>(latents.size()) == executor_.latents(), "one tensor for each latent is needed");
+    std::vector<float*> result;
+    for (const Tensor& t : latents) result.push_back(state(t, "latent", B));
+    return result;
+  }
+
+  rtm::SymmetricTensors tensors(const std::vector<Tensor>& t) const {
+    const rtm::SymmetricSizes& z = sizes();
+    const i64 D = z.C + z.r, H = z.F + z.s, mixer = z.copies * 6;
+    const std::vector<i64> counts{mixer,   mixer,         mixer,     z.still,     z.still,
+                                  z.still, 2 * z.F * z.C, 2 * H * D, z.F * z.C, H * D};
+    TORCH_CHECK(t.size() == counts.size(), "ten weights of a layer are needed");
+    std::vector<float*> p;
+    for (std::size_t i = 0; i < t.size(); ++i) {
+      TORCH_CHECK(t[i].numel() == counts[i], "weight ", i, " must have ", counts[i], " numbers");
+      p.push_back(const_cast<float*>(data(t[i], "weight")));
+    }
+    return {p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9]};
+  }
+
+  rtm::SymmetricExecutor executor_;
+};
+
 std::vector<std::string> isas(const std::string& precision) {
   std::vector<std::string> names;
   for (const rtm::Kernels* k : rtm::supported_kernels(format_named(precision))) names.push_back(k->name);
@@ -165,6 +263,14 @@ TORCH_LIBRARY(rtm_kernels_native, m) {
       .def("run", &NativeModel::run)
       .def("act_step", &NativeModel::act_step)
       .def("solve", &NativeModel::solve);
+  m.class_<SymmetricModel>("SymmetricModel")
+      .def(torch::init<const std::string&, const std::vector<i64>&, i64, double>())
+      .def("add_step", &SymmetricModel::add_step)
+      .def("set_layer", &SymmetricModel::set_layer)
+      .def("sorted", &SymmetricModel::sorted)
+      .def("unsorted", &SymmetricModel::unsorted)
+      .def("forward", &SymmetricModel::forward)
+      .def("backward", &SymmetricModel::backward);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "kernels.h"
+#include "symmetric_layers.h"
 
 namespace rtm {
 
@@ -17,6 +17,16 @@ std::vector<const Kernels*> supported_kernels(Format format) {
 #endif
   if (format == Format::float32) sets.push_back(portable_kernels());
   return sets;
+}
+
+const SymmetricKernels* symmetric_kernels(const std::string& isa, i64 n) {
+  for (const Kernels* set : supported_kernels(Format::float32)) {
+    if (isa != set->name) continue;
+    return isa == "avx512" ? avx512_symmetric_kernels(n)
+           : isa == "avx2" ? avx2_symmetric_kernels(n)
+                           : portable_symmetric_kernels(n);
+  }
+  return nullptr;
 }
 
 }  // namespace rtm

@@ -177,7 +177,7 @@ std::unique_ptr<Workspace> Executor::lease(i64 L, i64 threads) const {
       return workspace;
     }
   }
-  i64 scratch = 0;
+  i64 scratch = kernels_->scratch_size(Layer{}, L, D_);  // what the heads need
   HeadSizes heads{0, 0, 0};
   for (const auto& stack : stacks_)
     for (const PackedLayer& packed : stack) {

@@ -1,4 +1,5 @@
 #include "kernels.h"
+#include "symmetric_layers.h"
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #include <immintrin.h>
@@ -20,11 +21,14 @@
 #define RTM_NAME "avx512"
 #define RTM_WIDTH 16
 #include "kernel_set.h"
+#include "symmetric.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif
 
 const rtm::Kernels* rtm::avx512_kernels() { return avx512::kernels(); }
+const rtm::SymmetricKernels* rtm::avx512_symmetric_kernels(i64 n) { return avx512::symmetric_kernels(n); }
 #else
 const rtm::Kernels* rtm::avx512_kernels() { return nullptr; }
+const rtm::SymmetricKernels* rtm::avx512_symmetric_kernels(i64) { return nullptr; }
 #endif

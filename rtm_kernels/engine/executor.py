@@ -14,7 +14,7 @@ from rtm_kernels.errors import BackendUnavailable, one_of, require
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.launch import family
 from rtm_kernels.ranges import ranged
-from rtm_kernels.recursion import choice, fused, graph, native, reference
+from rtm_kernels.recursion import choice, fused, graph, native, reference, symmetric
 from rtm_kernels.recursion.native_weights import HeadWeights, StackWeights
 from rtm_kernels.recursion.persistent.executor import PersistentExecutor
 from rtm_kernels.recursion.persistent.executor import why_not as why_not_persistent
@@ -78,16 +78,32 @@ class Native:
             stack: StackWeights.from_module(model.get_submodule(stack), model.cos_sin())
             for stack in model.config.layers
         }
-        q = (model.q_head.weight, model.q_head.bias) if model.config.has_q_head else None
-        heads = HeadWeights(tokens=model.lm_head.weight, halting=q, prefix=model.config.prefix_len)
-        self.name, self._has_q = name, q is not None
-        self._executor = native.NativeExecutor(model.program, stacks, heads, precision=precision)
+        self.name, self._has_q = name, model.config.has_q_head
+        self._executor = native.NativeExecutor(model.program, stacks, _head_weights(model), precision=precision)
 
     @ranged("ACT step")
     def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
         """See `Executor.step`."""
         found = self._executor.step(latents, x)
         return found.latents, found.logits, found.halting[:, 0] if self._has_q else None
+
+
+class Symmetric:
+    """Program and heads in C++, at the cost of what symmetric weights are made of; invariant as `Native` is."""
+
+    name, batch_invariant, recorded = "symmetric", True, None
+
+    def __init__(self, model: RecursiveReasoner) -> None:
+        self._program, self._has_q = symmetric.inference(model), model.config.has_q_head
+        self._output = model.program.output
+        self._heads = native.NativeExecutor(model.program[:0], {}, heads=_head_weights(model))
+
+    @ranged("ACT step")
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+        """See `Executor.step`."""
+        values = {**latents, **self._program.run(latents, x)}
+        found = self._heads.step({self._output: values[self._output]}, x)
+        return values, found.logits, found.halting[:, 0] if self._has_q else None
 
 
 class GraphExecutor:
@@ -169,6 +185,11 @@ class Backend(NamedTuple):
     why_not: Callable[[RecursiveReasoner], str | None]
 
 
+def _head_weights(model: RecursiveReasoner) -> HeadWeights:
+    q = (model.q_head.weight, model.q_head.bias) if model.config.has_q_head else None
+    return HeadWeights(tokens=model.lm_head.weight, halting=q, prefix=model.config.prefix_len)
+
+
 def _modules(model: RecursiveReasoner) -> dict[str, torch.nn.Module]:
     return {name: model.get_submodule(name) for name in model.program.stacks}
 
@@ -224,6 +245,7 @@ def _why_not_persistent(model: RecursiveReasoner) -> str | None:
 
 
 EXECUTORS: dict[str, Backend] = {
+    "symmetric": Backend(Symmetric, symmetric.why_not),
     "native": _native("float32"),
     "persistent": Backend(_persistent, _why_not_persistent),
     "graph": Backend(GraphExecutor, _why_not_graph),
@@ -231,10 +253,10 @@ EXECUTORS: dict[str, Backend] = {
     "reference": Backend(_reference, lambda model: None),
     **{native_name(p): _native(p) for p in native.PRECISIONS if p != "float32"},
 }
-"""Executors by name: C++ on the CPU; one cooperative launch, replayed CUDA graphs, and op by op, all with Triton; plain
-PyTorch. `native` and `persistent` pack the weights when they are built."""
+"""Executors by name: C++ on the CPU, for symmetric weights and for any; one cooperative launch, replayed CUDA graphs,
+and op by op, all with Triton; plain PyTorch. The first three pack the weights when they are built."""
 
-PREFERRED = {"cpu": ("native", "reference"), "cuda": (*choice.PATHS, "triton", "reference")}
+PREFERRED = {"cpu": ("symmetric", "native", "reference"), "cuda": (*choice.PATHS, "triton", "reference")}
 """Device -> what `auto` considers there, the best first. Triton's interpreter is never taken unasked."""
 
 

@@ -18,7 +18,7 @@ from rtm_kernels.data.task import PAD
 from rtm_kernels.engine.slots import Sample
 from rtm_kernels.model import RecursiveReasoner
 
-FIRST, EVERY, RETURN = 8, 2, 4
+FIRST, EVERY, RETURN = 3, 1, 2
 """The ACT step after which a run guesses first, how many steps later again, and how many steps after the first guess it
 comes back to where it was then."""
 SHARPNESS = 1.0, 4.0

@@ -128,8 +128,9 @@ class Halted:
 class NativeExecutor:
     """Executes `program` with the weights of `stacks`, packed once; later changes of the weights are not seen.
 
-    `heads` read the output latent after an ACT step. `isa` names an instruction set of `isas(precision)`, or `auto` for
-    the fastest; `precision` is one of `PRECISIONS`. Several threads may call at once.
+    `heads` read the output latent after an ACT step; a program without steps has them alone. `isa` names an
+    instruction set of `isas(precision)`, or `auto` for the fastest; `precision` is one of `PRECISIONS`. Several threads
+    may call at once.
     Errors: `BackendUnavailable` without the compiled extension or the instructions that `precision` needs,
     `InputError` for weights that do not fit together.
     """
@@ -157,9 +158,11 @@ class NativeExecutor:
         self.precision = precision
         self.isa = supported[0] if isa == "auto" else isa
         self.names = program.latents
-        self.hidden_size = int(next(iter(stacks.values())).layers[0][CHANNEL[1]].shape[0])
-        self.seq_len: int | None = None
         self.heads = heads or HeadWeights()
+        first = next(iter(stacks.values()), None)
+        width = self.heads.width if first is None else first.layers[0][CHANNEL[1]].shape[0]
+        self.hidden_size = int(width)
+        self.seq_len: int | None = None
         self._model = torch.classes.rtm_kernels_native.NativeModel(
             self.isa, precision, self.hidden_size, len(self.names)
         )

@@ -77,6 +77,13 @@ class HeadWeights:
     halting: tuple[Tensor, Tensor | None] | None = None
     prefix: int = 0
 
+    @property
+    def width(self) -> int:
+        """D. Errors: `InputError` without any weight."""
+        weights = [w for w in (self.tokens, None if self.halting is None else self.halting[0]) if w is not None]
+        require(bool(weights), "heads", None, "weights of stacks or of heads")
+        return int(weights[0].shape[-1])
+
     def stacked(self, width: int) -> tuple[Tensor, Tensor, int]:
         """Weight [V + K, D] and bias [V + K] of both heads, and V. Errors: `InputError` for another width or bias."""
         tokens = torch.zeros(0, width) if self.tokens is None else float32(self.tokens)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.program import Program
-from rtm_kernels.recursion import native
+from rtm_kernels.recursion import native, reference
 from rtm_kernels.recursion.native_weights import StackWeights
 from rtm_kernels.recursion.tape import why_not_program
 
@@ -26,17 +26,23 @@ def why_not(model: Any) -> str | None:
     return why_not_program(model.program) or native.why_not()
 
 
-def run(program: Program, latents: Mapping[str, Tensor], x: Tensor, model: Any) -> tuple[dict[str, Tensor], Program]:
-    """The latents after the steps of `program` before the first that needs a gradient, and the steps that are left.
+class WarmUp:
+    """Runs programs of a model as `recursion.reference.run` does, the steps before the first gradient in C++.
 
-    `latents` and x [B, L, D] float32 on the CPU. Without autograd no step needs one.
+    Without autograd no step needs one. Latents and x are [B, L, D] float32 on the CPU.
     """
-    needs = torch.is_grad_enabled()
-    count = next((i for i, step in enumerate(program.steps) if step.grad and needs), len(program))
-    if count == 0:
-        return dict(latents), program
-    with torch.no_grad():
-        stacks = {name: StackWeights.from_module(model.get_submodule(name), model.cos_sin()) for name in program.stacks}
-        executor = native.NativeExecutor(program, stacks)
-        values = executor.run({k: v.detach() for k, v in latents.items()}, x.detach(), 0, count)
-    return {**latents, **values}, program[count:]
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __call__(self, program: Program, latents: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        """The latents after `program`."""
+        model, needs = self._model, torch.is_grad_enabled()
+        count = next((i for i, step in enumerate(program.steps) if step.grad and needs), len(program))
+        if count:
+            with torch.no_grad():
+                names = program.stacks
+                stacks = {n: StackWeights.from_module(model.get_submodule(n), model.cos_sin()) for n in names}
+                executor = native.NativeExecutor(program, stacks)
+                latents = executor.run({k: v.detach() for k, v in latents.items()}, x.detach(), 0, count)
+        return reference.run(program[count:], latents, x, model.stacks())

@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, RTMError, require
-from rtm_kernels.model import Carry, RecursiveReasoner
+from rtm_kernels.model import Carry, RecursiveReasoner, Run
 from rtm_kernels.pretrained import from_pretrained
-from rtm_kernels.recursion import warm_up
+from rtm_kernels.recursion import symmetric, warm_up
 from rtm_kernels.recursion.graph import Capture, CudaGraphs, why_not
 from rtm_kernels.train.captured import CapturedLoss, compute
 from rtm_kernels.train.compiling import compile_stacks
@@ -77,12 +77,9 @@ class Trainer:
         self.captured_update: CapturedUpdate | None = None
         if recipe.graph:
             self._capture(CudaGraphs(self.device) if capture is None else capture)
-        if recipe.compile:
+        self.model.run = self._native()
+        if recipe.compile and not isinstance(self.model.run, symmetric.TrainingRun):
             compile_stacks(self.model)
-        reason = warm_up.why_not(self.model) if recipe.native else None
-        if reason is not None:
-            raise BackendUnavailable(f"native=True cannot run: {reason}")
-        self.model.native_warm_up = recipe.native
 
     def step(self) -> Metrics:
         """One optimiser step. Returns the loss, the gradient's norm, and means over the samples that halted.
@@ -104,6 +101,23 @@ class Trainer:
         symmetry = Symmetry(self.model, self.stream.task)
         (symmetry.fresh_ if self.recipe.init is None else symmetry.weights_)(self.model)
         return symmetry
+
+    def _native(self) -> Run | None:
+        """What runs the programs of the model in C++: with symmetric weights all of it, by itself, where it can, so
+        long as neither graphs nor `native` are asked for; with `native` the steps without gradient."""
+        recipe, model = self.recipe, self.model
+        if recipe.symmetric and not recipe.graph and not recipe.native:
+            reason = symmetric.why_not_structure(model)
+            if reason is None:
+                return symmetric.TrainingRun(model)
+            if model.device.type == "cpu":
+                logger.warning("symmetric weights are trained as whole matrices: %s", reason)
+        if not recipe.native:
+            return None
+        reason = warm_up.why_not(model)
+        if reason is not None:
+            raise BackendUnavailable(f"native=True cannot run: {reason}")
+        return warm_up.WarmUp(model)
 
     def _capture(self, capture: Capture) -> None:
         """Let graphs take the steps, as far as they can."""

@@ -10,13 +10,18 @@ from torch import Tensor, nn
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.adam_atan2.api import AdamATan2
 from rtm_kernels.train.schema import Recipe
+from rtm_kernels.train.symmetric_muon import SymmetricMuon
+from rtm_kernels.train.symmetry import Symmetry
 
 BASE = "base_lr"
 """Key of a group's learning rate at factor 1."""
 
 
-def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """One optimiser, or for `muon` two: Muon over the blocks' matrices and AdamW over everything else.
+def build_optimizers(
+    model: RecursiveReasoner, recipe: Recipe, symmetry: Symmetry | None = None
+) -> list[torch.optim.Optimizer]:
+    """One optimiser, or for `muon` Muon over the blocks' matrices and AdamW over everything else; with `symmetry`
+    those of the channel mixes have a Muon of their own.
 
     AdamATan2 and AdamW take their rates as tensors and leave out a step on the device, so that steps with and without a
     CUDA graph have the same bits; `torch.optim.Muon` computes its rate on the host.
@@ -31,8 +36,11 @@ def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optim
         return torch.optim.AdamW(groups, betas=recipe.betas, weight_decay=decay, fused=True, capturable=recipe.graph)
 
     if recipe.optimizer == "muon":
-        muon = torch.optim.Muon(blocks, lr=recipe.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        return [muon, adamw(rest, recipe.aux_lr)]
+        apart = {} if symmetry is None else symmetry.channel_mixes(model)
+        whole = [p for name, p in named if ".layers." in name and name not in apart]
+        muon = torch.optim.Muon(whole, lr=recipe.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        own = [] if symmetry is None else [SymmetricMuon(apart, symmetry.values, recipe.lr, decay)]
+        return [muon, *own, adamw(rest, recipe.aux_lr)]
     if recipe.optimizer == "adamw":
         return [adamw(blocks + rest, recipe.lr)]
     rate = torch.tensor(recipe.lr, dtype=torch.float64, device=device)

@@ -14,7 +14,7 @@ __all__ = ["ABOUT", "OPTIMIZERS", "PRESETS", "Recipe", "Source", "Stage"]
 SUDOKU_4X4 = Recipe(
     model=ModelConfig(
         vocab_size=6, seq_len=16, hidden_size=64, num_heads=4, layers={"L_level": 1}, H_cycles=2, L_cycles=2,
-        halt_max_steps=8, forward_dtype="bfloat16",
+        halt_max_steps=8,
     ),
     sources={"all": Source(size=4, clues=(4, 9), count=4_000, seed=1)},
     test=Source(size=4, clues=(4, 9), count=400, seed=2),
@@ -32,7 +32,6 @@ HARDEST = Source(path="data/forum_hardest.csv", count=40_724)
 SUDOKU_SMALL = Recipe(
     model=ModelConfig(
         vocab_size=11, seq_len=81, hidden_size=128, num_heads=4, layers={"L_level": 2}, H_cycles=2, L_cycles=2,
-        halt_max_steps=16, forward_dtype="bfloat16",
     ),
     sources={
         "easy": EASY,
@@ -77,6 +76,19 @@ SUDOKU_SMALL_HARD = Recipe(
         ),
     ),
     optimizer="muon", lr=4e-3, min_lr_ratio=0.02, ema=0.996, warmup_steps=50, symmetric=True, compile=True,
+)  # fmt: skip
+
+SUDOKU_SMALL_HARDER = replace(
+    SUDOKU_SMALL_HARD,
+    model=replace(SUDOKU_SMALL_HARD.model, H_cycles=3),
+    init="runs/sudoku-small-hard/model",
+    stages=(
+        Stage(
+            steps=7_400, batch_size=64,
+            mix={"easy": 0.03, "sparse": 0.06, "few_clues": 0.22, "hardest": 0.37, "hinted": 0.24, "hinted_more": 0.08},
+        ),
+    ),
+    lr=3e-3, warmup_steps=100,
 )  # fmt: skip
 
 TRM = ModelConfig(
@@ -193,7 +205,7 @@ SUDOKU_FULL_HALTING = replace(
 
 SUDOKU_FULL_SYMMETRIC = replace(
     SUDOKU_SMALL_HARD,
-    model=replace(SUDOKU_SMALL_HARD.model, hidden_size=512),
+    model=replace(SUDOKU_SMALL_HARD.model, hidden_size=512, forward_dtype="bfloat16"),
     stages=tuple(
         replace(stage, steps=steps, batch_size=512)
         for stage, steps in zip(SUDOKU_SMALL_HARD.stages, (1_000, 6_000, 8_000), strict=True)
@@ -239,6 +251,7 @@ PRESETS: dict[str, Recipe] = {
     "sudoku-4x4": SUDOKU_4X4,
     "sudoku-small": SUDOKU_SMALL,
     "sudoku-small-hard": SUDOKU_SMALL_HARD,
+    "sudoku-small-harder": SUDOKU_SMALL_HARDER,
     "trm-sudoku-paper": official(TRM_MLP, 60_000, 6_000, optimizer="adamw"),
     "trm-sudoku-repo": official(TRM_MLP, 50_000, 5_000),
     "trm-sudoku-attention": official(TRM, 50_000, 5_000),
@@ -269,6 +282,7 @@ ABOUT = {
     "sudoku-4x4": "4x4 Sudoku on a CPU, half a minute",
     "sudoku-small": "9x9 Sudoku on a CPU, generated puzzles, ten minutes",
     "sudoku-small-hard": "9x9 Sudoku on a CPU, an hour; reads data/17_clue.csv and data/forum_hardest.csv",
+    "sudoku-small-harder": "goes on from sudoku-small-hard with deeper ACT steps; the same lists",
     "sudoku-full": "full-size RSM for hard puzzles, a GPU, in slices; needs data=FOLDER",
     "sudoku-full-halting": "deep supervision and a halting head after sudoku-full; needs data=FOLDER",
     "sudoku-full-symmetric": "sudoku-small-hard at full size, a GPU, in slices; the same lists",

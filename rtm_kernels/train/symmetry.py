@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rtm_kernels.data.task import Generators, Task
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.recursion.symmetric_weights import expanded, mean_blocks
 
 VANISHING = 1e-4
 """Singular values below this share of the largest are those of directions that no symmetric matrix reaches."""
@@ -34,7 +35,18 @@ class Symmetry:
         found = task.generators()
         require(found is not None, "symmetric", True, f"a task with symmetries; {task.name} has none")
         assert found is not None
-        self._orbits = {name: _Orbits(*spaces, model.device) for name, spaces in _spaces(model, found).items()}
+        self.values = found.values.shape[1]
+        """How many values (digits) the task has."""
+        self._orbits: dict[str, _Orbits | _Copies] = {
+            name: _Orbits(*spaces, model.device) for name, spaces in _spaces(model, found).items()
+        }
+        for name, weight in self.channel_mixes(model).items():
+            self._orbits[name] = _Copies(weight, self.values, parts_of(name))
+
+    @staticmethod
+    def channel_mixes(model: RecursiveReasoner) -> dict[str, nn.Parameter]:
+        """The matrices of the channel mixes, by name: both of their sides are copies of the values."""
+        return {name: p for name, p in model.named_parameters() if ".layers." in name and ".mlp." in name}
 
     @torch.no_grad()
     def fresh_(self, model: RecursiveReasoner) -> None:
@@ -101,6 +113,25 @@ class _Orbits:
         return means[self._index].reshape(weight.shape)
 
 
+class _Copies:
+    """The same for a matrix of the channel mix, in `parts` of rows that are copies of the values by themselves."""
+
+    def __init__(self, weight: Tensor, values: int, parts: int) -> None:
+        self._values, self._parts = values, parts
+        rows, columns = (divmod(size, values) for size in (len(weight) // parts, weight.shape[1]))
+        self.count = parts * (rows[0] * columns[0] + sum(rows) * sum(columns))
+
+    def mean(self, weight: Tensor) -> Tensor:
+        """The mean of `weight` over each orbit, in float32."""
+        n = self._values
+        return torch.cat([expanded(*mean_blocks(part, n), n) for part in weight.chunk(self._parts)])
+
+
+def parts_of(name: str) -> int:
+    """How many matrices a weight of the channel mix stacks: gates and values of a SwiGLU are two."""
+    return 2 if "gate_up_proj" in name else 1
+
+
 Spaces = tuple[np.ndarray, np.ndarray]
 
 
@@ -123,10 +154,8 @@ def _spaces(model: RecursiveReasoner, found: Generators) -> dict[str, Spaces]:
             spaces[name] = twice(copies(found.groups, len(weight) // 2)), positions
         elif part == "mlp_t.down_proj.weight":
             spaces[name] = positions, copies(found.groups, weight.shape[1])
-        elif part == "mlp.gate_up_proj.weight":
-            spaces[name] = twice(copies(found.values, len(weight) // 2)), channels
-        elif part == "mlp.down_proj.weight":
-            spaces[name] = channels, copies(found.values, weight.shape[1])
+        elif part in ("mlp.gate_up_proj.weight", "mlp.down_proj.weight"):
+            continue  # `_Copies`
         elif name in ("embed_tokens.embedding_weight", "lm_head.weight"):
             spaces[name] = tokens, channels
         elif name == "q_head.weight":

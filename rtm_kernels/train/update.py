@@ -29,7 +29,7 @@ class Update:
     def __init__(self, model: RecursiveReasoner, recipe: Recipe, symmetry: Symmetry | None = None) -> None:
         self.model, self.recipe, self.symmetry = model, recipe, symmetry
         self.average = Average(model, recipe.ema)
-        self.optimizers = build_optimizers(model, recipe)
+        self.optimizers = build_optimizers(model, recipe, symmetry)
         self._puzzle_rate = torch.zeros((), dtype=torch.float64, device=model.device)
 
     def schedule(self, step: int) -> None:

@@ -248,7 +248,7 @@ def test_depths_grow_on_a_terminal() -> None:
     assert quiet.getvalue() == ""
 
 
-@pytest.mark.parametrize("options, name", [((), "native"), (("--precision", "int8"), "native-int8")])
+@pytest.mark.parametrize("options, name", [((), "symmetric"), (("--precision", "int8"), "native-int8")])
 def test_the_bundled_model_is_solved_in_cpp_and_the_report_says_so(rtm, options: tuple[str, ...], name: str) -> None:
     from rtm_kernels.recursion import native
 

@@ -29,4 +29,4 @@ def test_address_and_undefined_behaviour_sanitizers_find_nothing(tmp_path: Path)
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
     result = subprocess.run([program], env=environment, text=True, capture_output=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "7 cases" in result.stdout
+    assert "7 cases, 3 boards" in result.stdout

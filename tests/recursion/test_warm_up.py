@@ -16,7 +16,7 @@ def gradients(arch: str, fused: bool) -> tuple[Tensor, dict[str, Tensor]]:
     torch.manual_seed(0)
     model = make(arch).train()
     assert warm_up.why_not(model) is None
-    model.native_warm_up = fused
+    model.run = warm_up.WarmUp(model) if fused else None
     tokens = torch.randint(0, model.config.vocab_size, (3, model.config.seq_len))
     x = model.embed(tokens, torch.zeros(3, dtype=torch.int32))
     latents = {name: torch.randn(x.shape) for name in model.program.carried}
@@ -49,7 +49,7 @@ def test_only_steps_without_gradient_run_natively(monkeypatch: pytest.MonkeyPatc
     first = next(i for i, step in enumerate(model.program.steps) if step.grad)
     gradients("trm", True)
     assert ran == [(0, first)] and first > 0
-    model.native_warm_up = True
+    model.run = warm_up.WarmUp(model)
     with torch.no_grad():
         model.act_step(model.initial_latents(2), model.embed(torch.zeros(2, model.config.seq_len, dtype=torch.int32),
                                                              torch.zeros(2, dtype=torch.int32)))  # fmt: skip

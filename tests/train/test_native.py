@@ -8,6 +8,7 @@ import pytest
 
 from rtm_kernels.errors import BackendUnavailable
 from rtm_kernels.recursion import native
+from rtm_kernels.recursion.warm_up import WarmUp
 from rtm_kernels.train.loop import Trainer
 from tests.train.support import TINY
 
@@ -17,7 +18,7 @@ def test_native_steps_train_as_eager_ones() -> None:
     recipe = TINY
     expected = Trainer(recipe).step()
     trainer = Trainer(dataclasses.replace(recipe, native=True))
-    assert trainer.model.native_warm_up
+    assert isinstance(trainer.model.run, WarmUp)
     found = trainer.step()
     assert found.keys() == expected.keys()
     for name, value in expected.items():

@@ -1,0 +1,178 @@
+"""Symmetric stacks in C++, forwards and backwards, at the cost of what their weights are made of (csrc/cpu).
+
+A sample's result has the same bits in any batch and with any number of threads, and so have gradients. All is float32.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rtm_kernels.program import INPUT, Program
+from rtm_kernels.recursion import native
+from rtm_kernels.recursion.symmetric_weights import SIDES, Sizes, layer_weights, sizes_of, why_not_symmetric
+from rtm_kernels.recursion.tape import why_not_program
+
+
+def why_not_structure(model: Any) -> str | None:
+    """What keeps a model of any weights from these kernels, or None when symmetric ones would run."""
+    config, program = model.config, model.program
+    if model.device.type != "cpu":
+        return f"the model is on {model.device.type}, and it runs on cpu"
+    if model.dtype != torch.float32:
+        return f"the model computes in {model.dtype}, and it in float32"
+    if config.mixer != "mlp" or config.norm_axis != "sequence" or config.prefix_len:
+        return "it runs MLP mixers that normalise over the sequence, without a prefix"
+    n = math.isqrt(config.seq_len)
+    if n not in SIDES or n * n != config.seq_len or config.hidden_size < n:
+        return f"it runs boards of side {', '.join(map(str, SIDES))} with a channel for each digit"
+    grads = [step.grad for step in program.steps]
+    if grads != sorted(grads):
+        return "its steps with gradient come last"
+    return why_not_program(program) or native.why_not()
+
+
+def why_not(model: Any) -> str | None:
+    """What keeps the kernels from running a model, or None when they can."""
+    reason = why_not_structure(model)
+    if reason is not None:
+        return reason
+    sizes = sizes_of(model.config)
+    for stack in model.program.stacks:
+        for i, block in enumerate(model.get_submodule(stack).layers):
+            name = why_not_symmetric(dict(block.named_parameters()), sizes)
+            if name is not None:
+                return f"{stack}.layers.{i}.{name} does not commute with the symmetries of Sudoku"
+    return None
+
+
+class SymmetricProgram:
+    """One program over symmetric stacks. Errors: `BackendUnavailable` without the compiled extension."""
+
+    def __init__(self, program: Program, sizes: Sizes, eps: float, isa: str = "auto") -> None:
+        self.isa = native.isas()[0] if isa == "auto" else isa
+        self.program, self.names = program, program.latents
+        self.model = torch.classes.rtm_kernels_native.SymmetricModel(self.isa, list(sizes), len(self.names), eps)
+        place = {name: i for i, name in enumerate((*self.names, INPUT))}
+        for step in program.steps:
+            self.model.add_step(
+                place[step.dst], program.stacks.index(step.stack),
+                [place[name] for name in step.state], [place[name] for name in step.inject],
+            )  # fmt: skip
+        self.first = next((i for i, step in enumerate(program.steps) if step.grad), len(program))
+        """The first step with a gradient."""
+
+    def set_weights(self, stacks: Sequence[Sequence[Sequence[Tensor]]]) -> None:
+        """The weights (`layer_weights`) of every layer of every stack, in the order of `Program.stacks`."""
+        for i, layers in enumerate(stacks):
+            for j, weights in enumerate(layers):
+                self.model.set_layer(i, j, [w.detach() for w in weights])
+
+    def run(self, latents: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        """The whole program from `latents` with input embedding `x`, all [B, L, D]; without gradient."""
+        values, x = self._sorted(latents, x)
+        self.model.forward(values, x, 0, len(self.program), False)
+        return self._results(values)
+
+    def run_saving(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The same, and what `gradients` needs of the steps with gradient."""
+        values, x = self._sorted(latents, x)
+        self.model.forward(values, x, 0, self.first, False)
+        saved = self.model.forward(values, x, self.first, len(self.program), True)
+        return self._results(values), saved
+
+    def gradients(
+        self, saved: Tensor, outputs: Mapping[str, Tensor], like: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor, list[Tensor]]:
+        """Gradients of the latents before the first step with gradient, of x, and of all weights, shaped `like`."""
+        shape = next(iter(outputs.values()))
+        given = [self.model.sorted(outputs.get(name, torch.zeros_like(shape)).contiguous()) for name in self.names]
+        x, weights = torch.zeros_like(given[0]), [torch.empty(w.shape) for w in like]
+        layers = [weights[i : i + 10] for i in range(0, len(weights), 10)]
+        self.model.backward(given, x, saved, self.first, len(self.program), layers)
+        back = {name: self.model.unsorted(value) for name, value in zip(self.names, given, strict=True)}
+        return back, self.model.unsorted(x), weights
+
+    def _sorted(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[list[Tensor], Tensor]:
+        x = self.model.sorted(x.detach().contiguous())
+        values = [latents.get(name) for name in self.names]
+        found = [torch.zeros_like(x) if v is None else self.model.sorted(v.detach().contiguous()) for v in values]
+        return found, x
+
+    def _results(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        written = {step.dst for step in self.program.steps}
+        named = zip(self.names, values, strict=True)
+        return {name: self.model.unsorted(value) for name, value in named if name in written}
+
+
+class TrainingRun:
+    """Runs the programs of one model with gradients, as `recursion.reference.run` does, its weights symmetric.
+
+    They are read at every call, so an optimiser may change them in between.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._programs = model, dict[Program, SymmetricProgram]()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainingRun:
+        """For a copy of the model, which packs its weights anew."""
+        return TrainingRun(copy.deepcopy(self._model, memo))
+
+    def __call__(self, program: Program, latents: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        """The latents after `program` from `latents` with input embedding `x` [B, L, D]."""
+        config = self._model.config
+        if program not in self._programs:
+            self._programs[program] = SymmetricProgram(program, sizes_of(config), config.rms_norm_eps)
+        prepared = self._programs[program]
+        stacks = _weights(self._model, program)
+        prepared.set_weights(stacks)
+        if not torch.is_grad_enabled():
+            return {**latents, **prepared.run(latents, x)}
+        flat = [w for layers in stacks for weights in layers for w in weights]
+        carried = list(program.carried)
+        outputs = _Differentiable.apply(prepared, carried, x, *(latents[name] for name in carried), *flat)
+        return {**latents, **dict(zip(_written(program), outputs, strict=True))}
+
+
+def inference(model: Any) -> SymmetricProgram:
+    """The program of a model with its weights as they are now."""
+    prepared = SymmetricProgram(model.program, sizes_of(model.config), model.config.rms_norm_eps)
+    with torch.no_grad():
+        prepared.set_weights(_weights(model, model.program))
+    return prepared
+
+
+def _weights(model: Any, program: Program) -> list[list[list[Tensor]]]:
+    sizes = sizes_of(model.config)
+    return [
+        [layer_weights(dict(block.named_parameters()), sizes) for block in model.get_submodule(name).layers]
+        for name in program.stacks
+    ]
+
+
+def _written(program: Program) -> list[str]:
+    return [name for name in program.latents if any(step.dst == name for step in program.steps)]
+
+
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, prepared: SymmetricProgram, carried: list[str], x: Tensor, *rest: Tensor) -> Any:
+        latents = dict(zip(carried, rest[: len(carried)], strict=True))
+        values, saved = prepared.run_saving(latents, x)
+        ctx.prepared, ctx.carried, ctx.weights = prepared, carried, rest[len(carried) :]
+        ctx.save_for_backward(saved)
+        return tuple(values[name] for name in _written(prepared.program))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        prepared: SymmetricProgram = ctx.prepared
+        (saved,) = ctx.saved_tensors
+        outputs = dict(zip(_written(prepared.program), grads, strict=True))
+        latents, x, weights = prepared.gradients(saved, outputs, ctx.weights)
+        through = [latents[name] if prepared.first == 0 else None for name in ctx.carried]
+        return None, None, x, *through, *weights
