@@ -2,7 +2,8 @@
 
 CPU time of a whole optimiser step on one thread, in turns, so that a busy machine changes little: PyTorch as it is,
 with the C++ executor before the first gradient (`native`), and compiled (`compile`), each in float32 and, where the
-way allows it, in bfloat16. The first rounds, in which compilers work and samples begin, are left out.
+way allows it, in bfloat16. Weights are without symmetry (those with: `benchmarks.cpu_symmetric`). The first rounds, in
+which compilers work and samples begin, are left out.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def recipe(preset: str, batch: int, steps: int, dtype: str, **ways: Any) -> Reci
     base = PRESETS[preset]
     return replace(
         base, model=replace(base.model, forward_dtype=dtype), sources={"all": Source(count=500, seed=1)},
-        stages=(Stage(steps=steps, batch_size=batch, mix={"all": 1.0}),), threads=1, **ways,
+        stages=(Stage(steps=steps, batch_size=batch, mix={"all": 1.0}),), threads=1, **{"symmetric": False, **ways},
     )  # fmt: skip
 
 

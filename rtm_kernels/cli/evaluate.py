@@ -62,6 +62,9 @@ def evaluate(
     submission: Annotated[
         Path | None, typer.Option(help="Write the two best answers to each ARC test input here.", metavar="FILE")
     ] = None,
+    fixed_too: Annotated[
+        bool, typer.Option("--fixed/--no-fixed", help="Whether the official fixed protocol is measured as well.")
+    ] = True,
     json_object: Json = False,
 ) -> None:
     """Compare halting per puzzle with the official fixed number of steps, on the same weights and puzzles.
@@ -82,7 +85,7 @@ def evaluate(
     Examples:
 
       rtm eval puzzles.csv
-      rtm eval easy.csv hard.csv --max-steps 64 --rollouts 8
+      rtm eval easy.csv hard.csv --max-steps 64 --rollouts 8 --no-fixed
       rtm eval data/sudoku-extreme-1k --model runs/best --limit 1000 --json
       rtm eval runs/sudoku-4x4/unseen.csv --model runs/sudoku-4x4
       rtm eval --generate count=1000 --generate clues=[30,36] --generate seed=1001
@@ -110,7 +113,7 @@ def evaluate(
         votes = start_votes(solver, puzzles)
         require(submission is None or votes is not None, "--submission", str(submission), "only for an ARC data set")
         try:
-            adaptive, fixed = both_protocols(solver, puzzles, votes)
+            adaptive, fixed = both_protocols(solver, puzzles, votes, fixed_too)
         except KeyboardInterrupt:  # before a puzzle has finished
             if solver is first:
                 raise
@@ -123,7 +126,8 @@ def evaluate(
         if not json_object:
             title = f"{model}{f' ({name})' if name != 'model' else ''} on {report['data']}"
             print_report(title, adaptive, fixed, found, f"executor {solver.executor.name}")
-        whole, done = fixed is not None and fixed.complete, (fixed or adaptive).n
+        last = fixed or adaptive
+        whole, done = last.complete and (fixed is not None or not fixed_too), last.n
         if not whole:
             break
     if json_object:
@@ -144,12 +148,14 @@ def sources_of(model: str) -> dict[str, str]:
     return found if found and not (Path(model) / "config.json").exists() else {"model": model}
 
 
-def both_protocols(solver: Solver, puzzles: Labelled, votes: Votes | None) -> tuple[Evaluation, Evaluation | None]:
-    """The figures under the solver's own policy, and under fixed steps unless it was interrupted."""
+def both_protocols(
+    solver: Solver, puzzles: Labelled, votes: Votes | None, fixed_too: bool
+) -> tuple[Evaluation, Evaluation | None]:
+    """The figures under the solver's own policy, and, if `fixed_too`, under fixed steps unless it was interrupted."""
     from dataclasses import replace
 
     adaptive = measure(solver, puzzles, str(solver.policy), votes)
-    if not adaptive.complete:
+    if not (adaptive.complete and fixed_too):
         return adaptive, None
     solver.policy, solver.rollouts = replace(solver.policy, on=()), replace(solver.rollouts, count=1)
     try:

@@ -80,11 +80,11 @@ SUDOKU_SMALL_HARD = Recipe(
 
 SUDOKU_SMALL_HARDER = replace(
     SUDOKU_SMALL_HARD,
-    model=replace(SUDOKU_SMALL_HARD.model, H_cycles=3),
+    model=replace(SUDOKU_SMALL_HARD.model, H_cycles=7),  # with it a step applies the block 21 times, as one of TRM does
     init="runs/sudoku-small-hard/model",
     stages=(
         Stage(
-            steps=7_400, batch_size=64,
+            steps=7_400, batch_size=64, H_cycles=3,
             mix={"easy": 0.03, "sparse": 0.06, "few_clues": 0.22, "hardest": 0.37, "hinted": 0.24, "hinted_more": 0.08},
         ),
     ),

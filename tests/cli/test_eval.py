@@ -47,6 +47,17 @@ def test_eval_reports_both_protocols(rtm, labelled: str, puzzles) -> None:
     assert report["fixed"]["exact_accuracy"] == 1
 
 
+@pytest.mark.usefixtures("oracle")
+def test_eval_leaves_the_fixed_protocol_out(rtm, labelled: str) -> None:
+    whole = json.loads(rtm("eval", labelled, "--json", "--executor", "oracle").stdout)
+    result = rtm("eval", labelled, "--json", "--executor", "oracle", "--no-fixed")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert "fixed" not in report and report["complete"] and report["n"] == 6
+    for name in ("exact_accuracy", "mean_steps", "depth_histogram"):
+        assert report[name] == whole[name]
+
+
 def test_eval_counts_what_is_wrong(rtm, labelled: str) -> None:
     report = json.loads(rtm("eval", labelled, "--json", "--max-steps", "1", "--limit", "4").stdout)
     assert report["n"] == 4 and report["exact_accuracy"] == report["verified"] == 0
