@@ -44,7 +44,7 @@ def test_the_card_states_what_was_measured(name: str) -> None:
     for row, found in measured(name):
         guesses = row["file"].startswith("guesses")
         assert found["policy"] == "verified" and found["complete"]
-        assert found.get("rollouts") == (4 if guesses else None)
+        assert found["rollouts"] == (4 if guesses else 1)
         most = found["max_total_steps"] if guesses else max(map(int, found["depth_histogram"]))
         assert str(most) == row["most"] and most <= (64 if guesses else 16)
         assert f"{found['n']:,}" == row["n"]
