@@ -8,8 +8,6 @@ are averaged over their orbits, eagerly and compiled.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,8 +16,8 @@ from unittest import mock
 
 import torch
 
-from benchmarks import cpu_compare, machine
-from benchmarks.cpu_train import recipe
+from benchmarks import cpu_compare
+from benchmarks.cpu_train import compared, recipe, write
 from rtm_kernels.engine.executor import PREFERRED, executor
 from rtm_kernels.pretrained import from_pretrained
 from rtm_kernels.recursion import symmetric
@@ -65,16 +63,9 @@ def optimiser_steps(preset: str, batch: int, steps: int) -> dict[str, Callable[[
 
 
 def rows(runs: dict[str, Callable[[], object]], rounds: int, warm: int) -> list[dict[str, Any]]:
-    """CPU time of each run, and the ratios to the first, round by round."""
-    seconds = {n: t[warm:] for n, t in cpu_compare.measure(runs, warm + rounds, time.process_time).items()}
-    first, found = next(iter(seconds)), []
-    for name, times in seconds.items():
-        ratios = [b / t for b, t in zip(seconds[first], times, strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        found.append({"way": name, "cpu_ms": round(1e3 * statistics.median(times), 1), "speedup": round(middle, 3),
-                      "quartiles": [round(low, 3), round(high, 3)]})  # fmt: skip
-        print(f"{name:50} {found[-1]['cpu_ms']:8.1f} ms, {middle:.2f} times {first} ({low:.2f} to {high:.2f})")
-    return found
+    """CPU time of each run, and the ratios to the first."""
+    seconds = cpu_compare.measure(runs, warm + rounds, time.process_time)
+    return compared({name: times[warm:] for name, times in seconds.items()}, next(iter(seconds)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,13 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     found = [row for batch in args.batches for row in rows(act_steps(batch), args.rounds, args.warm)]
     found += rows(optimiser_steps(args.preset, args.batch, args.rounds + args.warm), args.rounds, args.warm)
-    if args.out:
-        report = {
-            "preset": args.preset, "rounds": args.rounds, "threads": 1, "clock": "cpu",
-            "machine": machine.device_name("cpu"), "commit": machine.commit(), "versions": machine.versions(),
-            "rows": found,
-        }  # fmt: skip
-        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write(args.out, found, preset=args.preset, rounds=args.rounds)
     return 0
 
 

@@ -52,6 +52,28 @@ def measure(preset: str, batch: int, rounds: int, warm: int) -> dict[str, list[f
     return {name: times[warm:] for name, times in seconds.items()}
 
 
+def compared(seconds: dict[str, list[float]], baseline: str) -> list[dict[str, Any]]:
+    """A row for each way, printed too: the median of its CPU time, and its ratios to `baseline`, round by round."""
+    rows = []
+    for name, times in seconds.items():
+        ratios = [b / t for b, t in zip(seconds[baseline], times, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        rows.append({"way": name, "cpu_ms": round(1e3 * statistics.median(times), 1), "speedup": round(middle, 3),
+                     "quartiles": [round(low, 3), round(high, 3)]})  # fmt: skip
+        print(f"{name:50} {rows[-1]['cpu_ms']:8.1f} ms, {middle:.2f} times {baseline} ({low:.2f} to {high:.2f})")
+    return rows
+
+
+def write(path: Path | None, rows: list[dict[str, Any]], **what: Any) -> None:
+    """The report of `rows` to a file, if there is one."""
+    report = {
+        **what, "threads": 1, "clock": "cpu", "machine": machine.device_name("cpu"), "commit": machine.commit(),
+        "versions": machine.versions(), "rows": rows,
+    }  # fmt: skip
+    if path:
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu_train", description=__doc__)
@@ -62,21 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    seconds = measure(args.preset, args.batch, args.rounds, args.warm)
-    rows = []
-    for name, times in seconds.items():
-        ratios = [b / t for b, t in zip(seconds[BASELINE], times, strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        rows.append({"way": name, "cpu_ms": round(1e3 * statistics.median(times), 1), "speedup": round(middle, 3),
-                     "quartiles": [round(low, 3), round(high, 3)]})  # fmt: skip
-        print(f"{name:30} {rows[-1]['cpu_ms']:8.1f} ms a step, {middle:.2f} times {BASELINE} ({low:.2f} to {high:.2f})")
-    if args.out:
-        report = {
-            "preset": args.preset, "batch": args.batch, "rounds": args.rounds, "threads": 1, "clock": "cpu",
-            "machine": machine.device_name("cpu"), "commit": machine.commit(), "versions": machine.versions(),
-            "rows": rows,
-        }  # fmt: skip
-        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    rows = compared(measure(args.preset, args.batch, args.rounds, args.warm), BASELINE)
+    write(args.out, rows, preset=args.preset, batch=args.batch, rounds=args.rounds)
     return 0
 
 

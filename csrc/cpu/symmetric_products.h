@@ -1,6 +1,8 @@
 // Products of symmetric layers: R rows x NV vectors in registers.
 #pragma once
 
+#include <type_traits>
+
 #include "simd.h"
 #include "symmetric_layers.h"
 
@@ -50,22 +52,26 @@ static void product_column(i64 tiles, const Rows& a, const Segments& s, const fl
                           c + t * c_tile, ldc);
 }
 
+// f(n, first) for the vectors [0, count) in runs of n = 3, and 2 or 1 at the end, 4 being twice 2.
+template <class F>
+static void for_vectors(i64 count, const F& f) {
+  for (i64 v = 0; v < count;) {
+    const i64 left = count - v, n = left == 4 || left == 2 ? 2 : left >= 3 ? 3 : 1;
+    if (n == 3) f(std::integral_constant<int, 3>(), v);
+    else if (n == 2) f(std::integral_constant<int, 2>(), v);
+    else f(std::integral_constant<int, 1>(), v);
+    v += n;
+  }
+}
+
 // c = init + a b over all tiles and the whole width of b.
 template <int R>
 static void symmetric_product(i64 tiles, const Rows& a, const Segments& s, const Panels& b, const Rows& init, float* c,
                               i64 ldc, i64 c_tile) {
-  i64 v = 0;
-  const auto at = [&](i64 v) { return Rows{init.at ? init.at + v * W : nullptr, init.ld, init.tile_ld}; };
-  const float* w = b.at;
-  while (v < b.vectors) {
-    const i64 left = b.vectors - v;
-    const int nv = left == 4 || left == 2 ? 2 : left >= 3 ? 3 : 1;
-    if (nv == 3) product_column<R, 3>(tiles, a, s, w, b.K, at(v), c + v * W, ldc, c_tile);
-    else if (nv == 2) product_column<R, 2>(tiles, a, s, w, b.K, at(v), c + v * W, ldc, c_tile);
-    else product_column<R, 1>(tiles, a, s, w, b.K, at(v), c + v * W, ldc, c_tile);
-    w += nv * b.K * W;
-    v += nv;
-  }
+  for_vectors(b.vectors, [&](auto n, i64 v) {
+    const Rows from{init.at ? init.at + v * W : nullptr, init.ld, init.tile_ld};
+    product_column<R, decltype(n)::value>(tiles, a, s, b.at + v * b.K * W, b.K, from, c + v * W, ldc, c_tile);
+  });
 }
 
 // out[k, :] += sum over i < M of a[i, k] b[i, :] for RK columns k of a and NV vectors of b.
@@ -105,16 +111,9 @@ static void outer_columns(i64 M, const float* a, i64 lda, i64 K, const float* b,
 
 // out[K, N] += a^T b with a [M, K] and b [M, N], N whole vectors.
 static void outer_product(i64 M, const float* a, i64 lda, i64 K, const float* b, i64 ldb, i64 N, float* out, i64 ldo) {
-  i64 v = 0;
-  const i64 vectors = N / W;
-  while (v < vectors) {
-    const i64 left = vectors - v;
-    const int nv = left == 4 || left == 2 ? 2 : left >= 3 ? 3 : 1;
-    if (nv == 3) outer_columns<3>(M, a, lda, K, b + v * W, ldb, out + v * W, ldo);
-    else if (nv == 2) outer_columns<2>(M, a, lda, K, b + v * W, ldb, out + v * W, ldo);
-    else outer_columns<1>(M, a, lda, K, b + v * W, ldb, out + v * W, ldo);
-    v += nv;
-  }
+  for_vectors(N / W, [&](auto n, i64 v) {
+    outer_columns<decltype(n)::value>(M, a, lda, K, b + v * W, ldb, out + v * W, ldo);
+  });
 }
 
 }  // namespace rtm::RTM_ISA
