@@ -120,7 +120,8 @@ def mean_blocks(weight: Tensor, n: int) -> tuple[Tensor, Tensor]:
 def expanded(own: Tensor, shared: Tensor, n: int) -> Tensor:
     """The matrix that `blocks` found these of."""
     rows, columns = own.shape
-    copies = torch.kron(own, torch.eye(n)) + torch.kron(shared[:rows, :columns], torch.ones(n, n))
+    same, ones = torch.eye(n, device=own.device), torch.ones(n, n, device=own.device)
+    copies = torch.kron(own, same) + torch.kron(shared[:rows, :columns], ones)
     top = torch.cat((copies, shared[:rows, columns:].repeat_interleave(n, 0)), 1)
     rest = torch.cat((shared[rows:, :columns].repeat_interleave(n, 1), shared[rows:, columns:]), 1)
     return torch.cat((top, rest))

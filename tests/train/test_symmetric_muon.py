@@ -11,6 +11,7 @@ from torch import Tensor
 from rtm_kernels.data.sudoku import Sudoku
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.recursion import symmetric
+from rtm_kernels.recursion.symmetric_weights import expanded, mean_blocks
 from rtm_kernels.train.loop import Trainer
 from rtm_kernels.train.symmetric_muon import SymmetricMuon
 from rtm_kernels.train.symmetry import Symmetry
@@ -46,6 +47,17 @@ def test_the_step_is_that_of_the_whole_matrix(monkeypatch: pytest.MonkeyPatch) -
     for name, weight in whole.items():
         moved = torch.linalg.vector_norm(weight - before[name])
         assert torch.linalg.vector_norm(weight - weights[name]) < 1e-3 * moved and moved > 0.1, name
+
+
+def test_blocks_stay_on_the_device_of_their_weight() -> None:
+    """On the meta device, where mixing devices fails as it does on a GPU."""
+    weights = {"L_level.layers.0.mlp.gate_up_proj.weight": torch.nn.Parameter(torch.empty(40, 20, device="meta"))}
+    (weight,) = weights.values()
+    weight.grad = torch.empty_like(weight)
+    optimizer = SymmetricMuon(weights, 9, lr=0.02, weight_decay=0.1)
+    optimizer.step()
+    assert {p.device.type for group in optimizer.param_groups for p in group["params"]} == {"meta"}
+    assert weight.device.type == "meta" and expanded(*mean_blocks(weight, 9), 9).device.type == "meta"
 
 
 def test_a_weight_without_gradient_stays() -> None:
