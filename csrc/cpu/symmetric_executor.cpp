@@ -144,11 +144,10 @@ void SymmetricExecutor::forward(const std::vector<float*>& latents, const float*
     for (i64 slot = first; slot < last; ++slot)
       for (i64 b = next++; b < B; b = next++) {
         const auto pointer = [&](i64 i) { return (i == latents_ ? x : latents[i]) + b * state; };
-        float* at = saved + b * per_sample;
+        float* at = saved ? saved + b * per_sample : nullptr;
         for (i64 i = begin; i < end; ++i) {
-          const SymmetricStep& step = tape_[i];
+          const Step& step = tape_[i];
           float* in = saved ? at : own.data();
-          at += state;
           const auto sum = [&](const std::vector<i64>& terms, float* out) {  // from left to right
             std::copy_n(pointer(terms[0]), state, out);
             for (std::size_t t = 1; t < terms.size(); ++t) add(pointer(terms[t]), state, out);
@@ -161,15 +160,17 @@ void SymmetricExecutor::forward(const std::vector<float*>& latents, const float*
           float* dst = latents[step.dst] + b * state;
           const float* source = in;
           for (const Packed& packed : stacks_[step.stack]) {
-            float* mid = saved ? at : own.data() + state;
-            float* out = saved ? at + state : dst;
-            float* token_rstd = saved ? at + 2 * state : nullptr;
+            float* mid = saved ? at + state : own.data() + state;
+            float* out = saved ? at + 2 * state : dst;
+            float* token_rstd = saved ? at + 3 * state : nullptr;
             float* channel_rstd = saved ? token_rstd + z_.lanes() : nullptr;
             kernels_->forward(z_, packed.layer, source, mid, out, token_rstd, channel_rstd, scratch.data());
-            at += layer_size();
+            if (saved) at += layer_size();
             source = out;
           }
-          if (saved) std::copy_n(source, state, dst);
+          if (!saved) continue;
+          std::copy_n(source, state, dst);
+          at += state;
         }
       }
   });
@@ -207,7 +208,7 @@ void SymmetricExecutor::backward(const std::vector<float*>& d, float* dx, const 
         for (i64 b = part(B, groups, group); b < part(B, groups, group + 1); ++b) {
           const float* at = saved + (b + 1) * per_sample;
           for (i64 i = end - 1; i >= begin; --i) {
-            const SymmetricStep& step = tape_[i];
+            const Step& step = tape_[i];
             const auto& stack = stacks_[step.stack];
             const i64 depth = static_cast<i64>(stack.size());
             at -= state + depth * layer_size();

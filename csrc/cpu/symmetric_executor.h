@@ -1,10 +1,9 @@
 // Runs and differentiates programs whose stacks are symmetric layers, on latents in their layout.
 #pragma once
 
-#include <memory>
 #include <vector>
 
-#include "pack.h"
+#include "executor.h"
 #include "symmetric_layers.h"
 
 namespace rtm {
@@ -17,21 +16,14 @@ struct SymmetricTensors {
   float *down_t, *down_shared_t;               // [F, C], [F + s, C + r]
 };
 
-struct SymmetricStep {
-  i64 dst, stack;
-  std::vector<i64> state, inject;  // latent numbers; the number of latents itself stands for the input x
-};
-
 class SymmetricExecutor {
  public:
   SymmetricExecutor(const SymmetricKernels* kernels, SymmetricSizes sizes, i64 latents, float eps);
 
   const SymmetricSizes& sizes() const { return z_; }
-  const SymmetricKernels& kernels() const { return *kernels_; }
   i64 latents() const { return latents_; }
-  i64 steps() const { return static_cast<i64>(tape_.size()); }
   i64 layers() const;
-  void add_step(SymmetricStep step) { tape_.push_back(std::move(step)); }
+  void add_step(Step step) { tape_.push_back(std::move(step)); }
   void set_layer(i64 stack, i64 layer, const SymmetricTensors& weights);
 
   // B samples [L, D] into the layout of the kernels, and back.
@@ -52,7 +44,6 @@ class SymmetricExecutor {
     SymmetricLayer layer{};
     std::vector<float> weights;
   };
-  struct Sample;
   i64 layer_size() const { return 2 * z_.state() + z_.lanes() + round_up(z_.L, 16); }
   i64 gradient_size() const;
   SymmetricGradients gradients(float* at) const;
@@ -63,7 +54,7 @@ class SymmetricExecutor {
   i64 latents_;
   float eps_;
   std::vector<std::vector<Packed>> stacks_;
-  std::vector<SymmetricStep> tape_;
+  std::vector<Step> tape_;
 };
 
 }  // namespace rtm

@@ -63,6 +63,8 @@ Floats differentiate(const char* isa, const rtm::SymmetricSizes& sizes, const st
   executor.sort(y.data(), 3, sorted[0].data());
   executor.sort(z.data(), 3, sorted[1].data());
   executor.sort(x.data(), 3, sorted[2].data());
+  std::vector<Floats> plain = sorted;
+  executor.forward({plain[0].data(), plain[1].data()}, plain[2].data(), 3, 0, 2, nullptr);
   Floats saved(3 * executor.saved_size(0, 2)), dx(3 * state);
   executor.forward({sorted[0].data(), sorted[1].data()}, sorted[2].data(), 3, 0, 2, saved.data());
   Floats out(y.size()), all;
@@ -70,7 +72,7 @@ Floats differentiate(const char* isa, const rtm::SymmetricSizes& sizes, const st
     executor.unsort(from.data(), 3, out.data());
     all.insert(all.end(), out.begin(), out.end());
   };
-  keep(sorted[0]), keep(sorted[1]);
+  keep(plain[0]), keep(plain[1]), keep(sorted[0]), keep(sorted[1]);
   executor.backward({sorted[0].data(), sorted[1].data()}, dx.data(), saved.data(), 3, 0, 2,
                     {tensors(first), tensors(second)});
   keep(sorted[0]), keep(sorted[1]), keep(dx);
