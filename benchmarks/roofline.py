@@ -23,8 +23,8 @@ from rtm_kernels.ops.attention_norm import cost as attention_cost
 from rtm_kernels.ops.cost import KernelCost, Limits
 from rtm_kernels.ops.halting import cost as halting_cost
 from rtm_kernels.ops.mixer_norm import cost as mixer_cost
-from rtm_kernels.ops.stablemax_loss import cost as loss_cost
 from rtm_kernels.ops.swiglu_norm import cost as swiglu_cost
+from rtm_kernels.ops.token_loss import cost as loss_cost
 from rtm_kernels.program import trm
 
 H200 = Limits(flops=790e12, bytes=4.3e12, special=132 * 16 * 1.755e9)

@@ -13,14 +13,14 @@ from rtm_kernels.ops.attention_norm import cost as attention_cost
 from rtm_kernels.ops.cost import KernelCost
 from rtm_kernels.ops.halting import cost as halting_cost
 from rtm_kernels.ops.mixer_norm import cost as mixer_cost
-from rtm_kernels.ops.stablemax_loss import cost as loss_cost
 from rtm_kernels.ops.swiglu_norm import cost as swiglu_cost
+from rtm_kernels.ops.token_loss import cost as loss_cost
 from tests.gates import interpret_adam_atan2 as adam_gate
 from tests.gates import interpret_attention_norm as attention_gate
 from tests.gates import interpret_halting as halting_gate
 from tests.gates import interpret_mixer_norm as mixer_gate
-from tests.gates import interpret_stablemax_loss as loss_gate
 from tests.gates import interpret_swiglu_norm as swiglu_gate
+from tests.gates import interpret_token_loss as loss_gate
 from tests.gates.interpret_gate import OpCase, run
 from tests.proof.counting import Counted, counting
 
