@@ -1,4 +1,4 @@
-"""`rtm info`: versions, devices, what can run here and why the rest cannot, bundled models."""
+"""`rtm info`: versions, devices, backends and models on this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "triton", "numpy", "safetensors", "flash_attn", "huggingfac
 
 
 def info(json_object: Json = False) -> None:
-    """Show versions, devices, which backends can run and why the others cannot, and the bundled models.
+    """Show versions, devices, bundled models, and which backends can run here.
 
     Examples:
 

@@ -4,58 +4,63 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rtm_kernels.cli.options import Device
+from rtm_kernels.cli.group import INTERRUPTED, OUT_OF_TIME
+from rtm_kernels.cli.options import Device, Json
 
 if TYPE_CHECKING:
     from rtm_kernels.train.loop import Metrics, Trainer
     from rtm_kernels.train.schema import Recipe
     from rtm_kernels.train.session import Outcome
 
-INTERRUPTED, OUT_OF_TIME = 130, 75
 LINES = 20
-"""Progress lines that a run prints where standard error is no terminal."""
+"""Progress lines of a run where standard error is not a terminal."""
 
 
 def train(
     preset: Annotated[
-        str | None, typer.Argument(help="Name of a recipe; without it, the list of them.", show_default=False)
+        str | None, typer.Argument(help="Name of a recipe. Without it, the recipes are listed.", show_default=False)
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes, e.g. lr=0.002 model.hidden_size=96.", metavar="KEY=VALUE")
+        list[str] | None, typer.Argument(help="Changes of the recipe, e.g. lr=0.002.", metavar="KEY=VALUE")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/PRESET.", metavar="DIR")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out with its saved recipe.")] = False,
     device: Device = None,
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads; default as the recipe says, else all.", metavar="N", min=1)
+        int | None, typer.Option(help="CPU threads. Default: those of the recipe, else all.", metavar="N", min=1)
     ] = None,
     track: Annotated[
-        list[str] | None, typer.Option(help="tensorboard, trackio or wandb, besides the csv file.", metavar="NAME")
+        list[str] | None, typer.Option(help="Also log to tensorboard, trackio or wandb. Repeatable.", metavar="NAME")
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Stop, saved, after M minutes; again, it goes on.", metavar="M", min=0)
+        float | None,
+        typer.Option(help="Save and stop after M minutes; the same command continues.", metavar="M", min=0),
     ] = None,
-    save_every: Annotated[float, typer.Option(help="Seconds between saved states.", metavar="S", min=0)] = 60.0,
+    save_every: Annotated[float, typer.Option(help="Seconds between checkpoints.", metavar="S", min=0)] = 60.0,
     show: Annotated[bool, typer.Option("--show", help="Print the recipe as JSON and stop.")] = False,
-    json_object: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, nothing else.")] = False,
+    json_object: Json = False,
 ) -> None:
-    """Train a recipe, and save the moving average of its weights as a model for `rtm solve` and `rtm eval`.
+    """Train a model by a recipe, and save it for `rtm solve` and `rtm eval`.
 
-    Keys are fields of the recipe (--show prints them): lr, seed, data,
-    model.hidden_size, stages.0.steps, stages.*.batch_size, contract.ponder.
-    Ctrl-C saves a state and ends; --resume continues it bit for bit. The folder
-    gets recipe.json, metrics.csv, checkpoints, model, best, summary.json, curve.png
-    and the puzzles that were measured, unseen.csv.
-    Under torchrun every process takes its share of each batch. With --minutes
-    a run is done in slices: the same command begins it, or continues it.
+    KEY is a field of the recipe (--show prints them all), such as lr, seed, data,
+    model.hidden_size, stages.0.steps, stages.*.batch_size. The saved model is
+    the moving average of the weights.
 
-    Exit code: 0 trained to the end, 2 bad input or a diverged run,
-    75 the minutes are over and it goes on next time, 130 interrupted and saved.
+    The folder of the run gets recipe.json, metrics.csv, checkpoints, model (the
+    final one), best, summary.json, curve.png and the test puzzles, unseen.csv.
+
+    Ctrl-C saves a checkpoint and stops; --resume continues to the same bits.
+    With --minutes the same command starts the run, or continues it. Under
+    torchrun every process takes its share of each batch.
+
+    Exit code: 0 trained to the end, 2 bad input or a diverged run, 75 out of
+    --minutes and saved, 130 interrupted and saved.
 
     Examples:
 
@@ -162,12 +167,9 @@ def finish(outcome: Outcome | None, folder: Path, preset: str, json_object: bool
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """What the run gave, as a table."""
-    from rich.console import Console as Terminal
+    """The results of a run, as a table."""
+    from rtm_kernels.cli.report import print_result
 
-    from rtm_kernels.cli.report import print_table
-
-    terminal = Terminal(highlight=False)
     curve = summary["exact_accuracy_by_step"]
     marks = [n for n in (1, 2, 4, 8, 16) if n <= len(curve)]
     unseen = "no test puzzles"
@@ -196,84 +198,61 @@ def print_summary(summary: dict[str, Any]) -> None:
         "again": f"rtm eval {summary['unseen_data']} --model {Path(summary['model']).parent}" if curve else "-",
         "next": f"rtm solve --model {summary['model']} PUZZLES",
     }
-    print_table(terminal, rows)
+    print_result(summary, rows, as_json=False)
 
 
 def list_presets(json_object: bool) -> None:
-    """Names of the recipes, what each is, and its size."""
+    """Print the names of the recipes, what each is, and its size."""
+    from rtm_kernels.cli.report import print_result
     from rtm_kernels.train.recipe import ABOUT, PRESETS
 
     rows = {name: f"{ABOUT.get(name, 'needs data=FOLDER')}; {recipe.total_steps} steps, {recipe.model.arch}, "
                   f"D={recipe.model.hidden_size}" for name, recipe in PRESETS.items()}  # fmt: skip
-    if json_object:
-        typer.echo(json.dumps(rows))
-        return
-    from rich.console import Console as Terminal
-
-    from rtm_kernels.cli.report import print_table
-
-    print_table(Terminal(highlight=False), rows)
+    print_result(rows, rows, json_object)
 
 
 class Console:
-    """Progress on standard error: a bar on a terminal, `LINES` lines elsewhere."""
+    """Shows the progress of a run on standard error."""
 
     def __init__(self, folder: Path) -> None:
-        from rich.console import Console as Terminal
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
         self.folder = folder
-        self.terminal = Terminal(stderr=True, highlight=False)
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.completed}/{task.total}"),
-            TextColumn("loss {task.fields[loss]}"), TextColumn("exact {task.fields[exact]}"),
-            TextColumn("unseen {task.fields[unseen]}"), TextColumn("{task.fields[speed]}"), TimeElapsedColumn(),
-            TextColumn("ETA"), TimeRemainingColumn(), console=self.terminal, disable=not self.terminal.is_terminal,
-        )  # fmt: skip
-        self.fields: dict[str, Any] = {"loss": "-", "exact": "-", "unseen": "-", "speed": "-"}
         self.recent: list[tuple[float, float, float]] = []
-        self.started = self.first = 0.0
+        self.unseen = "-"
 
     def start(self, trainer: Trainer) -> None:
         """Show where the run starts."""
-        import time
+        from rtm_kernels.cli.progress import Progress
 
         self.started, self.first = time.monotonic(), trainer.step_count
         total = trainer.recipe.total_steps
-        self.task = self.bar.add_task("train", total=total, completed=trainer.step_count, **self.fields)
-        self.bar.start()
+        self.progress = Progress("step", total, lines=LINES, transient=False)
+        self.progress.start()
         size = sum(p.numel() for p in trainer.model.parameters())
-        self.terminal.print(
+        self.progress.console.print(
             f"{trainer.recipe.model.arch}, {size:,} parameters, steps {trainer.step_count} to {total} on "
             f"{trainer.device}, in {self.folder}", markup=False, soft_wrap=True,
         )  # fmt: skip
 
     def log(self, trainer: Trainer, metrics: Metrics) -> None:
-        """Update the bar."""
-        import time
-
-        self.recent.append((metrics["loss"], metrics.get("exact_accuracy", 0.0), metrics["count"]))
-        del self.recent[:-50]
+        """Show the means of the last 50 steps, the last test accuracy and the speed."""
+        self.recent = [*self.recent[-49:], (metrics["loss"], metrics.get("exact_accuracy", 0.0), metrics["count"])]
         seen = sum(count for *_, count in self.recent)
-        self.fields["loss"] = f"{sum(loss for loss, *_ in self.recent) / len(self.recent):.4f}"
-        if seen:
-            self.fields["exact"] = f"{100 * sum(a * count for _, a, count in self.recent) / seen:.1f} %"
+        exact = f"{100 * sum(a * count for _, a, count in self.recent) / seen:.1f} %" if seen else "-"
         if "test_exact_accuracy" in metrics:
-            self.fields["unseen"] = f"{100 * metrics['test_exact_accuracy']:.2f} %"
-        elapsed = max(1e-9, time.monotonic() - self.started)
-        self.fields["speed"] = f"{(trainer.step_count - self.first) / elapsed:.2f} steps/s"
+            self.unseen = f"{100 * metrics['test_exact_accuracy']:.2f} %"
+        elapsed, steps = max(1e-9, time.monotonic() - self.started), trainer.step_count - self.first
+        parts = [
+            f"loss {sum(loss for loss, *_ in self.recent) / len(self.recent):.4f}", f"exact {exact}",
+            f"unseen {self.unseen}", f"{steps / elapsed:.2f} steps/s",
+        ]  # fmt: skip
         if "samples_per_second" in metrics:
-            self.fields["speed"] += f", {metrics['samples_per_second']:.0f} samples/s"
+            parts.append(f"{metrics['samples_per_second']:.0f} samples/s")
         if trainer.device.type == "cuda" and "tflops" in metrics:
-            self.fields["speed"] += f", {metrics['tflops']:.1f} TFLOP/s"
-        self.bar.update(self.task, completed=trainer.step_count, **self.fields)
-        total = trainer.recipe.total_steps
-        if not self.terminal.is_terminal and trainer.step_count % max(1, total // LINES) == 0:
-            left = (total - trainer.step_count) * elapsed / (trainer.step_count - self.first)
-            values = ", ".join(f"{name} {value}" for name, value in self.fields.items() if name != "speed")
-            line = f"step {trainer.step_count}/{total}: {values}, {self.fields['speed']}, {left:.0f} s left"
-            self.terminal.print(line, markup=False, soft_wrap=True)
+            parts.append(f"{metrics['tflops']:.1f} TFLOP/s")
+        if not self.progress.console.is_terminal:
+            parts.append(f"{(trainer.recipe.total_steps - trainer.step_count) * elapsed / steps:.0f} s left")
+        self.progress.show(trainer.step_count, ", ".join(parts))
 
     def finish(self, trainer: Trainer) -> None:
         """Leave the last state of the bar on the screen."""
-        self.bar.stop()
+        self.progress.stop()

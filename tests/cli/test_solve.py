@@ -12,8 +12,7 @@ from rich.console import Console
 
 from rtm_kernels import energy
 from rtm_kernels.cli import source
-from rtm_kernels.cli.live import LiveDepths
-from rtm_kernels.engine import Solution
+from rtm_kernels.cli.progress import DepthProgress
 from tests.cli.conftest import lines
 
 KEYS = {"task", "input", "answer", "status", "steps", "halt_probability", "seconds"}
@@ -233,18 +232,16 @@ def test_stats_are_written_and_energy_is_null_without_a_counter(rtm, puzzles, tm
 
 def test_depths_grow_on_a_terminal() -> None:
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=100)
-    with LiveDepths(4, console) as live:
-        for steps in (3, 3, 16):
-            live.add(Solution(task="sudoku", input="", status="verified" if steps < 16 else "unverified", steps=steps))
-        live.add(Solution(task="sudoku", input="", status="invalid"))
-        live.live.refresh()
+    with DepthProgress(4, Console(file=screen, force_terminal=True, width=100)) as progress:
+        for steps, verified in ((3, True), (3, True), (16, False), (None, False)):
+            progress.add(steps, verified)
+        progress.refresh()
     shown = screen.getvalue()
     assert "4/4" in shown and "2 verified" in shown and "puzzles/s" in shown
     assert re.search(r" 3 .+ 2", shown) and re.search(r"16 .+ 1", shown)
     quiet = io.StringIO()
-    with LiveDepths(1, Console(file=quiet)) as live:
-        live.add(Solution(task="sudoku", input="", status="verified", steps=1))
+    with DepthProgress(1, Console(file=quiet)) as progress:
+        progress.add(1, True)
     assert quiet.getvalue() == ""
 
 
