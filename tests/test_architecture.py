@@ -34,6 +34,7 @@ CORE = {"torch", "numpy", "safetensors"}
 EXTRAS = {
     f"{PACKAGE}.cli": {"typer", "rich", "click"},
     f"{PACKAGE}.serve": {"fastapi", "h11", "pydantic", "pydantic_core", "starlette", "uvicorn", "prometheus_client"},
+    f"{PACKAGE}.trace": {"pydantic"},
     f"{PACKAGE}.agent": {"mcp", "mcp_types", "pydantic", "starlette", "uvicorn"},
 }
 """Folders that are themselves imported when first needed, and the packages of their extra."""
