@@ -11,8 +11,8 @@ import numpy as np
 
 from rtm_kernels.data.dataset import Examples
 from rtm_kernels.data.files import StrPath
-from rtm_kernels.data.maze import Maze, check_side, dihedral_indices, read_mazes
-from rtm_kernels.data.sudoku import Sudoku, augment, read_boards, solve
+from rtm_kernels.data.maze import Maze, check_side, dihedral_indices
+from rtm_kernels.data.sudoku import Sudoku, augment, read_boards, solve_missing
 from rtm_kernels.data.task import Pair, Puzzle
 from rtm_kernels.data.write import write_splits
 from rtm_kernels.errors import InputError, require
@@ -109,21 +109,11 @@ def build_maze(
 
 
 def _boards(source: Boards, size: int, min_rating: float | None) -> Pair:
-    """Puzzles and solutions of a source, the missing ones solved."""
-    files = _files(source)
-    if files:
-        boards = [read_boards(file, size=size, min_rating=min_rating) for file in files]
-        puzzles, solutions = (np.concatenate(part) for part in zip(*boards, strict=True))
-    else:
-        puzzles, solutions = (np.array(part, dtype=np.uint8) for part in cast(Pair, source))
+    """Puzzles and solutions of a source."""
+    boards = [read_boards(file, size=size, min_rating=min_rating) for file in _files(source)] or [cast(Pair, source)]
+    puzzles, solutions = (np.concatenate(part).astype(np.uint8) for part in zip(*boards, strict=True))
     require(len(puzzles) > 0, "source", _name(source), "no puzzle is left")
-    unsolved = np.flatnonzero(~solutions.any(axis=1))
-    counts, solutions[unsolved] = solve(puzzles[unsolved])
-    if (counts != 1).any():
-        index = int(np.flatnonzero(counts != 1)[0])
-        found = "no solution" if counts[index] == 0 else "more than one solution"
-        raise InputError(f"{_name(source)}: puzzle {unsolved[index] + 1} has {found}")
-    return puzzles, solutions
+    return solve_missing(puzzles, solutions, str(_name(source)))
 
 
 def _files(source: Boards) -> list[StrPath]:
@@ -139,7 +129,7 @@ def _mazes(source: Boards, side: int) -> Pair:
         mazes, answers = (np.asarray(part) for part in cast(Pair, source))
         return mazes, answers
     for path in files:
-        found += read_mazes(path, side)
+        found += task.read(path)
         missing = [puzzle.line for puzzle in found if puzzle.solution is None]
         if missing:
             raise InputError(f"{os.fspath(path)}: line {missing[0]}: no solution")

@@ -149,14 +149,6 @@ class PuzzleDataset:
             sets[name].check(metadata, str(folder / name))
         return cls(metadata, sets, str(folder))
 
-    @classmethod
-    def from_examples(cls, examples: Examples, vocab_size: int, num_puzzle_identifiers: int = 1) -> PuzzleDataset:
-        """A data set in memory, one set called `all`."""
-        metadata = describe({"all": examples}, vocab_size, num_puzzle_identifiers)
-        examples.check(metadata)
-        examples.check_tokens(metadata)
-        return cls(metadata, {"all": examples})
-
     def check_tokens(self) -> None:
         """Check every token now; reads all arrays once."""
         for name, examples in self.sets.items():

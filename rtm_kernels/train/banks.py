@@ -38,10 +38,7 @@ def _sudokus(source: Source) -> Pair:
         return sudoku.generate(
             source.count, seed=source.seed, difficulty=source.difficulty, clues=source.clues, size=source.size
         )
-    puzzles, solutions = sudoku.read_boards(source.path, size=source.size)
-    unsolved = np.flatnonzero(~solutions.any(axis=1))
-    counts, solutions[unsolved] = sudoku.solve(puzzles[unsolved])
-    require(bool((counts == 1).all()), "path", source.path, "puzzles with exactly one solution")
+    puzzles, solutions = sudoku.solve_missing(*sudoku.read_boards(source.path, size=source.size), source.path)
     return puzzles[: source.count], solutions[: source.count]
 
 
@@ -50,5 +47,5 @@ def _mazes(source: Source) -> Pair:
     if source.path is None:
         return maze.generate(source.count, seed=source.seed, side=source.size, path_cells=source.path_cells)
     task = maze.Maze(source.size)
-    mazes = np.stack([task.encode(puzzle.text) for puzzle in maze.read_mazes(source.path, source.size)])[: source.count]
+    mazes = np.stack([task.encode(puzzle.text) for puzzle in task.read(source.path)])[: source.count]
     return mazes, maze.solve(mazes.reshape(-1, source.size, source.size)).reshape(mazes.shape)

@@ -176,10 +176,10 @@ def test_one_maze_and_many_are_judged_alike() -> None:
     assert one == many.tolist() and 40 < many.sum() < 120
 
 
-def test_a_way_is_as_long_as_the_distance() -> None:
+def test_a_path_is_as_long_as_the_distance() -> None:
     rng = np.random.default_rng(4)
     fields = np.where(rng.random((200, 7, 7)) < 0.4, WALL, OPEN)
     fields[:, 0, 0], fields[np.arange(200), rng.integers(0, 7, 200), 6] = START, GOAL
     expected = maze.shortest(fields)
-    assert [maze.way(field, field != WALL) for field in fields] == expected.tolist()
+    assert [maze.path_length(field, field != WALL) for field in fields] == expected.tolist()
     assert (expected < 0).any() and (expected > 12).any()
