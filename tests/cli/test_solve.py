@@ -67,13 +67,8 @@ def test_a_person_reads_grids_and_a_summary(rtm, puzzles) -> None:
     assert row in result.stdout and "verified after" in result.stdout and "puzzle 2" not in result.stdout
     assert "6 (100.0 %)" in result.stdout and "puzzles/s" in result.stdout and "oracle on cpu" in result.stdout
     assert result.stderr == ""
-
-
-@pytest.mark.usefixtures("oracle")
-def test_without_arguments_the_bundled_examples_are_solved(rtm) -> None:
-    result = rtm("solve", "--json", "--limit", "5", *ORACLE)
-    assert result.exit_code == 0
-    assert [s["status"] for s in lines(result.stdout)] == ["verified"] * 5
+    bundled = rtm("solve", "--show", "0", "--limit", "5", *ORACLE)
+    assert bundled.exit_code == 0 and "5 (100.0 %)" in bundled.stdout
 
 
 def test_rollouts_are_repeatable(rtm, puzzles) -> None:
@@ -84,9 +79,9 @@ def test_rollouts_are_repeatable(rtm, puzzles) -> None:
 
 
 def test_answers_that_break_the_rules_are_not_called_solved(rtm, puzzles) -> None:
-    result = rtm("solve", puzzles[0][0], "--show", "1")
+    result = rtm("solve", puzzles[0][0], "--show", "1", "--max-steps", "2")
     assert result.exit_code == 1
-    assert f"not solved in {6 * 8} steps, best candidate: " in result.stdout and "0 (0.0 %)" in result.stdout
+    assert f"not solved in {2 * 8} steps, best candidate: " in result.stdout and "0 (0.0 %)" in result.stdout
     for rollouts in (1, 8):
         options = ("--json", "--max-steps", "2", "--rollouts", str(rollouts))
         (found,) = lines(rtm("solve", puzzles[0][0], *options).stdout)
@@ -205,15 +200,6 @@ def test_help_needs_no_torch_and_shows_examples() -> None:
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-
-
-def test_as_a_process(model_folder: Path, puzzles) -> None:
-    command = [sys.executable, "-m", "rtm_kernels.cli.main", "solve", "-", "--json", "--max-steps", "1", "--model"]
-    text = puzzles[0][0] + "\nx\n"
-    result = subprocess.run([*command, str(model_folder)], input=text, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 2
-    assert [s["status"] for s in lines(result.stdout)] == ["unverified", "invalid"]
-    assert len(result.stderr.splitlines()) == 1 and "Traceback" not in result.stderr
 
 
 @pytest.mark.usefixtures("oracle")
