@@ -50,12 +50,12 @@ class RecursiveReasoner(nn.Module):
 
     An official state dict loads unchanged: the prefixes `_orig_mod.`, `model.` and `inner.` are dropped.
     Weights stay in float32 and are cast to `config.forward_dtype` on use; latents are kept in that dtype.
-    `impl` and `attention` choose the ops' implementation (see `FusedTRMBlock`).
+    `impl` and `attention` choose the ops' implementation (see `FusedTRMBlock`); loss heads read `impl` too.
     """
 
     def __init__(self, config: ModelConfig, *, impl: str = "auto", attention: str = "auto") -> None:
         super().__init__()
-        self.config = config
+        self.config, self.impl = config, impl
         self.program = config.program
         width, embed_std = config.hidden_size, config.hidden_size**-0.5
         self.embed_tokens = Embedding(config.vocab_size, width, std=embed_std)

@@ -130,7 +130,7 @@ class Trainer:
 
     def _enter(self, stage: Stage) -> None:
         """Give the model the depth of the stage; the carry survives unless the batch size changes."""
-        self.head.progress = self.step_count / self.recipe.total_steps  # type: ignore[assignment]
+        self.head.set_progress(self.step_count / self.recipe.total_steps)
         if stage is self._stage:
             return
         self._stage = stage

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.data.maze import SIDES
 from rtm_kernels.errors import one_of, require
-from rtm_kernels.interop.loss_head import LOSSES
-from rtm_kernels.train.contract import Contract, DeepSupervision
+from rtm_kernels.ops.token_loss.api import LOSSES
+from rtm_kernels.train.objective import Contract, DeepSupervision
 
 OPTIMIZERS = ("adamw", "adam_atan2", "muon")
 TASKS: dict[str, Sequence[int]] = {"sudoku": (4, 9, 16, 25), "maze": SIDES}
