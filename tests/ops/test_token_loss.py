@@ -46,7 +46,10 @@ def test_official_losses_are_float64_and_float32() -> None:
 
 
 def test_exact_means_that_every_labelled_token_is_right_in_torch_and_numpy() -> None:
-    answers, labels = torch.tensor([[1, 2, 5], [1, 2, 5], [0, 0, 0]]), torch.tensor([[1, 2, -100], [1, 3, 5], [-100] * 3])
+    answers, labels = (
+        torch.tensor([[1, 2, 5], [1, 2, 5], [0, 0, 0]]),
+        torch.tensor([[1, 2, -100], [1, 3, 5], [-100] * 3]),
+    )
     assert reference.exact(answers, labels).tolist() == [True, False, True]
     assert reference.exact(answers.numpy(), labels.numpy()).tolist() == [True, False, True]
 
