@@ -10,7 +10,7 @@ import torch
 
 from rtm_kernels.distributed.ranks import RankedSolver, join, leave, rank_and_world
 from rtm_kernels.engine import Rollouts, Solver
-from rtm_kernels.pretrained import from_pretrained
+from rtm_kernels.model import RecursiveReasoner
 
 
 def load_solver(
@@ -42,7 +42,7 @@ def load_solver(
         if rank > 0:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
     return kind_of_solver(
-        from_pretrained(model),
+        RecursiveReasoner.from_pretrained(model),
         policy=halt,
         max_steps=max_steps,
         min_steps=min_steps,

@@ -62,11 +62,12 @@ def record(
     from rtm_kernels.cli.solve import complain_about
     from rtm_kernels.cli.source import read_all
     from rtm_kernels.engine import Solver
-    from rtm_kernels.pretrained import from_pretrained
+    from rtm_kernels.model import RecursiveReasoner
     from rtm_kernels.trace import record as write
 
     solver = Solver(
-        from_pretrained(model), policy=halt, max_steps=max_steps, batch_size=batch_size, executor=executor,
+        RecursiveReasoner.from_pretrained(model), policy=halt, max_steps=max_steps, batch_size=batch_size,
+        executor=executor,
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"), batch_invariant=True,
     )  # fmt: skip
     solutions = write(solver, read_all(puzzles or [], solver.task, limit), out, model_name=model)

@@ -74,8 +74,7 @@ def test_every_preset_of_an_architecture_takes_a_step(preset: str) -> None:
             batch = {"inputs": torch.ones(2, small.seq_len, dtype=torch.int32),
                      "labels": torch.ones(2, small.seq_len, dtype=torch.int32),
                      "puzzle_identifiers": torch.zeros(2, dtype=torch.int32)}  # fmt: skip
-            model.config = dataclasses.replace(recipe.stages[0].model(small), H_cycles=1, L_cycles=1)
-            model.program = model.config.program
+            model.set_depth(dataclasses.replace(recipe.stages[0].model(small), H_cycles=1, L_cycles=1))
             head = recipe.contract.head(model, recipe.loss)
             _, loss, _, _, _ = head((), carry=model.initial_carry(batch), batch=batch)
             loss.backward()
@@ -128,7 +127,7 @@ def test_the_cumulative_loss_is_the_formula(policy: str, progress: float, cost: 
     with torch.no_grad():
         model.q_head.weight.normal_(std=0.5)
         model.q_head.bias.fill_(-1.0)
-    model.config = dataclasses.replace(model.config, halt_max_steps=4)
+    model.set_depth(dataclasses.replace(model.config, halt_max_steps=4))
     batch = trainer.stream.batch(5, {"all": 1.0})
     head = CumulativeHead(model, "softmax_cross_entropy", ponder=0.2, entropy=0.1, min_steps=2, anneal=0.3,
                           cost=cost)  # fmt: skip
