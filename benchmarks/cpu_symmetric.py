@@ -19,7 +19,7 @@ import torch
 from benchmarks import cpu_compare
 from benchmarks.cpu_train import compared, recipe, write
 from rtm_kernels.engine.executor import PREFERRED, executor
-from rtm_kernels.pretrained import from_pretrained
+from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.recursion import symmetric
 from rtm_kernels.train.loop import Trainer
 
@@ -33,7 +33,7 @@ WHOLE = "whole matrices are asked for"
 
 def act_steps(batch: int) -> dict[str, Callable[[], object]]:
     """An ACT step of the bundled model on `batch` puzzles for each executor, the reference first."""
-    model = from_pretrained("sudoku")
+    model = RecursiveReasoner.from_pretrained("sudoku")
     tokens = torch.randint(1, 11, (batch, 81), generator=torch.Generator().manual_seed(0))
     x = model.embed(tokens, torch.zeros(batch, dtype=torch.int32)).detach()
     latents = model.initial_latents(batch)

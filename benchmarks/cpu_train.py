@@ -1,9 +1,8 @@
 """python -m benchmarks.cpu_train: which way of training is the fastest on a CPU, for a recipe.
 
 CPU time of a whole optimiser step on one thread, in turns, so that a busy machine changes little: PyTorch as it is,
-with the C++ executor before the first gradient (`native`), and compiled (`compile`), each in float32 and, where the
-way allows it, in bfloat16. Weights are without symmetry (those with: `benchmarks.cpu_symmetric`). The first rounds, in
-which compilers work and samples begin, are left out.
+and compiled (`compile`), each in float32 and in bfloat16. Weights are without symmetry (those with:
+`benchmarks.cpu_symmetric`). The first rounds, in which compilers work and samples begin, are left out.
 """
 
 from __future__ import annotations
@@ -25,12 +24,10 @@ from rtm_kernels.train.recipe import PRESETS
 from rtm_kernels.train.schema import Recipe, Source, Stage
 
 WAYS: dict[str, dict[str, Any]] = {
-    "eager, float32": {"dtype": "float32", "compile": False, "native": False},
-    "native, float32": {"dtype": "float32", "compile": False, "native": True},
-    "compiled, float32": {"dtype": "float32", "compile": True, "native": False},
-    "native and compiled, float32": {"dtype": "float32", "compile": True, "native": True},
-    "eager, bfloat16": {"dtype": "bfloat16", "compile": False, "native": False},
-    "compiled, bfloat16": {"dtype": "bfloat16", "compile": True, "native": False},
+    "eager, float32": {"dtype": "float32", "compile": False},
+    "compiled, float32": {"dtype": "float32", "compile": True},
+    "eager, bfloat16": {"dtype": "bfloat16", "compile": False},
+    "compiled, bfloat16": {"dtype": "bfloat16", "compile": True},
 }
 BASELINE = "eager, float32"
 

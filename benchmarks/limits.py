@@ -24,7 +24,6 @@ import torch
 from benchmarks import machine
 from benchmarks.soak_client import TIMEOUT, Connection, Server, get, post, tiny_model
 from rtm_kernels import ModelConfig, RecursiveReasoner
-from rtm_kernels.pretrained import save_pretrained
 from rtm_kernels.serve.limits import Limits
 
 REPEATS = 40
@@ -122,7 +121,7 @@ def maze_model(folder: Path) -> Path:
     config = ModelConfig(
         vocab_size=6, seq_len=900, hidden_size=16, num_heads=1, H_cycles=1, L_cycles=1, layers={"L_level": 1}
     )
-    return save_pretrained(RecursiveReasoner(config), folder / "maze")
+    return RecursiveReasoner(config).save_pretrained(folder / "maze")
 
 
 def full_queue(server: Server, repeats: int) -> dict[str, Any]:

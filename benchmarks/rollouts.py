@@ -18,7 +18,7 @@ from rtm_kernels.data.task import Task
 from rtm_kernels.engine import Rollouts, Solver
 from rtm_kernels.engine.rollouts import KINDS
 from rtm_kernels.engine.slots import Sample
-from rtm_kernels.pretrained import from_pretrained
+from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.trace.recorder import model_sha256
 
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kinds", nargs="+", choices=KINDS[1:], default=KINDS[1:])
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args(argv)
-    model = from_pretrained(args.model)
+    model = RecursiveReasoner.from_pretrained(args.model)
     solver, deep = Solver(model), Solver(model, max_steps=args.depth)
     puzzles = samples(args.file, solver.task, args.limit)
     report = {

@@ -24,7 +24,6 @@ from benchmarks import machine
 from rtm_kernels import ModelConfig, RecursiveReasoner, Solver
 from rtm_kernels.data.examples import example_puzzles
 from rtm_kernels.data.sudoku import generate, to_text
-from rtm_kernels.pretrained import save_pretrained
 
 BITS = ("answer", "status", "steps", "halt_probability", "residual")
 TIMEOUT = 300.0
@@ -167,7 +166,7 @@ def tiny_model(folder: Path) -> Path:
     config = ModelConfig(
         vocab_size=6, seq_len=16, hidden_size=16, num_heads=1, H_cycles=1, L_cycles=1, layers={"L_level": 1}
     )
-    return save_pretrained(RecursiveReasoner(config), folder / "tiny")
+    return RecursiveReasoner(config).save_pretrained(folder / "tiny")
 
 
 def requests_of(rng: random.Random, tiny: Path) -> list[Request]:

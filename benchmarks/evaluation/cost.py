@@ -7,7 +7,7 @@ from dataclasses import replace
 from benchmarks.cases import layer_flops
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.program import Program, rins
-from rtm_kernels.train.contract import CumulativeHalting, FinalLoss, StochasticRounds
+from rtm_kernels.train.objective import CumulativeHalting, FinalLoss, StochasticRounds
 from rtm_kernels.train.schema import Recipe, Stage
 
 

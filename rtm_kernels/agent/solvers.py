@@ -11,7 +11,8 @@ from rtm_kernels.agent.limits import DEADLINE, MAX_QUEUED, check_work
 from rtm_kernels.data.task import Task, get_task, has_task
 from rtm_kernels.engine import Overloaded, Service, Solution, Solver
 from rtm_kernels.errors import BackendUnavailable, InputError, printable, require
-from rtm_kernels.pretrained import from_pretrained, known_models
+from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.pretrained import known_models
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Solvers:
         self.loaded: dict[str, Loaded] = {}
         for text in models or known_models():
             task, name = split(text)
-            solver = Solver(from_pretrained(name), task=task, batch_invariant=True, **options)
+            solver = Solver(RecursiveReasoner.from_pretrained(name), task=task, batch_invariant=True, **options)
             known = self.loaded.get(solver.task.name)
             require(known is None, "model", text, f"the task {solver.task.name} has a model already")
             self.loaded[solver.task.name] = Loaded(name, solver)

@@ -105,13 +105,14 @@ def _backends(name: str) -> list[dict[str, Any]]:
 
 def _models() -> list[dict[str, Any]]:
     from rtm_kernels.errors import InputError
-    from rtm_kernels.pretrained import from_pretrained, known_models
+    from rtm_kernels.model import RecursiveReasoner
+    from rtm_kernels.pretrained import known_models
 
     models = []
     for name in known_models():
         entry: dict[str, Any] = {"name": name, "arch": None, "parameters": None, "seq_len": None, "error": None}
         try:
-            model = from_pretrained(name)
+            model = RecursiveReasoner.from_pretrained(name)
         except InputError as error:
             entry["error"] = str(error)
         else:

@@ -11,7 +11,7 @@ import torch
 from rtm_kernels.cli.options import SolverOptions
 from rtm_kernels.distributed.ranks import RankedSolver, join, leave, rank_and_world
 from rtm_kernels.engine import Rollouts, Solver
-from rtm_kernels.pretrained import from_pretrained
+from rtm_kernels.model import RecursiveReasoner
 
 
 def load_solver(options: SolverOptions, *, model: str | None = None, batch_invariant: bool = False) -> Solver:
@@ -30,7 +30,7 @@ def load_solver(options: SolverOptions, *, model: str | None = None, batch_invar
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
     found = f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     return kind(
-        from_pretrained(model or options.model),
+        RecursiveReasoner.from_pretrained(model or options.model),
         policy=options.halt,
         max_steps=options.max_steps,
         min_steps=options.min_steps,

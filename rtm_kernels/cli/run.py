@@ -35,7 +35,7 @@ def run(
       torchrun --nproc-per-node 4 -m rtm_kernels.cli.main run pretrain.py arch=trm
     """
     from rtm_kernels.errors import require
-    from rtm_kernels.train.official import STAND_INS, missing, run_script
+    from rtm_kernels.interop.scripts import STAND_INS, missing, run_script
 
     require(script.is_file(), "SCRIPT", str(script), "a Python file, e.g. the pretrain.py of an official checkout")
     absent = missing()

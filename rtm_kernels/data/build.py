@@ -10,12 +10,12 @@ from typing import cast
 import numpy as np
 
 from rtm_kernels.data.dataset import Examples
-from rtm_kernels.data.files import StrPath
 from rtm_kernels.data.maze import Maze, check_side, dihedral_indices
 from rtm_kernels.data.sudoku import Sudoku, augment, read_boards, solve_missing
 from rtm_kernels.data.task import Pair, Puzzle
 from rtm_kernels.data.write import write_splits
 from rtm_kernels.errors import InputError, require
+from rtm_kernels.files import StrPath
 
 Boards = StrPath | Sequence[StrPath] | Pair
 """A file of puzzles or several, or (puzzles, solutions) as `generate` returns them."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rtm_kernels.data.files import StrPath, open_array, read_json
 from rtm_kernels.errors import InputError, require
+from rtm_kernels.files import StrPath, open_array, read_json
 
 IGNORE_LABEL = -100
 MAX_TOKENS = 1 << 16

@@ -21,7 +21,7 @@ import torch
 
 from rtm_kernels.engine import Closed, Service, Solution, Solver
 from rtm_kernels.errors import RTMError, require
-from rtm_kernels.pretrained import from_pretrained
+from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.serve.child import Setup
 from rtm_kernels.serve.limits import Limits
 
@@ -46,7 +46,7 @@ def main(setup: Setup, limits: Limits, connection: socket.socket) -> None:
 
 def load(name: str, source: str, setup: Setup, limits: Limits) -> Solver:
     """The solver of one model, within the limits. A step cap of a request lowers the cap of its policy."""
-    model = from_pretrained(source)
+    model = RecursiveReasoner.from_pretrained(source)
     cells = model.config.seq_len
     require(cells <= limits.cells, f"model {name}", f"{cells} cells", f"at most {limits.cells} are served")
     solver = Solver(

@@ -25,8 +25,7 @@ from rtm_kernels.engine.slots import Finished, Sample
 from rtm_kernels.engine.solution import Solution
 from rtm_kernels.engine.solver import Solver
 from rtm_kernels.errors import InputError, require
-from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.pretrained import tensor_specs
+from rtm_kernels.model import RecursiveReasoner, tensor_specs
 from rtm_kernels.trace.layout import find_layout
 from rtm_kernels.trace.schema import MAX_BATCH, MAX_BYTES, MAX_PUZZLES, SCHEMA
 

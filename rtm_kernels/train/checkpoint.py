@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +13,36 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rtm_kernels.data.files import flush, read_json, sha256, write_json
 from rtm_kernels.errors import InputError
+from rtm_kernels.files import new_folder, read_json, sha256, write_json
 from rtm_kernels.model import Carry
 from rtm_kernels.train.loop import Trainer
 
 TENSORS, SCALARS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
-ASIDE = ".partial-"
 NAME = re.compile(r"step-(\d+)")
 
 
 def save_checkpoint(trainer: Trainer, root: Path, keep: int = 2) -> Path:
     """Write the whole state of `trainer` to `root/step-N`; keep the last `keep` and the best one, remove the others.
 
-    Files are written to a folder aside, synced and renamed, so a state is complete or absent whenever the process or
-    the machine stops; older states go only after that. With several ranks each has to call this; rank 0 writes.
+    A state is complete or absent whenever the process or the machine stops (`files.new_folder`); older states go only
+    after that. With several ranks each has to call this; rank 0 writes.
 
     Errors: `OSError` when the disk is full; the states that were there stay.
     """
     local = _gather_local(trainer)
     folder = root / f"step-{trainer.step_count}"
-    if trainer.rank == 0 and not _complete(folder):
-        root.mkdir(parents=True, exist_ok=True)
+    if trainer.rank == 0:
         clean(root)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=root))
+    if trainer.rank == 0 and not _complete(folder):
         try:
-            save_file(_shared_tensors(trainer) | local, aside / TENSORS)
-            write_json(aside / SCALARS, _scalars(trainer))
-            digests = {name: sha256(aside / name) for name in (TENSORS, SCALARS)}
-            write_json(aside / MANIFEST, {"sha256": digests})
-            for name in (TENSORS, SCALARS, MANIFEST):
-                flush(aside / name)
-            flush(aside)
-            aside.rename(folder)
-            flush(root)
+            with new_folder(folder) as aside:
+                save_file(_shared_tensors(trainer) | local, aside / TENSORS)
+                write_json(aside / SCALARS, _scalars(trainer))
+                digests = {name: sha256(aside / name) for name in (TENSORS, SCALARS)}
+                write_json(aside / MANIFEST, {"sha256": digests})
         except SafetensorError as error:
-            shutil.rmtree(aside, ignore_errors=True)
             raise OSError(f"{folder}: the state cannot be written: {error}") from error
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
         _prune(root, keep)
     if trainer.world_size > 1:
         dist.barrier()
@@ -117,7 +105,7 @@ def has_states(root: Path) -> bool:
 
 def clean(root: Path) -> None:
     """Remove what a run that was killed while it saved has left behind."""
-    for orphan in root.glob(f"{ASIDE}*"):
+    for orphan in root.glob(".step-*"):
         shutil.rmtree(orphan, ignore_errors=True)
 
 

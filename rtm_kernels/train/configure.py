@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from rtm_kernels.data.dataset import PuzzleDataset
-from rtm_kernels.data.files import read_json, replace_text
 from rtm_kernels.errors import InputError, require
-from rtm_kernels.train.contract import CONTRACTS, Contract
+from rtm_kernels.files import read_json, replace_text
+from rtm_kernels.train.objective import CONTRACTS, Contract
 from rtm_kernels.train.schema import Recipe, Source
 
 KIND = "kind"

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, RTMError, require
 from rtm_kernels.model import Carry, RecursiveReasoner, Run
-from rtm_kernels.pretrained import from_pretrained
-from rtm_kernels.recursion import symmetric, warm_up
+from rtm_kernels.recursion import symmetric
 from rtm_kernels.recursion.graph import Capture, CudaGraphs, why_not
 from rtm_kernels.train.captured import CapturedLoss, compute
 from rtm_kernels.train.compiling import compile_stacks
@@ -42,7 +41,7 @@ class Trainer:
     for the rounding of sums. `capture` records the steps of a recipe with `graph`, by default CUDA graphs.
 
     Errors: `InputError` for a batch that the ranks cannot share; `BackendUnavailable` for `graph` where CUDA graphs
-    cannot run, and for `native` where it cannot.
+    cannot run.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device | str = "cpu", capture: Capture | None = None) -> None:
@@ -57,7 +56,7 @@ class Trainer:
             allowed = f"a multiple of {shares}, the ranks times accumulate"
             require(stage.batch_size % shares == 0, "batch_size", stage.batch_size, allowed)
         self.model = build_model(recipe).to(self.device).train()
-        self.model.rank, self.model.world_size = self.rank, self.world_size
+        self.model.share_batch(self.rank, self.world_size)
         self.head = recipe.contract.head(self.model, recipe.loss).to(self.device)
         self.stream = build_stream(recipe)
         self.update = Update(self.model, recipe, self._symmetry())
@@ -77,8 +76,8 @@ class Trainer:
         self.captured_update: CapturedUpdate | None = None
         if recipe.graph:
             self._capture(CudaGraphs(self.device) if capture is None else capture)
-        self.model.run = self._native()
-        if recipe.compile and not isinstance(self.model.run, symmetric.TrainingRun):
+        self.model.run_with(self._symmetric_run())
+        if recipe.compile and self.model.run is None:
             compile_stacks(self.model)
 
     def step(self) -> Metrics:
@@ -102,22 +101,16 @@ class Trainer:
         (symmetry.fresh_ if self.recipe.init is None else symmetry.weights_)(self.model)
         return symmetry
 
-    def _native(self) -> Run | None:
-        """What runs the programs of the model in C++: with symmetric weights all of it, by itself, where it can, so
-        long as neither graphs nor `native` are asked for; with `native` the steps without gradient."""
-        recipe, model = self.recipe, self.model
-        if recipe.symmetric and not recipe.graph and not recipe.native:
-            reason = symmetric.why_not_structure(model)
-            if reason is None:
-                return symmetric.TrainingRun(model)
-            if model.device.type == "cpu":
-                logger.warning("symmetric weights are trained as whole matrices: %s", reason)
-        if not recipe.native:
+    def _symmetric_run(self) -> Run | None:
+        """The C++ executor of symmetric weights, with gradients, where it can run; graphs go on with PyTorch."""
+        if not self.recipe.symmetric or self.recipe.graph:
             return None
-        reason = warm_up.why_not(model)
-        if reason is not None:
-            raise BackendUnavailable(f"native=True cannot run: {reason}")
-        return warm_up.WarmUp(model)
+        reason = symmetric.why_not_structure(self.model)
+        if reason is None:
+            return symmetric.TrainingRun(self.model)
+        if self.model.device.type == "cpu":
+            logger.warning("symmetric weights are trained as whole matrices: %s", reason)
+        return None
 
     def _capture(self, capture: Capture) -> None:
         """Let graphs take the steps, as far as they can."""
@@ -130,12 +123,11 @@ class Trainer:
 
     def _enter(self, stage: Stage) -> None:
         """Give the model the depth of the stage; the carry survives unless the batch size changes."""
-        self.head.progress = self.step_count / self.recipe.total_steps  # type: ignore[assignment]
+        self.head.set_progress(self.step_count / self.recipe.total_steps)
         if stage is self._stage:
             return
         self._stage = stage
-        self.model.config = stage.model(self.recipe.model)
-        self.model.program = self.model.config.program
+        self.model.set_depth(stage.model(self.recipe.model))
         size = stage.batch_size // self.recipe.accumulate // self.world_size
         self.carries = [c if c is not None and len(c.halted) == size else None for c in self.carries]
 
@@ -250,7 +242,7 @@ def build_model(recipe: Recipe) -> RecursiveReasoner:
     """
     model = RecursiveReasoner(recipe.model)
     if recipe.init is not None:
-        weights = from_pretrained(recipe.init).state_dict()
+        weights = RecursiveReasoner.from_pretrained(recipe.init).state_dict()
         own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         other = {name: tuple(value.shape) for name, value in weights.items()}
         differ = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))

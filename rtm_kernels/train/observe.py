@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rtm_kernels.losses import CONFIDENCE, DELTA
 from rtm_kernels.model import Carry, RecursiveReasoner
 from rtm_kernels.ops.halting.reference import relative_change
 
 Sums = dict[str, Tensor]
-DEPTH, CONFIDENCE, DELTA = "depth_", "halt_confidence", "latent_delta"
-"""Metrics: `depth_d` samples that halted after d ACT steps; means over the batch of sigmoid(q_halt) and |dy| / |y|."""
+DEPTH = "depth_"
+"""Metrics `depth_d`: samples that halted after d ACT steps."""
 
 
 def depth_counts(steps: Tensor, halted: Tensor, deepest: int) -> Sums:

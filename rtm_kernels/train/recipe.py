@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from rtm_kernels.config import ModelConfig
-from rtm_kernels.train.contract import CumulativeHalting, DeepSupervision, FinalLoss, StochasticRounds
+from rtm_kernels.train.objective import CumulativeHalting, DeepSupervision, FinalLoss, StochasticRounds
 from rtm_kernels.train.schema import OPTIMIZERS, Recipe, Source, Stage
 
 __all__ = ["ABOUT", "OPTIMIZERS", "PRESETS", "Recipe", "Source", "Stage"]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.data.maze import SIDES
 from rtm_kernels.errors import one_of, require
-from rtm_kernels.interop.loss_head import LOSSES
-from rtm_kernels.train.contract import Contract, DeepSupervision
+from rtm_kernels.ops.token_loss.api import LOSSES
+from rtm_kernels.train.objective import Contract, DeepSupervision
 
 OPTIMIZERS = ("adamw", "adam_atan2", "muon")
 TASKS: dict[str, Sequence[int]] = {"sudoku": (4, 9, 16, 25), "maze": SIDES}
@@ -90,9 +90,8 @@ class Recipe:
     `init` starts from the weights of a saved model of the same sizes (bundled name, folder or hub id), else from random
     ones. `symmetric` keeps the weights in the subspace that commutes with the symmetries of the task
     (`train.symmetry`). `compile` compiles the blocks; `graph` captures training steps in CUDA graphs: forward and
-    backward, and, but for `muon`, all that follows up to the moving average; `native` runs the steps without gradient
-    in the C++ executor (CPU, float32). `threads` is for the CPU, where tiny models gain nothing from more than one;
-    None takes all cores.
+    backward, and, but for `muon`, all that follows up to the moving average. `threads` is for the CPU, where tiny
+    models gain nothing from more than one; None takes all cores.
     """
 
     model: ModelConfig
@@ -119,7 +118,6 @@ class Recipe:
     accumulate: int = 1
     compile: bool = False
     graph: bool = False
-    native: bool = False
     seed: int = 0
     init: str | None = None
     threads: int | None = None

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from rtm_kernels.data.files import replace_text
+from rtm_kernels import pretrained
 from rtm_kernels.errors import BackendUnavailable, InputError, require
+from rtm_kernels.files import replace_text
 from rtm_kernels.train.checkpoint import clean, has_states, load_checkpoint, save_checkpoint
 from rtm_kernels.train.configure import fit_to_data, load_recipe, save_recipe
 from rtm_kernels.train.evaluate import Curves, curves
@@ -142,12 +143,9 @@ def run(
 
 def export(trainer: Trainer, folder: Path) -> None:
     """Save the moving average as a model, after training on a CPU one that computes in float32."""
-    model, own = trainer.averaged, trainer.averaged.config
-    try:
-        model.config = replace(own, forward_dtype="float32") if trainer.device.type == "cpu" else own
-        model.save_pretrained(folder, overwrite=True)
-    finally:
-        model.config = own
+    config = trainer.averaged.config
+    config = replace(config, forward_dtype="float32") if trainer.device.type == "cpu" else config
+    pretrained.save(config, trainer.averaged.tensors(), folder, overwrite=True)
 
 
 def best_evaluation(path: Path) -> tuple[int, float]:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rtm_kernels.energy import energy_counter
 from rtm_kernels.flops import act_step_flops
-from rtm_kernels.train.contract import CumulativeHalting
 from rtm_kernels.train.loop import Metrics, Trainer
+from rtm_kernels.train.objective import CumulativeHalting
 from rtm_kernels.train.telemetry import CsvLog
 
 

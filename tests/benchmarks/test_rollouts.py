@@ -11,7 +11,7 @@ from benchmarks import rollouts
 from rtm_kernels.data import sudoku
 from rtm_kernels.data.task import get_task
 from rtm_kernels.engine import Rollouts, Solver
-from rtm_kernels.pretrained import from_pretrained
+from rtm_kernels.model import RecursiveReasoner
 
 
 @pytest.mark.parametrize("kind", ["guesses", "twins", "noise"])
@@ -23,7 +23,7 @@ def test_each_kind_confirms_what_the_solver_confirms_with_it(kind: str, tmp_path
     report = json.loads(out.read_text())
     assert report["n"] == 6 and list(report["rollouts"]) == [kind]
     found = {int(k): v["verified"] for k, v in report["rollouts"][kind].items()}
-    model = from_pretrained("sudoku")
+    model = RecursiveReasoner.from_pretrained("sudoku")
     for count in (1, 3):
         solver = Solver(model, task=get_task("sudoku"), rollouts=Rollouts(count, kind=kind))
         assert found[count] == sum(s.status == "verified" for s in solver.solve(texts))

@@ -11,12 +11,12 @@ from rtm_kernels.data.dataset import PuzzleDataset
 from rtm_kernels.data.sudoku import generate, to_text
 
 
-def made_by(folder: Path) -> dict:
-    return json.loads((folder / "manifest.json").read_text())["made_by"]
-
-
 def rtm(*arguments: str):
     return CliRunner().invoke(app, ["data", *arguments], catch_exceptions=False)
+
+
+def made_by(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_text())["made_by"]
 
 
 def test_generated_sudokus_become_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

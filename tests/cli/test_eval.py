@@ -20,7 +20,6 @@ from rtm_kernels.data.task import get_task
 from rtm_kernels.data.write import write_dataset
 from rtm_kernels.engine import Measurement
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.pretrained import save_pretrained
 
 KEYS = {"model", "data", "n", "exact_accuracy", "token_accuracy", "verified", "mean_steps", "depth_histogram",
         "seconds", "puzzles_per_second"}  # fmt: skip
@@ -150,7 +149,7 @@ def test_eval_votes_on_an_arc_data_set(rtm, tmp_path: Path) -> None:
     build_arc(tmp_path / "arc", {}, {"p": puzzle}, augmentations=3)
     config = ModelConfig(vocab_size=12, seq_len=900, hidden_size=16, num_heads=1, H_cycles=1, L_cycles=1,
                          layers={"L_level": 1}, halt_max_steps=2, num_puzzle_identifiers=5)  # fmt: skip
-    folder = save_pretrained(RecursiveReasoner(config), tmp_path / "model")
+    folder = RecursiveReasoner(config).save_pretrained(tmp_path / "model")
     answers = tmp_path / "submission.json"
     result = CliRunner().invoke(
         app, ["eval", str(tmp_path / "arc"), "--model", str(folder), "--json", "--submission", str(answers)]

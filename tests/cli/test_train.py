@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from rtm_kernels.cli.main import app
 from rtm_kernels.data.build import build_sudoku
 from rtm_kernels.data.sudoku import generate, to_text
-from rtm_kernels.pretrained import from_pretrained
+from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.train.configure import load_recipe
 from rtm_kernels.train.recipe import PRESETS
 from rtm_kernels.train.telemetry import read_csv
@@ -57,10 +57,11 @@ def test_a_run_leaves_a_model_that_solves_and_everything_that_was_measured(finis
     assert [row["step"] for row in speed] == [1, 2, 3, 4, 5, 6, 7] and all(row["tflops"] > 0 for row in speed)
     assert summary["samples_per_second"] > 0 and "joules" not in summary
     assert load_recipe(out / "recipe.json").model.hidden_size == 16
-    assert from_pretrained(out / "model").config.forward_dtype == "float32"
+    assert RecursiveReasoner.from_pretrained(out / "model").config.forward_dtype == "float32"
     marks = [(row["exact"][-1], -row["step"]) for row in evaluations]
     best = {"model": str(out / "best"), "step": -max(marks)[1], "exact_accuracy": max(marks)[0]}
-    assert summary["best"] == best and from_pretrained(out / "best").config == from_pretrained(out / "model").config
+    best_model, last_model = (RecursiveReasoner.from_pretrained(out / name) for name in ("best", "model"))
+    assert summary["best"] == best and best_model.config == last_model.config
     assert (out / "curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     both = CliRunner().invoke(app, ["eval", summary["unseen_data"], "--model", str(out), "--max-steps", "2", "--json"])
     report = json.loads(both.stdout)
@@ -191,13 +192,13 @@ def test_what_cannot_begin_leaves_nothing_behind(
 
 def test_a_run_that_was_killed_before_its_first_state_begins_again(finished: Path, tmp_path: Path) -> None:
     whole, killed = finished, tmp_path / "killed"
-    (killed / "checkpoints" / ".partial-x").mkdir(parents=True)
+    (killed / "checkpoints" / ".step-9.x").mkdir(parents=True)
     shutil.copy(whole / "recipe.json", killed)
     (killed / "metrics.csv").write_text("".join((whole / "metrics.csv").read_text().splitlines(True)[:3]))
     assert rtm(*SMALL[:1], "--resume", "--out", str(killed), "--json").exit_code == 0
     for name in ("model/model.safetensors", "evaluations.jsonl", "metrics.csv"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
-    assert not (killed / "checkpoints" / ".partial-x").exists()
+    assert not (killed / "checkpoints" / ".step-9.x").exists()
 
 
 @pytest.fixture(scope="module")

@@ -153,7 +153,9 @@ def test_a_line_without_end_is_not_held(tmp_path: Path) -> None:
     found = list(Sudoku().read(path, errors="report"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert [p.text for p in found] == ["", TEXTS[0]] and found[0].error == f"{path}: line 1: longer than 65536 characters"
+    assert [p.text for p in found] == ["", TEXTS[0]] and found[
+        0
+    ].error == f"{path}: line 1: longer than 65536 characters"
     assert peak < 5_000_000
 
 

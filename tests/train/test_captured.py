@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rtm_kernels.errors import BackendUnavailable
+from rtm_kernels.impl import launches
 from rtm_kernels.recursion.graph import Capture, CudaGraphs
 from rtm_kernels.train.checkpoint import load_checkpoint, save_checkpoint
 from rtm_kernels.train.loop import Diverged, Trainer
@@ -185,6 +186,24 @@ def test_on_a_device_a_step_is_two_graphs_and_one_wait_at_its_end(optimizer: str
         assert same(states(eager), states(captured)), f"step {step}"
         if step in (2, 5, 6, 7):  # 0 and 3 see which gradients their stage has, 1 and 4 capture
             assert waits == ["replay", "replay", "tolist"], f"step {step}"
+
+
+@pytest.mark.parametrize("name", ["trm", "rsm", "rtm", "rins"])
+def test_on_a_device_captured_steps_take_the_loss_from_its_kernel(name: str, waits: list[str]) -> None:
+    recipe = recipe_of(name, optimizer="adam_atan2", accumulate=1)
+    eager = Trainer(dataclasses.replace(recipe, graph=False))
+    captured = Trainer(recipe, capture=CudaGraphs(torch.device("cpu")))
+    captured.model.impl = "triton"
+    replayed = 0
+    for _ in range(recipe.total_steps):
+        generator = torch.get_rng_state()
+        expected = eager.step()
+        torch.set_rng_state(generator)
+        waits.clear(), launches.clear()
+        assert captured.step() == pytest.approx(expected, rel=2e-4)
+        assert launches["token_loss.forward"] == launches["token_loss.backward"] > 0
+        replayed += waits[-3:] == ["replay", "replay", "tolist"]
+    assert replayed > 1
 
 
 @pytest.mark.gpu

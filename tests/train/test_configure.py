@@ -10,9 +10,9 @@ import pytest
 from rtm_kernels.data.build import build_sudoku
 from rtm_kernels.data.sudoku import generate
 from rtm_kernels.errors import InputError
-from rtm_kernels.pretrained import tensor_specs
+from rtm_kernels.model import tensor_specs
 from rtm_kernels.train.configure import fit_to_data, load_recipe, override, save_recipe
-from rtm_kernels.train.contract import CumulativeHalting
+from rtm_kernels.train.objective import CumulativeHalting
 from rtm_kernels.train.recipe import PRESETS
 from tests.train.support import TINY
 

@@ -12,12 +12,12 @@ from rtm_kernels.config import ModelConfig
 from rtm_kernels.engine.executor import executor
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.interop.official import model_config
+from rtm_kernels.losses import CumulativeHead
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.token_loss.reference import softmax_cross_entropy
 from rtm_kernels.recursion.tape import encode
-from rtm_kernels.train.contract import CumulativeHalting, DeepSupervision, FinalLoss, StochasticRounds
-from rtm_kernels.train.heads import CumulativeHead
 from rtm_kernels.train.loop import PATIENCE, Diverged, Trainer
+from rtm_kernels.train.objective import CumulativeHalting, DeepSupervision, FinalLoss, StochasticRounds
 from rtm_kernels.train.recipe import PRESETS, growth
 from rtm_kernels.train.schema import Recipe, Stage
 from tests.train.support import MODEL, TINY, same, weights
@@ -74,8 +74,7 @@ def test_every_preset_of_an_architecture_takes_a_step(preset: str) -> None:
             batch = {"inputs": torch.ones(2, small.seq_len, dtype=torch.int32),
                      "labels": torch.ones(2, small.seq_len, dtype=torch.int32),
                      "puzzle_identifiers": torch.zeros(2, dtype=torch.int32)}  # fmt: skip
-            model.config = dataclasses.replace(recipe.stages[0].model(small), H_cycles=1, L_cycles=1)
-            model.program = model.config.program
+            model.set_depth(dataclasses.replace(recipe.stages[0].model(small), H_cycles=1, L_cycles=1))
             head = recipe.contract.head(model, recipe.loss)
             _, loss, _, _, _ = head((), carry=model.initial_carry(batch), batch=batch)
             loss.backward()
@@ -128,11 +127,11 @@ def test_the_cumulative_loss_is_the_formula(policy: str, progress: float, cost: 
     with torch.no_grad():
         model.q_head.weight.normal_(std=0.5)
         model.q_head.bias.fill_(-1.0)
-    model.config = dataclasses.replace(model.config, halt_max_steps=4)
+    model.set_depth(dataclasses.replace(model.config, halt_max_steps=4))
     batch = trainer.stream.batch(5, {"all": 1.0})
     head = CumulativeHead(model, "softmax_cross_entropy", ponder=0.2, entropy=0.1, min_steps=2, anneal=0.3,
                           cost=cost)  # fmt: skip
-    head.progress = progress
+    head.set_progress(progress)
     _, loss, metrics, _, _ = head((), carry=model.initial_carry(batch), batch=batch)
 
     x, z = model.embed(batch["inputs"], batch["puzzle_identifiers"]), model.initial_latents(5)

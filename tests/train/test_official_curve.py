@@ -9,8 +9,8 @@ import torch
 
 from rtm_kernels.interop.official import model_config
 from rtm_kernels.ops.adam_atan2.api import AdamATan2, SparseSignSGD
-from rtm_kernels.train.contract import DeepSupervision, FinalLoss
 from rtm_kernels.train.loop import Trainer
+from rtm_kernels.train.objective import DeepSupervision, FinalLoss
 from rtm_kernels.train.schema import Recipe, Source, Stage
 from rtm_kernels.train.stream import Ahead
 from tests.interop.official_structure import RSM, LossHead, Reasoner, batch, config_of

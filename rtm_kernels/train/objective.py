@@ -8,10 +8,8 @@ from torch import nn
 
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import one_of, require
-from rtm_kernels.interop import official_loss_head
-from rtm_kernels.interop.loss_head import ACTLossHead
+from rtm_kernels.losses import COSTS, ACTLossHead, CumulativeHead, RoundsHead, official_loss_head
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.train.heads import COSTS, CumulativeHead, RoundsHead
 
 
 @dataclass(frozen=True, kw_only=True)
