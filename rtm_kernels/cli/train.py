@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,7 +81,7 @@ def train(
     from rtm_kernels.errors import InputError, one_of
     from rtm_kernels.train.configure import override, to_dict
     from rtm_kernels.train.recipe import PRESETS
-    from rtm_kernels.train.session import RECIPE, open_recipe
+    from rtm_kernels.train.session import RECIPE, open_recipe, run
     from rtm_kernels.train.telemetry import tracker
 
     one_of("PRESET", preset, PRESETS)
@@ -89,70 +91,52 @@ def train(
         return
     if resume and overrides:
         raise InputError(f"--resume uses the saved recipe; {overrides[0]!r} cannot change it")
-    place, leading = join_ranks(device)
     folder = out or Path("runs") / preset
     callbacks: list[Any] = [tracker(name, folder) for name in track or []]
     slices = minutes is not None and not resume
     resume = resume or (slices and (folder / RECIPE).is_file())
-    recipe = share(open_recipe(recipe, folder, resume and not slices, slices) if leading else None)
-    torch.set_num_threads(threads or recipe.threads or os.cpu_count() or 1)
-    callbacks += [] if json_object else [Console(folder)]
-    outcome = run_all(recipe, folder, place, resume, callbacks, save_every, minutes)
-    finish(outcome, folder, preset, json_object)
+    with ranks(device) as (place, leading):
+        recipe = share(open_recipe(recipe, folder, resume and not slices, slices) if leading else None)
+        torch.set_num_threads(threads or recipe.threads or os.cpu_count() or 1)
+        callbacks += [] if json_object else [Console(folder)]
+        outcome = run(recipe, folder, device=place, resume=resume, callbacks=callbacks, save_every=save_every,
+                      minutes=minutes)  # fmt: skip
+    if leading:
+        finish(outcome, folder, preset, json_object)
 
 
-def join_ranks(device: str | None) -> tuple[str, bool]:
-    """The device of this process and whether it leads; under torchrun it joins the others first."""
+@contextmanager
+def ranks(device: str | None) -> Iterator[tuple[str, bool]]:
+    """The device of this process, and whether it leads; under torchrun it joins the other ranks in the meantime."""
     import torch
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return place, True
+        yield place, True
+        return
     if place == "cuda":
         place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(place)
     torch.distributed.init_process_group("nccl" if place.startswith("cuda") else "gloo")
-    return place, torch.distributed.get_rank() == 0
+    try:
+        yield place, torch.distributed.get_rank() == 0
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def share(recipe: Recipe | None) -> Recipe:
     """The recipe of rank 0, on every rank; the others give None."""
     from torch import distributed
 
-    from rtm_kernels.train.configure import build, to_dict
-    from rtm_kernels.train.schema import Recipe
-
-    if recipe is not None and not distributed.is_initialized():
-        return recipe
-    parts = [None if recipe is None else to_dict(recipe)]
-    distributed.broadcast_object_list(parts)
-    shared: Recipe = build(Recipe, parts[0], "")
+    parts: list[Any] = [recipe]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(parts)
+    shared: Recipe = parts[0]
     return shared
 
 
-def run_all(
-    recipe: Recipe, folder: Path, place: str, resume: bool, callbacks: list[Any], save_every: float,
-    minutes: float | None,
-) -> Outcome | None:  # fmt: skip
-    """The run on this rank; None on the ranks that have nothing to report."""
-    from torch import distributed
-
-    from rtm_kernels.train.session import run
-
-    joined = distributed.is_initialized()
-    try:
-        outcome = run(recipe, folder, device=place, resume=resume, callbacks=callbacks, save_every=save_every,
-                      minutes=minutes)  # fmt: skip
-        return outcome if not joined or distributed.get_rank() == 0 else None
-    finally:
-        if joined:
-            distributed.destroy_process_group()
-
-
-def finish(outcome: Outcome | None, folder: Path, preset: str, json_object: bool) -> None:
-    """The table, or the JSON object, and the exit code."""
-    if outcome is None:
-        return
+def finish(outcome: Outcome, folder: Path, preset: str, json_object: bool) -> None:
+    """Print the table or the JSON object, and exit with a code of its own where the run goes on later."""
     if json_object:
         typer.echo(json.dumps(outcome.summary | {"interrupted": outcome.interrupted}))
     if outcome.interrupted:

@@ -48,7 +48,7 @@ def test_a_csv_with_or_without_solutions_is_a_bank(size: int, tmp_path: Path) ->
         found = load_bank(Source(path=str(path), size=size))
         assert np.array_equal(found[0], puzzles + 1) and np.array_equal(found[1], solutions + 1)
     without.write_text("." * size * size)
-    with pytest.raises(InputError, match="b.txt: puzzle 1 has more than one solution"):
+    with pytest.raises(InputError, match=r"b\.txt: puzzle 1 has more than one solution"):
         load_bank(Source(path=str(without), size=size))
 
 
