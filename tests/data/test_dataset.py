@@ -224,7 +224,7 @@ def test_hostile_files_get_one_clear_error(folder: Path, name: str) -> None:
     assert str(caught.value).isprintable() and len(str(caught.value)) < 500
 
 
-def test_tokens_outside_the_vocabulary_are_named(folder: Path) -> None:
+def test_tokens_outside_the_vocabulary_and_absent_files_are_named(folder: Path) -> None:
     path = folder / "train" / "all__inputs.npy"
     tokens = np.load(path)
     tokens[7, 3] = 11
@@ -232,9 +232,6 @@ def test_tokens_outside_the_vocabulary_are_named(folder: Path) -> None:
     found = PuzzleDataset.open(folder)
     with pytest.raises(InputError, match=r"train/all: inputs\[7, 3\]=11 is not allowed: expected 0 to 10"):
         found.check_tokens()
-
-
-def test_absent_files_are_named(folder: Path) -> None:
     (folder / "train" / "all__labels.npy").unlink()
     with pytest.raises(InputError, match=r"all__labels\.npy='absent'"):
         PuzzleDataset.open(folder)
