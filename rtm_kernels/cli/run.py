@@ -30,8 +30,8 @@ def run(
     Examples:
 
       rtm run --dry-run pretrain.py
-      rtm run pretrain.py arch=trm data_paths="[data/sudoku]" evaluators="[]"
-      rtm run --cpu pretrain.py data_path=data/sudoku arch.hidden_size=64 arch.num_heads=2 global_batch_size=16
+      rtm run pretrain.py arch=trm "data_paths=['data/sudoku']" evaluators=[]
+      rtm run --cpu pretrain.py data_path=data/sudoku arch.hidden_size=64
       torchrun --nproc-per-node 4 -m rtm_kernels.cli.main run pretrain.py arch=trm
     """
     from rtm_kernels.errors import require

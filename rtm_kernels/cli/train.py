@@ -26,7 +26,8 @@ LINES = 20
 
 def train(
     preset: Annotated[
-        str | None, typer.Argument(help="Name of a recipe. Without it, the recipes are listed.", show_default=False)
+        str | None,
+        typer.Argument(help="Name of a recipe. Default: list them.", metavar="PRESET", show_default=False),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Changes of the recipe, e.g. lr=0.002.", metavar="KEY=VALUE")
@@ -71,7 +72,7 @@ def train(
       rtm train sudoku-4x4 --resume
       rtm train trm-sudoku-repo data=data/sudoku-extreme-1k --device cuda
       rtm train sudoku-full data=data/hard --minutes 9.5
-      torchrun --nproc-per-node 2 -m rtm_kernels.cli.main train trm-maze-repo data=data/maze
+      torchrun --nproc-per-node 2 -m rtm_kernels.cli.main train sudoku-4x4
     """
     if preset is None:
         list_presets(json_object)

@@ -27,7 +27,7 @@ FRUITLESS_ROUNDS = 40
 
 
 def distances(free: np.ndarray, sources: np.ndarray) -> np.ndarray:
-    """Steps from the source cells over free cells, int32 [N, side, side], -1 where there is no way; bool inputs."""
+    """Steps from the source cells over free cells, int32 [N, side, side], -1 where no path leads; bool inputs."""
     steps = np.where(sources, 0, -1)
     front, step = sources, 0
     while front.any():
@@ -176,7 +176,7 @@ def solve(mazes: np.ndarray) -> np.ndarray:
     answers = mazes.copy()
     for index, (maze, away) in enumerate(zip(mazes, steps, strict=True)):
         row, column = np.argwhere(maze == GOAL)[0].tolist()
-        require(away[row, column] > 0, f"mazes[{index}]", "unsolvable", "expected a way from S to G")
+        require(away[row, column] > 0, f"mazes[{index}]", "unsolvable", "expected a path from S to G")
         for step in range(int(away[row, column]) - 1, 0, -1):
             beside = ((row - 1, column), (row, column - 1), (row, column + 1), (row + 1, column))
             inside = ((r, c) for r, c in beside if 0 <= r < len(maze) and 0 <= c < len(maze))
