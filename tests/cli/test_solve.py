@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -151,24 +152,10 @@ def test_bad_arguments_end_in_one_line_and_code_2(rtm, arguments: list[str], exp
     assert line.startswith("error: ") and expected in line
 
 
-@pytest.mark.parametrize("damage", ["truncated", "tampered", "missing", "wrong shape"])
-def test_damaged_models_end_in_one_line_and_code_2(rtm, model_folder: Path, tmp_path, damage: str) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for file in model_folder.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+def test_a_damaged_model_ends_in_one_line_and_code_2(rtm, model_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "model")
     weights = folder / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    if damage == "truncated":
-        weights.write_bytes(content[:-100])
-    elif damage == "tampered":
-        content[-1] ^= 1
-        weights.write_bytes(content)
-    elif damage == "missing":
-        weights.unlink()
-    else:
-        config = folder / "config.json"
-        config.write_text(config.read_text().replace('"hidden_size": 16', '"hidden_size": 32'))
+    weights.write_bytes(weights.read_bytes()[:-100])
     result = rtm("solve", "--model", str(folder), "1")
     assert result.exit_code == 2 and result.stdout == ""
     (line,) = result.stderr.splitlines()

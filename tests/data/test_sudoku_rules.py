@@ -22,8 +22,8 @@ from rtm_kernels.data.sudoku import (
     solve,
     verify,
 )
-from rtm_kernels.data.sudoku.logic import boards_of, candidates, reduce_candidates
-from rtm_kernels.data.sudoku.rules import explain, units
+from rtm_kernels.data.sudoku.logic import candidates, reduce_candidates
+from rtm_kernels.data.sudoku.rules import explain
 from rtm_kernels.errors import InputError, RTMError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "sudoku"
@@ -55,24 +55,6 @@ def slow_count(puzzle: np.ndarray, box: int) -> int:
         board[open_cells[0]] = digit
         total += slow_count(board, box)
     return total
-
-
-def slow_singles(board: np.ndarray) -> np.ndarray:
-    """Naked and hidden singles, one at a time, on a 9x9 board."""
-    board = board.copy()
-    cells_of = units(np.arange(81)[None])[0].reshape(27, 9)
-    while True:
-        options = {
-            cell: set(range(1, 10)) - {int(board[o]) for unit in cells_of if cell in unit for o in unit}
-            for cell in np.flatnonzero(board == 0).tolist()
-        }
-        found = [(cell, next(iter(digits))) for cell, digits in options.items() if len(digits) == 1]
-        for unit, digit in product(cells_of, range(1, 10)):
-            places = [cell for cell in unit.tolist() if digit in options.get(cell, ())]
-            found += [(places[0], digit)] if len(places) == 1 else []
-        if not found:
-            return board
-        board[found[0][0]] = found[0][1]
 
 
 @quick
@@ -110,13 +92,6 @@ def test_known_counts() -> None:
     assert solve(np.zeros((1, 16), dtype=np.uint8), limit=1000)[0].tolist() == [288]
     with pytest.raises(RTMError, match="gave up after 5000 boards"):
         solve(np.zeros((1, 81), dtype=np.uint8), limit=10**6, max_boards=5000)
-
-
-def test_singles_agree_with_one_at_a_time() -> None:
-    boards = np.concatenate([generate(2, seed=5)[0], generate(2, seed=6, difficulty="locked")[0]])
-    fast = boards_of(reduce_candidates(candidates(boards), 0))
-    assert fast.tolist() == [slow_singles(board).tolist() for board in boards]
-    assert (fast[:2] > 0).all() and not (fast[2:] > 0).all()
 
 
 @pytest.mark.parametrize("level", range(4))
