@@ -12,7 +12,7 @@ import tokenize
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -82,12 +82,23 @@ def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
+@contextmanager
+def new_file(target: Path) -> Iterator[TextIO]:
+    """A text file to fill, which becomes `target` at the end of the block: complete, or `target` is as it was before."""
+    aside = target.with_name(f".{target.name}.partial")
+    try:
+        with open(aside, "w", encoding="utf-8") as file:
+            yield file
+        flush(aside)
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a text file whole, or leave what was there."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    flush(aside)
-    os.replace(aside, path)
+    with new_file(path) as file:
+        file.write(text)
 
 
 @contextmanager

@@ -49,12 +49,8 @@ def info(json_object: Json = False) -> None:
 def gather() -> dict[str, Any]:
     """Everything `rtm info --json` prints."""
     devices = _devices()
-    return {
-        "versions": _versions(),
-        "devices": devices,
-        "backends": [backend for device in devices for backend in _backends(device["name"])],
-        "models": _models(),
-    }
+    backends = [backend for device in devices for backend in _backends(device["name"])]
+    return {"versions": _versions(), "devices": devices, "backends": backends, "models": _models()}
 
 
 def _versions() -> dict[str, str | None]:
