@@ -47,7 +47,7 @@ def train(
     """Train a recipe, and save the moving average of its weights as a model for `rtm solve` and `rtm eval`.
 
     Keys are fields of the recipe (--show prints them): lr, seed, data,
-    model.hidden_size, stages.0.steps, stages.*.batch_size, contract.ponder.
+    model.hidden_size, stages.0.steps, stages.*.batch_size, objective.ponder.
     Ctrl-C saves a state and ends; --resume continues it bit for bit. The folder
     gets recipe.json, metrics.csv, checkpoints, model, best, summary.json, curve.png
     and the puzzles that were measured, unseen.csv.
@@ -121,7 +121,7 @@ def share(recipe: Recipe | None) -> Recipe:
         return recipe
     parts = [None if recipe is None else to_dict(recipe)]
     distributed.broadcast_object_list(parts)
-    shared: Recipe = build(Recipe, parts[0], "")
+    shared: Recipe = build(Recipe, parts[0])
     return shared
 
 

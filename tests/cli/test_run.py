@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from rtm_kernels.cli.main import app
 from rtm_kernels.errors import InputError
+from rtm_kernels.interop import scripts
 from rtm_kernels.interop.scripts import accelerating, flash_attn_func, missing, run_script
 from tests.interop import official_structure
 

@@ -19,7 +19,7 @@ from rtm_kernels.train.schema import Recipe
 from tests.recursion.simulated_cuda import Graph, simulate
 from tests.recursion.support import Recorder
 from tests.train.support import MODEL, TINY, same, weights
-from tests.train.test_contracts import ARCHS
+from tests.train.test_objectives import ARCHS
 
 NAMES = [name for name in ARCHS if name != "rtm-token"]
 EMBEDDED = dataclasses.replace(MODEL, puzzle_emb_ndim=16, num_puzzle_identifiers=3)
@@ -28,10 +28,10 @@ CAPTURED = ("adam_atan2", "adamw")
 
 
 def recipe_of(name: str, **changes: Any) -> Recipe:
-    model, contract = ARCHS[name]
+    model, objective = ARCHS[name]
     stages = tuple(dataclasses.replace(stage, batch_size=4) for stage in TINY.stages)
     made = dataclasses.replace(
-        TINY, model=dataclasses.replace(MODEL, **model), contract=contract, graph=True, stages=stages, accumulate=2
+        TINY, model=dataclasses.replace(MODEL, **model), objective=objective, graph=True, stages=stages, accumulate=2
     )
     return dataclasses.replace(made, **changes)
 

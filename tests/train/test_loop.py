@@ -13,7 +13,7 @@ from rtm_kernels.train.checkpoint import load_checkpoint, save_checkpoint
 from rtm_kernels.train.loop import Trainer
 from rtm_kernels.train.recipe import PRESETS
 from rtm_kernels.train.schema import OPTIMIZERS, Source, Stage
-from rtm_kernels.train.stream import BankStream
+from rtm_kernels.train.stream import PoolStream
 from tests.train.support import TINY, same, weights
 
 
@@ -64,8 +64,8 @@ def test_bad_recipes_are_refused_by_name(change: dict[str, object], named: str) 
 
 def test_the_stream_mixes_by_weight_and_every_label_solves_its_input() -> None:
     sources = {"easy": Source(count=16, seed=1), "full": Source(count=16, seed=2, clues=(40, 60))}
-    batch = BankStream(sources, seed=3).batch(400, {"easy": 0.25, "full": 0.75})
-    again = BankStream(sources, seed=3).batch(400, {"easy": 0.25, "full": 0.75})
+    batch = PoolStream(sources, seed=3).batch(400, {"easy": 0.25, "full": 0.75})
+    again = PoolStream(sources, seed=3).batch(400, {"easy": 0.25, "full": 0.75})
     assert all(torch.equal(batch[k], again[k]) for k in batch)
     inputs, labels = batch["inputs"], batch["labels"]
     given = inputs > 1

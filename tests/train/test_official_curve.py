@@ -12,7 +12,7 @@ from rtm_kernels.ops.adam_atan2.api import AdamATan2, SparseSignSGD
 from rtm_kernels.train.loop import Trainer
 from rtm_kernels.train.objective import DeepSupervision, FinalLoss
 from rtm_kernels.train.schema import Recipe, Source, Stage
-from rtm_kernels.train.stream import Ahead
+from rtm_kernels.train.stream import Prefetch
 from tests.interop.official_structure import RSM, LossHead, Reasoner, batch, config_of
 
 STEPS, SIZE, WARMUP, LR, PUZZLE_LR, DECAY = 60, 4, 10, 1e-3, 1e-2, 0.1
@@ -68,7 +68,7 @@ def test_sixty_steps_give_the_official_loss_curve(name: str) -> None:
         layers = {"H_level": config.H_layers, "L_level": config.L_layers}
         ours = dataclasses.replace(ours, arch="hrm", layers=layers)
     recipe = Recipe(
-        model=ours, sources={"all": Source(count=1)}, contract=FinalLoss(prob_detach_prev_H=1.0) if arch == "rsm"
+        model=ours, sources={"all": Source(count=1)}, objective=FinalLoss(prob_detach_prev_H=1.0) if arch == "rsm"
         else DeepSupervision(),
         stages=(Stage(steps=STEPS, batch_size=SIZE, mix={"all": 1.0}, halt_max_steps=config.halt_max_steps),),
         optimizer="adam_atan2", lr=LR, puzzle_lr=PUZZLE_LR, weight_decay=DECAY, puzzle_weight_decay=DECAY,
@@ -77,7 +77,7 @@ def test_sixty_steps_give_the_official_loss_curve(name: str) -> None:
     trainer = Trainer(recipe)
     state = {k.removeprefix("inner."): v.clone() for k, v in official.state_dict().items()}
     trainer.model.load_state_dict(state)
-    trainer.ahead = Ahead(Batches(config))  # type: ignore[arg-type]
+    trainer.prefetch = Prefetch(Batches(config))  # type: ignore[arg-type]
     head = MeanLossHead(official).train()
     expected = official_curve(config, head)
     found = [trainer.step()["loss"] for _ in range(STEPS)]

@@ -68,12 +68,12 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rsm-sudoku": (
         RSM | SUDOKU | MLP | {"layers": {"core": 1}, "H_cycles": 8, "L_cycles": 12},
         RSM_RUN | {"epochs": 2, "batch_size": 512,
-                   "contract": {"kind": "final_loss", "prob_detach_prev_H": 0.99}},
+                   "objective": {"kind": "final_loss", "prob_detach_prev_H": 0.99}},
     ),
     "rsm-maze": (
         RSM | MAZE | {"layers": {"core": 2}, "H_cycles": 9, "L_cycles": 5},
         RSM_RUN | {"epochs": 500, "batch_size": 128, "weight_decay": 1.0,
-                   "contract": {"kind": "final_loss", "prob_detach_prev_H": 1.0}},
+                   "objective": {"kind": "final_loss", "prob_detach_prev_H": 1.0}},
     ),
     "transformer-sudoku": (
         TRM | SUDOKU | {"arch": "transformer", "layers": {"H_level": 8}, "H_cycles": 1, "puzzle_emb_len": 0,

@@ -1,4 +1,4 @@
-"""The contracts: what each one's loss is, that it learns, and that growth, curricula and failures behave as said."""
+"""The objectives: what each one's loss is, that it learns, and that growth, curricula and failures behave as said."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ ARCHS: dict[str, tuple[dict, object]] = {
 
 
 def recipe_of(name: str, steps: int = 30, **changes) -> Recipe:
-    model, contract = ARCHS[name]
+    model, objective = ARCHS[name]
     return dataclasses.replace(
-        TINY, model=dataclasses.replace(MODEL, **model), contract=contract,
+        TINY, model=dataclasses.replace(MODEL, **model), objective=objective,
         stages=(Stage(steps=steps, batch_size=16, mix={"all": 1.0}, halt_max_steps=2),), **changes,
     )  # fmt: skip
 
@@ -75,7 +75,7 @@ def test_every_preset_of_an_architecture_takes_a_step(preset: str) -> None:
                      "labels": torch.ones(2, small.seq_len, dtype=torch.int32),
                      "puzzle_identifiers": torch.zeros(2, dtype=torch.int32)}  # fmt: skip
             model.set_depth(dataclasses.replace(recipe.stages[0].model(small), H_cycles=1, L_cycles=1))
-            head = recipe.contract.head(model, recipe.loss)
+            head = recipe.objective.head(model, recipe.loss)
             _, loss, _, _, _ = head((), carry=model.initial_carry(batch), batch=batch)
             loss.backward()
             assert loss.isfinite() and model.lm_head.weight.grad is not None
@@ -110,10 +110,10 @@ def test_the_options_that_crash_in_the_official_code_train(option: dict, loss: s
 
 
 def test_a_contract_refuses_a_model_it_cannot_train() -> None:
-    for name, contract in (("rsm", DeepSupervision()), ("trm", CumulativeHalting()), ("trm", FinalLoss()),
+    for name, objective in (("rsm", DeepSupervision()), ("trm", CumulativeHalting()), ("trm", FinalLoss()),
                            ("trm", StochasticRounds())):  # fmt: skip
         with pytest.raises(InputError, match="is not allowed"):
-            dataclasses.replace(recipe_of(name), contract=contract)
+            dataclasses.replace(recipe_of(name), objective=objective)
 
 
 @pytest.mark.parametrize("policy", ["cumulative_sequence", "cumulative_token"])
