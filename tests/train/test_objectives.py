@@ -18,7 +18,7 @@ from rtm_kernels.ops.token_loss.reference import softmax_cross_entropy
 from rtm_kernels.recursion.tape import encode
 from rtm_kernels.train.loop import PATIENCE, Diverged, Trainer
 from rtm_kernels.train.objective import CumulativeHalting, DeepSupervision, FinalLoss, StochasticRounds
-from rtm_kernels.train.recipe import PRESETS, growth
+from rtm_kernels.train.recipe import PRESETS
 from rtm_kernels.train.schema import Recipe, Stage
 from tests.train.support import MODEL, TINY, same, weights
 
@@ -218,15 +218,6 @@ def test_rounds_are_drawn_from_all_of_one_to_r() -> None:
     seen: set[float] = set()
     trainer.fit(lambda _, metrics: seen.add(metrics["steps"]))
     assert seen == {1.0, 2.0, 3.0}
-
-
-def test_rsm_grows_to_its_full_depth_at_the_published_milestones() -> None:
-    recipe = PRESETS["rsm-sudoku"]
-    assert recipe.total_steps == 14_968
-    depth = {percent: recipe.stage_at(round(percent / 100 * 14_968)) for percent in (0, 20.5, 30.5, 55.5, 94.5)}
-    found = {percent: (stage.H_cycles, stage.L_cycles) for percent, (stage, _) in depth.items()}
-    assert found == {0: (2, 2), 20.5: (3, 2), 30.5: (3, 3), 55.5: (5, 4), 94.5: (8, 12)}
-    assert sum(stage.steps for stage in growth(100, 8, (50.0,), (25.0,))) == 100
 
 
 def test_a_stage_sets_the_depth_of_the_model() -> None:

@@ -112,7 +112,7 @@ def test_the_test_split_of_a_data_set_is_what_is_measured(folder: str) -> None:
     assert few is not None and np.array_equal(few["inputs"], arrays["inputs"][:3])
 
 
-def test_mazes_are_a_bank_whose_labels_stay_those_of_the_generator(tmp_path: Path) -> None:
+def test_mazes_are_a_pool_whose_labels_stay_those_of_the_generator(tmp_path: Path) -> None:
     sources = {"all": Source(task="maze", size=7, count=300, seed=1)}
     stream = PoolStream(sources, seed=0, test=Source(task="maze", size=7, count=40, seed=2))
     task, batch = Maze(7), stream.batch(64, {"all": 1.0})
@@ -136,17 +136,17 @@ def test_sources_of_two_tasks_are_refused() -> None:
         PoolStream(sources, seed=0)
 
 
-def test_a_batch_drawn_ahead_changes_nothing() -> None:
+def test_a_prefetched_batch_changes_nothing() -> None:
     sources = {"all": Source(size=4, count=30, seed=1), "other": Source(size=4, count=30, seed=2)}
-    plain, ahead = PoolStream(sources, seed=0), Prefetch(PoolStream(sources, seed=0))
+    plain, prefetch = PoolStream(sources, seed=0), Prefetch(PoolStream(sources, seed=0))
     calls = [(4, {"all": 1.0}), (4, {"all": 1.0}), (6, {"other": 1.0}), (6, {"all": 0.5, "other": 0.5})]
     for number, (size, mix) in enumerate(calls):
-        assert ahead.state() == plain.state()
-        expected, found = plain.batch(size, mix), ahead.batch(size, mix)
+        assert prefetch.state() == plain.state()
+        expected, found = plain.batch(size, mix), prefetch.batch(size, mix)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
-        ahead.prepare(*calls[0] if number == 2 else calls[min(number + 1, 3)])  # once not what is asked for next
-        assert ahead.state() == plain.state()
-    state = ahead.state()
+        prefetch.prepare(*calls[0] if number == 2 else calls[min(number + 1, 3)])  # once not what is asked for next
+        assert prefetch.state() == plain.state()
+    state = prefetch.state()
     expected = plain.batch(5, {"all": 1.0})
-    ahead.load_state(state)
-    assert torch.equal(ahead.batch(5, {"all": 1.0})["inputs"], expected["inputs"])
+    prefetch.load_state(state)
+    assert torch.equal(prefetch.batch(5, {"all": 1.0})["inputs"], expected["inputs"])
