@@ -23,7 +23,7 @@ from rtm_kernels.data.build import build_maze, build_sudoku
 from rtm_kernels.flops import act_step_flops
 from rtm_kernels.train.recipe import PRESETS
 from rtm_kernels.train.schema import Source
-from rtm_kernels.train.stream import BankStream, DatasetStream, Stream
+from rtm_kernels.train.stream import DatasetStream, PoolStream, Stream
 
 BATCH = 768
 MIX = {"all": 1.0}
@@ -36,7 +36,7 @@ def streams(folder: Path, count: int) -> dict[str, tuple[str, Callable[[], Strea
     build_sudoku(folder / "sudoku", sudoku.generate(count + 50, seed=1), test=50)
     build_maze(folder / "maze", maze.generate(count + 50, seed=1, path_cells=60), test=50)
     found: dict[str, tuple[str, Callable[[], Stream]]] = {
-        "bank, twins": ("sudoku", lambda: BankStream({"all": Source(count=count, seed=1)}, 0))
+        "bank, twins": ("sudoku", lambda: PoolStream({"all": Source(count=count, seed=1)}, 0))
     }
     for task in ("sudoku", "maze"):
         for augmented in (False, True):

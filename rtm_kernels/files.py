@@ -84,7 +84,7 @@ def write_json(path: Path, content: object) -> None:
 
 @contextmanager
 def new_file(target: Path) -> Iterator[TextIO]:
-    """A text file to fill, which becomes `target` at the end of the block: complete, or `target` is as it was before."""
+    """A text file to fill, which becomes `target` at the end of the block; `target` is never half written."""
     aside = target.with_name(f".{target.name}.partial")
     try:
         with open(aside, "w", encoding="utf-8") as file:

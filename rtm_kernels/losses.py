@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,7 @@ def official_loss_head(
     return ACTLossHead(model, loss_type)
 
 
-class _Head(nn.Module):
+class Head(nn.Module):
     """What all heads share: the model, the token loss in its implementation, and the metrics of answers."""
 
     model: RecursiveReasoner
@@ -63,6 +63,10 @@ class _Head(nn.Module):
 
     def set_progress(self, share: float) -> None:
         """The trainer calls this before each step with the share of the run that is done; most heads ignore it."""
+
+    def draw(self) -> Hashable:
+        """Draw what later calls do at random, and return it: it names the operations of a captured step."""
+        return None
 
     def _labels(self, data: Batch) -> Tensor:
         if "labels" not in data:
@@ -91,7 +95,7 @@ def answer_metrics(found: TokenLoss, counted: Tensor | None = None) -> Metrics:
     }
 
 
-class ACTLossHead(_Head):
+class ACTLossHead(Head):
     """`loss = lm_loss + (q_halt_loss + q_continue_loss) / 2`, summed over the batch, and its metrics.
 
     `lm_loss` is the sum of each sample's mean token loss; `q_halt_loss` the binary cross entropy of q_halt against
@@ -123,7 +127,7 @@ class ACTLossHead(_Head):
         return carry, lm_loss + 0.5 * q_loss, metrics, detached, carry.halted.all()
 
 
-class LossHead(_Head):
+class LossHead(Head):
     """RSM's loss head: the token loss at the final depth, every call from fresh latents, always finished.
 
     In training the depth is at least two H cycles, and one draw per call decides whether the gradient also chains
@@ -169,13 +173,15 @@ class LossHead(_Head):
         return programs.rsm(max(2, depth) if self.training else depth, c.L_cycles, chained=not detach)
 
 
-class CumulativeHead(_Head):
+class CumulativeHead(Head):
     """Cumulative halting (RTM): every ACT step answers, weighted by its share of the halting probability.
 
     `loss = sum_t w_t loss_t + rise * (ponder * cost - entropy * entropy(w))`, with `rise` growing from 0 to 1 over the
     first `anneal` share of the run; see `train.objective.CumulativeHalting`. Every call starts from fresh latents; the
     carry it is given is handed back unread.
     """
+
+    progress: Tensor
 
     def __init__(
         self, model: RecursiveReasoner, loss_type: str, ponder: float, entropy: float, min_steps: int, anneal: float,
@@ -220,7 +226,7 @@ class CumulativeHead(_Head):
         if self.cost == "graves":
             ponder = (state.steps + state.remainder).mean(-1).sum()
         answered = found._replace(predictions=answer, correct=token_counts(answer, labels)[:, 1])
-        rise = 1.0 if self.anneal == 0 else (self.progress / self.anneal).clamp(max=1.0)
+        rise = (self.progress / self.anneal).clamp(max=1.0) if self.anneal else torch.ones_like(self.progress)
         total = lm_loss + rise * (self.ponder * ponder - self.entropy * entropy)
         metrics = answer_metrics(answered) | {
             "steps": state.sample_steps.sum(),
@@ -233,7 +239,7 @@ class CumulativeHead(_Head):
         return carry, total, metrics, {"steps": state.sample_steps}, torch.ones_like(total, dtype=torch.bool)
 
 
-class RoundsHead(_Head):
+class RoundsHead(Head):
     """Stochastic rounds (RINS): the token loss after a number of rounds that is drawn for each call.
 
     Every call starts from fresh latents; the carry it is given is handed back unread.

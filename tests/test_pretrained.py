@@ -227,7 +227,7 @@ def test_hostile_headers_with_a_matching_manifest(saved) -> None:
         ],
         "lacks": [{("other" if name == first else name): entry for name, entry in header.items()}],
         "has unexpected 'evil": [{**header, "evil\n": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}],
-        "has shape": [changed(shape=header[first]["shape"][::-1] + [1])],
+        "has shape": [changed(shape=[*header[first]["shape"][::-1], 1])],
         "has dtype": [changed(dtype="I32")],
         "more than the 1024 allowed": [
             header | {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(1025)}

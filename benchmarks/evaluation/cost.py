@@ -31,16 +31,16 @@ def with_gradient(config: ModelConfig) -> int:
 
 
 def sample_flops(recipe: Recipe, stage: Stage) -> float:
-    """FLOPs that one sample costs in one optimiser step of a stage, in the mean over what the contract draws."""
-    config, contract = stage.model(recipe.model), recipe.contract
-    if isinstance(contract, CumulativeHalting):
+    """FLOPs that one sample costs in one optimiser step of a stage, in the mean over what the objective draws."""
+    config, objective = stage.model(recipe.model), recipe.objective
+    if isinstance(objective, CumulativeHalting):
         return 3.0 * config.halt_max_steps * step_flops(config)
-    if isinstance(contract, StochasticRounds):
+    if isinstance(objective, StochasticRounds):
         fewest, one_more = (step_flops(config, rins(r)) for r in (1, 2))
-        return 3.0 * (fewest + contract.keep * (config.H_cycles - 1) * (one_more - fewest))
+        return 3.0 * (fewest + objective.keep * (config.H_cycles - 1) * (one_more - fewest))
     chained = 0.0
-    if isinstance(contract, FinalLoss) and config.H_cycles > 1:
-        chained = (1 - contract.prob_detach_prev_H) * config.layers["core"] * layer_flops(config, 1)
+    if isinstance(objective, FinalLoss) and config.H_cycles > 1:
+        chained = (1 - objective.prob_detach_prev_H) * config.layers["core"] * layer_flops(config, 1)
     again = step_flops(config) if config.q_continue_target and config.halt_max_steps > 1 else 0
     return step_flops(config) + again + 2 * (with_gradient(config) + chained)
 

@@ -43,7 +43,7 @@ class Point:
 def points(model: RecursiveReasoner, recipe: Recipe, arrays: Arrays, depth: int) -> list[Point]:
     """The points of a model on the puzzles in `arrays` (see `test_arrays`), by increasing depth, halting last."""
     vocab_size = model.config.vocab_size
-    if isinstance(recipe.contract, StochasticRounds):
+    if isinstance(recipe.objective, StochasticRounds):
         answers = [_once(model, arrays, rounds) for rounds in range(1, depth + 1)]
         flops = [float(step_flops(model.config, rins(rounds))) for rounds in range(1, depth + 1)]
         return [
@@ -139,7 +139,7 @@ def joules(
 
     Gross, over a window of at least `window` seconds; what the counter covers is in `covers`.
     """
-    rounds = isinstance(recipe.contract, StochasticRounds)
+    rounds = isinstance(recipe.objective, StochasticRounds)
 
     def call(i: int) -> object:
         return _once(model, arrays, depth) if rounds else trajectory(model, arrays, depth)

@@ -1,4 +1,4 @@
-"""Forward and backward of a contract in CUDA graphs: one per stage and per program that the contract draws."""
+"""Forward and backward of a objective in CUDA graphs: one per stage and per program that the objective draws."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def load_checkpoint(trainer: Trainer, root: Path) -> Path:
     try:
         trainer.step_count, trainer.score = int(scalars["step"]), float(scalars["score"])
         trainer.skipped, trainer.in_a_row = int(scalars["skipped"]), int(scalars["in_a_row"])
-        trainer.ahead.load_state(scalars["stream"])
+        trainer.prefetch.load_state(scalars["stream"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / SCALARS}: not the state of a run: {type(error).__name__}: {error}") from None
     trainer.last_good = str(folder)
@@ -137,7 +137,7 @@ def _prune(root: Path, keep: int) -> None:
 def _scalars(trainer: Trainer) -> dict[str, Any]:
     return {
         "step": trainer.step_count,
-        "stream": trainer.ahead.state(),
+        "stream": trainer.prefetch.state(),
         "skipped": trainer.skipped,
         "in_a_row": trainer.in_a_row,
         "score": trainer.score,

@@ -1,4 +1,4 @@
-"""The training loop: loss of the contract, gradient, optimiser step, moving average; and what happens when it fails."""
+"""The training loop: loss of the objective, gradient, optimiser step, moving average; and what happens on failure."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, RTMError, require
+from rtm_kernels.losses import CONFIDENCE, DELTA
 from rtm_kernels.model import Carry, RecursiveReasoner, Run
 from rtm_kernels.recursion import symmetric
 from rtm_kernels.recursion.graph import Capture, CudaGraphs, why_not
 from rtm_kernels.train.captured import CapturedLoss, compute
 from rtm_kernels.train.compiling import compile_stacks
-from rtm_kernels.train.observe import CONFIDENCE, DELTA, DEPTH
+from rtm_kernels.train.observe import DEPTH
 from rtm_kernels.train.optim import Average, why_not_captured
 from rtm_kernels.train.schema import Recipe, Stage
-from rtm_kernels.train.stream import Ahead, build_stream
+from rtm_kernels.train.stream import Prefetch, build_stream
 from rtm_kernels.train.symmetry import Symmetry
 from rtm_kernels.train.update import CapturedUpdate, Rows, Update
 
@@ -57,10 +58,10 @@ class Trainer:
             require(stage.batch_size % shares == 0, "batch_size", stage.batch_size, allowed)
         self.model = build_model(recipe).to(self.device).train()
         self.model.share_batch(self.rank, self.world_size)
-        self.head = recipe.contract.head(self.model, recipe.loss).to(self.device)
+        self.head = recipe.objective.head(self.model, recipe.loss).to(self.device)
         self.stream = build_stream(recipe)
         self.update = Update(self.model, recipe, self._symmetry())
-        self.ahead = Ahead(self.stream)
+        self.prefetch = Prefetch(self.stream)
         self.carries: list[Carry | None] = [None] * recipe.accumulate
         self.step_count = self.skipped = self.in_a_row = 0
         self.score = -1.0
@@ -136,11 +137,11 @@ class Trainer:
         following = self.step_count + 1
         if following < self.recipe.total_steps:
             stage, _ = self.recipe.stage_at(following)
-            self.ahead.prepare(stage.batch_size, stage.mix)
+            self.prefetch.prepare(stage.batch_size, stage.mix)
 
     def _gradients(self, stage: Stage) -> tuple[dict[str, Tensor], Rows | None]:
         """Backward over the parts of a global batch: sums of metrics, and puzzle rows with gradients."""
-        batch = self.ahead.batch(stage.batch_size, stage.mix)
+        batch = self.prefetch.batch(stage.batch_size, stage.mix)
         whole = zip(*(v.chunk(self.recipe.accumulate) for v in batch.values()), strict=True)
         sums: dict[str, Tensor] = {}
         rows: list[Rows] = []
@@ -160,7 +161,7 @@ class Trainer:
         self, stage: Stage, carry: Carry, part: dict[str, Tensor]
     ) -> tuple[Carry, dict[str, Tensor], Rows | None]:
         """Gradients of one part, added up; the carry after it, the sums of its metrics, its puzzle rows."""
-        drawn = self.head.draw() if hasattr(self.head, "draw") else None  # type: ignore[operator]
+        drawn = self.head.draw()
         if self.captured is not None:
             return self.captured((id(stage), drawn), carry, part, stage.batch_size)
         after, loss, sums = compute(self.model, self.head, carry, part, self.deepest)

@@ -23,7 +23,7 @@ def depth_counts(steps: Tensor, halted: Tensor, deepest: int) -> Sums:
 
 @torch.no_grad()
 def observe(model: RecursiveReasoner, before: Carry, after: Carry, outputs: dict[str, Tensor], deepest: int) -> Sums:
-    """Sums over the batch of what `DEPTH`, `CONFIDENCE` and `DELTA` name, as far as the contract shows them.
+    """Sums over the batch of what `DEPTH`, `CONFIDENCE` and `DELTA` name, as far as the objective shows them.
 
     `outputs` are the head's: `q_halt_logits` [B], or `steps` [B] of a head that runs all of a sample's steps at once.
     """

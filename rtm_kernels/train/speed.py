@@ -14,12 +14,12 @@ from rtm_kernels.train.telemetry import CsvLog
 def step_flops(trainer: Trainer) -> float:
     """Useful FLOPs of one optimiser step on this rank, at the depth of its stage, without heads and optimiser.
 
-    The cumulative contract runs `halt_max_steps` ACT steps; stochastic rounds count as if none were dropped.
+    The cumulative objective runs `halt_max_steps` ACT steps; stochastic rounds count as if none were dropped.
     """
     stage, _ = trainer.recipe.stage_at(max(0, trainer.step_count - 1))
     config = stage.model(trainer.recipe.model)
     each = act_step_flops(config, train=True)
-    if isinstance(trainer.recipe.contract, CumulativeHalting):
+    if isinstance(trainer.recipe.objective, CumulativeHalting):
         each *= config.halt_max_steps
     return float(each * stage.batch_size // trainer.world_size)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rtm_kernels.errors import BackendUnavailable, InputError, one_of
+from rtm_kernels.losses import CONFIDENCE, DELTA
 from rtm_kernels.train.configure import to_dict
 from rtm_kernels.train.loop import Metrics, Trainer
-from rtm_kernels.train.observe import CONFIDENCE, DELTA
 
 MEASURED = ("test_exact_accuracy", f"test_{CONFIDENCE}", f"test_{DELTA}")
 """Columns of evaluations: values after the last ACT step, in the order of `Curves`."""

@@ -58,7 +58,7 @@ def test_the_arms_of_a_study_cost_the_same_to_train(name: str) -> None:
     found = recipes(STUDIES[name], CPU)
     costs = [training_flops(recipe) for recipe in found.values()]
     assert len(found) >= 2 and max(costs) < 1.05 * min(costs)
-    told = {(r.model.to_json(), repr(r.contract), repr(r.stages[0]), r.symmetric) for r in found.values()}
+    told = {(r.model.to_json(), repr(r.objective), repr(r.stages[0]), r.symmetric) for r in found.values()}
     assert len(told) == len(found)
 
 

@@ -255,7 +255,7 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
 def test_the_recipes_are_listed_and_shown() -> None:
     assert list(json.loads(rtm("--json").stdout)) == list(PRESETS)
     shown = json.loads(rtm("rsm-sudoku", "lr=0.5", "--show").stdout)
-    assert shown["lr"] == 0.5 and shown["contract"]["kind"] == "final_loss"
+    assert shown["lr"] == 0.5 and shown["objective"]["kind"] == "final_loss"
 
 
 @pytest.mark.parametrize("name", ["trackio", "wandb", "tensorboard"])

@@ -1,4 +1,4 @@
-"""Banks of puzzles with their solutions: what the sources of a recipe hold."""
+"""Pools of puzzles with their solutions: what the sources of a recipe hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rtm_kernels.errors import require
 from rtm_kernels.train.schema import Source
 
 
-def load_bank(source: Source) -> Pair:
+def load_pool(source: Source) -> Pair:
     """Tokens of the puzzles and of the solutions of a source, uint8 [N, seq_len] each.
 
     Errors: `InputError` when a csv file cannot be read, or holds a Sudoku without a unique solution or a maze without
