@@ -1,4 +1,4 @@
-"""A checkpoint and the config of its run, as the official training left them, made a folder of this package."""
+"""Convert an official checkpoint and its config to a model folder of this package."""
 
 from __future__ import annotations
 

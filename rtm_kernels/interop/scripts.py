@@ -1,4 +1,4 @@
-"""Running an official training script unedited: stand-ins for packages that do not install, fused blocks as built."""
+"""Run an official training script unedited, with stand-ins for missing packages and fused blocks."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def missing() -> dict[str, str]:
 
 @contextmanager
 def standing_in(names: dict[str, str]) -> Iterator[None]:
-    """Within it the packages `names` can be imported, as modules with the names of `STAND_INS`."""
+    """Inside, the packages `names` can be imported, with the content of `STAND_INS`."""
     for name in names:
         module = ModuleType(name, "A stand-in of rtm_kernels")
         for key, value in STAND_INS[name].items():
@@ -79,9 +79,9 @@ def standing_in(names: dict[str, str]) -> Iterator[None]:
 
 @contextmanager
 def accelerating(report: list[str]) -> Iterator[None]:
-    """Within it every stack of official blocks is accelerated when it becomes part of a model; `report` names them.
+    """Inside, every stack of official blocks is accelerated when it becomes part of a model; `report` names them.
 
-    What looks like a stack of blocks but computes something else stays as it is, and `report` says so.
+    A stack that computes something else stays as it is, and `report` says so.
     """
 
     def hook(parent: nn.Module, name: str, child: nn.Module | None) -> None:
@@ -130,9 +130,9 @@ class _Autocast(torch.autocast):
 
 @contextmanager
 def cuda_on_cpu() -> Iterator[None]:
-    """Within it the CPU stands in for CUDA: factories, `.cuda()`, autocast, `torch.load` and NCCL (by gloo).
+    """Inside, the CPU stands in for CUDA: factories, `.cuda()`, autocast, `torch.load` and NCCL (by gloo).
 
-    `torch.cuda` counts no memory. What asks it for more than that fails as without this.
+    `torch.cuda` reports no memory. Any other use of CUDA fails as usual.
     """
     load, init = torch.load, dist.init_process_group
 
@@ -154,7 +154,7 @@ def cuda_on_cpu() -> Iterator[None]:
 
 
 def run_script(script: Path, arguments: list[str], *, accelerated: bool = True, on_cpu: bool = False) -> list[str]:
-    """Run `script` as `python script arguments` would, with stand-ins and fused blocks; what was accelerated.
+    """Run `script` as `python script arguments` would, with stand-ins and fused blocks; returns what was accelerated.
 
     `on_cpu` answers its calls for CUDA with the CPU (`cuda_on_cpu`).
 

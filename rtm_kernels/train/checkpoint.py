@@ -89,7 +89,7 @@ def load_checkpoint(trainer: Trainer, root: Path) -> Path:
 
 
 def newest(root: Path) -> Path:
-    """The state of the highest step in `root` whose files equal its manifest. Errors: `InputError` for none."""
+    """The latest state in `root` whose files match its manifest. Errors: `InputError` without one."""
     states = _states(root)
     for folder in reversed(states):
         if _complete(folder):
@@ -99,12 +99,12 @@ def newest(root: Path) -> Path:
 
 
 def has_states(root: Path) -> bool:
-    """Whether `root` holds states, whole ones or not; a run that was killed before its first one has none."""
+    """Whether `root` holds any state, complete or not."""
     return bool(_states(root))
 
 
 def clean(root: Path) -> None:
-    """Remove what a run that was killed while it saved has left behind."""
+    """Remove incomplete states that a killed run left behind."""
     for orphan in root.glob(".step-*"):
         shutil.rmtree(orphan, ignore_errors=True)
 
@@ -157,7 +157,7 @@ def _shared_tensors(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def _gather_local(trainer: Trainer) -> dict[str, Tensor]:
-    """What each rank has of its own, carries and random numbers, of all ranks on rank 0."""
+    """The carries and random states of every rank, gathered on rank 0."""
     state = {"rng": torch.get_rng_state()}
     if trainer.device.type == "cuda":
         state["rng_cuda"] = torch.cuda.get_rng_state(trainer.device)

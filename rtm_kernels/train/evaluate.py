@@ -1,4 +1,4 @@
-"""A model after each ACT step on test puzzles: accuracy, confidence and movement against compute."""
+"""Accuracy, halting confidence and latent change of a model after each ACT step on test puzzles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop: loss of the objective, gradient, optimiser step, moving average; and what happens on failure."""
+"""The training loop: loss, gradient, optimiser step and moving average; non-finite gradients are skipped."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Diverged(RTMError):
 class Trainer:
     """Holds all state of a run: model, moving average, optimisers, stream, carries and step count.
 
-    Under torch.distributed every rank draws the same global batch and the same random numbers, and works off its share
-    of each part; gradients are summed over the ranks, as in the official code. So ranks train as one process does, but
+    Under torch.distributed every rank draws the same global batch and the same random numbers, and computes its share
+    of each part; gradients are summed over the ranks, as in the official code. So several ranks train as one process does, except
     for the rounding of sums. `capture` records the steps of a recipe with `graph`, by default CUDA graphs.
 
     Errors: `InputError` for a batch that the ranks cannot share; `BackendUnavailable` for `graph` where CUDA graphs
@@ -114,7 +114,7 @@ class Trainer:
         return None
 
     def _capture(self, capture: Capture) -> None:
-        """Let graphs take the steps, as far as they can."""
+        """Capture forward and backward passes, and the update where its optimiser allows it."""
         self.captured = CapturedLoss(self.model, self.head, self.deepest, capture)
         reason = why_not_captured(self.recipe)
         if reason is None:
@@ -123,7 +123,7 @@ class Trainer:
             logger.warning("graph=True: the optimiser's step is not captured: %s", reason)
 
     def _enter(self, stage: Stage) -> None:
-        """Give the model the depth of the stage; the carry survives unless the batch size changes."""
+        """Set the depth of the stage; carries are kept unless the batch size changes."""
         self.head.set_progress(self.step_count / self.recipe.total_steps)
         if stage is self._stage:
             return
@@ -160,7 +160,7 @@ class Trainer:
     def _part(
         self, stage: Stage, carry: Carry, part: dict[str, Tensor]
     ) -> tuple[Carry, dict[str, Tensor], Rows | None]:
-        """Gradients of one part, added up; the carry after it, the sums of its metrics, its puzzle rows."""
+        """Add up the gradients of one part; its new carry, sums of metrics and puzzle rows."""
         drawn = self.head.draw()
         if self.captured is not None:
             return self.captured((id(stage), drawn), carry, part, stage.batch_size)
@@ -184,7 +184,7 @@ class Trainer:
         return sums, (torch.cat([ids for ids, _ in rows]), torch.cat([grad for _, grad in rows])) if rows else None
 
     def _finish(self, sums: dict[str, Tensor], rows: Rows | None) -> tuple[Metrics, float]:
-        """The update, or none where a gradient is not finite; sums of metrics and the gradient's norm as numbers."""
+        """Apply the update, or skip it if a gradient is not finite; sums of metrics and the gradient norm as numbers."""
         self.update.schedule(self.step_count)
         capture = self.captured_update if self.average.started else None
         found = self.update.clip(rows) if capture is None else capture(rows)
@@ -199,7 +199,7 @@ class Trainer:
         return dict(zip(sums, totals, strict=True)), norm
 
     def _skip(self) -> None:
-        """Leave the weights as they are, and start from fresh latents, which may be what is not finite."""
+        """Keep the weights and restart from fresh latents, because the latents may be what is not finite."""
         self.model.zero_grad(set_to_none=True)
         self.carries = [None] * len(self.carries)
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1

@@ -1,4 +1,4 @@
-"""Training objectives as data: what is run and what the loss is in one optimiser step. Each builds a loss head."""
+"""Training objectives as data: what one optimiser step runs and minimises. Each builds its loss head."""
 
 from __future__ import annotations
 

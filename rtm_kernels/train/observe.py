@@ -1,4 +1,4 @@
-"""What a training step shows besides its loss: how deep samples went, how sure the head is, how far latents move."""
+"""Metrics of a training step besides its loss: ACT steps taken, halting confidence, change of the latents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def depth_counts(steps: Tensor, halted: Tensor, deepest: int) -> Sums:
 
 @torch.no_grad()
 def observe(model: RecursiveReasoner, before: Carry, after: Carry, outputs: dict[str, Tensor], deepest: int) -> Sums:
-    """Sums over the batch of what `DEPTH`, `CONFIDENCE` and `DELTA` name, as far as the objective shows them.
+    """Sums over the batch of what `DEPTH`, `CONFIDENCE` and `DELTA` name, where the objective has them.
 
     `outputs` are the head's: `q_halt_logits` [B], or `steps` [B] of a head that runs all of a sample's steps at once.
     """

@@ -25,7 +25,7 @@ def load_pool(source: Source) -> Pair:
 
 
 def task_of_sources(sources: Sequence[Source]) -> Task:
-    """The task of all of them. Errors: `InputError` when they differ."""
+    """The task that all sources share. Errors: `InputError` when they differ."""
     kinds = sorted({(source.task, source.size) for source in sources})
     require(len(kinds) == 1, "sources", kinds, "one task and size for all sources and the test")
     kind, size = kinds[0]

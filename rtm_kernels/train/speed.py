@@ -1,4 +1,4 @@
-"""How fast and at what cost a run trains: samples/s, achieved TFLOP/s, and joules where a counter answers."""
+"""Training speed: samples/s, achieved TFLOP/s, and joules where the machine has an energy counter."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def step_flops(trainer: Trainer) -> float:
 
 
 class Speed:
-    """A callback that adds samples_per_second, tflops and joules to the metrics, and keeps them in a file of its own:
-    they differ from run to run, and the metrics of a run do not."""
+    """A callback that adds samples_per_second, tflops and joules to the metrics, and writes them to a separate
+    file: they differ from run to run, and the other metrics do not."""
 
     def __init__(self, path: Path) -> None:
         self.log_file = CsvLog(path, extra=())
@@ -39,7 +39,7 @@ class Speed:
         self._counter = energy_counter(trainer.device.type, trainer.device.index or 0)
 
     def log(self, trainer: Trainer, metrics: Metrics) -> None:
-        """Add what the last step took."""
+        """Add the figures of the last step."""
         stage, _ = trainer.recipe.stage_at(max(0, trainer.step_count - 1))
         seconds, flops = max(trainer.step_seconds, 1e-9), step_flops(trainer)
         own = {"seconds": seconds, "samples_per_second": stage.batch_size / seconds, "tflops": flops / seconds / 1e12}

@@ -36,7 +36,7 @@ class Stream(Protocol):
 
 
 class Prefetch:
-    """A stream whose next batch is drawn while a device still works on the last one; its position hides that."""
+    """A stream that draws its next batch while the device still works; its position ignores a batch not yet taken."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -49,7 +49,7 @@ class Prefetch:
         self._drawn = (size, dict(mix), self.batch(size, mix))
 
     def batch(self, size: int, mix: Mapping[str, float]) -> dict[str, Tensor]:
-        """The prepared batch, or without one of these arguments a new one from the same position."""
+        """The prepared batch if it has these arguments, else a new one from the same position."""
         drawn, self._drawn = self._drawn, None
         if drawn is None:
             return self.stream.batch(size, mix)
@@ -72,8 +72,8 @@ class PoolStream:
     """Draws batches from pools: source by weight, puzzle uniformly, then a random symmetric twin of it.
 
     Mazes are left as they are: among equally short paths their label prefers one side, and a twin's another.
-    With `test`, every puzzle that is a symmetric twin of one of its puzzles is taken out of the pools. Lists are read
-    at once, so that one that is missing or broken is told before a run begins; puzzles are generated when needed.
+    With `test`, every puzzle that is a symmetric twin of one of its puzzles is taken out of the pools. Files are read
+    at once, so that a missing or broken one is reported before the run begins; puzzles are generated when needed.
     """
 
     def __init__(self, sources: Mapping[str, Source], seed: int, test: Source | None = None) -> None:
@@ -191,8 +191,7 @@ class DatasetStream:
 
     @property
     def task(self) -> Task:
-        """The task of the sizes of the data set, whose symmetries augment it. Errors: `InputError` for none, and for
-        several."""
+        """The task with the sizes of this data set. Errors: `InputError` unless exactly one task has them."""
         sizes = (self.dataset.metadata.seq_len, self.dataset.metadata.vocab_size)
         found = find_tasks(*sizes)
         allowed = f"a data set of one task; its (seq_len, vocab_size) = {sizes}, and symmetries are those of a task"
@@ -224,7 +223,7 @@ def build_stream(recipe: Recipe) -> PoolStream | DatasetStream:
 
 
 def without_hints(source: Source) -> Source:
-    """The source whose puzzles `source` draws, some of them with hints."""
+    """The same source without hints."""
     return replace(source, hints=(0, 0))
 
 
