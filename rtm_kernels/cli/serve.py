@@ -39,9 +39,7 @@ def serve(
     executor: Executor = "auto",
     halt: Halt = "verified",
     batch_invariant: Annotated[bool, typer.Option(help="The same bits whatever else is in the batch.")] = True,
-    json_lines: Annotated[
-        bool, typer.Option("--json", help="Log as JSON lines on standard error.")
-    ] = False,
+    json_lines: Annotated[bool, typer.Option("--json", help="Log as JSON lines on standard error.")] = False,
 ) -> None:
     """Serve models over HTTP: solve, stream, models, health, metrics.
 

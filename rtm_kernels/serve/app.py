@@ -24,7 +24,9 @@ from rtm_kernels.serve.schema import Error, Health, Model, Models, Solution, Sol
 
 CODES = {400: "not_json", 404: "not_found", 405: "method_not_allowed"}
 MAX_ERRORS = 5
-REFUSALS: dict[int | str, dict[str, Any]] = {
+Responses = dict[int | str, dict[str, Any]]
+
+REFUSALS: Responses = {
     "4XX": {"model": Error, "description": "The request is not allowed; `code` and `message` say why."},
     503: {"model": Error, "description": "Overloaded, unhealthy or stopping: try again after Retry-After seconds."},
 }
@@ -89,7 +91,7 @@ def add_solving(app: FastAPI, front: Front) -> None:
             last, data = "error", {"code": error.code, "message": error.message, "request_id": request_id}
         yield f"event: {last}\ndata: {json.dumps(data)}\n\n"
 
-    streamed = {200: {"content": {"text/event-stream": {"schema": EVENT}}, "description": EVENTS}}
+    streamed: Responses = {200: {"content": {"text/event-stream": {"schema": EVENT}}, "description": EVENTS}}
 
     @app.post("/v1/stream", response_class=StreamingResponse, responses=streamed, operation_id="stream")
     async def stream(request: Request, asked: SolveRequest) -> StreamingResponse:
@@ -111,7 +113,7 @@ def add_state(app: FastAPI, front: Front) -> None:
         await front.probe()
         return Health(status="ok")
 
-    page = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+    page: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
     @app.get("/metrics", response_class=Response, responses=page, operation_id="metrics")
     async def metrics() -> Response:

@@ -64,7 +64,10 @@ class Front:
             raise stopping() from None
 
     async def outcomes(self, model: Model, futures: Sequence[Future[Solution]]) -> AsyncIterator[tuple[int, Solution]]:
-        """(index, solution) as they finish; leaving early cancels the others. Errors: `Refused` when the server stops."""
+        """(index, solution) as they finish; leaving early cancels the others.
+
+        Errors: `Refused` with 503 when the server stops.
+        """
         try:
             async for index, solution in finished(futures):
                 self.metrics.solved(model.name, solution)

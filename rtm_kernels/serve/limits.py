@@ -12,8 +12,8 @@ class Limits:
     Bytes: `body` and `header_block` of a request; `dropped` is what a client may still send after a refusal.
     A request: `puzzles`, characters of a puzzle (`text`), ACT `steps`, and the product `work` = puzzles x cells x
     steps. A model: `cells` of a puzzle. At a time: `queued` puzzles that wait, `requests` at work, `connections`.
-    Seconds: `read` for a body, `request` to solve it (also the largest deadline), `grace` for a solver that is past a
-    deadline, `probe` for the golden puzzle, `drain` from SIGTERM to the last answer, `keep_alive` of an idle connection.
+    Seconds: `read` for a body, `request` to solve it (also the largest deadline), `probe` for the golden puzzle,
+    `drain` from SIGTERM to the last answer, `keep_alive` of an idle connection.
     """
 
     body: int = 256 << 10
@@ -29,7 +29,6 @@ class Limits:
     connections: int = 512
     read: float = 10.0
     request: float = 30.0
-    grace: float = 5.0
     probe: float = 5.0
     drain: float = 3.5
     keep_alive: int = 5

@@ -47,7 +47,7 @@ def address_of(bound: socket.socket) -> str:
 def config(app: App, limits: Limits, **options: Any) -> uvicorn.Config:
     """uvicorn with the limits. What is no HTTP gets its plain 400, and a connection too many its plain 503."""
     return uvicorn.Config(
-        app,  # type: ignore[arg-type]
+        app,
         http="h11",
         ws="none",
         loop="asyncio",
