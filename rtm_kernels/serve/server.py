@@ -79,6 +79,7 @@ class Server(uvicorn.Server):
         for signum in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again after the drain
             signal.signal(signum, self.handle_exit)
         self.run(sockets=[bound])
+        self.front.service.close(drain=False, timeout=10)  # the end of the last step: no process ends well inside one
         if self.front.service.failure is not None:
             raise BackendUnavailable(self.front.service.failure)
         log.info("stopped")
@@ -92,7 +93,6 @@ class Server(uvicorn.Server):
         log.info("draining")
         asyncio.get_running_loop().call_later(self.front.limits.drain, self.front.stop)
         await super().shutdown(sockets)
-        self.front.stop()
 
 
 def end_at_once(*_: object) -> None:
