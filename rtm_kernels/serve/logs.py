@@ -40,9 +40,12 @@ class Lines(logging.Formatter):
 class AsEvents(io.TextIOBase):
     """A standard error whose every line becomes a log line with the event `stderr` and the text as its `reason`."""
 
+    begun = ""
+
     def write(self, text: str) -> int:
         """See `io.TextIOBase.write`."""
-        for line in filter(str.strip, text.splitlines()):
+        *lines, self.begun = (self.begun + text).split("\n")
+        for line in filter(str.strip, lines):
             log.warning("stderr", extra={"reason": one_line(line.strip())})
         return len(text)
 
