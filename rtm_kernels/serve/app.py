@@ -67,15 +67,15 @@ def build_app(front: Front, token: Token | None) -> Guard:
 def add_solving(app: FastAPI, front: Front) -> None:
     """POST /v1/solve and /v1/stream."""
 
-    def submit(request: Request, asked: SolveRequest) -> tuple[Model, list[Future[engine.Solution]]]:
+    async def submit(request: Request, asked: SolveRequest) -> tuple[Model, list[Future[engine.Solution]]]:
         model = front.choose(asked.model)
         request.state.log = {"model": model.name, "puzzles": len(asked.puzzles)}
-        return model, front.submit(model, asked)
+        return model, await front.submit(model, asked)
 
     @app.post("/v1/solve", response_model=SolveResponse, operation_id="solve")
     async def solve(request: Request, asked: SolveRequest) -> Response:
         """Solve the puzzles and answer when all are done, in their order."""
-        model, futures = submit(request, asked)
+        model, futures = await submit(request, asked)
         found = {index: solution async for index, solution in front.outcomes(model, futures)}
         solutions = [Solution.of(index, solution) for index, solution in sorted(found.items())]
         answer = SolveResponse(request_id=request.state.request_id, model=model.name, solutions=solutions)
@@ -96,7 +96,7 @@ def add_solving(app: FastAPI, front: Front) -> None:
     @app.post("/v1/stream", response_class=StreamingResponse, responses=streamed, operation_id="stream")
     async def stream(request: Request, asked: SolveRequest) -> StreamingResponse:
         """Solve the puzzles and send each solution as it is done, as server-sent events."""
-        return StreamingResponse(events(request, *submit(request, asked)), media_type="text/event-stream")
+        return StreamingResponse(events(request, *await submit(request, asked)), media_type="text/event-stream")
 
 
 def add_state(app: FastAPI, front: Front) -> None:

@@ -46,7 +46,7 @@ class Front:
             raise Refused(404, "unknown_model", f"name one of: {', '.join(self.models)}")
         return self.models[name]
 
-    def submit(self, model: Model, asked: SolveRequest) -> list[Future[Solution]]:
+    async def submit(self, model: Model, asked: SolveRequest) -> list[Future[Solution]]:
         """Queue all puzzles of a request or none.
 
         Errors: `Refused` with 413 for too much work, with 503 when the queue is full or the service has ended.
@@ -57,7 +57,7 @@ class Front:
             raise Refused(413, "too_much_work", f"puzzles x cells x steps is {work}, at most {self.limits.work}")
         seconds = asked.deadline or self.limits.request
         try:
-            return self.service.submit_all(asked.puzzles, solver=model.name, max_steps=steps, deadline=seconds)
+            return await self.service.queue_all(asked.puzzles, solver=model.name, max_steps=steps, deadline=seconds)
         except Overloaded as error:
             raise unavailable("overloaded", str(error)) from None
         except Closed:

@@ -106,7 +106,7 @@ class Instant:
 
     queued = running = 0
 
-    def submit_all(self, puzzles: list[str], **_: Any) -> list[Future[Solution]]:
+    async def queue_all(self, puzzles: list[str], **_: Any) -> list[Future[Solution]]:
         futures = [Future[Solution]() for _ in puzzles]
         for puzzle, future in zip(puzzles, futures, strict=True):
             future.set_result(Solution(task="reverse", input=puzzle, status="unverified"))
