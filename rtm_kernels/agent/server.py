@@ -24,7 +24,7 @@ from rtm_kernels.serve.guard import Guard
 from rtm_kernels.serve.limits import Limits
 from rtm_kernels.serve.server import address_of, config
 
-LIMITS = Limits(body=1 << 20)
+LIMITS = Limits(body=1 << 20, request=3600.0)  # a stream to a client is cut after an hour; it opens another one
 MAX_SESSIONS = 256
 NAME = "rtm"
 PATH = "/mcp"

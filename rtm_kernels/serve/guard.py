@@ -116,7 +116,7 @@ class Guard:
         return bytes(body)
 
     async def _run(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        """The app with the body already read; cancelled when the client disconnects."""
+        """The app with the body already read; cancelled when the client disconnects or the time is over."""
         gone, unread = asyncio.Event(), [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:
@@ -132,7 +132,10 @@ class Guard:
 
         tasks = [asyncio.ensure_future(self.app(scope, replay, send)), asyncio.ensure_future(watch())]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            seconds = self.limits.request + self.limits.read
+            done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                raise unavailable("deadline", "the request took too long")
             if tasks[0] not in done:
                 raise Gone
             tasks[0].result()

@@ -84,6 +84,12 @@ def test_health_notices_other_bits_and_a_stuck_solver(launch: Callable[..., Runn
     until(lambda: server.code("GET", "/healthz") == (503, "golden_mismatch"))
 
 
+def test_a_stuck_solver_is_told(launch: Callable[..., Running]) -> None:
+    server = launch(request=1.0, read=0.2)
+    server.hold()
+    assert server.code("POST", "/v1/solve", {"puzzles": ["1000"]}) == (503, "deadline")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "expected"),
     [("GET", "/", 404), ("GET", "/docs", 404), ("GET", "/v1/solve", 405), ("DELETE", "/healthz", 405),
