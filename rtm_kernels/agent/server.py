@@ -1,4 +1,4 @@
-"""The MCP server of the tools, and the two ways it is reached."""
+"""The MCP server of the tools; over HTTP it runs behind the middleware of `rtm serve`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ READ_ONLY = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempot
 
 
 class Server(MCPServer):
-    """An MCP server whose refusals name the argument, and show nothing else of the caller's or of this machine."""
+    """An MCP server whose errors name the argument, and show no path, trace or input."""
 
     async def call_tool(self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None) -> Any:
         """See `MCPServer.call_tool`."""

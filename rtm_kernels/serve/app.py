@@ -122,7 +122,7 @@ def add_state(app: FastAPI, front: Front) -> None:
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Every error as the same JSON, without paths, traces or what the caller sent."""
+    """Every error in the same JSON form, without paths, traces or input."""
 
     def told(request: Request, error: Refused, **headers: str) -> Response:
         request.state.code = error.code

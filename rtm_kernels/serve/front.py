@@ -101,7 +101,7 @@ class Front:
             self._healthy_at = loop.time()
 
     def stop(self) -> None:
-        """Refuse what is not solved yet."""
+        """Refuse all unsolved puzzles."""
         self._stopped = True
         self.service.close(drain=False, timeout=0)
 
@@ -111,7 +111,7 @@ class Front:
         return self.service.submit(text, solver=name, priority=1, max_steps=GOLDEN_STEPS)
 
     def _bits(self, name: str, found: Solution) -> tuple[object, ...]:
-        """What must be the same in every run: all but the time, where no rounding depends on the batch."""
+        """The fields that must be equal in every run; numbers only where rounding does not depend on the batch."""
         exact = self.solvers[name].batch_invariant
         return (found.answer, found.status, *((found.steps, found.halt_probability, found.residual) if exact else ()))
 

@@ -45,7 +45,7 @@ class Guard:
         self.at_work = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, whatever it is."""
+        """Answer one request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         began, request_id, status, code = time.monotonic(), uuid.uuid4().hex, 0, ""
@@ -145,8 +145,8 @@ class Guard:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _refuse(self, error: Refused, request_id: str, unread: Receive | None, send: Send) -> None:
-        """Answer with `error`, then drop what of the body still comes: a client may read only after it has sent all,
-        and would lose the answer if the connection closed before."""
+        """Answer with `error`, then read and drop the rest of the body: a client that sends all before it reads would
+        lose the answer if the connection closed before that."""
         body, headers = error.body(request_id), [(k.encode(), v.encode()) for k, v in error.headers().items()]
         headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": error.status, "headers": headers})

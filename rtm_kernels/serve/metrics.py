@@ -11,7 +11,7 @@ STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
 class Metrics:
-    """Labels take few values: routes and codes of this server, models by name."""
+    """Counters and gauges. Labels take few values: routes, codes, and names of models."""
 
     def __init__(self, service: Service) -> None:
         self.registry = registry = CollectorRegistry()

@@ -23,7 +23,7 @@ log = logging.getLogger("rtm.serve")
 
 
 def bind(host: str, port: int, token: Token | None) -> socket.socket:
-    """A bound socket. Errors: `InputError` for a bad port and for others' addresses without a token, `OSError`."""
+    """A bound socket. Errors: `InputError` for a bad port or a public address without a token, `OSError`."""
     require(0 <= port < 1 << 16, "port", port, "from 0 to 65535")
     check_address(host, token)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -45,7 +45,7 @@ def address_of(bound: socket.socket) -> str:
 
 
 def config(app: App, limits: Limits, **options: Any) -> uvicorn.Config:
-    """uvicorn with the limits. What is no HTTP gets its plain 400, and a connection too many its plain 503."""
+    """uvicorn with the limits. It answers bytes that are not HTTP with a plain 400, too many connections with 503."""
     return uvicorn.Config(
         app,
         http="h11",
@@ -65,8 +65,7 @@ def config(app: App, limits: Limits, **options: Any) -> uvicorn.Config:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server. It ends when the solver has failed, and refuses what is not solved `drain` seconds after a
-    signal."""
+    """uvicorn's server. It ends when the solver fails. `drain` seconds after a signal it refuses unsolved puzzles."""
 
     def __init__(self, front: Front, token: Token | None) -> None:
         from rtm_kernels.serve.app import build_app
@@ -79,7 +78,7 @@ class Server(uvicorn.Server):
         for signum in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again after the drain
             signal.signal(signum, self.handle_exit)
         self.run(sockets=[bound])
-        self.front.service.close(drain=False, timeout=10)  # the end of the last step: no process ends well inside one
+        self.front.service.close(drain=False, timeout=10)  # a process that exits inside a native step crashes
         if self.front.service.failure is not None:
             raise BackendUnavailable(self.front.service.failure)
         log.info("stopped")
@@ -96,6 +95,6 @@ class Server(uvicorn.Server):
 
 
 def end_at_once(*_: object) -> None:
-    """What a signal does while models are loaded: no request was taken yet."""
+    """Signal handler while models load: no request was taken yet, so nothing has to be finished."""
     log.info("stopped")
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Requests that nobody meant: bytes of HTTP and of JSON changed, through uvicorn's protocol and the application."""
+"""Damaged HTTP and JSON, sent through uvicorn's protocol and the application without sockets."""
 
 from __future__ import annotations
 
