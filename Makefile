@@ -81,8 +81,8 @@ bench: .venv/.installed  ## benchmarks of this machine within ten minutes; write
 soak: .venv/.installed  ## 100,000 requests to `rtm serve` on loopback; writes profiles/<machine>/soak.json
 	@$(PY) -m benchmarks.soak $(ARGS)
 
-hostile: .venv/.installed  ## a million damaged inputs, in parts that go on where they were cut; writes profiles/<machine>/hostile.json
-	@$(PY) -m tests.hostile $(ARGS)
+hostile: .venv/.installed  ## 100,000 damaged inputs of every kind: model files, data, traces, arguments, HTTP
+	@$(PYTEST) tests/hostile --hostile 100000 -n auto --dist worksteal $(ARGS)
 
 gpu:  ## everything that only a GPU can show, in stages; installs nothing (make gpu GPU_PYTHON=python3)
 	@$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)

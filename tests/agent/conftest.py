@@ -72,12 +72,14 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-@pytest.fixture
-def oracle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(executor.EXECUTORS, "oracle", executor.Backend(Oracle, lambda model: None))
+@pytest.fixture(scope="session")
+def oracle() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(executor.EXECUTORS, "oracle", executor.Backend(Oracle, lambda model: None))
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def solvers(model_folders: dict[str, Path], oracle: None) -> Iterator[Any]:
     """All three tasks, played by the oracle."""
     from rtm_kernels.agent.solvers import Solvers
@@ -98,11 +100,17 @@ def with_client(target: Any, use: Callable[[Any], Awaitable[Found]]) -> Found:
 
 
 @pytest.fixture
-def call(solvers: Any) -> Callable[..., Any]:
-    """Calls a tool of an in-process server."""
+def ask(solvers: Any) -> Callable[..., list[Any]]:
+    """Calls tools of an in-process server, each given as (name, arguments)."""
     from rtm_kernels.agent.server import build
 
-    def run(name: str, **arguments: Any) -> Any:
-        return with_client(build(solvers), lambda client: client.call_tool(name, arguments))
+    async def use(client: Any, calls: Any) -> list[Any]:
+        return [await client.call_tool(name, arguments) for name, arguments in calls]
 
-    return run
+    return lambda *calls: with_client(build(solvers), lambda client: use(client, calls))
+
+
+@pytest.fixture
+def call(ask: Callable[..., list[Any]]) -> Callable[..., Any]:
+    """Calls one tool."""
+    return lambda name, **arguments: ask((name, arguments))[0]
