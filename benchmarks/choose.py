@@ -1,8 +1,8 @@
 """python -m benchmarks.choose: the persistent kernel or the graph, measured in every batch bucket.
 
-Writes choice.json: both paths' times per bucket, the loser's too, and the rows of `rtm_kernels/recursion/choice.py`
-that follow; the times are the rows `bucket_latency` of summary.json. A bucket that choice.json holds for this commit is
-not measured again. `--apply choice.json` puts the rows into the launch table.
+Writes choice.json: the times of both paths per bucket, and the rows of `rtm_kernels/recursion/choice.py` that follow
+from them. A bucket that choice.json holds for this commit is not measured again. `--apply choice.json` puts the rows
+into the launch table.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks import machine, report, rows
 from benchmarks.cases import Case, dtype_on
-from benchmarks.harness import Row, run_case
+from benchmarks.harness import run_case
 from benchmarks.providers import PROVIDERS, Provider
+from benchmarks.rows import Row
 from rtm_kernels.errors import InputError
 from rtm_kernels.ops.launch import family
 from rtm_kernels.recursion import choice
@@ -85,31 +85,21 @@ def apply(path: Path, source: Path = SOURCE) -> tuple[ChoiceRow, ...]:
     return new
 
 
-def _write(path: Path, found: Found, device: str) -> tuple[ChoiceRow, ...]:
+def _write(path: Path, found: Found, device: str) -> None:
     winners = {batch: best for batch, both in found.items() if (best := winner(both)) is not None}
     chosen = table(winners, family(), f"{machine.device_name(device)} at {machine.commit()}")
-    facts: dict[str, Any] = {"machine": machine.device_name(device), "commit": machine.commit()}
-    facts |= {"versions": machine.versions(), "clock_mhz": machine.clock_mhz(device)}
     measured = [
-        row.as_dict() | {"path": name, "batch": batch} for batch, both in found.items() for name, row in both.items()
+        row.as_dict() | {"path": name, "batch": batch, "chosen": winners.get(batch) == name}
+        for batch, both in found.items()
+        for name, row in both.items()
     ]
-    facts |= {"table": [vars(row) for row in chosen], "rows": measured}
-    rows.replace(path, json.dumps(facts, indent=1) + "\n")
-    report.update_summary(path.parent, list(summary(found, winners)), tuple(f"bucket_{name}" for name in rows.METRICS))
-    return chosen
-
-
-def summary(found: Found, winners: dict[int, str]) -> Iterator[dict[str, Any]]:
-    """What summary.json holds of it: the rows of a case, named for the bucket, the path and whether it won."""
-    for batch, both in found.items():
-        for path, one in both.items():
-            results = [rows.Result(one.as_dict(), one.samples)] if one.status == "measured" else []
-            for row in rows.summary(results):
-                yield row | {"metric": f"bucket_{row['metric']}", "path": path, "chosen": winners.get(batch) == path}
+    facts = machine.facts(device) | {"versions": machine.versions()}
+    rows.replace(path, json.dumps(facts | {"table": [vars(r) for r in chosen], "rows": measured}, indent=1) + "\n")
+    report.refresh(path.parent)
 
 
 def _earlier(path: Path) -> Found:
-    """Buckets that a file of this very commit holds measurements of both paths of."""
+    """Buckets of which a file of this very commit holds measurements of both paths."""
     if not path.exists() or machine.commit().endswith("+"):
         return {}
     content = json.loads(path.read_text())

@@ -1,7 +1,7 @@
 """python -m benchmarks.energy: joules per ACT step, per puzzle and per verified puzzle, in windows of 30 s.
 
-Contestants take turns. The counter is that of the GPU board (NVML) or of the processor packages (RAPL); where neither
-can be read the file says `null`, and nothing is estimated. Gross: the watts of the idle machine stand beside them.
+The counter is that of the GPU board (NVML) or of the processor packages (RAPL); where neither can be read the file says
+`null`, and nothing is estimated. Figures are gross; the power of the idle machine is reported beside them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def measure(case: Case, impls: Sequence[str], window: float) -> list[dict[str, o
     for provider in PROVIDERS:
         if provider.name not in impls:
             continue
-        reason = provider.why_not(case) or refusal(provider, problem)
+        reason = provider.why_not(problem) or refusal(provider, problem)
         energy = None if reason else machine.energy(caller(provider, problem), case.device, window)
         row: dict[str, object] = {"case": case.name, "impl": provider.name, "reason": reason, "energy": energy}
         if energy is not None:
@@ -84,8 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = measure(case, args.impl or [BASELINE.name, "rtm_triton_graph" if gpu else "rtm_native"], args.window)
         solver = Solver(RecursiveReasoner.from_pretrained("sudoku"), device=device)
         found.append(measure_solver(solver, example_puzzles(), args.window))
-    facts: dict[str, Any] = {"machine": machine.device_name(device), "commit": machine.commit(), "idle_watts": idle}
-    facts |= {"versions": machine.versions(), "rows": found}
+    facts = machine.facts(device) | {"versions": machine.versions(), "idle_watts": idle, "rows": found}
     rows.replace(folder / "energy.json", json.dumps(facts, indent=1) + "\n")
     report.refresh(folder)
     read = [row for row in found if row["energy"] is not None]

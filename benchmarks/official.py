@@ -1,4 +1,4 @@
-"""The official structure at the sizes of a case: what people run today, which is the baseline of every ratio."""
+"""The official structure at the sizes of a case: what people run today, and the baseline of every ratio."""
 
 from __future__ import annotations
 

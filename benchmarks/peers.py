@@ -6,6 +6,7 @@ import importlib.util
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import official
-from benchmarks.cases import COMPILED, TRAINING, Case
-from benchmarks.problem import Inputs, Problem
+from benchmarks.cases import COMPILED, SHORT, TRAINING, Case
+from benchmarks.problem import Inputs, Problem, clone
 
 Layer = Callable[[Inputs], Tensor]
 StepFunction = Callable[[Inputs], tuple[Inputs, Tensor, Tensor | None]]
@@ -52,6 +53,18 @@ def step(problem: Problem, **options: Any) -> tuple[StepFunction, nn.Module]:
     """One ACT step, and the module whose parameters are trained."""
     model = _model(problem, **options)
     return _frozen(partial(official.act_step, model), problem.case, options.get("compiled")), model
+
+
+def reduced_step(problem: Problem, dtype: str) -> tuple[StepFunction, nn.Module]:
+    """One ACT step of a float32 problem with weights and latents in `dtype`."""
+    case = replace(problem.case, dtype=dtype)
+    run, model = step(replace(problem, case=case, model=clone(problem.model, forward_dtype=dtype)), cast=True)
+    kind = getattr(torch, dtype)
+
+    def reduced(inputs: Inputs) -> tuple[Inputs, Tensor, Tensor | None]:
+        return run({k: v.to(kind) if v.is_floating_point() else v for k, v in inputs.items()})
+
+    return reduced, model
 
 
 def _frozen(call: Callable[[Inputs], Any], case: Case, compiled: str | None) -> Callable[[Inputs], Any]:
@@ -133,36 +146,41 @@ def absent(*packages: str) -> str | None:
     return f"not installed: {', '.join(missing)}" if missing else None
 
 
-def why_not_official(case: Case) -> str | None:
-    """Why the official structure does not do `case`, or None; likewise for the other functions of this name."""
-    return official.why_not(case.config)
+def why_not_official(problem: Problem) -> str | None:
+    """Why the official structure cannot do `problem`, or None; likewise for the other functions of this name."""
+    return official.why_not(problem.config)
 
 
-def why_not_precast(case: Case) -> str | None:
-    reason = "the weights are already float32" if case.dtype == "float32" else None
-    reason = "weights are trained in float32" if case.task in TRAINING else reason
-    return why_not_official(case) or reason
+def why_not_precast(problem: Problem) -> str | None:
+    reason = "the weights are already float32" if problem.case.dtype == "float32" else None
+    reason = "weights are trained in float32" if problem.case.task in TRAINING else reason
+    return why_not_official(problem) or reason
 
 
-def why_not_compiled(case: Case) -> str | None:
-    slow = case.device == "cpu" and (case.task not in ("block", "act_step") or case.batch > 1 or case.model == "hrm")
-    slow = slow or (case.device == "cuda" and (case.model, case.task, case.batch) not in COMPILED)
-    return why_not_official(case) or ("compiling it on this many cores takes the time of the run" if slow else None)
+def why_not_compiled(problem: Problem) -> str | None:
+    case = problem.case
+    slow = case.task not in ("block", "act_step") or case.batch > 1 or case.model in ("hrm", "bundled")
+    if case.device == "cuda":
+        slow = (case.model, case.task, case.batch) not in COMPILED
+    reason = "compiling it on this many cores takes the time of the run" if slow and case.model not in SHORT else None
+    return why_not_official(problem) or reason
 
 
-def why_not_autotuned(case: Case) -> str | None:
+def why_not_autotuned(problem: Problem) -> str | None:
+    case = problem.case
     if case.device == "cuda":
         return "measured as official_autotuned_graph"
-    slow = case.device == "cpu" and (case.model, case.task, case.threads) != ("small", "act_step", 1)
-    return why_not_compiled(case) or ("compiling it on this many cores takes the time of the run" if slow else None)
+    slow = (case.model, case.task, case.threads) != ("small", "act_step", 1) and case.model not in SHORT
+    return why_not_compiled(problem) or ("compiling it on this many cores takes the time of the run" if slow else None)
 
 
-def why_not_liger(case: Case) -> str | None:
-    reason = absent("liger_kernel") if case.device == "cuda" else "it needs a CUDA device"
-    return reason or why_not_official(case)
+def why_not_liger(problem: Problem) -> str | None:
+    reason = absent("liger_kernel") if problem.case.device == "cuda" else "it needs a CUDA device"
+    return reason or why_not_official(problem)
 
 
-def why_not_flash(case: Case) -> str | None:
+def why_not_flash(problem: Problem) -> str | None:
+    case = problem.case
     if case.device != "cuda" or case.config.mixer != "attention":
         return "it is attention on a CUDA device"
     if case.dtype == "float32":
@@ -170,13 +188,18 @@ def why_not_flash(case: Case) -> str | None:
     return "the channel half has no attention" if case.task == "channel" else absent("flash_attn")
 
 
-def why_not_official_flash(case: Case) -> str | None:
-    return why_not_flash(case) or why_not_official(case)
+def why_not_official_flash(problem: Problem) -> str | None:
+    return why_not_flash(problem) or why_not_official(problem)
 
 
-def why_not_onnx(case: Case) -> str | None:
+def why_not_onnx(problem: Problem) -> str | None:
+    case = problem.case
     if case.device != "cpu" or case.dtype != "float32":
         return "measured in float32 on the CPU"
     if case.task in TRAINING:
         return "it runs inference"
-    return absent("onnx", "onnxruntime") or why_not_official(case)
+    return absent("onnx", "onnxruntime") or why_not_official(problem)
+
+
+def why_not_reduced(problem: Problem) -> str | None:
+    return None if problem.case.model in SHORT else "reduced formats are measured in the set `peers`"

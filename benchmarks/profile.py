@@ -147,7 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         one_of("model", args.model, MODELS)
         case = Case(args.model, "act_step", args.batch, dtype_on(device), device)
-        runnable = [p.name for p in PROVIDERS if p.why_not(case) is None]
+        problem = make(case)
+        runnable = [p.name for p in PROVIDERS if p.why_not(problem) is None]
         ours = [name for name in runnable if name.startswith("rtm_") or name == "official_compiled_graph"]
         chosen = args.impl or list(dict.fromkeys([BASELINE.name, *ours]))
         for name in chosen:
@@ -159,8 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     measure, tool = (by_nsys, "nsys") if gpu and shutil.which("nsys") else (by_torch, "torch.profiler")
     path = (args.folder or machine.ROOT / "profiles" / machine.slug(device)) / f"act_step_{case.name}.json"
-    facts = {"case": case.name, "tool": tool, "machine": machine.device_name(device), "commit": machine.commit(),
-             "versions": machine.versions(), "clock_mhz": machine.clock_mhz(device)}  # fmt: skip
+    facts = machine.facts(device) | {"case": case.name, "tool": tool, "versions": machine.versions()}
     found: list[dict[str, object]] = []
     whole: dict[str, float] = {}
     for name in chosen:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from benchmarks.cases import Case, cases
-from benchmarks.harness import Row
 from benchmarks.providers import PROVIDERS
+from benchmarks.rows import Row
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -48,7 +48,7 @@ def parameters() -> Iterator[object]:
             yield pytest.param(case, provider.name, clock, id=f"{case.name}-{provider.name}", marks=marks)
 
 
-@pytest.mark.parametrize(("case", "impl", "clock"), parameters())
+@pytest.mark.parametrize(("case", "impl", "clock"), list(parameters()))
 def test_benchmark(
     case: Case, impl: str, clock: Replay, measured: Callable[[Case], dict[str, Row]], benchmark: object
 ) -> None:
