@@ -104,7 +104,9 @@ CPU_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
 """Model -> task -> batch sizes that a small CPU does in the time of one run; the rest is reported as not run."""
 
 PEER_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
-    "sudoku_short": {"act_step": (1, 8, 64)}, "small_short": {"act_step": (1, 8, 64)}, "maze_short": {"act_step": (1, 8)},
+    "sudoku_short": {"act_step": (1, 8, 64)},
+    "small_short": {"act_step": (1, 8, 64)},
+    "maze_short": {"act_step": (1, 8)},
 }  # fmt: skip
 """The set `peers`, likewise: every provider of a CPU, the reduced formats included; compilation takes minutes."""
 

@@ -1,8 +1,8 @@
 """python -m benchmarks.formats [FILES]: do bfloat16 and int8 on a CPU give the answers of float32?
 
 Puzzles are generated, or the first of each file. `agree` counts equal answers among those that float32 solves, with
-Wilson's 95% interval. A format may become the default when it agrees on `NEEDED` of at least 1,000 of them under every
-policy. Speed is measured by `python -m benchmarks.run --peers`. Writes profiles/<machine>/formats.json.
+Wilson's 95% interval. A format may become the default of the solver when it agrees on 99.9 % of at least 1,000 of them
+under every policy. `python -m benchmarks.run --peers` measures speed. Writes profiles/<machine>/formats.json.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import machine
+from benchmarks import machine, report
 from benchmarks.evaluation.report import wilson
 from benchmarks.rows import replace
 from rtm_kernels.data.sudoku import generate
@@ -24,7 +24,6 @@ from rtm_kernels.engine.solver import Solver
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.recursion import native
 
-NEEDED = 0.999
 POLICIES = ("verified", "q", "fixed")
 
 
@@ -53,16 +52,6 @@ def compare(model: RecursiveReasoner, data: str, puzzles: Sequence[str], policy:
         }  # fmt: skip
 
 
-def may_be_default(found: Sequence[Mapping[str, Any]], name: str) -> bool:
-    """Whether format `name` agrees with float32 often enough, under every policy of the rows."""
-    for policy in sorted({row["policy"] for row in found}):
-        mine = [row for row in found if (row["impl"], row["policy"]) == (f"native_{name}", policy)]
-        solved, agree = (sum(row[key] for row in mine) for key in ("solved_float32", "agree_of_solved"))
-        if solved < 1000 or agree < NEEDED * solved:
-            return False
-    return bool(found)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.formats", description=__doc__)
@@ -80,11 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 found.append(row)
                 print(f"{data:26} {policy:9} {row['impl']:16} solved {row['solved']:5} of {row['n']}, agrees on "
                       f"{row['agree_of_solved']} of {row['solved_float32']}", flush=True)  # fmt: skip
-    verdict = {name: may_be_default(found, name) for name in native.PRECISIONS[1:]}
-    facts = machine.facts("cpu") | {"versions": machine.versions(), "may_be_default": verdict, "rows": found}
-    target = (args.folder or machine.ROOT / "profiles" / machine.slug("cpu")) / "formats.json"
+    facts = machine.facts("cpu") | {"versions": machine.versions(), "rows": found}
+    target = (args.folder or report.default_folder("cpu")) / "formats.json"
     replace(target, json.dumps(facts, indent=1) + "\n")
-    print(", ".join(f"{name} {'may' if yes else 'may not'} be the default" for name, yes in verdict.items()))
     return 0
 
 

@@ -1,9 +1,9 @@
 """python -m benchmarks.gpu: everything that only a GPU can show, in stages, within ten minutes; one table last.
 
 The stages are ordered by worth: correctness, which path is faster, how fast, where the time goes, and then the rest;
-their times add up to at most `LIMIT`. A stage that cannot run, fails or times out says so in the table and makes the
-exit status 1. `--stage NAME` runs one alone. Stages that succeeded at this commit are not repeated, and one that timed
-out continues where it stopped, unless `--fresh` is given. Nothing is downloaded: what is missing on the machine is named
+their times add up to at most `LIMIT`. A stage that cannot run, fails or times out says so in the table and makes
+the exit status 1. `--stage NAME` runs one alone. Stages that succeeded at this commit are not repeated, and one that
+timed out continues where it stopped, unless `--fresh` is given. Nothing is downloaded: what is missing is named
 and counts against the stage that needs it. `--pack FILE` keeps one archive of results and logs up to date.
 """
 
@@ -84,10 +84,10 @@ def stages(folder: Path) -> tuple[Stage, ...]:
         Stage("choose", module("choose", *to, "--limit", "40", "--seconds", "0.4"), 55, _gpu, folder / "choice.json"),
         Stage("bench", module("run", *measured, "--seconds", "0.6", "--limit", "75"), 105, _gpu, results),
         Stage("train", module("run", *measured, "--seconds", "2", "--only", "sudoku-train_step-"), 60, _gpu, results),
-        Stage("profile", module("profile", "sudoku", "--batch", "1", *to), 25, _gpu),
+        Stage("profile", module("profile", "sudoku", *to), 25, _gpu),
         Stage("sanitize", module("sanitize", *to, "--seconds", "38"), 45, _tool("compute-sanitizer")),
         Stage("tune", module("tune", *to, "--limit", "20"), 30, _gpu),
-        Stage("energy", module("energy", *to, "--impl", "rtm_triton_graph"), 85, _gpu),
+        Stage("energy", module("energy", *to, "--impl", "rtm_triton_graph"), 100, _gpu),
     )
 
 

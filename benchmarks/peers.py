@@ -15,14 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import official
-from benchmarks.cases import COMPILED, SHORT, TRAINING, Case
+from benchmarks.cases import COMPILED, SHORT, TRAINING
 from benchmarks.problem import Inputs, Problem, clone
 
 Layer = Callable[[Inputs], Tensor]
 StepFunction = Callable[[Inputs], tuple[Inputs, Tensor, Tensor | None]]
 """One ACT step: inputs to (inputs with the new latents, logits, q logits)."""
-
-MAX_AUTOTUNE = "max-autotune-no-cudagraphs"
 
 
 def _model(problem: Problem, *, cast: bool = False, compiled: str | None = None, kernels: str = "") -> Any:
@@ -31,8 +29,6 @@ def _model(problem: Problem, *, cast: bool = False, compiled: str | None = None,
         official.precast(model, getattr(torch, problem.config.forward_dtype))
     if kernels == "liger":
         official.use_liger(model)
-    if kernels == "flash":
-        official.use_flash(model)
     if compiled is not None:
         for name in problem.config.layers:
             setattr(model, name, torch.compile(getattr(model, name), mode=compiled, dynamic=False))
@@ -46,13 +42,13 @@ def layer(problem: Problem, *, compiled: str | None = None, **options: Any) -> L
     if compiled is not None:
         half = torch.compile(half, mode=compiled, dynamic=False)
     cos_sin = model.cos_sin()
-    return _frozen(lambda inputs: half(inputs, cos_sin), problem.case, compiled)
+    return lambda inputs: half(inputs, cos_sin)
 
 
 def step(problem: Problem, **options: Any) -> tuple[StepFunction, nn.Module]:
     """One ACT step, and the module whose parameters are trained."""
     model = _model(problem, **options)
-    return _frozen(partial(official.act_step, model), problem.case, options.get("compiled")), model
+    return partial(official.act_step, model), model
 
 
 def reduced_step(problem: Problem, dtype: str) -> tuple[StepFunction, nn.Module]:
@@ -65,24 +61,6 @@ def reduced_step(problem: Problem, dtype: str) -> tuple[StepFunction, nn.Module]
         return run({k: v.to(kind) if v.is_floating_point() else v for k, v in inputs.items()})
 
     return reduced, model
-
-
-def _frozen(call: Callable[[Inputs], Any], case: Case, compiled: str | None) -> Callable[[Inputs], Any]:
-    """On the CPU, max-autotune compiles with frozen weights, which packs them; compilation is in the first calls."""
-    if compiled != MAX_AUTOTUNE or case.device != "cpu" or case.task in TRAINING:
-        return call
-    import torch._inductor.config as inductor
-
-    left = [2]
-
-    def first_calls(inputs: Inputs) -> Any:
-        if left[0] == 0:
-            return call(inputs)
-        left[0] -= 1
-        with inductor.patch(freezing=True):
-            return call(inputs)
-
-    return first_calls
 
 
 def onnx_layer(problem: Problem) -> Layer:
@@ -166,14 +144,6 @@ def why_not_compiled(problem: Problem) -> str | None:
     return why_not_official(problem) or reason
 
 
-def why_not_autotuned(problem: Problem) -> str | None:
-    case = problem.case
-    if case.device == "cuda":
-        return "measured as official_autotuned_graph"
-    slow = (case.model, case.task, case.threads) != ("small", "act_step", 1) and case.model not in SHORT
-    return why_not_compiled(problem) or ("compiling it on this many cores takes the time of the run" if slow else None)
-
-
 def why_not_liger(problem: Problem) -> str | None:
     reason = absent("liger_kernel") if problem.case.device == "cuda" else "it needs a CUDA device"
     return reason or why_not_official(problem)
@@ -186,10 +156,6 @@ def why_not_flash(problem: Problem) -> str | None:
     if case.dtype == "float32":
         return "it computes in float16 or bfloat16"
     return "the channel half has no attention" if case.task == "channel" else absent("flash_attn")
-
-
-def why_not_official_flash(problem: Problem) -> str | None:
-    return why_not_flash(problem) or why_not_official(problem)
 
 
 def why_not_onnx(problem: Problem) -> str | None:

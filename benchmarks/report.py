@@ -158,21 +158,18 @@ def default_folder(device: str | None = None) -> Path:
     return machine.ROOT / "profiles" / machine.slug(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def update_summary(folder: Path, new: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[dict[str, Any]]:
-    """Put rows in place of those of `metrics` in the summary of `folder`; those of other stages stay. Returns it."""
-    kept = [row for row in _load(folder / "summary.json") or [] if row["metric"] not in metrics]
-    made = [dict(row) for row in new]
-    found = [*made, *kept] if metrics == rows.METRICS else [*kept, *made]
-    rows.replace(folder / "summary.json", json.dumps(found, indent=1) + "\n")
-    return found
+def write_summary(found: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
+    """Replace summary.json in `folder`; returns it."""
+    whole = rows.summary(found)
+    rows.replace(folder / "summary.json", json.dumps(whole, indent=1) + "\n")
+    return whole
 
 
 def write(found: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
     """Write summary, facts, figures, what was not run, and the page last; returns the summary."""
     facts = [row.as_dict() for row in found if row.status == "measured"]
-    folder.mkdir(parents=True, exist_ok=True)
-    figures.draw(rows.summary(found), facts, folder)
-    whole = update_summary(folder, rows.summary(found), rows.METRICS)
+    whole = write_summary(found, folder)
+    figures.draw(whole, facts, folder)
     rows.replace(folder / "facts.jsonl", "".join(json.dumps(fact) + "\n" for fact in facts))
     rows.replace(folder / "not_run.json", json.dumps(not_run(found), indent=1) + "\n")
     rows.replace(folder / "README.md", page(whole, folder))

@@ -41,10 +41,6 @@ class Row:
         return cls(**own, facts={key: value for key, value in values.items() if key not in own})
 
 
-METRICS = ("latency", "launches", "peak_memory_bytes", "joules")
-"""What `summary` writes; the other metrics of a summary.json come from other stages."""
-
-
 def read(path: Path) -> list[Row]:
     """The rows in a file that `write` wrote. Errors: `InputError`."""
     try:

@@ -29,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="seconds of timed rounds per case")
     parser.add_argument("--energy", type=float, default=0.0, help="seconds of each energy window (at least 30 to cite)")
     parser.add_argument("--only", action="append", help="cases whose name begins with this (may be repeated)")
-    parser.add_argument("--peers", action="store_true", help="the set of cases that compares formats and peers on a CPU")
+    parser.add_argument(
+        "--peers", action="store_true", help="the set of cases that compares formats and peers on a CPU"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of the cases of --peers")
     args = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() and not args.peers else "cpu"
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found += _measure(case, args.seconds, args.energy)
         rows.write(file, found)
         # whatever ends this run, what is measured is there
-        report.update_summary(folder, rows.summary(found), rows.METRICS)
+        report.write_summary(found, folder)
     measured = sum(row.status == "measured" for row in found)
     refused = sum(row.status == "refused" for row in found)
     if measured:

@@ -20,8 +20,8 @@ PATIENCE = 5
 class Clock:
     """Times calls on a device: by the wall clock, or by CUDA events with one synchronisation per sample.
 
-    With `flush`, a write of twice the L2 cache precedes every timed call, which is then timed alone. With `process` on a
-    CPU, the processor time of this process is counted, to which other programs add little.
+    With `flush`, a write of twice the L2 cache precedes every timed call, which is then timed alone. With `process` on
+    a CPU, the processor time of this process is counted, to which other programs add little.
     """
 
     def __init__(self, device: str, flush: bool = False, process: bool = False) -> None:
