@@ -62,8 +62,8 @@ def _gpu() -> str | None:
     return None if torch.cuda.is_available() else "PyTorch finds no CUDA device here"
 
 
-def _module(name: str) -> Callable[[], str | None]:
-    return lambda: _gpu() or (None if importlib.util.find_spec(name) else f"the package {name} is not installed")
+def _pytest() -> str | None:
+    return _gpu() or (None if importlib.util.find_spec("pytest") else "the package pytest is not installed")
 
 
 def _tool(name: str) -> Callable[[], str | None]:
@@ -80,7 +80,7 @@ def stages(folder: Path) -> tuple[Stage, ...]:
 
     return (
         Stage("build", module("build"), 45, _tool("nvcc")),
-        Stage("tests", module("gpu_tests", *to, "--limit", "115"), 120, _module("pytest"), folder / "tests.json"),
+        Stage("tests", module("gpu_tests", *to, "--limit", "115"), 120, _pytest, folder / "tests.json"),
         Stage("choose", module("choose", *to, "--limit", "40", "--seconds", "0.4"), 55, _gpu, folder / "choice.json"),
         Stage("bench", module("run", *measured, "--seconds", "0.6", "--limit", "75"), 105, _gpu, results),
         Stage("train", module("run", *measured, "--seconds", "2", "--only", "sudoku-train_step-"), 60, _gpu, results),
