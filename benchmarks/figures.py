@@ -9,16 +9,15 @@ from typing import Any
 Rows = Sequence[Mapping[str, Any]]
 
 
-def draw(rows: Rows, facts: Rows, folder: Path) -> list[str]:
-    """Write `ratios.png` and `roofline.png`; returns their names, none where matplotlib is missing."""
+def draw(rows: Rows, facts: Rows, folder: Path) -> None:
+    """Write `ratios.png` and `roofline.png`; nothing where matplotlib is missing."""
     try:
         import matplotlib
     except ImportError:
-        return []
+        return
     matplotlib.use("Agg")
     _ratios([r for r in rows if r["metric"] == "latency" and r["impl"] != r["baseline"]], folder / "ratios.png")
     _roofline(facts, folder / "roofline.png")
-    return ["ratios.png", "roofline.png"]
 
 
 def _colours(names: Sequence[str]) -> dict[str, Any]:
