@@ -37,7 +37,6 @@ class Point:
     flops: float
     exact: float
     verified: float | None
-    joules: float | None = None
 
 
 def points(model: RecursiveReasoner, recipe: Recipe, arrays: Arrays, depth: int) -> list[Point]:
