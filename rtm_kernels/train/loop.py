@@ -38,8 +38,8 @@ class Trainer:
     """Holds all state of a run: model, moving average, optimisers, stream, carries and step count.
 
     Under torch.distributed every rank draws the same global batch and the same random numbers, and computes its share
-    of each part; gradients are summed over the ranks, as in the official code. So several ranks train as one process does, except
-    for the rounding of sums. `capture` records the steps of a recipe with `graph`, by default CUDA graphs.
+    of each part; gradients are summed over the ranks, as in the official code. So several ranks train as one process
+    does, except for the rounding of sums. `capture` records the steps of a recipe with `graph`, by default CUDA graphs.
 
     Errors: `InputError` for a batch that the ranks cannot share; `BackendUnavailable` for `graph` where CUDA graphs
     cannot run.
