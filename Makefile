@@ -70,12 +70,11 @@ roofline: .venv/.installed  ## FLOPs, bytes and modelled time of every kernel of
 	@$(PY) -m benchmarks.roofline $(ARGS)
 
 bench: .venv/.installed  ## benchmarks of this machine within ten minutes; writes profiles/<machine>/, ends with one table
-	@mkdir -p .benchmarks && rm -f .benchmarks/latest.json .benchmarks/left.json
+	@mkdir -p .benchmarks
 	@status=0; \
-	$(PYTEST) benchmarks -q --benchmark-quiet --benchmark-json=.benchmarks/latest.json --left=.benchmarks/left.json || status=$$?; \
 	$(PY) -m benchmarks.profile > .benchmarks/profile.txt || status=$$?; \
 	$(PY) -m benchmarks.energy || echo "energy: null"; \
-	$(PY) -m benchmarks.report .benchmarks/latest.json --left .benchmarks/left.json || status=$$?; \
+	$(PYTEST) benchmarks -q --benchmark-quiet --benchmark-json=.benchmarks/latest.json --report || status=$$?; \
 	exit $$status
 
 soak: .venv/.installed  ## 100,000 requests to `rtm serve` on loopback; writes profiles/<machine>/soak.json

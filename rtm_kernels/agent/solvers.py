@@ -9,7 +9,8 @@ from typing import Any
 from rtm_kernels.data.task import Task, get_task, has_task
 from rtm_kernels.engine import Overloaded, Service, Solution, Solver
 from rtm_kernels.errors import BackendUnavailable, InputError, printable, require
-from rtm_kernels.pretrained import from_pretrained, known_models
+from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.pretrained import known_models
 
 MAX_WORK = 1 << 22
 """Cells x ACT steps x runs (rollouts or augmentations) of one call."""
@@ -38,7 +39,7 @@ class Solvers:
         self.loaded: dict[str, Loaded] = {}
         for text in models or known_models():
             task, name = split(text)
-            solver = Solver(from_pretrained(name), task=task, batch_invariant=True, **options)
+            solver = Solver(RecursiveReasoner.from_pretrained(name), task=task, batch_invariant=True, **options)
             known = self.loaded.get(solver.task.name)
             require(known is None, "model", text, f"the task {solver.task.name} has a model already")
             self.loaded[solver.task.name] = Loaded(name, solver)

@@ -79,12 +79,12 @@ def serve(
         import torch
 
         from rtm_kernels.engine import Solver
-        from rtm_kernels.pretrained import from_pretrained
+        from rtm_kernels.model import RecursiveReasoner
         from rtm_kernels.serve.front import Front
 
         solvers = {}
         for name, source in named:
-            found = from_pretrained(source)
+            found = RecursiveReasoner.from_pretrained(source)
             cells = found.config.seq_len
             require(cells <= limits.cells, f"model {name}", f"{cells} cells", f"at most {limits.cells} are served")
             solvers[name] = Solver(

@@ -8,7 +8,7 @@ import numpy as np
 
 from rtm_kernels.engine import Solver
 from rtm_kernels.errors import BackendUnavailable, require
-from rtm_kernels.pretrained import from_pretrained
+from rtm_kernels.model import RecursiveReasoner
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -21,7 +21,7 @@ class BatchSolver:
     """A solver in a Ray worker: a batch of rows in, the same rows with the columns `COLUMNS` out."""
 
     def __init__(self, model: str, column: str, options: dict[str, Any]) -> None:
-        self.solver, self.column = Solver(from_pretrained(model), **options), column
+        self.solver, self.column = Solver(RecursiveReasoner.from_pretrained(model), **options), column
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Solve one batch."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rtm_kernels.engine import Overloaded, Service, Solver
 from rtm_kernels.errors import BackendUnavailable, InputError, printable, require
-from rtm_kernels.pretrained import from_pretrained
+from rtm_kernels.model import RecursiveReasoner
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -28,7 +28,7 @@ class SolverReplica:
     """One replica: a solver behind a `Service`."""
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
-        self._service = Service(Solver(from_pretrained(model), **options), max_queued=MAX_ONGOING)
+        self._service = Service(Solver(RecursiveReasoner.from_pretrained(model), **options), max_queued=MAX_ONGOING)
 
     async def solve(self, puzzle: str, max_steps: int | None = None, deadline: float = DEADLINE) -> dict[str, Any]:
         """The solution of one puzzle, as `Solution.to_dict` gives it."""

@@ -16,7 +16,6 @@ from rtm_kernels.config import ModelConfig
 from rtm_kernels.data import maze, sudoku
 from rtm_kernels.engine import executor
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.pretrained import save_pretrained
 
 pytest.importorskip(
     "mcp", reason="no package mcp here: the agent's tools stay unproven (pip install 'rtm-kernels[mcp]')"
@@ -69,7 +68,7 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             model.embed_tokens.embedding_weight.copy_(torch.arange(float(vocab))[:, None].expand(-1, WIDTH))
             for name in ("H_init", "L_init"):
                 model.get_buffer(name).zero_()
-        folders[task] = save_pretrained(model, tmp_path_factory.mktemp("agents") / task)
+        folders[task] = model.save_pretrained(tmp_path_factory.mktemp("agents") / task)
     return folders
 
 

@@ -9,7 +9,6 @@ import torch
 
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.pretrained import save_pretrained
 from rtm_kernels.trace import record
 from tests.hostile import files, targets
 from tests.hostile.targets import Target
@@ -21,12 +20,12 @@ def saved(task: str, vocab: int, cells: int, root: Path) -> str:
     torch.manual_seed(0)
     config = ModelConfig(vocab_size=vocab, seq_len=cells, hidden_size=16, num_heads=1, H_cycles=1, L_cycles=1,
                          expansion=1, layers={"L_level": 1}, halt_max_steps=2)  # fmt: skip
-    return str(save_pretrained(RecursiveReasoner(config), root / task))
+    return str(RecursiveReasoner(config).save_pretrained(root / task))
 
 
 def recorded(root: Path) -> Path:
     """A trace of a model that lies beside it."""
-    folder = save_pretrained(tiny_model(), root / "tiny")
+    folder = tiny_model().save_pretrained(root / "tiny")
     record(tiny_solver(), PUZZLES, root / "t.jsonl", model_name=str(folder))
     return root / "t.jsonl"
 
