@@ -130,7 +130,7 @@ def test_the_full_size_recipes_run_in_slices_of_one_command(tmp_path: Path, monk
     ("arguments", "named"),
     [
         (["sudoku"], "PRESET='sudoku' is not allowed: expected one of sudoku-4x4"),
-        (["sudoku-4x4", "lr=fast"], "lr='fast' is not allowed: expected a number"),
+        (["sudoku-4x4", "lr=fast"], "lr='fast' is not allowed: expected a valid number"),
         (["trm-maze-repo"], "data=''"),
         (["trm-maze-repo", "data=/nowhere"], "/nowhere"),
         (["sudoku-4x4", "--resume"], "holds no run"),
@@ -214,7 +214,7 @@ def cut_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("recipe.json", b'{"mo', "recipe.json: is not JSON"),
         ("recipe.json", b"[" * 100_000, "recipe.json: is not JSON"),
         ("recipe.json", b"[1]", "recipe.json: recipe=[1] is not allowed: expected an object"),
-        ("recipe.json", b'{"lr": "x"}', "recipe.json: lr='x' is not allowed: expected a number"),
+        ("recipe.json", b'{"lr": "x"}', "recipe.json: lr='x' is not allowed: expected a valid number"),
         ("evaluations.jsonl", b"garbage}\n", "evaluations.jsonl: not the evaluations of a run"),
         ("evaluations.jsonl", b'{"a": 1}\n', "evaluations.jsonl: not the evaluations of a run"),
         ("metrics.csv", b"a,b\n1,x\n", "metrics.csv: not the rows of a run"),
