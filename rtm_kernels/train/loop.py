@@ -1,0 +1,270 @@
+"""The training loop: loss, gradient, optimiser step and moving average; non-finite gradients are skipped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rtm_kernels.errors import BackendUnavailable, RTMError, require
+from rtm_kernels.losses import CONFIDENCE, DELTA
+from rtm_kernels.model import Carry, RecursiveReasoner, Run
+from rtm_kernels.recursion import symmetric
+from rtm_kernels.recursion.graph import Capture, CudaGraphs, why_not
+from rtm_kernels.train.captured import CapturedLoss, compute
+from rtm_kernels.train.compiling import compile_stacks
+from rtm_kernels.train.observe import DEPTH
+from rtm_kernels.train.optim import Average, why_not_captured
+from rtm_kernels.train.schema import Recipe, Stage
+from rtm_kernels.train.stream import Prefetch, build_stream
+from rtm_kernels.train.symmetry import Symmetry
+from rtm_kernels.train.update import CapturedUpdate, Rows, Update
+
+logger = logging.getLogger(__name__)
+
+Metrics = dict[str, float]
+PATIENCE = 3
+"""Steps in a row whose gradient may be non-finite; the last of them ends the run."""
+
+
+class Diverged(RTMError):
+    """Several gradients in a row were not finite."""
+
+
+class Trainer:
+    """Holds all state of a run: model, moving average, optimisers, stream, carries and step count.
+
+    Under torch.distributed every rank draws the same global batch and the same random numbers, and computes its share
+    of each part; gradients are summed over the ranks, as in the official code. So several ranks train as one process
+    does, except for the rounding of sums. `capture` records the steps of a recipe with `graph`, by default CUDA graphs.
+
+    Errors: `InputError` for a batch that the ranks cannot share; `BackendUnavailable` for `graph` where CUDA graphs
+    cannot run.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device | str = "cpu", capture: Capture | None = None) -> None:
+        reason = why_not_graph(torch.device(device)) if recipe.graph and capture is None else None
+        if reason is not None:
+            raise BackendUnavailable(f"graph=True cannot run: {reason}")
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.device = recipe, torch.device(device)
+        self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        shares = self.world_size * recipe.accumulate
+        for stage in recipe.stages:
+            allowed = f"a multiple of {shares}, the ranks times accumulate"
+            require(stage.batch_size % shares == 0, "batch_size", stage.batch_size, allowed)
+        self.model = build_model(recipe).to(self.device).train()
+        self.model.share_batch(self.rank, self.world_size)
+        self.head = recipe.objective.head(self.model, recipe.loss).to(self.device)
+        self.stream = build_stream(recipe)
+        self.update = Update(self.model, recipe, self._symmetry())
+        self.prefetch = Prefetch(self.stream)
+        self.carries: list[Carry | None] = [None] * recipe.accumulate
+        self.step_count = self.skipped = self.in_a_row = 0
+        self.score = -1.0
+        """Exact accuracy on test puzzles at the last evaluation; -1 before the first."""
+        self.step_seconds = 0.0
+        """How long the last step took, set by who runs it."""
+        self.last_good: str | None = None
+        """Where the last state that can be resumed from was saved."""
+        self.deepest = max(stage.halt_max_steps for stage in recipe.stages)
+        """Most ACT steps that a sample takes in any stage."""
+        self._stage: Stage | None = None
+        self.captured: CapturedLoss | None = None
+        self.captured_update: CapturedUpdate | None = None
+        if recipe.graph:
+            self._capture(CudaGraphs(self.device) if capture is None else capture)
+        self.model.run_with(self._symmetric_run())
+        if recipe.compile and self.model.run is None:
+            compile_stacks(self.model)
+
+    def step(self) -> Metrics:
+        """One optimiser step. Returns the loss, the gradient's norm, and means over the samples that halted.
+
+        Errors: `Diverged` when `PATIENCE` gradients in a row are not finite; a single one skips the update.
+        """
+        stage, _ = self.recipe.stage_at(self.step_count)
+        self._enter(stage)
+        found = self._gradients(stage)
+        self._prepare()
+        sums, norm = self._finish(*found)
+        self.step_count += 1
+        return {"grad_norm": norm, "skipped": float(self.skipped), **_means(sums, stage.batch_size)}
+
+    def _symmetry(self) -> Symmetry | None:
+        """The symmetry of a recipe with `symmetric`, imposed on the weights that the model starts with."""
+        if not self.recipe.symmetric:
+            return None
+        symmetry = Symmetry(self.model, self.stream.task)
+        (symmetry.fresh_ if self.recipe.init is None else symmetry.weights_)(self.model)
+        return symmetry
+
+    def _symmetric_run(self) -> Run | None:
+        """The C++ executor of symmetric weights, with gradients, where it can run; graphs go on with PyTorch."""
+        if not self.recipe.symmetric or self.recipe.graph:
+            return None
+        reason = symmetric.why_not_structure(self.model)
+        if reason is None:
+            return symmetric.TrainingRun(self.model)
+        if self.model.device.type == "cpu":
+            logger.warning("symmetric weights are trained as whole matrices: %s", reason)
+        return None
+
+    def _capture(self, capture: Capture) -> None:
+        """Capture forward and backward passes, and the update where its optimiser allows it."""
+        self.captured = CapturedLoss(self.model, self.head, self.deepest, capture)
+        reason = why_not_captured(self.recipe)
+        if reason is None:
+            self.captured_update = CapturedUpdate(self.update, capture)
+        else:
+            logger.warning("graph=True: the optimiser's step is not captured: %s", reason)
+
+    def _enter(self, stage: Stage) -> None:
+        """Set the depth of the stage; carries are kept unless the batch size changes."""
+        self.head.set_progress(self.step_count / self.recipe.total_steps)
+        if stage is self._stage:
+            return
+        self._stage = stage
+        self.model.set_depth(stage.model(self.recipe.model))
+        size = stage.batch_size // self.recipe.accumulate // self.world_size
+        self.carries = [c if c is not None and len(c.halted) == size else None for c in self.carries]
+
+    def _prepare(self) -> None:
+        """Draw the batch of the next step while a GPU works on this one."""
+        following = self.step_count + 1
+        if following < self.recipe.total_steps:
+            stage, _ = self.recipe.stage_at(following)
+            self.prefetch.prepare(stage.batch_size, stage.mix)
+
+    def _gradients(self, stage: Stage) -> tuple[dict[str, Tensor], Rows | None]:
+        """Backward over the parts of a global batch: sums of metrics, and puzzle rows with gradients."""
+        batch = self.prefetch.batch(stage.batch_size, stage.mix)
+        whole = zip(*(v.chunk(self.recipe.accumulate) for v in batch.values()), strict=True)
+        sums: dict[str, Tensor] = {}
+        rows: list[Rows] = []
+        for i, values in enumerate(whole):
+            share = (value.chunk(self.world_size)[self.rank].to(self.device) for value in values)
+            part = dict(zip(batch, share, strict=True))
+            carry = self.carries[i]
+            if carry is None:
+                carry = self.model.initial_carry(part)
+            self.carries[i], found, own = self._part(stage, carry, part)
+            for name, value in found.items():
+                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=self.device)) + value
+            rows += [] if own is None else [own]
+        return self._reduce(sums, rows)
+
+    def _part(
+        self, stage: Stage, carry: Carry, part: dict[str, Tensor]
+    ) -> tuple[Carry, dict[str, Tensor], Rows | None]:
+        """Add up the gradients of one part; its new carry, sums of metrics and puzzle rows."""
+        drawn = self.head.draw()
+        if self.captured is not None:
+            return self.captured((id(stage), drawn), carry, part, stage.batch_size)
+        after, loss, sums = compute(self.model, self.head, carry, part, self.deepest)
+        (loss / stage.batch_size).backward()
+        if self.recipe.model.puzzle_emb_ndim == 0:
+            return after, sums, None
+        table = self.model.puzzle_emb
+        assert table.local_weights.grad is not None
+        return after, sums, (table.local_ids, table.local_weights.grad)
+
+    def _reduce(self, sums: dict[str, Tensor], rows: list[Rows]) -> tuple[dict[str, Tensor], Rows | None]:
+        """Sums over all ranks of gradients and metrics, and the puzzle rows of all of them."""
+        if self.world_size > 1:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad)
+            for value in sums.values():
+                dist.all_reduce(value)
+            rows = [(_gather(ids), _gather(grad)) for ids, grad in rows]
+        return sums, (torch.cat([ids for ids, _ in rows]), torch.cat([grad for _, grad in rows])) if rows else None
+
+    def _finish(self, sums: dict[str, Tensor], rows: Rows | None) -> tuple[Metrics, float]:
+        """Apply the update, or skip it if a gradient is not finite; sums of metrics and the gradient's norm."""
+        self.update.schedule(self.step_count)
+        capture = self.captured_update if self.average.started else None
+        found = self.update.clip(rows) if capture is None else capture(rows)
+        *totals, norm, bad = torch.cat((torch.stack([*sums.values()]), found)).tolist()  # one wait for the device
+        if bad:
+            self._skip()
+        else:
+            if capture is None:
+                self.update.apply(rows)
+                self.model.zero_grad(set_to_none=True)
+            self.in_a_row = 0
+        return dict(zip(sums, totals, strict=True)), norm
+
+    def _skip(self) -> None:
+        """Keep the weights and restart from fresh latents, because the latents may be what is not finite."""
+        self.model.zero_grad(set_to_none=True)
+        self.carries = [None] * len(self.carries)
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        if self.in_a_row == PATIENCE:
+            good = self.last_good or "none was saved"
+            raise Diverged(
+                f"the gradient was not finite in {PATIENCE} steps in a row, up to step {self.step_count}; "
+                f"last good state: {good}"
+            )
+
+    def fit(self, on_step: Callable[[Trainer, Metrics], None]) -> None:
+        """Train to the end of the recipe, calling `on_step(trainer, metrics)` after each step."""
+        while self.step_count < self.recipe.total_steps:
+            on_step(self, self.step())
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimisers of the recipe."""
+        return self.update.optimizers
+
+    @property
+    def average(self) -> Average:
+        """The moving average of the weights."""
+        return self.update.average
+
+    @property
+    def averaged(self) -> RecursiveReasoner:
+        """The model with the moving average of the weights."""
+        return self.average.model
+
+
+def why_not_graph(device: torch.device) -> str | None:
+    """What keeps training steps from being captured on `device`, or None."""
+    return why_not() or (None if device.type == "cuda" else f"the device is {device.type}")
+
+
+def build_model(recipe: Recipe) -> RecursiveReasoner:
+    """The model of a recipe with random weights, or those of `recipe.init`.
+
+    Errors: `InputError` when `init` names no saved model, or one with other weights than the recipe's model has.
+    """
+    model = RecursiveReasoner(recipe.model)
+    if recipe.init is not None:
+        weights = RecursiveReasoner.from_pretrained(recipe.init).state_dict()
+        own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        other = {name: tuple(value.shape) for name, value in weights.items()}
+        differ = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))
+        require(not differ, "init", recipe.init, f"a model with the recipe's weights; different: {', '.join(differ)}")
+        model.load_state_dict(weights)
+    return model
+
+
+def _gather(value: Tensor) -> Tensor:
+    """The tensors of all ranks, one after the other."""
+    parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, value.contiguous())
+    return torch.cat(parts)
+
+
+def _means(sums: Metrics, batch_size: int) -> Metrics:
+    count = max(1.0, sums["count"])
+
+    def divisor(name: str) -> float:
+        if name == "count" or name.startswith(DEPTH):
+            return 1.0
+        return batch_size if name.endswith("loss") or name in (CONFIDENCE, DELTA) else count
+
+    return {name: value / divisor(name) for name, value in sums.items()}

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from safetensors.torch import load, save
+from typer.testing import CliRunner
+
+from rtm_kernels.cli.main import app
+from rtm_kernels.data.build import build_sudoku
+from rtm_kernels.data.sudoku import generate, to_text
+from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.train.configure import load_recipe
+from rtm_kernels.train.recipe import PRESETS
+from rtm_kernels.train.telemetry import read_csv
+
+SMALL = ["sudoku-4x4", "model.hidden_size=16", "model.expansion=1", "stages.0.steps=4", "stages.1.steps=3",
+         "eval_every=3", "sources.all.count=40", "test.count=10", "eval_limit=20", "model.forward_dtype=float32",
+         "eval_steps=2"]  # fmt: skip
+
+
+def rtm(*arguments: str):
+    return CliRunner().invoke(app, ["train", *arguments], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole run."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    result = rtm(*SMALL, "--out", str(out), "--json")
+    assert result.exit_code == 0 and result.stderr == ""
+    assert json.loads(result.stdout) == json.loads((out / "summary.json").read_text()) | {"interrupted": False}
+    return out
+
+
+def test_a_run_leaves_a_model_that_solves_and_everything_that_was_measured(finished: Path) -> None:
+    out, summary = finished, json.loads((finished / "summary.json").read_text())
+    assert summary["steps"] == 7 and summary["unseen_puzzles"] == 20 and len(summary["exact_accuracy_by_step"]) == 2
+    rows = read_csv(out / "metrics.csv")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+    assert [row["step"] for row in rows if row["test_exact_accuracy"] is not None] == [3, 6, 7]
+    evaluations = [json.loads(line) for line in (out / "evaluations.jsonl").read_text().splitlines()]
+    assert [found["step"] for found in evaluations] == [3, 6, 7]
+    assert evaluations[-1]["exact"] == summary["exact_accuracy_by_step"]
+    assert len(summary["halt_confidence_by_step"]) == len(summary["latent_delta_by_step"]) == 2
+    assert rows[-1]["test_latent_delta"] == summary["latent_delta_by_step"][-1] > 0
+    assert sum(summary["depth_histogram"].values()) == sum(row["count"] for row in rows)
+    speed = read_csv(out / "speed.csv")
+    assert [row["step"] for row in speed] == [1, 2, 3, 4, 5, 6, 7] and all(row["tflops"] > 0 for row in speed)
+    assert summary["samples_per_second"] > 0 and "joules" not in summary
+    assert load_recipe(out / "recipe.json").model.hidden_size == 16
+    assert RecursiveReasoner.from_pretrained(out / "model").config.forward_dtype == "float32"
+    marks = [(row["exact"][-1], -row["step"]) for row in evaluations]
+    best = {"model": str(out / "best"), "step": -max(marks)[1], "exact_accuracy": max(marks)[0]}
+    best_model, last_model = (RecursiveReasoner.from_pretrained(out / name) for name in ("best", "model"))
+    assert summary["best"] == best and best_model.config == last_model.config
+    assert (out / "curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    both = CliRunner().invoke(app, ["eval", summary["unseen_data"], "--model", str(out), "--max-steps", "2", "--json"])
+    report = json.loads(both.stdout)
+    assert report["fixed"]["exact_accuracy"] == summary["exact_accuracy"]
+    assert report["best"]["fixed"]["exact_accuracy"] == best["exact_accuracy"]
+    solved = CliRunner().invoke(app, ["solve", "--model", str(out / "model"), "1...............", "--json"])
+    assert solved.exit_code == 1 and json.loads(solved.stdout)["task"] == "sudoku4"
+
+
+def test_a_person_sees_progress_a_table_and_why_there_is_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "matplotlib" else found(name, *a))
+    result = rtm(*SMALL, "--out", str(tmp_path / "run"))
+    assert result.exit_code == 0 and "note: no picture: the package matplotlib is not installed" in result.stderr
+    assert not (tmp_path / "run" / "curve.png").exists()
+    assert "exact on unseen puzzles" in result.stdout and "twin trained on" in result.stdout
+    assert all(name in result.stdout for name in ("depths in training", "halt confidence", "latent delta", "best"))
+    assert "step 7/7: loss" in result.stderr and "steps/s" in result.stderr
+
+
+def test_an_interrupted_run_continues_to_the_same_bits(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tracker = ModuleType("trackio")
+    tracker.init, tracker.finish = (lambda **_: None), (lambda: None)  # type: ignore[attr-defined]
+    tracker.log = lambda _, step: signal.raise_signal(signal.SIGINT) if step == 2 else None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "trackio", tracker)
+    cut = tmp_path / "cut"
+    result = rtm(*SMALL, "--out", str(cut), "--track", "trackio", "--json")
+    stopped = json.loads(result.stdout)
+    assert result.exit_code == 130 and stopped["interrupted"] and stopped["steps"] == 2
+    assert capfd.readouterr().err.startswith("stopping after this step, which is saved; once more to stop at once")
+    assert "continue with: rtm train sudoku-4x4 --resume" in result.stderr
+    assert rtm("sudoku-4x4", "--resume", "--out", str(cut), "--json").exit_code == 0
+    for name in ("model/model.safetensors", "model/config.json", "best/model.safetensors", "evaluations.jsonl",
+                 "metrics.csv"):  # fmt: skip
+        assert (finished / name).read_bytes() == (cut / name).read_bytes(), name
+
+
+def test_one_command_runs_a_recipe_in_slices(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command, codes = [*SMALL, "--out", "runs/slices", "--minutes", "0.0005"], [75]
+    while codes[-1] == 75 and len(codes) < 15:
+        codes.append(rtm(*command).exit_code)
+    assert codes[-1] == 0 and codes.count(75) > 3
+    for name in ("model.safetensors", "config.json"):
+        assert Path("runs/slices/model", name).read_bytes() == (finished / "model" / name).read_bytes()
+    other = rtm(*SMALL, "lr=1", "--out", "runs/slices", "--minutes", "1")
+    assert other.exit_code == 2 and "the run in it has another recipe" in other.stderr
+
+
+def test_the_full_size_recipes_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    build_sudoku("data", generate(70, seed=3, size=4, clues=(5, 9)), test=10, size=4)
+    small = ["model.hidden_size=16", "model.expansion=1", "model.num_heads=2", "stages.*.batch_size=8", "eval_limit=10",
+             "model.forward_dtype=float32", "data=data", "warmup_steps=2"]  # fmt: skip
+    first = ["sudoku-full", *small, *(f"stages.{i}.steps=1" for i in range(17)), "eval_every=6", "eval_steps=2",
+             "stages.*.H_cycles=2", "stages.*.L_cycles=1", "model.H_cycles=2", "model.L_cycles=1"]  # fmt: skip
+    assert rtm(*first, "--json").exit_code == 0
+    second = rtm("sudoku-full-halting", *small, "stages.0.steps=4", "stages.0.halt_max_steps=2", "eval_steps=2",
+                 "stages.0.H_cycles=1", "stages.0.L_cycles=1", "model.H_cycles=1", "model.L_cycles=1", "--minutes", "9",
+                 "--json")  # fmt: skip
+    assert second.exit_code == 0 and json.loads(second.stdout)["halt_confidence_by_step"][0] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["sudoku"], "PRESET='sudoku' is not allowed: expected one of sudoku-4x4"),
+        (["sudoku-4x4", "lr=fast"], "lr='fast' is not allowed: expected a valid number"),
+        (["trm-maze-repo"], "data=''"),
+        (["trm-maze-repo", "data=/nowhere"], "/nowhere"),
+        (["sudoku-4x4", "--resume"], "holds no run"),
+        (["sudoku-4x4", "lr=1", "--resume"], "'lr=1' cannot change it"),
+        (["sudoku-4x4", "--track", "notes"], "--track='notes'"),
+    ],
+)
+def test_bad_arguments_end_in_one_line_and_code_2(arguments: list[str], named: str, tmp_path: Path) -> None:
+    result = rtm(*arguments, "--out", str(tmp_path / "run"))
+    assert result.exit_code == 2
+    assert named in result.stderr and result.stderr.count("\n") == 1 and result.stderr.startswith("error: ")
+
+
+STATE = "state.safetensors"
+HARD = ["sudoku-small-hard", "model.hidden_size=16", "compile=false", "sources.easy.count=20"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (HARD, "error: data/17_clue.csv: cannot be read: No such file or directory"),
+        ([*HARD, "sources.few_clues.path=good.csv", "sources.hardest.path=good.csv", "sources.hinted.path=good.csv",
+          "sources.hinted_more.path=bad.csv"], "error: bad.csv: line 2"),
+        ([*SMALL, "init=runs/none/model"], "error: unknown model 'runs/none/model'"),
+        ([*SMALL, "graph=true"], "error: graph=True cannot run"),
+        (["trm-sudoku-repo", "data=set", "stages.0.batch_size=2"], "error: set/test/all__labels.npy: size="),
+        (["trm-sudoku-repo", "data=tokens", "stages.0.batch_size=2"], "error: tokens/train/all: inputs[0, 3]=99"),
+        (["trm-sudoku-repo", "data=sizes"], "error: sizes/train/dataset.json: seq_len='16' is not allowed"),
+        (["trm-sudoku-repo", "data=set", "stages.0.steps=2"],
+         "error: override 'stages.0.steps=2' is not allowed: epochs=50000 counts the steps; add epochs=none"),
+    ],
+)  # fmt: skip
+def test_what_cannot_begin_leaves_nothing_behind(
+    arguments: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    puzzles, solutions = generate(6, seed=3)
+    rows = [f"{to_text(p)},{to_text(s)}" for p, s in zip(puzzles, solutions, strict=True)]
+    Path("good.csv").write_text("puzzle,solution\n" + "\n".join(rows))
+    Path("bad.csv").write_text("puzzle,solution\n" + "1" * 81 + "\n")
+    build_sudoku("set", generate(40, seed=3, size=4, clues=(5, 9)), test=10, size=4)
+    for name in ("tokens", "sizes"):
+        shutil.copytree("set", name)
+    inputs = np.load("tokens/train/all__inputs.npy")
+    inputs[0, 3] = 99
+    np.save("tokens/train/all__inputs.npy", inputs)
+    metadata = json.loads(Path("sizes/train/dataset.json").read_text())
+    Path("sizes/train/dataset.json").write_text(json.dumps(metadata | {"seq_len": "16"}))
+    with Path("set/test/all__labels.npy").open("r+b") as file:
+        file.truncate(200)
+    before = sorted(tmp_path.rglob("*"))
+    result = rtm(*arguments, "--device", "cpu")
+    assert result.exit_code == 2 and result.stderr.startswith(named) and result.stderr.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_that_was_killed_before_its_first_state_begins_again(finished: Path, tmp_path: Path) -> None:
+    whole, killed = finished, tmp_path / "killed"
+    (killed / "checkpoints" / ".step-9.x").mkdir(parents=True)
+    shutil.copy(whole / "recipe.json", killed)
+    (killed / "metrics.csv").write_text("".join((whole / "metrics.csv").read_text().splitlines(True)[:3]))
+    assert rtm(*SMALL[:1], "--resume", "--out", str(killed), "--json").exit_code == 0
+    for name in ("model/model.safetensors", "evaluations.jsonl", "metrics.csv"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes(), name
+    assert not (killed / "checkpoints" / ".step-9.x").exists()
+
+
+@pytest.fixture(scope="module")
+def cut_run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was cut after its second evaluation."""
+    out = shutil.copytree(finished, tmp_path_factory.mktemp("cut") / "run")
+    shutil.rmtree(out / "checkpoints" / "step-7")
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("recipe.json", b'{"mo', "recipe.json: is not JSON"),
+        ("recipe.json", b"[" * 100_000, "recipe.json: is not JSON"),
+        ("recipe.json", b"[1]", "recipe.json: recipe=[1] is not allowed: expected an object"),
+        ("recipe.json", b'{"lr": "x"}', "recipe.json: lr='x' is not allowed: expected a valid number"),
+        ("evaluations.jsonl", b"garbage}\n", "evaluations.jsonl: not the evaluations of a run"),
+        ("evaluations.jsonl", b'{"a": 1}\n', "evaluations.jsonl: not the evaluations of a run"),
+        ("metrics.csv", b"a,b\n1,x\n", "metrics.csv: not the rows of a run"),
+        ("speed.csv", b"a,b\n1,2\n", "speed.csv: not the rows of a run"),
+        ("metrics.csv", bytes(range(128, 256)), "metrics.csv: not the rows of a run"),
+        ("state.json", b'{"world_size": 1, "accumulate": 1}', "state.json: not the state of a run: KeyError: 'step'"),
+        ("state.safetensors", b"nan", "holds values that are not finite"),
+    ],
+)
+def test_a_damaged_run_is_told_by_its_file(
+    name: str, content: bytes, named: str, cut_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(cut_run, run)
+    if name.startswith("state"):
+        for state in (run / "checkpoints").iterdir():
+            if content == b"nan":
+                tensors = load(state.joinpath(name).read_bytes())
+                tensors["model.lm_head.weight"][0, 0] = float("nan")
+                content = save(tensors)
+            (state / name).write_bytes(content)
+            digests = {f: hashlib.sha256((state / f).read_bytes()).hexdigest() for f in ("state.json", STATE)}
+            (state / "manifest.json").write_text(json.dumps({"sha256": digests}))
+    else:
+        (run / name).write_bytes(content)
+    result = rtm("sudoku-4x4", "--resume", "--out", str(run), "--json")
+    assert result.exit_code == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert named in result.stderr and str(run) in result.stderr
+
+
+def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    result = rtm(*SMALL, "--out", str(tmp_path))
+    assert result.exit_code == 2 and "exists already" in result.stderr
+
+
+def test_the_recipes_are_listed_and_shown() -> None:
+    assert list(json.loads(rtm("--json").stdout)) == list(PRESETS)
+    shown = json.loads(rtm("rsm-sudoku", "lr=0.5", "--show").stdout)
+    assert shown["lr"] == 0.5 and shown["objective"]["kind"] == "final_loss"
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb", "tensorboard"])
+def test_every_tracker_gets_depths_and_speed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, float]] = []
+    module = ModuleType(name)
+    if name != "tensorboard":
+        module.init = lambda **given: told.append({"lr": given["config"]["lr"]})  # type: ignore[attr-defined]
+        module.log = lambda metrics, step: told.append(metrics)  # type: ignore[attr-defined]
+        module.finish = lambda: told.append({})  # type: ignore[attr-defined]
+    else:
+
+        class SummaryWriter:
+            def __init__(self, folder: str) -> None:
+                told.append({})
+                assert folder == str(tmp_path / "run" / "tensorboard")
+                Path(folder).mkdir(parents=True)  # as the real one does
+
+            def add_scalar(self, metric: str, value: float, step: int) -> None:
+                told.extend({} for _ in range(step + 1 - len(told)))
+                told[step][metric] = value
+
+            def close(self) -> None:
+                told.append({})
+
+        module.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, {"tensorboard": "torch.utils.tensorboard"}.get(name, name), module)
+    assert rtm(*SMALL, "--out", str(tmp_path / "run"), "--track", name, "--json").exit_code == 0
+    assert len(told) == 9 and told[0].get("lr", PRESETS["sudoku-4x4"].lr) == PRESETS["sudoku-4x4"].lr
+    wanted = {"depth_1", "halt_confidence", "latent_delta", "samples_per_second", "tflops", "seconds", "loss",
+              "grad_norm", "exact_accuracy"}  # fmt: skip
+    assert wanted <= set(told[1]) and "test_exact_accuracy" in told[3]
+
+
+def test_a_tracker_that_is_not_installed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    result = rtm(*SMALL, "--out", str(tmp_path / "run"), "--track", "wandb")
+    assert result.exit_code == 2 and "the package wandb is not installed" in result.stderr
+    assert not (tmp_path / "run").exists()
