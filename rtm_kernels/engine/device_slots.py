@@ -202,12 +202,12 @@ class DeviceSlots:
     def _observe(self, n: int) -> None:
         """An ACT step of the first n slots, and the answers that the verifier has to see, one after the other."""
         latents = {name: t[:n] for name, t in self._latents.items()}
-        after, logits, q = self._act(latents, self._x[:n])
-        self.tracker.observe(observation(self.model, self.executor, self.tracker, latents, after, logits, q))
+        step = self._act(latents, self._x[:n])
+        self.tracker.observe(observation(self.model, self.executor, self.tracker, latents, step))
         for name, buffer in latents.items():
-            buffer.copy_(after[name])
+            buffer.copy_(step.latents[name])
         if self.guesses is not None:
-            self.guesses.take(self.tracker.first(n).steps, logits, latents, self._x[:n])
+            self.guesses.take(self.tracker.first(n).steps, step.logits, latents, self._x[:n])
         if "verified" in self.tracker.policy.on:
             at = self.tracker.first(n)
             asks = (at.asks != 0) & (self._queue.schedule.owner[:n] >= 0)

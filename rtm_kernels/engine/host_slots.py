@@ -109,16 +109,20 @@ class HostSlots:
             return []
         n = self.capacity if self.fixed_shape else self._close_gaps()
         before = {k: v[:n] for k, v in self.latents.items()}
-        after, logits, q = self.executor.step(self._perturbed(before), self.x[:n])
-        self.tracker.observe(observation(self.model, self.executor, self.tracker, before, after, logits, q))
+        start = self._perturbed(before)
+        step = self.executor.step(start, self.x[:n])
+        if start is not before:
+            step = step._replace(change=None)  # it counts from the latents without noise
+        after = step.latents
+        self.tracker.observe(observation(self.model, self.executor, self.tracker, before, step))
         changes = {} if self.observer is None else {k: relative_change(after[k], before[k]).tolist() for k in before}
         for name, buffer in self.latents.items():
             buffer[:n] = after[name]
         if self.guesses is not None:
-            self.guesses.take(self.tracker.first(n).steps, logits, before, self.x[:n])
+            self.guesses.take(self.tracker.first(n).steps, step.logits, before, self.x[:n])
         alive = self.tracker.decide(n, self._confirmed(n)).cpu().numpy()
         if self.observer is not None:
-            self._report(self.observer, n, q, changes)
+            self._report(self.observer, n, step.q, changes)
         return self._finish(np.flatnonzero(~alive & self._occupied[:n]).tolist())
 
     def _confirmed(self, n: int) -> Tensor | None:

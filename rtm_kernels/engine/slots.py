@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.data.task import PAD
-from rtm_kernels.engine.executor import Executor
+from rtm_kernels.engine.executor import ActStep, Executor
 from rtm_kernels.engine.tracker import Observation, Tracker, Verify, on_host
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.reference import halting_logits, relative_change
@@ -96,31 +96,29 @@ class Slots(Protocol):
 
 
 def observation(
-    model: RecursiveReasoner,
-    executor: Executor,
-    tracker: Tracker,
-    before: Mapping[str, Tensor],
-    after: Mapping[str, Tensor],
-    logits: Tensor,
-    q: Tensor | None,
+    model: RecursiveReasoner, executor: Executor, tracker: Tracker, before: Mapping[str, Tensor], step: ActStep
 ) -> Observation:
-    """What the ACT step from the latents `before` to `after` showed, with no wait for the device."""
-    finite = torch.isfinite(_peak(logits))
-    for name in before:
-        finite = finite & torch.isfinite(_peak(after[name]))
-    if q is not None:
-        finite = finite & torch.isfinite(q).all(-1)
-    output, tokens = model.program.output, None
-    if tracker.positions:
+    """What the ACT step from the latents `before` showed, with no wait for the device."""
+    after, output, q = step.latents, model.program.output, step.q
+    finite, change, tokens = step.finite, step.change, step.token_q if tracker.positions else None
+    if finite is None:
+        finite = torch.isfinite(_peak(step.logits))
+        for name in before:
+            finite = finite & torch.isfinite(_peak(after[name]))
+        if q is not None:
+            finite = finite & torch.isfinite(q).all(-1)
+    if change is None and output in before:
+        change = relative_change(after[output], before[output]).float()
+    if tokens is None and tracker.positions:
         head = model.q_head
         apart = after[output].split(1) if executor.batch_invariant else (after[output],)
         tokens = torch.cat([halting_logits(part, head.weight, head.bias, "token") for part in apart])
     compares = model.config.halting == "q_continue"
     return Observation(
-        answers=logits.argmax(-1).to(torch.int32),
+        answers=step.logits.argmax(-1).to(torch.int32) if step.answers is None else step.answers,
         finite=finite,
         halt_logits=None if q is None else _halting(q, compares).float(),
-        change=relative_change(after[output], before[output]).float() if output in before else None,
+        change=change,
         token_logits=None if tokens is None else _halting(tokens, compares).float(),
     )
 
