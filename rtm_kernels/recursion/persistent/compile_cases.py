@@ -10,36 +10,29 @@ import torch
 from rtm_kernels.block import FusedTRMBlock, Stack
 from rtm_kernels.ops.launch import CompileCase
 from rtm_kernels.program import trm
-from rtm_kernels.recursion.head import HaltingHead
-from rtm_kernels.recursion.persistent.pack import PackedWeights
+from rtm_kernels.recursion.persistent.pack import PackedLayers
 from rtm_kernels.recursion.persistent.runner import PersistentRecursion
 
-CASES = (  # L, dtype, policy, pool, norm axis
-    (97, torch.bfloat16, "q", "first", "sequence"),
-    (97, torch.bfloat16, "q_continue", "first", "sequence"),
-    (97, torch.bfloat16, "settle", "first", "hidden"),
-    (97, torch.bfloat16, "cumulative_sequence", "mean", "sequence"),
-    (97, torch.bfloat16, "cumulative_token", "token", "hidden"),
-    (97, torch.bfloat16, "fixed", "first", "hidden"),
-    (97, torch.bfloat16, None, "first", "sequence"),
-    (97, torch.float16, "q", "first", "hidden"),
-    (97, torch.float32, "q", "first", "sequence"),
-    (97, torch.float32, "cumulative_token", "token", "hidden"),
-    (196, torch.bfloat16, "cumulative_token", "token", "hidden"),
+CASES = (  # L, dtype, norm axis, has a halting head
+    (97, torch.bfloat16, "sequence", True),
+    (97, torch.bfloat16, "hidden", True),
+    (97, torch.bfloat16, "sequence", False),
+    (97, torch.float16, "hidden", True),
+    (97, torch.float32, "sequence", True),
+    (97, torch.float32, "hidden", True),
+    (196, torch.bfloat16, "hidden", True),
 )
 
 
-def _run(length: int, dtype: torch.dtype, policy: str | None, pool: str, norm_axis: str) -> None:
+def _run(length: int, dtype: torch.dtype, norm_axis: str, headed: bool) -> None:
     with torch.device("meta"):
         stack = Stack([FusedTRMBlock(512, length, norm_axis=norm_axis) for _ in range(2)])
-        head = None
-        if policy is not None:
-            head = HaltingHead(policy, 16, torch.empty(2, 512), torch.empty(2), pool=pool)
-    PersistentRecursion(trm(3, 6), PackedWeights({"L_level": stack}, dtype), 4, head=head).step()
+        head = (torch.empty(2, 512), torch.empty(2)) if headed else None
+    PersistentRecursion(trm(3, 6), PackedLayers({"L_level": stack}, dtype), 4, head=head).step()
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """The official Sudoku sizes under every policy, float32, and the longest shape class."""
-    for length, dtype, policy, pool, norm_axis in CASES:
-        name = f"persistent L={length} {dtype} {policy} {norm_axis}".replace("torch.", "")
-        yield CompileCase(name, partial(_run, length, dtype, policy, pool, norm_axis))
+    """The official Sudoku sizes in every dtype, and the longest shape class."""
+    for length, dtype, norm_axis, headed in CASES:
+        name = f"persistent L={length} {dtype} {norm_axis}{' head' * headed}".replace("torch.", "")
+        yield CompileCase(name, partial(_run, length, dtype, norm_axis, headed))
