@@ -18,7 +18,7 @@ from rtm_kernels.ops.halting.reference import (
     initial_state,
     relative_change,
 )
-from rtm_kernels.ops.stablemax_loss.reference import IGNORE_INDEX
+from rtm_kernels.ops.token_loss.reference import IGNORE_INDEX
 from rtm_kernels.train.observe import CONFIDENCE, DELTA
 
 COSTS = ("continue", "graves")
