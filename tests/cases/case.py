@@ -119,17 +119,21 @@ def run(
         leaves = {name: as_dtype(tensor, dtype, device) for name, tensor in tensors.items()}
         result = case.call(impl, leaves)
         outputs = [result] if isinstance(result, Tensor) else list(result)
-        return outputs, gradients(outputs, leaves)
+        return outputs, gradients(outputs, leaves, upstream_of(outputs))
 
 
-def gradients(outputs: Sequence[Tensor], leaves: Tensors) -> dict[str, Tensor]:
-    """The gradients of the leaves that require one, by name, under fixed random upstream gradients."""
+def upstream_of(outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Fixed random upstream gradients of the outputs that are differentiable."""
+    g = torch.Generator().manual_seed(1)
+    return [torch.randn(t.shape, generator=g, dtype=torch.float64).to(t) for t in outputs if t.requires_grad]
+
+
+def gradients(outputs: Sequence[Tensor], leaves: Tensors, upstream: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The gradients of the leaves that require one, by name."""
     smooth = [out for out in outputs if out.requires_grad]
     wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
     if not smooth or not wanted:
         return {}
-    generator = torch.Generator().manual_seed(1)
-    upstream = [torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out) for out in smooth]
     return dict(zip(wanted, torch.autograd.grad(smooth, list(wanted.values()), upstream), strict=True))
 
 

@@ -80,10 +80,19 @@ def _call_sparse(impl: str, t: Tensors) -> Tensor:
     return weights
 
 
+def _sparse_in_place(t: Tensors) -> Callable[[], Tensor]:
+    def step() -> Tensor:
+        sign_sgd_(t["weights"], t["ids"], t["grad"], lr=0.01, weight_decay=0.1, impl="triton")
+        return t["weights"]
+
+    return step
+
+
 def sparse(rows: int, batch: int, width: int, layout: str) -> Case:
     """One step of sign-SGD for B ids of a table [N, D]."""
     name = f"N={rows} B={batch} D={width} {layout}"
-    return Case("sign_sgd", name, partial(_make_sparse, rows, batch, width, layout), _call_sparse)
+    make = partial(_make_sparse, rows, batch, width, layout)
+    return Case("sign_sgd", name, make, _call_sparse, start=_sparse_in_place)
 
 
 def launch_adam() -> None:
@@ -109,7 +118,7 @@ def draw_sparse(rng: random.Random) -> tuple[Case, torch.dtype]:
 
 OP = Op(
     gate=[
-        *(adam(shapes, lay, beta1) for shapes in SHAPES for lay in ("plain", "offset", "strided") for beta1 in (0.0, 0.9)),
+        *(adam(s, lay, beta1) for s in SHAPES for lay in ("plain", "offset", "strided") for beta1 in (0.0, 0.9)),
         *(sparse(*row) for row in SPARSE),
     ],
     small=[

@@ -14,11 +14,12 @@ from rtm_kernels import program as programs
 from rtm_kernels.block import FusedTRMBlock, Stack
 from rtm_kernels.ops.halting.api import halting_step_
 from rtm_kernels.ops.halting.reference import initial_state
+from rtm_kernels.ops.launch import select
 from rtm_kernels.program import Program
 from rtm_kernels.recursion import reference
 from rtm_kernels.recursion.head import HaltingHead
 from rtm_kernels.recursion.persistent.executor import run_act_step
-from rtm_kernels.recursion.persistent.launch import TABLE
+from rtm_kernels.recursion.persistent.launch import KERNEL, TABLE
 from rtm_kernels.recursion.persistent.pack import PackedWeights
 from rtm_kernels.recursion.persistent.runner import PersistentRecursion
 from tests.cases.case import HALVES, MOST, SIZES, Case, Op, Tensors, Tuned, latent_shape
@@ -127,11 +128,19 @@ def _reference(
     return latents, state, torch.zeros_like(logits) if policy == "settle" else logits
 
 
-def _launches(norm_axis: str, program: Program, t: Tensors) -> Callable[[], list[Tensor]]:
-    weights = PackedWeights(_stacks(program, t, norm_axis), t["x"].dtype)
-    recursion = PersistentRecursion(program, weights, len(t["x"]))
-    recursion.load(_latents(t), t["x"])
-    return lambda: [recursion.latents] if recursion.step() is None else []
+def _launches(norm_axis: str, program: Program, t: Tensors) -> Callable[[], Tensor]:
+    x, made = t["x"], {}
+    weights = PackedWeights(_stacks(program, t, norm_axis), x.dtype)
+
+    def step() -> Tensor:
+        row = select(TABLE, KERNEL, x.dtype, x.shape[1])  # another one where the tuner tries it
+        if str(row) not in made:
+            made[str(row)] = PersistentRecursion(program, weights, len(x), row=row)
+            made[str(row)].load(_latents(t), x)
+        made[str(row)].step()
+        return made[str(row)].latents
+
+    return step
 
 
 def persistent(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from rtm_kernels.ops.launch import preferring
+from rtm_kernels.ops.launch import LaunchRow, preferring
 from rtm_kernels.ops.mixer_norm.api import mixer_norm
 from rtm_kernels.ops.mixer_norm.backward import mixer_norm_backward
 from rtm_kernels.ops.mixer_norm.forward import mixer_norm_forward
@@ -90,6 +92,10 @@ def _given(t: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     return (t["x"], t["gate_up_weight"], t["down_weight"]), tuple(t[name] for name in ("i0", "i1") if name in t)
 
 
+def _scope(variant: str, table: Sequence[LaunchRow]) -> Callable[[], AbstractContextManager[object]]:
+    return partial(preferring, variant, table) if variant else nullcontext
+
+
 def channel(shape: tuple[int, ...], inner: int, terms: int, layout: str, variant: str = "") -> Case:
     """swiglu_norm at one size; with the launch rows of a variant where there are any."""
 
@@ -99,7 +105,7 @@ def channel(shape: tuple[int, ...], inner: int, terms: int, layout: str, variant
 
     name = f"{list(shape)} F={inner} terms={terms} {layout} {variant}".rstrip()
     make = partial(_make, shape, -1, inner, terms, layout)
-    return Case("swiglu_norm", name, make, call, partial(preferring, variant, CHANNEL_TABLE))
+    return Case("swiglu_norm", name, make, call, _scope(variant, CHANNEL_TABLE))
 
 
 def mixer(
@@ -113,7 +119,7 @@ def mixer(
 
     name = f"{[batch, length, width]} F={inner} {norm_axis} terms={terms} {layout} {variant}".rstrip()
     make = partial(_make, (batch, length, width), 1, inner, terms, layout)
-    return Case("mixer_norm", name, make, call, partial(preferring, variant, MIXER_TABLE))
+    return Case("mixer_norm", name, make, call, _scope(variant, MIXER_TABLE))
 
 
 def launch_channel(

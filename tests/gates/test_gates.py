@@ -1,4 +1,4 @@
-"""A quick look at both gates: one case of each op interpreted, one use of each compiled. `make proof` runs all of them."""
+"""A quick look at both gates: a case of each op interpreted, a use of each compiled. `make proof` runs all of them."""
 
 from __future__ import annotations
 

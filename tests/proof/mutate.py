@@ -62,7 +62,7 @@ def judge(folder: Path, kill: tuple[str, str]) -> str:
     import rtm_kernels
 
     assert rtm_kernels.__file__.startswith(str(folder)), rtm_kernels.__file__
-    from tests.cases import gate_cases
+    from tests.cases import gate_cases, small_cases
     from tests.cases.case import check
     from tests.proof.tiles import tiles
 

@@ -1,4 +1,4 @@
-"""Both gates, each in a process of its own (one needs Triton compiling, the other interpreting), and what they wrote."""
+"""Both gates, each in a process of its own (one compiles, the other interprets), and the table that was committed."""
 
 from __future__ import annotations
 
