@@ -25,10 +25,10 @@ from rtm_kernels.ops.token_loss.api import token_loss
 from rtm_kernels.recursion.head import HaltingHead
 from rtm_kernels.recursion.persistent.executor import run_act_step
 from rtm_kernels.recursion.persistent.pack import PackedWeights
-from tests.gates.interpret_gate import OpCase, run
+from tests.cases import small_cases
+from tests.cases.case import Case, run
 from tests.ops.support import swiglu_weights
 from tests.proof import rerun
-from tests.proof.cases import small_cases
 from tests.proof.launching import ROOT, bits
 from tests.proof.tiles import tiles
 from tests.recursion.support import small_stacks
@@ -41,10 +41,10 @@ LENGTH, WIDTH, INNER = 3, 16, 24
 RERUNS = 25
 
 
-def digest(case: OpCase) -> str:
+def digest(case: Case) -> str:
     """A hash of every output and gradient of a case."""
     tensors = case.make(torch.Generator().manual_seed(4))
-    outputs, gradients = run(case, "triton", tensors, torch.float32)
+    outputs, gradients = run(case, "triton", tensors)
     return hashlib.sha256(b"".join(map(bits, (*outputs, *gradients.values())))).hexdigest()
 
 
@@ -62,7 +62,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 from tests.interpreter import take_loop_bounds
 take_loop_bounds()
 import torch
-from tests.proof.cases import small_cases
+from tests.cases import small_cases
 from tests.proof.test_bits import digest
 torch.set_num_threads({threads})
 print(*(digest(case) for case in small_cases() if case.op != "persistent"))
