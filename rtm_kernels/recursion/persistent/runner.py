@@ -81,8 +81,8 @@ class PersistentRecursion:
         self.grid = multiprocessors(device) if grid is None else grid
         self._number = numbers(program)
         self._written = tuple(dict.fromkeys(step.dst for step in program.steps))
-        self._tape = layer_rows(program, weights.stack_layers).to(device)
-        self._normed = torch.tensor([self._number[n] for n in self._written], dtype=torch.int32).to(device)
+        self.tape = layer_rows(program, weights.stack_layers).to(device)
+        self.normed = torch.tensor([self._number[n] for n in self._written], dtype=torch.int32).to(device)
         self._barrier = torch.zeros(1, dtype=torch.int64, device=device)
         self._allocate(head)
         self._view(batch)
@@ -163,8 +163,8 @@ class PersistentRecursion:
             launch(
                 recursion_kernel, self.row, (self.grid,),
                 self.latents, self._q, self._change, self._partials, self._mixed, self._mixed_partials, self._inner,
-                self._barrier, self.weights.data, self._tape, self._normed, self._previous, weight, bias,
-                batch, len(self._tape), len(self._normed), self._number[self.program.output], self.weights.eps,
+                self._barrier, self.weights.data, self.tape, self.normed, self._previous, weight, bias,
+                batch, len(self.tape), len(self.normed), self._number[self.program.output], self.weights.eps,
                 L=layout.length, D=layout.width, INNER_L=layout.inner_len, INNER_D=layout.inner_width,
                 MIX_DOWN_AT=mix_down, GATE_UP_AT=gate_up, DOWN_AT=down, LAYER_SIZE=layer_size, MAX_TERMS=MAX_TERMS,
                 NORM_HIDDEN=self.weights.norm_axis == "hidden", HAS_HEAD=self._head is not None,
