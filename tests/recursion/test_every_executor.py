@@ -56,7 +56,7 @@ def by_triton(
     program: Program, latents: Mapping[str, Tensor], x: Tensor, stacks: Mapping[str, nn.Module]
 ) -> dict[str, Tensor]:
     before = launches.total()
-    values = fused.run(program, latents, x, stacks)
+    values = reference.run(program, latents, x, fused.stacks_of(stacks))
     assert launches.total() > before or not len(program)
     return values
 
@@ -98,7 +98,7 @@ def by_native(
     if reason is not None or x.is_cuda:
         pytest.skip(reason or "it runs on the CPU")
     weights = {name: StackWeights.from_module(stack) for name, stack in stacks.items()}
-    return native.run(program, latents, x, weights)
+    return native.NativeExecutor(program, weights).run(latents, x)
 
 
 EXECUTORS: dict[str, Run] = {
