@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.errors import InputError, one_of, require
-from rtm_kernels.ops.halting.reference import POLICIES, POOLS, HaltingState
+from rtm_kernels.ops.halting.mixture import HaltingState
+
+POLICIES = ("q", "q_continue", "settle", "cumulative_sequence", "cumulative_token", "fixed")
+POOLS = ("first", "mean", "token")
 
 
 @dataclass(frozen=True)

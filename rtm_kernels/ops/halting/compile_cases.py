@@ -7,34 +7,28 @@ from functools import partial
 
 import torch
 
-from rtm_kernels.ops.halting.launchers import halting_step
-from rtm_kernels.ops.halting.reference import HaltingState
+from rtm_kernels.ops.halting.launcher import halting_step
+from rtm_kernels.ops.halting.policy import HaltingPolicy
+from rtm_kernels.ops.halting.reference import Outputs
+from rtm_kernels.ops.halting.state import SlotStates
 from rtm_kernels.ops.launch import CompileCase
 
-CASES = (
-    ("q", "first"), ("q", "mean"), ("q_continue", "first"), ("q_continue", "mean"), ("cumulative_sequence", "first"),
-    ("cumulative_sequence", "mean"), ("cumulative_token", "token"), ("settle", "first"), ("fixed", "first"),
-)  # fmt: skip
+POLICIES = ("q", "q_continue=0.9+settle=3/0.001", "cumulative", "cumulative_token", "settle", "fixed", "verified")
 
 
-def _run(policy: str, pool: str, dtype: torch.dtype) -> None:
-    batch, length, width = 8, 97, 512
-    units = length if pool == "token" else 1
-    y = torch.empty(batch, length, width, dtype=dtype, device="meta")
-    weight, bias = y.new_empty(2, width, dtype=torch.float32), y.new_empty(2, dtype=torch.float32)
-    numbers = [y.new_empty(batch, units, dtype=torch.float32) for _ in range(3)]
-    steps = y.new_empty(batch, units, dtype=torch.int32)
-    state = HaltingState(steps, y.new_empty(batch, units, dtype=torch.bool), *numbers)
-    headed = policy not in ("settle", "fixed")
-    logits = y.new_empty(batch, units, 2 if headed else 0, dtype=torch.float32)
-    head = (weight, bias) if headed else None
-    answer = y.new_empty(batch, length, dtype=torch.int64)
-    latents = (y, answer, answer) if policy == "settle" else None
-    halting_step(state, y, logits, head, latents, policy, pool, 1e-3, 16, steps.new_empty(batch))
+def _run(text: str, dtype: torch.dtype) -> None:
+    batch, length, width, device = 8, 97, 512, torch.device("meta")
+    states = SlotStates(HaltingPolicy.parse(text), batch, 81, 16, device)
+    y, logits = (torch.empty(batch, length, d, dtype=dtype, device=device) for d in (width, 11))
+    head = torch.empty(2, width, device=device), torch.empty(2, device=device)
+    q = torch.empty(batch, 2, device=device)
+    seen = Outputs(logits[:, 16:], q, y, y, (y,), head, compares="q_continue" in text)
+    halting_step(states.first(batch), states.policy, seen, None, False)
+    if text == "verified":
+        halting_step(states.first(batch), states.policy, None, q[:, 0] > 0, False)
 
 
 def compile_cases() -> Iterator[CompileCase]:
-    """Every policy and pool at the official size."""
-    for policy, pool in CASES:
-        name = f"halting {policy} {pool} D=512 bf16"
-        yield CompileCase(name, partial(_run, policy, pool, torch.bfloat16))
+    """Every signal at the official size."""
+    for text in POLICIES:
+        yield CompileCase(f"halting {text} D=512 bf16", partial(_run, text, torch.bfloat16))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, InputError
-from rtm_kernels.ops.halting.reference import HaltingState
+from rtm_kernels.ops.halting.mixture import HaltingState
 from rtm_kernels.program import Program
 from rtm_kernels.recursion.head import HaltingHead
 from rtm_kernels.recursion.persistent.pack import PackedWeights, Stacks, why_not_stacks

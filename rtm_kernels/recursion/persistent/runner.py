@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, InputError, require
 from rtm_kernels.impl import triton_interpreted, why_not_triton
-from rtm_kernels.ops.halting.reference import HaltingState, initial_state
+from rtm_kernels.ops.halting.mixture import HaltingState, initial_state
 from rtm_kernels.ops.launch import LaunchRow, launch, select
 from rtm_kernels.program import INPUT, Program
 from rtm_kernels.ranges import ranged
