@@ -119,7 +119,7 @@ def _with_embedding(model: Any, act_step: Callable[..., Any]) -> StepFunction:
 
     def step(inputs: Inputs) -> tuple[Inputs, Tensor, Tensor | None]:
         x = model.embed(inputs["inputs"], inputs["puzzle_identifiers"])
-        latents, logits, q = act_step({name: inputs[name] for name in names}, x)
+        latents, logits, q, *_ = act_step({name: inputs[name] for name in names}, x)
         return {**inputs, **{name: latents[name] for name in names}}, logits, q
 
     return step

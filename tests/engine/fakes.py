@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.data.task import Task, Verdict
-from rtm_kernels.engine.executor import Act, Latents
+from rtm_kernels.engine.executor import Act, ActStep
 from rtm_kernels.model import RecursiveReasoner
 
 SEQ_LEN = 4
@@ -54,11 +54,11 @@ class ScriptedExecutor:
     def recorded(self) -> Act:
         return self._play
 
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         self.batch_sizes.append(len(x))
         return self._play(latents, x)
 
-    def _play(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+    def _play(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         tokens = (x[..., 0] / x.shape[-1] ** 0.5).round().long()  # [B, S], see `model`
         values = tokens - 1
         new = {name: latent + 1 for name, latent in latents.items()}
@@ -70,7 +70,7 @@ class ScriptedExecutor:
         q = torch.where(halts, 2.0, -2.0)[:, None].repeat(1, 2) * torch.tensor([1.0, -1.0])
         broken = (values[:, 3] == 7) & (step == 2)
         new["z_L"] = new["z_L"].masked_fill(broken[:, None, None], float("nan"))
-        return new, logits, q if self.model.config.has_q_head else None
+        return ActStep(new, logits, q if self.model.config.has_q_head else None)
 
 
 def model(**changes: object) -> RecursiveReasoner:

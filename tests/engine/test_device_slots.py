@@ -13,7 +13,7 @@ from rtm_kernels.engine import HaltingPolicy, Rollouts, Service, Solution, Solve
 from rtm_kernels.engine.device_slots import DeviceSlots
 from rtm_kernels.engine.executor import Act, executor
 from rtm_kernels.engine.rollouts import RolloutSlots
-from rtm_kernels.engine.slots import Finished, Sample
+from rtm_kernels.engine.samples import Finished, Sample
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.model import RecursiveReasoner
 from tests.engine import test_twins

@@ -15,9 +15,9 @@ from rtm_kernels.config import ModelConfig
 from rtm_kernels.data import sudoku
 from rtm_kernels.data.task import PAD, get_task
 from rtm_kernels.engine import HaltingPolicy, Rollouts, Service, Solver
-from rtm_kernels.engine.executor import Act, Latents
+from rtm_kernels.engine.executor import Act, ActStep
 from rtm_kernels.engine.guesses import EVERY, FIRST, RETURN, SHARPNESS, Guesses, gumbel
-from rtm_kernels.engine.slots import Sample
+from rtm_kernels.engine.samples import Sample
 from rtm_kernels.errors import InputError
 from rtm_kernels.model import RecursiveReasoner
 from tests.engine import fakes
@@ -52,12 +52,12 @@ class Unsure:
     def recorded(self) -> Act:
         return self.step
 
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         tokens = (x[..., 0] / CONFIG.hidden_size**0.5).round().long().numpy()
         steps = (latents["z_H"][:, 0, 0] - self.new).round() + 1
         rows = [self.logits(*row) for row in zip(tokens, (steps <= FIRST + RETURN).tolist(), strict=True)]
         logits = torch.stack(rows) if rows else torch.zeros(0, 16, 6)
-        return {name: latent + 1 for name, latent in latents.items()}, logits, None
+        return ActStep({name: latent + 1 for name, latent in latents.items()}, logits, None)
 
     @staticmethod
     def logits(tokens: np.ndarray, awake: bool) -> Tensor:

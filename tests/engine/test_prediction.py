@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rtm_kernels.engine import Rollouts, Service, Solution, Solver
 from rtm_kernels.engine.prediction import PATIENCE, DepthEstimate, LookAhead
-from rtm_kernels.engine.slots import Sample
+from rtm_kernels.engine.samples import Sample
 from rtm_kernels.errors import InputError
 from tests.engine import fakes, test_twins
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rtm_kernels.engine import HaltingPolicy, Solver, Step
-from rtm_kernels.engine.slots import Sample
+from rtm_kernels.engine.samples import Sample
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.reference import halting_logits, halting_update, initial_state
 from tests.engine.fakes import TASK, config

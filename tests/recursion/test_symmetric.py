@@ -155,6 +155,7 @@ def test_the_executor_takes_steps_of_the_model() -> None:
         torch.testing.assert_close(got[0][name], expected[0][name], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(got[1], expected[1], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(got[2], expected[2], rtol=1e-3, atol=1e-3)
+    assert torch.equal(got.answers, got.logits.argmax(-1).int())
 
 
 def test_auto_takes_it_for_the_bundled_model() -> None:

@@ -73,8 +73,7 @@ def _check(state: SlotState, policy: HaltingPolicy, seen: Outputs) -> None:
         fits = tensor is None or tensor.shape == shape
         require(fits, name, _told(tensor), str(list(shape)))
     if "cumulative_token" in policy.on:
-        given = seen.head is not None or seen.token_q is not None
-        require(given, "head", "None", "the halting head, which cumulative_token reads")
+        require(seen.head is not None, "head", "None", "the halting head, which cumulative_token reads")
         require(positions == y.shape[1], "output", _told(y), f"[{n}, {positions}, D], as the state was made for")
 
 
