@@ -15,7 +15,7 @@ from rtm_kernels.data.task import find_tasks
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.mixture import halting_update, initial_state
 from rtm_kernels.ops.halting.reference import halting_logits
-from rtm_kernels.ops.stablemax_loss.reference import IGNORE_INDEX
+from rtm_kernels.ops.token_loss.reference import IGNORE_INDEX
 from rtm_kernels.program import rins
 from rtm_kernels.train.contract import StochasticRounds
 from rtm_kernels.train.schema import Recipe

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rtm_kernels import program as programs
 from rtm_kernels.errors import InputError, one_of, require
 from rtm_kernels.model import Batch, Carry, RecursiveReasoner
-from rtm_kernels.ops.stablemax_loss.reference import (
+from rtm_kernels.ops.token_loss.reference import (
     IGNORE_INDEX,
     softmax_cross_entropy,
     stablemax_cross_entropy,

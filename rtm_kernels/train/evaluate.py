@@ -9,7 +9,7 @@ import torch
 
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.reference import relative_change
-from rtm_kernels.ops.stablemax_loss.reference import IGNORE_INDEX
+from rtm_kernels.ops.token_loss.reference import IGNORE_INDEX
 from rtm_kernels.train.stream import Arrays, tensors
 
 

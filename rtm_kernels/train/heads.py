@@ -13,7 +13,7 @@ from rtm_kernels.interop.loss_head import LOSSES, Result
 from rtm_kernels.model import Batch, Carry, RecursiveReasoner
 from rtm_kernels.ops.halting.mixture import HaltingState, halting_update, initial_state
 from rtm_kernels.ops.halting.reference import halting_logits, relative_change
-from rtm_kernels.ops.stablemax_loss.reference import IGNORE_INDEX
+from rtm_kernels.ops.token_loss.reference import IGNORE_INDEX
 from rtm_kernels.train.observe import CONFIDENCE, DELTA
 
 COSTS = ("continue", "graves")

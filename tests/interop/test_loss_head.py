@@ -13,7 +13,7 @@ from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import InputError
 from rtm_kernels.interop import official_loss_head
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.ops.stablemax_loss.reference import stablemax_cross_entropy
+from rtm_kernels.ops.token_loss.reference import stablemax_cross_entropy
 
 IGNORE = -100
 

@@ -13,7 +13,7 @@ from rtm_kernels.engine.executor import executor
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.interop.official import model_config
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.ops.stablemax_loss.reference import softmax_cross_entropy
+from rtm_kernels.ops.token_loss.reference import softmax_cross_entropy
 from rtm_kernels.recursion.tape import encode
 from rtm_kernels.train.contract import CumulativeHalting, DeepSupervision, FinalLoss, StochasticRounds
 from rtm_kernels.train.heads import CumulativeHead

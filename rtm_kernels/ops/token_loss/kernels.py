@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rtm_kernels.ops.launch import launch, select
-from rtm_kernels.ops.stablemax_loss.launch import TABLE
+from rtm_kernels.ops.token_loss.launch import TABLE
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rtm_kernels.ops.cost import KernelCost
+from benchmarks.costs import KernelCost
 
 
 def step(batch: int, length: int, width: int, policy: str, pool: str, element: int = 2, rows: int = 2) -> KernelCost:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rtm_kernels.ops.cost import KernelCost
-from rtm_kernels.ops.swiglu import cost
-from rtm_kernels.ops.swiglu.cost import HOPPER, View
+from benchmarks.costs import KernelCost
+from benchmarks.costs import swiglu as cost
+from benchmarks.costs.swiglu import HOPPER, View
 from rtm_kernels.ops.swiglu_norm.launch import TABLE
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from rtm_kernels.ops.cost import KernelCost
+from benchmarks.costs import KernelCost
+from benchmarks.costs import swiglu as cost
+from benchmarks.costs.swiglu import HOPPER, View
 from rtm_kernels.ops.mixer_norm.launch import TABLE
-from rtm_kernels.ops.swiglu import cost
-from rtm_kernels.ops.swiglu.cost import HOPPER, View
 
 
 def _views(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rtm_kernels.ops.cost import KernelCost
+from benchmarks.costs import KernelCost
 
 
 def adam_atan2(parameters: int) -> KernelCost:

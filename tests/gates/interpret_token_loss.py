@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rtm_kernels.ops.stablemax_loss.api import LOSSES, token_loss
+from rtm_kernels.ops.token_loss.api import LOSSES, token_loss
 from tests.gates.interpret_gate import OpCase, Tensors
 from tests.ops.support import laid_out
 

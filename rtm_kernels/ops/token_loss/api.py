@@ -9,9 +9,9 @@ from torch import Tensor
 
 from rtm_kernels.errors import one_of, require
 from rtm_kernels.ops.launch import choose
-from rtm_kernels.ops.stablemax_loss import reference
-from rtm_kernels.ops.stablemax_loss.op import token_loss_op
-from rtm_kernels.ops.stablemax_loss.reference import IGNORE_INDEX
+from rtm_kernels.ops.token_loss import reference
+from rtm_kernels.ops.token_loss.op import token_loss_op
+from rtm_kernels.ops.token_loss.reference import IGNORE_INDEX
 
 LOSSES = ("stablemax_cross_entropy", "softmax_cross_entropy")
 """Official names of the losses, as `loss_type` in their configurations."""

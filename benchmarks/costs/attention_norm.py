@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from benchmarks.costs import KernelCost, row_for, up
 from rtm_kernels.ops.attention_norm.launch import TABLE, named, splits_of
-from rtm_kernels.ops.cost import KernelCost, row_for, up
 
 HOPPER = ("hopper", "portable")
 

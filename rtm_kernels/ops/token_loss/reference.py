@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,3 +46,8 @@ def token_counts(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDE
     counted = labels != ignore_index
     correct = counted & (predictions == labels)
     return predictions, torch.stack((counted.sum(-1), correct.sum(-1)), dim=-1)
+
+
+def exact(answers: Any, labels: Any, ignore_index: int = IGNORE_INDEX) -> Any:
+    """Whether every labelled token of an answer is right: answers and labels [..., L] to [...] bool, torch or numpy."""
+    return ((answers == labels) | (labels == ignore_index)).all(-1)

@@ -23,4 +23,4 @@ ROWS: tuple[LaunchRow, ...] = (
     *_rows("interpreter", ANY, 64, 64, 1),
 )
 
-TABLE = tuned("stablemax_loss", ROWS)
+TABLE = tuned("token_loss", ROWS)

@@ -13,7 +13,7 @@ def token_loss_op(
     logits: Tensor, labels: Tensor, ignore_index: int, stablemax: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """loss [B, L], predictions [B, L], counts [B, 2], and what the backward needs."""
-    from rtm_kernels.ops.stablemax_loss import kernels
+    from rtm_kernels.ops.token_loss import kernels
 
     with torch.cuda.device_of(logits):
         return kernels.token_loss_forward(logits, labels, ignore_index, stablemax)
@@ -34,7 +34,7 @@ def token_loss_backward_op(
     d_loss: Tensor, saved: Tensor, logits: Tensor, labels: Tensor, ignore_index: int, stablemax: bool
 ) -> Tensor:
     """d_logits [B, L, V]."""
-    from rtm_kernels.ops.stablemax_loss import kernels
+    from rtm_kernels.ops.token_loss import kernels
 
     with torch.cuda.device_of(logits):
         return kernels.token_loss_backward(d_loss, saved, logits, labels, ignore_index, stablemax)

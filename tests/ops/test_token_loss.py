@@ -11,8 +11,8 @@ from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.impl import launches
-from rtm_kernels.ops.stablemax_loss import reference
-from rtm_kernels.ops.stablemax_loss.api import LOSSES, TokenLoss, token_loss
+from rtm_kernels.ops.token_loss import reference
+from rtm_kernels.ops.token_loss.api import LOSSES, TokenLoss, token_loss
 
 pytest.importorskip("triton")
 

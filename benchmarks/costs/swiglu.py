@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from benchmarks.costs import KernelCost, row_for, up
 from rtm_kernels.errors import InputError
-from rtm_kernels.ops.cost import KernelCost, row_for, up
 from rtm_kernels.ops.launch import LaunchRow
 from rtm_kernels.ops.swiglu.weights import aligned
 

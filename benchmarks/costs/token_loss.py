@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rtm_kernels.ops.cost import KernelCost
+from benchmarks.costs import KernelCost
 
 
 def forward(

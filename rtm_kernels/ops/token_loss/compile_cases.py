@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from rtm_kernels.ops.launch import CompileCase
-from rtm_kernels.ops.stablemax_loss.kernels import token_loss_backward, token_loss_forward
+from rtm_kernels.ops.token_loss.kernels import token_loss_backward, token_loss_forward
 
 
 def _run(vocabulary: int, stablemax: bool, dtype: torch.dtype) -> None:
