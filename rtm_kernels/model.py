@@ -165,9 +165,13 @@ class RecursiveReasoner(nn.Module):
             name: self.get_buffer(init_name(name)).expand(batch_size, c.latent_len, -1) for name in self.program.carried
         }
 
+    def token_logits(self, output: Tensor) -> Tensor:
+        """Logits [B, seq_len, V] of the output latent [B, L, D]."""
+        return F.linear(output, self.lm_head.weight.to(output.dtype))[:, self.config.prefix_len :]
+
     def heads(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits [B, seq_len, V] and halting logits [B, 2] in float32 (None without a halting head)."""
-        logits = F.linear(output, self.lm_head.weight.to(output.dtype))[:, self.config.prefix_len :]
+        logits = self.token_logits(output)
         if not self.config.has_q_head:
             return logits, None
         head = self.q_head

@@ -127,6 +127,30 @@ class Symmetric:
         return ActStep(values, found.logits, None if q is None else q[:, 0], found.answers, token_q=q)
 
 
+class Persistent:
+    """Program, halting head and the change of the output latent in one launch of the persistent kernel."""
+
+    name, batch_invariant = "persistent", False
+
+    def __init__(self, model: RecursiveReasoner) -> None:
+        head = (model.q_head.weight, model.q_head.bias) if model.config.has_q_head else None
+        self._model = model
+        self._executor = PersistentExecutor(model.program, _modules(model), model.dtype, head)
+
+    @property
+    def recorded(self) -> Act:
+        """See `Executor.recorded`."""
+        return self.step
+
+    @ranged("ACT step")
+    @torch.no_grad()
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
+        """See `Executor.step`."""
+        latents, q, change = self._executor.run(latents, x)
+        logits = self._model.token_logits(latents[self._model.program.output])
+        return ActStep(latents, logits, None if q is None else q[:, 0], change=change, token_q=q)
+
+
 class GraphExecutor:
     """The fused ops and the heads of a whole ACT step, captured once per batch bucket and replayed.
 
@@ -228,11 +252,6 @@ def _triton(model: RecursiveReasoner) -> Executor:
     return ProgramExecutor("triton", model, run, records=True)
 
 
-def _persistent(model: RecursiveReasoner) -> Executor:
-    run = PersistentExecutor(model.program, _modules(model), model.dtype).run
-    return ProgramExecutor("persistent", model, run, records=True)
-
-
 def _native(precision: str) -> Backend:
     def build(model: RecursiveReasoner) -> Executor:
         return Native(native_name(precision), model, precision)
@@ -269,7 +288,7 @@ def _why_not_persistent(model: RecursiveReasoner) -> str | None:
 EXECUTORS: dict[str, Backend] = {
     "symmetric": Backend(Symmetric, symmetric.why_not),
     "native": _native("float32"),
-    "persistent": Backend(_persistent, _why_not_persistent),
+    "persistent": Backend(Persistent, _why_not_persistent),
     "graph": Backend(GraphExecutor, _why_not_graph),
     "triton": Backend(_triton, _why_not_triton),
     "reference": Backend(_reference, lambda model: None),

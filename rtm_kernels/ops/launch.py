@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,14 +67,6 @@ class LaunchRow:
     def shape_class(self) -> tuple[str, str, int, int]:
         """What the row is chosen by: kernel, family, bits and limit."""
         return self.kernel, self.family, self.bits, self.limit
-
-
-@dataclass(frozen=True)
-class CompileCase:
-    """A named use of an op's launchers with meta tensors, which compiles what it would launch."""
-
-    name: str
-    run: Callable[[], object]
 
 
 def family() -> str:

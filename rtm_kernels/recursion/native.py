@@ -29,7 +29,7 @@ from rtm_kernels.recursion.native_weights import (
     swiglu_weights,
 )
 from rtm_kernels.recursion.sources import digest
-from rtm_kernels.recursion.tape import why_not_program
+from rtm_kernels.recursion.tape import encode
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc" / "cpu"
 """Where the sources of the extension lie in a checkout; an installed package has none."""
@@ -148,9 +148,6 @@ class NativeExecutor:
         reason = why_not_precision(precision)
         if reason is not None:
             raise BackendUnavailable(f"the native executor cannot run: {reason}")
-        reason = why_not_program(program)
-        if reason is not None:
-            raise InputError(reason)
         one_of("isa", isa, ("auto", *supported))
         for name in program.stacks:
             require(name in stacks, "stacks", sorted(stacks), f"weights of the stack {name!r} are needed")
@@ -172,12 +169,8 @@ class NativeExecutor:
         weight, bias, self._tokens = self.heads.stacked(self.hidden_size)
         self._halting = len(weight) - self._tokens
         self._model.set_heads(self.names.index(program.output), self._tokens, self.heads.prefix, weight, bias)
-        place = {name: i for i, name in enumerate((*self.names, INPUT))}
-        for step in program.steps:
-            self._model.add_step(
-                place[step.dst], program.stacks.index(step.stack),
-                [place[name] for name in step.state], [place[name] for name in step.inject],
-            )  # fmt: skip
+        for step in encode(program):
+            self._model.add_step(*step)
 
     def _add_layer(self, number: int, name: str, stack: StackWeights, layer: Mapping[str, Tensor]) -> None:
         reduced = self.precision != "float32"

@@ -117,7 +117,6 @@ def in_cpp() -> Subject:
         given = state(batch)
         executor.run(*given)
         executor.step(*given)
-        executor.solve(*given, policy="q", max_steps=3)
 
     return run
 

@@ -129,7 +129,7 @@ def latents_of(x: Tensor) -> dict[str, Tensor]:
 
 def of_persistent() -> Call:
     run = PersistentExecutor(PROGRAM, small_stacks(PROGRAM.stacks, LENGTH, WIDTH, INNER)).run
-    return lambda x: tuple(run(latents_of(x), x).values())
+    return lambda x: tuple(run(latents_of(x), x).latents.values())
 
 
 def of_graphs() -> Call:

@@ -13,7 +13,9 @@ import triton.language as tl
 def load_tile(y_ptr, offs_l, offs_d, stride_l, stride_d, mask_l, D):
     """Elements [BLOCK_L, BLOCK_D] of a latent in float32; masked ones are 0."""
     y_ptrs = y_ptr + offs_l[:, None] * stride_l + offs_d[None, :] * stride_d
-    return tl.load(y_ptrs, mask=mask_l[:, None] & (offs_d < D)[None, :], other=0.0).to(tl.float32)
+    mask = mask_l[:, None] & (offs_d < D)[None, :]
+    # in the persistent kernel other multiprocessors wrote it: not by way of this one's first cache
+    return tl.load(y_ptrs, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
 
 
 @triton.jit
