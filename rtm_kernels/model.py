@@ -18,6 +18,7 @@ from rtm_kernels.config import ModelConfig
 from rtm_kernels.embedding import Embedding, SparseEmbedding
 from rtm_kernels.errors import InputError
 from rtm_kernels.ops.attention_norm.reference import rope_tables
+from rtm_kernels.ops.halting.reference import halt_logit
 from rtm_kernels.program import ADAPTER, Program
 from rtm_kernels.ranges import ranged
 from rtm_kernels.recursion import reference
@@ -240,7 +241,7 @@ class RecursiveReasoner(nn.Module):
         c = self.config
         if q is None or c.halt_max_steps == 1:
             return last
-        wants = q[..., 0] > q[..., 1] if c.halting == "q_continue" else q[..., 0] > 0
+        wants = halt_logit(q, c.halting == "q_continue") > 0
         size, own = (len(steps) * self.world_size,), slice(self.rank * len(steps), (self.rank + 1) * len(steps))
         explore = torch.rand(size, device=q.device)[own] < c.halt_exploration_prob
         least = torch.randint(2, c.halt_max_steps + 1, size, dtype=steps.dtype, device=q.device)[own]

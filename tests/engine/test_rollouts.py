@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.engine import Rollouts, Solution, Solver
-from rtm_kernels.engine.executor import ActStep
+from rtm_kernels.engine.executor import Act, ActStep
 from rtm_kernels.engine.rollouts import preference
-from rtm_kernels.engine.slots import Finished
+from rtm_kernels.engine.samples import Finished
 from rtm_kernels.errors import InputError
 from rtm_kernels.model import RecursiveReasoner
 from tests.engine.fakes import TASK, ScriptedExecutor, model
@@ -21,6 +21,10 @@ class NoisyExecutor(ScriptedExecutor):
 
     Without noise no puzzle that starts with 5 is ever answered, whatever the depth.
     """
+
+    @property
+    def recorded(self) -> Act:
+        return self.step
 
     def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         clean = {name: torch.zeros_like(latent) for name, latent in latents.items()}

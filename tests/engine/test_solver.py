@@ -11,15 +11,7 @@ from rtm_kernels.engine import HaltingPolicy, Solution, Solver
 from rtm_kernels.engine.executor import ActStep
 from rtm_kernels.errors import InputError
 from rtm_kernels.model import RecursiveReasoner
-from tests.engine.fakes import TASK, ScriptedExecutor, config, model
-
-
-def scripted(policy: HaltingPolicy | str | None = None, **options: object) -> Solver:
-    options = {"batch_size": 3, "max_steps": None} | options
-    changes = {"halting": options.pop("halting", "q")}
-    solver = Solver(model(**changes), task=TASK, policy=policy, **options)
-    solver.executor = ScriptedExecutor(solver.model)
-    return solver
+from tests.engine.fakes import TASK, ScriptedExecutor, config, model, scripted
 
 
 def outcome(solution: Solution) -> tuple[object, ...]:

@@ -13,8 +13,8 @@ from rtm_kernels.config import ModelConfig
 from rtm_kernels.data import maze, sudoku
 from rtm_kernels.data.task import Task, get_task
 from rtm_kernels.engine import Rollouts, Service, Solver
-from rtm_kernels.engine.executor import ActStep
-from rtm_kernels.engine.slots import Sample
+from rtm_kernels.engine.executor import Act, ActStep
+from rtm_kernels.engine.samples import Sample
 from rtm_kernels.model import RecursiveReasoner
 from tests.engine import fakes
 
@@ -28,6 +28,10 @@ class Picky:
 
     def __init__(self) -> None:
         self.seen: list[np.ndarray] = []
+
+    @property
+    def recorded(self) -> Act:
+        return self.step
 
     def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         tokens = (x[..., 0] / WIDTH**0.5).round().long().numpy()
