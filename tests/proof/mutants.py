@@ -170,8 +170,8 @@ _PERSISTENT = (
      "is_pending = tl.full(rows.shape, pending, tl.int32) >= 0", PERSISTENT),
     ("norm", "slots_ptr + tile // n_blocks", "slots_ptr", PERSISTENT),
     ("kernel", "tl.load(row_ptr + 1).to(tl.int64) * LAYER_SIZE", "tl.load(row_ptr + 1).to(tl.int64) * 0", TWO_STACKS),
-    ("head", "weight_ptr + k * D + offs_d", "weight_ptr + offs_d", PERSISTENT),
-    ("head", "tl.load(bias_ptr + k)", "tl.load(bias_ptr)", PERSISTENT),
+    ("head", "weight_ptr + k * D", "weight_ptr", PERSISTENT),
+    ("head", "bias_ptr + k, rows", "bias_ptr, rows", PERSISTENT),
     ("head", "previous_ptr + start, D", "y_ptr + start, D", PERSISTENT),
 )  # fmt: skip
 
