@@ -130,11 +130,11 @@ class RecursiveReasoner(nn.Module):
             self._rope[self.device] = rope_tables(c.latent_len, c.hidden_size // c.num_heads, c.rope_theta, self.device)
         return self._rope[self.device]
 
-    def stacks(self) -> dict[str, reference.Stack]:
+    def stacks(self) -> dict[str, reference.ApplyStack]:
         """The stacks of blocks by name, as an executor calls them."""
         cos_sin = self.cos_sin()
 
-        def bind(stack: nn.Module) -> reference.Stack:
+        def bind(stack: nn.Module) -> reference.ApplyStack:
             return lambda state, injection: stack(state, injection, cos_sin)
 
         return {name: bind(self.get_submodule(name)) for name in self.program.stacks}

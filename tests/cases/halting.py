@@ -22,6 +22,7 @@ SMALL = (
     ((33, 3, 24), "q_continue", "strided"),
     ((4, 7, 17), "cumulative", "offset"),
     ((3, 17, 24), "cumulative_token", "plain"),
+    ((3, 7, 24), "q_continue+cumulative_token", "plain"),
     ((24, 9, 170), "settle=2/0.06+q", "plain"),
     ((12, 2, 5), "verified+settle=2", "plain"),
 )

@@ -56,7 +56,7 @@ def by_triton(
     program: Program, latents: Mapping[str, Tensor], x: Tensor, stacks: Mapping[str, nn.Module]
 ) -> dict[str, Tensor]:
     before = launches.total()
-    values = fused.run(program, latents, x, stacks)
+    values = reference.run(program, latents, x, fused.stacks_of(stacks))
     assert launches.total() > before or not len(program)
     return values
 
@@ -98,7 +98,7 @@ def by_native(
     if reason is not None or x.is_cuda:
         pytest.skip(reason or "it runs on the CPU")
     weights = {name: StackWeights.from_module(stack) for name, stack in stacks.items()}
-    return native.run(program, latents, x, weights)
+    return native.NativeExecutor(program, weights).run(latents, x)
 
 
 EXECUTORS: dict[str, Run] = {
@@ -128,8 +128,8 @@ def test_every_prefix_is_within_the_budget(program: Program, norm_axis: str, nam
     latents, x = random_state(program, 2, LENGTH, WIDTH)
     latents, x = {key: t.to(device) for key, t in latents.items()}, x.to(device)
     with torch.no_grad():
-        # a recorder runs a graph five times: here every prefix of one program, on a GPU of all
-        whole = name == "graph" and device.type == "cpu" and program is not NEW
+        # a recorder runs the launches of `triton` five times: here the whole program, on a GPU every prefix
+        whole = name == "graph" and device.type == "cpu"
         for n in range(len(program) if whole else 0, len(program) + 1):
             got = EXECUTORS[name](program[:n], latents, x, stacks)
             assert_within_budget(got, program[:n], latents, x, stacks)

@@ -5,23 +5,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from rtm_kernels.ops.halting.signals import load_tile, relative_change
+from rtm_kernels.ops.halting.signals import head_of, relative_change
 
 
 @triton.jit
 def head_tiles(q_ptr, y_ptr, weight_ptr, bias_ptr, B, L: tl.constexpr, D: tl.constexpr, BLOCK_R: tl.constexpr):
     """q [B * L, 2] <- y w^T + bias in float32, w [2, D]; one tile per block of rows."""
     BLOCK_D: tl.constexpr = triton.next_power_of_2(D)
-    offs_d = tl.arange(0, BLOCK_D)
     n_rows = B * L
     tile = tl.program_id(0)
     while tile < tl.cdiv(n_rows, BLOCK_R):
         rows = tile.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
         mask_rows = rows < n_rows
-        y = load_tile(y_ptr, rows, offs_d, D, 1, mask_rows, D)
         for k in tl.static_range(2):
-            weight = tl.load(weight_ptr + k * D + offs_d, offs_d < D, other=0.0).to(tl.float32)
-            logit = tl.sum(y * weight[None, :], axis=1) + tl.load(bias_ptr + k).to(tl.float32)
+            logit = head_of(y_ptr, weight_ptr + k * D, bias_ptr + k, rows, mask_rows, D, 1, D, True, False,
+                            BLOCK_R, BLOCK_D)  # fmt: skip
             tl.store(q_ptr + 2 * rows + k, logit, mask_rows)
         tile += tl.num_programs(0)
 
