@@ -28,9 +28,10 @@ TURNED, CAUSAL, ODD, OUT_WIDE, MANY_ROWS = (
     ("attention_norm", "[3, 7, 24]"), ("attention_norm", "[2, 9, 32]"), ("attention_norm", "[1, 5, 130]"),
     ("attention_norm", "[1, 6, 144]"), ("attention_norm", "[2, 97, 64]"),
 )  # fmt: skip
-FIRST, CONTINUE, MEAN, TOKEN, SUM, SETTLE = (
-    ("halting", "[5, 9, 70] q"), ("halting", "[5, 1, 7] q_continue"), ("halting", "q_continue mean"),
-    ("halting", "cumulative_token"), ("halting", "cumulative_sequence"), ("halting", "settle"),
+FIRST, CONTINUE, TOKEN, TOKEN_CONTINUE, SUM, MOVING, VERIFIES = (
+    ("halting", "[5, 9, 70] q"), ("halting", "q_continue strided"), ("halting", "cumulative_token"),
+    ("halting", "q_continue+cumulative_token"), ("halting", "cumulative offset"), ("halting", "settle=2/0.06+q"),
+    ("halting", "verified"),
 )  # fmt: skip
 STABLEMAX, SOFTMAX, SOFTMAX_TILES = (
     ("token_loss", "[3, 67, 11] plain scale=3 ignored=0.3 stablemax"),
@@ -111,23 +112,22 @@ _ATTENTION = (
 )  # fmt: skip
 
 _HALTING = (
-    ("step", "(steps >= max_steps)", "(steps > max_steps)", ("halting", "[70, 7, 24]")),
-    ("step", "(steps >= least)", "(steps > least)", MEAN),
-    ("step", "wants = halt > 0", "wants = halt < 0", FIRST),
-    ("step", "wants = halt > carry_on", "wants = halt < carry_on", MEAN),
-    ("step", "wants = accumulated + p >= 1.0", "wants = accumulated + p >= 2.0", SUM),
-    ("step", "left = 1.0 - accumulated", "left = 1.0 + accumulated", TOKEN),
-    ("step", "next_idle + tl.cumsum(idle, 0)) - 1", "next_idle + tl.cumsum(idle, 0)) - 0", FIRST),
-    ("step", "alive_ptr, tl.num_programs(0), BLOCK_ORDER)", "alive_ptr, tl.num_programs(0) - 1, BLOCK_ORDER)", FIRST),
-    ("step", "alive = tl.maximum(alive, tl.max(active, axis=0))", "alive = tl.max(active, axis=0)", TOKEN),
-    ("signals", "weight_ptr + D + offs_d", "weight_ptr + offs_d", CONTINUE),
-    ("step", "steps = tl.load(steps_ptr + unit, mask=mask, other=0) + active.to(tl.int32)",
-     "steps = tl.load(steps_ptr + unit, mask=mask, other=0) + 1", FIRST),
-    ("signals", "count = L if POOL", "count = D if POOL", MEAN),
-    ("signals", "l + rows < L, stride_l", "l + rows < L - 1, stride_l", MEAN),
-    ("signals", "u + rows, u + rows < end,", "u + rows, u + rows < end - 1,", TOKEN),
-    ("signals", "return tl.sqrt(tl.sum(change, axis=0))", "return tl.sum(change, axis=0)", SETTLE),
-    ("signals", "(y - before) * (y - before)", "(y + before) * (y - before)", SETTLE),
+    ("kernel", "tl.where(steps >= tl.load(row + LIMIT), MAX_STEPS, 0)", "tl.where(steps > tl.load(row + LIMIT), MAX_STEPS, 0)",
+     MOVING),
+    ("kernel", "reason = tl.where((steps >= min_steps)", "reason = tl.where((steps > min_steps)", FIRST),
+    ("kernel", "logit.to(tl.float64) > THRESHOLD", "logit.to(tl.float64) < THRESHOLD", FIRST),
+    ("kernel", "logit = logit - second", "logit = logit + second", CONTINUE),
+    ("kernel", "tl.load(doubles + ACCUMULATED) >= 1", "tl.load(doubles + ACCUMULATED) >= 2", SUM),
+    ("kernel", "halted = (tl.load(halted_ptr + offs_l, mask=mask, other=0) != 0) |", "halted =", TOKEN),
+    ("kernel", "token = tl.where(halted != 0, old, token)", "", TOKEN),
+    ("kernel", "stable = tl.where(changed, 0, tl.load(row + STABLE) + 1)", "stable = tl.load(row + STABLE) + 1", MOVING),
+    ("kernel", "better = (better & (verified == 0)) |", "better = better |", VERIFIES),
+    ("kernel", "wrong += broken(other_ptr", "wrong += 0 * broken(other_ptr", FIRST),
+    ("signals", "weight_ptr + D + offs_d", "weight_ptr + offs_d", TOKEN_CONTINUE),
+    ("signals", "(best == best) & ((z > best)", "(best == best) & ((z >= best)", FIRST),
+    ("signals", "return tl.sqrt(tl.sum(change, axis=0))", "return tl.sum(change, axis=0)", MOVING),
+    ("signals", "(y - before) * (y - before)", "(y + before) * (y - before)", MOVING),
+    ("signals", "exponential * t * (1 / (6 - n))", "exponential * t * (1 / (7 - n))", SUM),
 )  # fmt: skip
 
 _LOSS = (

@@ -13,11 +13,11 @@ from rtm_kernels import program as programs
 from rtm_kernels.errors import InputError
 from rtm_kernels.ops.adam_atan2.api import AdamATan2
 from rtm_kernels.program import INPUT
-from rtm_kernels.recursion import conditional, fused, graph, reference
+from rtm_kernels.recursion import fused, graph, reference
 from rtm_kernels.recursion.graph import CudaGraphs, GraphRunner, Tensors
 from rtm_kernels.recursion.persistent.executor import PersistentExecutor
 from rtm_kernels.recursion.train_graph import TrainGraph
-from tests.recursion import test_queue, test_train_graph
+from tests.recursion import test_train_graph
 from tests.recursion.simulated_cuda import Machine, Stream, simulate
 from tests.recursion.support import ODD, bits, random_state, small_stacks
 
@@ -109,51 +109,6 @@ def test_the_persistent_launch_is_captured_with_its_loads(machine: Machine) -> N
         t.copy_(2 * inputs[name])
     replay()
     assert bits(outputs) == bits(step({name: 2 * t for name, t in inputs.items()}))
-
-
-@pytest.mark.parametrize("policy", ["q", "settle"])
-def test_both_loops_of_a_fixed_batch_agree(machine: Machine, policy: str) -> None:
-    assert conditional.why_not() is None
-    program = programs.rtm(1)
-    stacks, head = small_stacks(program.stacks, 9, 24), test_queue.make_head(policy)
-    latents, x = random_state(program, 4, 9, 24)
-    found = []
-    for loop in ("poll", "while"):
-        graph = ActGraph(program, stacks, head, latents, x, loop=loop)
-        for _ in range(2):
-            graph.load(latents, x)
-            taken = graph.run()
-        found.append((taken, bits(graph.latents), bits({"steps": graph.state.steps, "logits": graph.logits})))
-    assert found[0] == found[1] and found[0][0] > 1
-
-
-def test_both_loops_of_the_queue_agree_while_it_shrinks(machine: Machine) -> None:
-    head, stacks = test_queue.make_head("q"), small_stacks(test_queue.PROGRAM.stacks, 9, 24)
-    initial, x = test_queue.samples(5)
-    found = []
-    for loop in ("poll", "while"):
-        halting = test_queue.Halting(
-            stacks, head, initial, slots=4, capacity=5, buckets=(1, 2, 4), loop=loop, impl="triton"
-        )
-        taken = halting.queue.taken
-        runs = []
-        for _ in range(2):
-            taken.clear()
-            runs.append(test_queue.halted_bits(halting.run(x)))
-        assert runs[0] == runs[1] and taken[0] == 4 and taken[-1] == 1
-        assert loop == "poll" or len(taken) == len(set(taken)), "one launch per bucket"
-        found.append(runs[0])
-    assert found[0] == found[1]
-
-
-def test_the_exchange_by_pytorch_counts_on_the_host_and_is_stopped_by_the_capture(machine: Machine) -> None:
-    initial, x = test_queue.samples(2)
-    stacks = small_stacks(test_queue.PROGRAM.stacks, 9, 24)
-    halting = test_queue.Halting(
-        stacks, test_queue.make_head("q"), initial, slots=1, capacity=2, buckets=(1,), impl="reference"
-    )
-    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
-        halting.run(x)
 
 
 def test_training_steps_are_captured_with_their_random_numbers(machine: Machine) -> None:
