@@ -6,7 +6,6 @@ import logging
 
 import pytest
 import torch
-from rtm_kernels.recursion.act_graph import ActGraph
 from torch import Tensor
 
 from rtm_kernels import program as programs
