@@ -11,11 +11,11 @@ def step(
 ) -> KernelCost:  # fmt: skip
     """The launch of one halting step over latents [B, L, D] and logits [B, tokens, vocabulary], `others` beside y.
 
-    y is read for its change, and again to find what is not finite; per token once more, with the head.
+    What is read twice counts once.
     """
     latent, special = element * batch * length * width, 2 * batch
-    row = 4 * (4 * tokens + 28)  # answers: two are read, two written
-    total = (2 + 1 + others) * latent + element * batch * tokens * vocabulary + batch * (8 + row)
+    row = 4 * (3 * tokens + 18)  # the answers are read and written, the best one is written
+    total = (2 + others) * latent + element * batch * tokens * vocabulary + batch * (4 + row)
     if per_token:
-        total += latent + batch * length * (8 + 8 + 4 + 4 + 4) + 4 * (width + 1) * batch * -(-length // 8)
+        total += batch * length * (8 + 8 + 4 + 4) + 4 * (width + 1)
     return KernelCost("halting.step", 0, 0, total, special)

@@ -86,7 +86,9 @@ def test_every_executor_that_can_be_recorded_gives_the_bits_of_eager_steps(
         return solver
 
     puzzles, wanted = ["1234", "7012", "5432"], made(2)
-    monkeypatch.setattr(wanted, "slots", lambda observer, ahead: Slots(reasoner, *made(2).slots().recipe, impl="triton"))
+    monkeypatch.setattr(
+        wanted, "slots", lambda observer, ahead: Slots(reasoner, *made(2).slots().recipe, impl="triton")
+    )
     eager = [told(s) for s in wanted.solve(puzzles)]
     for order in ([0, 1, 2], [2, 0, 1]):
         assert [told(s) for s in on_graphs(made(2)).solve([puzzles[i] for i in order])] == [eager[i] for i in order]

@@ -112,15 +112,14 @@ _ATTENTION = (
 )  # fmt: skip
 
 _HALTING = (
-    ("kernel", "tl.where(steps >= tl.load(row + LIMIT), MAX_STEPS, 0)", "tl.where(steps > tl.load(row + LIMIT), MAX_STEPS, 0)",
-     MOVING),
-    ("kernel", "reason = tl.where((steps >= min_steps)", "reason = tl.where((steps > min_steps)", FIRST),
+    ("kernel", "tl.where(steps >= tl.load(row + LIMIT)", "tl.where(steps > tl.load(row + LIMIT)", MOVING),
+    ("kernel", "reason = tl.where((steps >= min_steps)", "reason = tl.where((steps > min_steps)", CONTINUE),
     ("kernel", "logit.to(tl.float64) > THRESHOLD", "logit.to(tl.float64) < THRESHOLD", FIRST),
     ("kernel", "logit = logit - second", "logit = logit + second", CONTINUE),
     ("kernel", "tl.load(doubles + ACCUMULATED) >= 1", "tl.load(doubles + ACCUMULATED) >= 2", SUM),
     ("kernel", "halted = (tl.load(halted_ptr + offs_l, mask=mask, other=0) != 0) |", "halted =", TOKEN),
     ("kernel", "token = tl.where(halted != 0, old, token)", "", TOKEN),
-    ("kernel", "stable = tl.where(changed, 0, tl.load(row + STABLE) + 1)", "stable = tl.load(row + STABLE) + 1", MOVING),
+    ("kernel", "tl.where(changed, 0, tl.load(row + STABLE) + 1)", "tl.load(row + STABLE) + 1", MOVING),
     ("kernel", "better = (better & (verified == 0)) |", "better = better |", VERIFIES),
     ("kernel", "wrong += broken(other_ptr", "wrong += 0 * broken(other_ptr", FIRST),
     ("signals", "weight_ptr + D + offs_d", "weight_ptr + offs_d", TOKEN_CONTINUE),
