@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rtm_kernels.engine.policy import MAX_STEPS, SIGNALS
+from rtm_kernels.ops.halting.policy import MAX_STEPS, SIGNALS
 from rtm_kernels.engine.solution import STATUSES
 
 SCHEMA = 1

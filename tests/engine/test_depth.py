@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rtm_kernels.engine import HaltingPolicy, Solver
-from rtm_kernels.engine.policy import MAX_STEPS
+from rtm_kernels.ops.halting.policy import MAX_STEPS
 from rtm_kernels.model import RecursiveReasoner
 from tests.engine.fakes import TASK, config
 

@@ -3,8 +3,8 @@
     python -m tests.proof.cold_start FOLDER ROUNDS PROCESSES
 
 They compile one kernel for GPUs that are not here, half of them for sm_90 and half for sm_80. In every other round one
-is killed once a random number of files is there. Then one more per architecture starts on what was left. A line of JSON
-per round holds the hashes of every stage that each process got; the first line, those that each architecture gets alone.
+is killed once a random number of files is there. Then one more per architecture starts on what was left. Each line is
+a round: the hashes of every stage that each process got. The first line is what each architecture gets alone.
 """
 
 from __future__ import annotations

@@ -39,9 +39,8 @@ STABLEMAX, SOFTMAX, SOFTMAX_TILES = (
 )
 ADAM, NO_MOMENTUM = ("adam_atan2", "[7, 130]"), ("adam_atan2", "beta1=0.0")
 SIGN, FEW_DUPLICATES = ("sign_sgd", "B=12"), ("sign_sgd", "N=64 B=31")
-PERSISTENT, PERSISTENT_TOKEN, PERSISTENT_MAX, PERSISTENT_SETTLE, TWO_STACKS = (
-    ("persistent", "trm [2, 9, 24]"), ("persistent", "rtm [3, 5, 40]"), ("persistent", "rtm [2, 5, 40]"),
-    ("persistent", "transformer [3, 5, 24]"), ("persistent", "hrm"),
+PERSISTENT, PERSISTENT_HIDDEN, TWO_STACKS = (
+    ("persistent", "trm [2, 9, 24]"), ("persistent", "rtm [3, 5, 40]"), ("persistent", "hrm"),
 )  # fmt: skip
 
 _SWIGLU = (
@@ -164,19 +163,16 @@ _PERSISTENT = (
     ("channel", "inner = gate * tl.sigmoid(gate) * up", "inner = up * tl.sigmoid(up) * gate", PERSISTENT),
     ("channel", "y = (residual + acc)", "y = (acc)", PERSISTENT),
     ("channel", "x = (x.to(tl.float32) * scale[:, None]).to(x.dtype)",
-     "x = x + scale[:, None] * 0.0", PERSISTENT_TOKEN),
+     "x = x + scale[:, None] * 0.0", PERSISTENT_HIDDEN),
     ("channel", "for k0 in range(0, INNER_D, BLOCK_K):", "for k0 in range(BLOCK_K, INNER_D, BLOCK_K):", PERSISTENT),
     ("device", "tl.sum(squares, axis=1) / D + eps", "tl.sum(squares, axis=1) / D", PERSISTENT),
     ("device", "is_pending = tl.full(rows.shape, pending, tl.int32) != 0",
      "is_pending = tl.full(rows.shape, pending, tl.int32) >= 0", PERSISTENT),
     ("norm", "slots_ptr + tile // n_blocks", "slots_ptr", PERSISTENT),
     ("kernel", "tl.load(row_ptr + 1).to(tl.int64) * LAYER_SIZE", "tl.load(row_ptr + 1).to(tl.int64) * 0", TWO_STACKS),
-    ("halting", "(steps >= max_steps)", "(steps > max_steps)", PERSISTENT),
-    ("halting", "wants = q_halt > 0", "wants = q_halt < 0", PERSISTENT_SETTLE),
-    ("halting", "delta = y - load_rows", "delta = y + load_rows", PERSISTENT_SETTLE),
-    ("halting", "weight = tl.where(halts, left, tl.minimum(weight, left))",
-     "weight = tl.minimum(weight, left)", PERSISTENT_MAX),
-    ("halting", "tl.load(head_ptr + 2 * D)", "tl.load(head_ptr + 2 * D + 1)", PERSISTENT),
+    ("head", "weight_ptr + k * D", "weight_ptr", PERSISTENT),
+    ("head", "bias_ptr + k, rows", "bias_ptr, rows", PERSISTENT),
+    ("head", "previous_ptr + start, D", "y_ptr + start, D", PERSISTENT),
 )  # fmt: skip
 
 _FOLDERS = {

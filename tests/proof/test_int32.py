@@ -29,6 +29,7 @@ from rtm_kernels.ops.adam_atan2.sign_sgd import sign_sgd
 from rtm_kernels.recursion.persistent.device import GRID_LIMIT
 from rtm_kernels.recursion.queue import kernels as queue
 from rtm_kernels.recursion.queue.schedule import Moved, Schedule
+from rtm_kernels.recursion.tape import layer_rows, numbers
 from tests.cases.attention_norm import launch_attention
 from tests.cases.case import meta
 from tests.cases.halting import launch_halting
@@ -50,7 +51,7 @@ SMALL = {
     "origin_ptr",
 }  # fmt: skip
 """Arguments that do not grow with the batch, or address by 64-bit values that they hold."""
-PER_SAMPLE = {"busy_ptr", "min_steps_ptr", "alive_ptr", "order_ptr"}
+PER_SAMPLE = {"min_steps_ptr", "alive_ptr", "order_ptr"}
 """One element per sample: beyond 2^31 only with 2^31 samples, whose index is an int64 there or a bare offset."""
 
 
@@ -163,14 +164,15 @@ def test_offsets_beyond_2_31_elements(name: str, cells: Callable[[int], None]) -
     cells(len(seen))
 
 
-PERSISTENT = [(46_000, 97, "sequence", "q", "first"), (46_000, 97, "hidden", "settle", "first")]
+PERSISTENT = [(46_000, 97, "sequence"), (46_000, 97, "hidden")]
 
 
 @pytest.mark.parametrize("sizes", PERSISTENT, ids=str)
 def test_offsets_of_the_persistent_kernel(sizes: tuple[Any, ...]) -> None:
-    plan = launch_persistent(1, *sizes[1:], launch=False).plan
-    busy = torch.ones(sizes[0], dtype=torch.int32)
-    with sanitized({"tape_ptr": plan.rows, "written_ptr": plan.written, "busy_ptr": busy}) as seen:
+    made = launch_persistent(1, *sizes[1:], launch=False)
+    written = torch.tensor([numbers(made.program)[made.program.output]], dtype=torch.int32)
+    tape = layer_rows(made.program, made.weights.stack_layers)
+    with sanitized({"tape_ptr": tape, "written_ptr": written}) as seen:
         launch_persistent(*sizes, grid=65535)
     assert seen == ["recursion_kernel"]
 
