@@ -132,8 +132,8 @@ def _token_q(seen: Outputs) -> Tensor:
         return seen.token_q
     assert seen.head is not None
     found = seen.output.new_zeros(*seen.output.shape[:2], len(seen.head[0]), dtype=torch.float32)
-    for sample, y in enumerate(seen.output.split(1)):
-        found[sample] = halting_logits(y, *seen.head, per_token=True)[0]
+    for sample, y in enumerate(seen.output):
+        found[sample] = halting_logits(y[None], *seen.head, per_token=True)[0]
     return found
 
 
