@@ -17,8 +17,8 @@ from benchmarks.tune_uses import Use, Work
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.ops import launch, tuned
 from rtm_kernels.ops.launch import LaunchRow
+from rtm_kernels.ops.swiglu.launch import TABLE
 from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
-from rtm_kernels.ops.swiglu_norm.launch import TABLE
 from tests.ops.support import swiglu_inputs
 
 pytest.importorskip("triton")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.ops.launch import preferring
-from rtm_kernels.ops.mixer_norm.api import mixer_norm
-from rtm_kernels.ops.mixer_norm.launch import TABLE
+from rtm_kernels.ops.swiglu.launch import TABLE
+from rtm_kernels.ops.swiglu_norm.api import mixer_norm
 from tests.gates.interpret_gate import OpCase, Tensors
 from tests.ops.support import laid_out, swiglu_weights
 

@@ -19,8 +19,8 @@ from tests.gates import interpret_adam_atan2 as adam_gate
 from tests.gates import interpret_attention_norm as attention_gate
 from tests.gates import interpret_halting as halting_gate
 from tests.gates import interpret_mixer_norm as mixer_gate
-from tests.gates import interpret_token_loss as loss_gate
 from tests.gates import interpret_swiglu_norm as swiglu_gate
+from tests.gates import interpret_token_loss as loss_gate
 from tests.gates.interpret_gate import OpCase, run
 from tests.proof.counting import Counted, counting
 

@@ -18,6 +18,8 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from rtm_kernels.ops.mixer_norm.launch import TABLE as mixer
+from rtm_kernels.ops.swiglu_norm.launch import TABLE as channel
 from torch import Tensor
 from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -27,8 +29,6 @@ from rtm_kernels.ops.adam_atan2.adam import adam_atan2
 from rtm_kernels.ops.adam_atan2.reference import scalars
 from rtm_kernels.ops.adam_atan2.sign_sgd import sign_sgd
 from rtm_kernels.ops.launch import LaunchRow, preferring
-from rtm_kernels.ops.mixer_norm.launch import TABLE as mixer
-from rtm_kernels.ops.swiglu_norm.launch import TABLE as channel
 from rtm_kernels.recursion.persistent.device import GRID_LIMIT
 from rtm_kernels.recursion.queue import kernels as queue
 from rtm_kernels.recursion.queue.schedule import Moved, Schedule

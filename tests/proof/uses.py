@@ -6,6 +6,10 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from rtm_kernels.ops.mixer_norm.backward import mixer_norm_backward
+from rtm_kernels.ops.mixer_norm.forward import mixer_norm_forward
+from rtm_kernels.ops.swiglu_norm.backward import swiglu_norm_backward
+from rtm_kernels.ops.swiglu_norm.forward import swiglu_norm_forward
 from torch import Tensor
 
 from rtm_kernels.block import FusedTRMBlock, Stack
@@ -14,10 +18,6 @@ from rtm_kernels.ops.adam_atan2.sign_sgd import sign_sgd
 from rtm_kernels.ops.attention_norm import steps
 from rtm_kernels.ops.halting.launchers import halting_step
 from rtm_kernels.ops.halting.reference import HaltingState
-from rtm_kernels.ops.mixer_norm.backward import mixer_norm_backward
-from rtm_kernels.ops.mixer_norm.forward import mixer_norm_forward
-from rtm_kernels.ops.swiglu_norm.backward import swiglu_norm_backward
-from rtm_kernels.ops.swiglu_norm.forward import swiglu_norm_forward
 from rtm_kernels.ops.token_loss.kernels import token_loss_backward, token_loss_forward
 from rtm_kernels.program import transformer
 from rtm_kernels.recursion.head import HaltingHead

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from rtm_kernels.ops.attention_norm import steps
+from rtm_kernels.ops.attention_norm import op
 from rtm_kernels.ops.launch import CompileCase
 
 VARIANTS = (  # D, heads, injection terms, rope, qk_norm, dtype
@@ -34,9 +34,9 @@ def _run(width: int, heads: int, terms: int, rope: bool, qk_norm: bool, dtype: t
     table = x.new_empty(97, width // heads, dtype=torch.float32)
     options = ((table, table) if rope else None, heads, False, qk_norm, 1e-5)
     if backward:
-        steps.backward(x, x, table[:, 0], x, qkv_weight, o_weight, *options)
+        op.backward(x, x, table[:, 0], x, qkv_weight, o_weight, *options)
     else:
-        steps.forward(x, [x] * terms, qkv_weight, o_weight, *options, use_flash=False)
+        op.forward(x, [x] * terms, qkv_weight, o_weight, *options, use_flash=False)
 
 
 def compile_cases() -> Iterator[CompileCase]:

@@ -1,52 +1,60 @@
-"""Uses of swiglu_norm that reach every launch row, for the compile gate."""
+"""Uses of swiglu_norm and mixer_norm that reach every launch row, for the compile gate."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 
 from rtm_kernels.ops.launch import CompileCase, preferring
-from rtm_kernels.ops.swiglu_norm.backward import swiglu_norm_backward
-from rtm_kernels.ops.swiglu_norm.forward import swiglu_norm_forward
-from rtm_kernels.ops.swiglu_norm.launch import TABLE
+from rtm_kernels.ops.swiglu.launch import TABLE
+from rtm_kernels.ops.swiglu_norm.op import backward, forward
 
-CASES = (  # D, F, injection terms, dtype
-    (512, 1536, 0, torch.bfloat16),
-    (512, 1536, 2, torch.float16),
-    (512, 1536, 2, torch.float32),
-    (1024, 2816, 0, torch.bfloat16),
-    (128, 512, 2, torch.bfloat16),
-    (64, 256, 2, torch.bfloat16),
-    (24, 256, 2, torch.bfloat16),
+CASES = (  # L, D, F, mixed axis, normed axis, injection terms, dtype; Sudoku's L = 97, and 916 of ARC and Maze
+    (97, 512, 1536, "hidden", "hidden", 0, torch.bfloat16),
+    (97, 512, 1536, "hidden", "hidden", 2, torch.float16),
+    (97, 512, 1536, "hidden", "hidden", 2, torch.float32),
+    (97, 1024, 2816, "hidden", "hidden", 0, torch.bfloat16),
+    (97, 256, 1024, "hidden", "hidden", 0, torch.bfloat16),
+    (97, 128, 512, "hidden", "hidden", 2, torch.bfloat16),
+    (97, 64, 256, "hidden", "hidden", 2, torch.bfloat16),
+    (97, 24, 256, "hidden", "hidden", 2, torch.bfloat16),
+    (97, 512, 512, "sequence", "sequence", 2, torch.bfloat16),
+    (97, 512, 512, "sequence", "hidden", 0, torch.float16),
+    (97, 512, 512, "sequence", "sequence", 2, torch.float32),
+    (916, 512, 2560, "sequence", "sequence", 2, torch.bfloat16),
+    (916, 512, 2560, "sequence", "hidden", 0, torch.bfloat16),
+    (49, 512, 256, "sequence", "sequence", 2, torch.bfloat16),
+    (16, 128, 256, "sequence", "sequence", 2, torch.bfloat16),
 )
 
-TMA_CASES = ((512, 1536, 0, torch.bfloat16), (512, 1536, 2, torch.float16), (1024, 2816, 0, torch.bfloat16))
+TMA_CASES = (
+    (97, 512, 1536, "hidden", "hidden", 0, torch.bfloat16),
+    (97, 1024, 2816, "hidden", "hidden", 0, torch.bfloat16),
+    (916, 512, 2560, "sequence", "sequence", 2, torch.bfloat16),
+    (916, 512, 2560, "sequence", "hidden", 0, torch.float16),
+)
 
 
-def _name(features: int, inner: int, terms: int, dtype: torch.dtype) -> str:
-    return f"D={features} F={inner} terms={terms} {str(dtype).removeprefix('torch.')}"
-
-
-def _run(features: int, inner: int, terms: int, dtype: torch.dtype) -> None:
-    x = torch.empty(4, 97, features, dtype=dtype, device="meta")
-    gate_up = torch.empty(2 * inner, features, dtype=dtype, device="meta")
-    down = torch.empty(features, inner, dtype=dtype, device="meta")
-    injection = [torch.empty_like(x) for _ in range(terms)]
-    y, rstd = swiglu_norm_forward(x, gate_up, down, injection, 1e-5)
-    swiglu_norm_backward(y, y, rstd, x, gate_up, down, injection, 1e-5)
-
-
-def _run_tma(*case: Any) -> None:
-    with preferring("tma", TABLE):
-        _run(*case)
+def _run(
+    length: int, width: int, inner: int, mixed: str, normed: str, terms: int, dtype: torch.dtype, variant: str = ""
+) -> None:
+    x = torch.empty(4, length, width, dtype=dtype, device="meta")
+    size = width if mixed == "hidden" else length
+    weights = x.new_empty(2 * inner, size), x.new_empty(size, inner)
+    options = ([torch.empty_like(x) for _ in range(terms)], mixed, normed, 1e-5)
+    with preferring(variant, TABLE) if variant else nullcontext():
+        y, rstd = forward(x, *weights, *options)
+        backward(y, y, rstd, x, *weights, *options)
 
 
 def compile_cases() -> Iterator[CompileCase]:
     """Forward and backward at the sizes of every shape class."""
-    for case in CASES:
-        yield CompileCase(_name(*case), partial(_run, *case))
-    for case in TMA_CASES:
-        yield CompileCase(f"{_name(*case)} tma", partial(_run_tma, *case))
+    for variant, cases in (("", CASES), ("tma", TMA_CASES)):
+        for case in cases:
+            length, width, inner, mixed, normed, terms, dtype = case
+            name = f"D={width} F={inner}" if mixed == "hidden" else f"L={length} D={width} F={inner} {normed}"
+            name = f"{name} terms={terms} {str(dtype).removeprefix('torch.')} {variant}".rstrip()
+            yield CompileCase(name, partial(_run, *case, variant=variant))
