@@ -5,10 +5,10 @@ import warnings
 
 import pytest
 import torch
+from rtm_kernels.engine.tracker import Tracker
 
 from rtm_kernels.engine import HaltingPolicy, Solver, executor
 from rtm_kernels.engine.slots import observation
-from rtm_kernels.engine.tracker import Tracker
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.recursion import choice

@@ -196,7 +196,8 @@ def unreached_rows(compiled: list[Compiled], arch: int) -> list[str]:
 
     _install_target(arch)
     reached = {result.row for result in compiled}
-    return [text for op in OPS for text, row in table_rows(op) if row.family == family() and text not in reached]
+    rows = {text: row for op in OPS for text, row in table_rows(op)}
+    return [text for text, row in rows.items() if row.family == family() and text not in reached]
 
 
 def print_table(compiled: list[Compiled], arch: int) -> None:

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from rtm_kernels.ops.mixer_norm.backward import mixer_norm_backward
+from rtm_kernels.ops.mixer_norm.forward import mixer_norm_forward
+from rtm_kernels.ops.swiglu_norm.backward import swiglu_norm_backward
+from rtm_kernels.ops.swiglu_norm.forward import swiglu_norm_forward
 
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.ops import launch
 from rtm_kernels.ops.launch import LaunchRow, find, select
-from rtm_kernels.ops.mixer_norm.backward import mixer_norm_backward
-from rtm_kernels.ops.mixer_norm.forward import mixer_norm_forward
 from rtm_kernels.ops.swiglu import launchers
-from rtm_kernels.ops.swiglu_norm.backward import swiglu_norm_backward
-from rtm_kernels.ops.swiglu_norm.forward import swiglu_norm_forward
 
 TABLE = (
     LaunchRow("gemm", "hopper", 16, 128, num_warps=1),

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from rtm_kernels.ops.mixer_norm import reference
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from rtm_kernels.errors import InputError
 from rtm_kernels.impl import launches
-from rtm_kernels.ops.mixer_norm import reference
-from rtm_kernels.ops.mixer_norm.api import mixer_norm
+from rtm_kernels.ops.swiglu_norm.api import mixer_norm
 from tests.ops.support import laid_out, swiglu_inputs, to
 
 pytest.importorskip("triton")

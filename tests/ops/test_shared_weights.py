@@ -18,10 +18,9 @@ from rtm_kernels.impl import launches
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.attention_norm.api import attention_norm
 from rtm_kernels.ops.attention_norm.reference import rope_tables
-from rtm_kernels.ops.mixer_norm.api import mixer_norm
 from rtm_kernels.ops.shared import STACK_BYTES, recursion, shared_weights
 from rtm_kernels.ops.swiglu import registration
-from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
+from rtm_kernels.ops.swiglu_norm.api import mixer_norm, swiglu_norm
 from tests.ops.support import swiglu_inputs, to
 from tests.small_models import ARCHS, SMALL, batch_of
 

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from rtm_kernels.ops.mixer_norm import launch as mixer
 from torch import Tensor
 
 from rtm_kernels.impl import launches
 from rtm_kernels.ops.launch import LaunchRow, preferring
-from rtm_kernels.ops.mixer_norm import launch as mixer
-from rtm_kernels.ops.mixer_norm.api import mixer_norm
 from rtm_kernels.ops.swiglu import tma
 from rtm_kernels.ops.swiglu_norm import launch as channel
-from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
+from rtm_kernels.ops.swiglu_norm.api import mixer_norm, swiglu_norm
 from tests.ops.support import swiglu_inputs, to
 
 pytest.importorskip("triton")

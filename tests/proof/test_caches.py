@@ -20,9 +20,8 @@ from torch import Tensor
 from rtm_kernels import program as programs
 from rtm_kernels.engine import Solver
 from rtm_kernels.ops.attention_norm.api import attention_norm
-from rtm_kernels.ops.mixer_norm.api import mixer_norm
 from rtm_kernels.ops.shared import shared_weights
-from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
+from rtm_kernels.ops.swiglu_norm.api import mixer_norm, swiglu_norm
 from rtm_kernels.recursion import native, reference
 from rtm_kernels.recursion.graph import GraphRunner
 from rtm_kernels.recursion.native_weights import HeadWeights

@@ -7,12 +7,12 @@ import logging
 
 import pytest
 import torch
+from rtm_kernels.recursion.act_graph import ActGraph
 
 from rtm_kernels import program as programs
 from rtm_kernels.errors import InputError
 from rtm_kernels.program import INPUT
 from rtm_kernels.recursion import conditional, fused, reference
-from rtm_kernels.recursion.act_graph import ActGraph
 from rtm_kernels.recursion.graph import CudaGraphs, GraphRunner, Tensors
 from rtm_kernels.recursion.persistent.executor import PersistentExecutor
 from rtm_kernels.recursion.train_graph import TrainGraph
