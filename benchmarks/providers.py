@@ -118,7 +118,7 @@ def _with_embedding(model: Any, act_step: Callable[..., Any]) -> StepFunction:
 
     def step(inputs: Inputs) -> tuple[Inputs, Tensor, Tensor | None]:
         x = model.embed(inputs["inputs"], inputs["puzzle_identifiers"])
-        latents, logits, q = act_step({name: inputs[name] for name in names}, x)
+        latents, logits, q, *_ = act_step({name: inputs[name] for name in names}, x)
         return {**inputs, **{name: latents[name] for name in names}}, logits, q
 
     return step
@@ -140,20 +140,11 @@ def _persistent_layer(problem: Problem) -> Layer:
 
     stacks = {"L_level": [_first_block(problem.model)]}
     run = PersistentExecutor(ONE_LAYER, stacks, problem.model.dtype).run
-    return lambda inputs: run({"h": inputs["h"], "y": inputs["y"]}, inputs["x"])["h"]
+    return lambda inputs: run({"h": inputs["h"], "y": inputs["y"]}, inputs["x"]).latents["h"]
 
 
 def _persistent_step(problem: Problem) -> tuple[StepFunction, nn.Module]:
-    from rtm_kernels.recursion.persistent.executor import PersistentExecutor
-
-    model = problem.model
-    run = PersistentExecutor(model.program, {k: model.get_submodule(k) for k in model.config.layers}, model.dtype).run
-
-    def act_step(latents: Inputs, x: Tensor) -> Any:
-        values = run(latents, x)
-        return values, *model.heads(values[model.program.output])
-
-    return _with_embedding(model, act_step), model
+    return _with_embedding(problem.model, executor("persistent", problem.model).step), problem.model
 
 
 def _runner_step(problem: Problem) -> tuple[StepFunction, nn.Module]:

@@ -17,7 +17,7 @@ from benchmarks import machine
 from rtm_kernels.data.task import Task
 from rtm_kernels.engine import Rollouts, Solver
 from rtm_kernels.engine.rollouts import KINDS
-from rtm_kernels.engine.slots import Sample
+from rtm_kernels.engine.samples import Sample
 from rtm_kernels.pretrained import from_pretrained
 from rtm_kernels.trace.recorder import model_sha256
 

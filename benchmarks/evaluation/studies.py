@@ -132,7 +132,7 @@ def _halting(scale: Scale) -> tuple[Arm, ...]:
     contract = json.dumps({"kind": "cumulative_halting", "ponder": scale.ponder, "entropy": 0.001, "min_steps": 1})
     return (
         Arm("per token", (*model, "model.halting=cumulative_token", f"contract={contract}")),
-        Arm("per sequence", (*model, "model.halting=cumulative_sequence", f"contract={contract}")),
+        Arm("per sequence", (*model, "model.halting=cumulative", f"contract={contract}")),
         Arm("q head", model),
     )
 

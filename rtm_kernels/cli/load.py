@@ -27,7 +27,6 @@ def load_solver(
     noise: float,
     seed: int,
     kind: str = "auto",
-    lookahead: int = 0,
 ) -> Solver:
     """A solver for the model called `model`, on CUDA where there is one and `device` does not say otherwise.
 
@@ -51,5 +50,4 @@ def load_solver(
         executor=executor,
         precision=precision,
         rollouts=Rollouts(rollouts, noise, seed, kind),
-        lookahead=lookahead,
     )

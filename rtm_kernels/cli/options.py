@@ -12,9 +12,6 @@ MaxSteps = Annotated[
 ]
 MinSteps = Annotated[int, typer.Option(help="Floor of ACT steps per puzzle.", metavar="N")]
 BatchSize = Annotated[int, typer.Option(help="Puzzles in the batch at a time.", metavar="N")]
-LookAhead = Annotated[
-    int, typer.Option(help="Puzzles read in advance, those predicted to be deep to begin first.", metavar="N")
-]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default cuda where there is one.", metavar="DEVICE")]
 Executor = Annotated[str, typer.Option(help="auto, or one that `rtm info` lists.", metavar="NAME")]
 Precision = Annotated[

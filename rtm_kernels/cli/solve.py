@@ -20,7 +20,6 @@ from rtm_kernels.cli.options import (
     Json,
     Kind,
     Limit,
-    LookAhead,
     MaxSteps,
     MinSteps,
     Model,
@@ -52,7 +51,6 @@ def solve(
     max_steps: MaxSteps = None,
     min_steps: MinSteps = 1,
     batch_size: BatchSize = 64,
-    lookahead: LookAhead = 0,
     device: Device = None,
     executor: Executor = "auto",
     precision: Precision = "float32",
@@ -98,7 +96,6 @@ def solve(
     solver = load_solver(
         model, max_steps=max_steps, min_steps=min_steps, batch_size=batch_size, device=device, executor=executor,
         precision=precision, halt=halt, rollouts=rollouts, noise=noise, seed=seed, kind=rollout_kind,
-        lookahead=lookahead,
     )  # fmt: skip
     read = read_all(puzzles or [], solver.task, limit)
     energy, start = energy_counter(solver.model.device.type), time.perf_counter()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rtm_kernels.data.dataset import IGNORE_LABEL
-from rtm_kernels.engine.slots import Sample
+from rtm_kernels.engine.samples import Sample
 from rtm_kernels.engine.solver import Solver
 from rtm_kernels.errors import require
 

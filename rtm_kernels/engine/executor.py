@@ -25,7 +25,26 @@ Run = Callable[[Mapping[str, Tensor], Tensor], Latents]
 """One pass of the model's program: latents and x [B, L, D] to the new latents."""
 
 
-Act = Callable[[Mapping[str, Tensor], Tensor], tuple[Latents, Tensor, Tensor | None]]
+class ActStep(NamedTuple):
+    """What one ACT step found. What an executor leaves None, `slots.observation` computes from the rest."""
+
+    latents: Latents
+    """[B, L, D]; at least the carried ones and the output."""
+    logits: Tensor
+    """[B, seq_len, V] of the tokens."""
+    q: Tensor | None
+    """float32 [B, 2] of the halting head; None without one."""
+    answers: Tensor | None = None
+    """int32 [B, seq_len], the first of the largest logits."""
+    finite: Tensor | None = None
+    """bool [B], False where a latent, a logit or q is NaN or infinite."""
+    change: Tensor | None = None
+    """float32 [B], |dy| / |y| of the output latent over this step."""
+    token_q: Tensor | None = None
+    """float32 [B, L, 2], the halting head at every position of the output latent."""
+
+
+Act = Callable[[Mapping[str, Tensor], Tensor], ActStep]
 """One ACT step, see `Executor.step`."""
 
 
@@ -40,11 +59,8 @@ class Executor(Protocol):
         """`step` as launches that a CUDA graph may record, or None when the host takes part in it."""
         ...
 
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
-        """One ACT step on the batch: latents and x [B, L, D] to (latents, logits [B, seq_len, V], q [B, 2] or None).
-
-        The latents given are not modified; those returned hold at least the carried ones and the output.
-        """
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
+        """One ACT step from latents and x [B, L, D]; the latents given are not modified."""
         ...
 
 
@@ -62,10 +78,10 @@ class ProgramExecutor:
         return self.step if self._records else None
 
     @ranged("ACT step")
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         """See `Executor.step`."""
         values = self._run(latents, x)
-        return values, *self._model.heads(values[self._model.program.output])
+        return ActStep(values, *self._model.heads(values[self._model.program.output]))
 
 
 class Native:
@@ -79,13 +95,17 @@ class Native:
             for stack in model.config.layers
         }
         self.name, self._has_q = name, model.config.has_q_head
+        self._carries_output = model.program.output in model.program.carried
         self._executor = native.NativeExecutor(model.program, stacks, _head_weights(model), precision=precision)
 
     @ranged("ACT step")
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         """See `Executor.step`."""
         found = self._executor.step(latents, x)
-        return found.latents, found.logits, found.halting[:, 0] if self._has_q else None
+        return ActStep(
+            found.latents, found.logits, found.halting[:, 0] if self._has_q else None, found.answers, found.finite,
+            found.change if self._carries_output else None, found.halting if self._has_q else None,
+        )  # fmt: skip
 
 
 class Symmetric:
@@ -99,11 +119,36 @@ class Symmetric:
         self._heads = native.NativeExecutor(model.program[:0], {}, heads=_head_weights(model))
 
     @ranged("ACT step")
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         """See `Executor.step`."""
         values = {**latents, **self._program.run(latents, x)}
         found = self._heads.step({self._output: values[self._output]}, x)
-        return values, found.logits, found.halting[:, 0] if self._has_q else None
+        q = found.halting if self._has_q else None
+        return ActStep(values, found.logits, None if q is None else q[:, 0], found.answers, token_q=q)
+
+
+class Persistent:
+    """Program, halting head and the change of the output latent in one launch of the persistent kernel."""
+
+    name, batch_invariant = "persistent", False
+
+    def __init__(self, model: RecursiveReasoner) -> None:
+        head = (model.q_head.weight, model.q_head.bias) if model.config.has_q_head else None
+        self._model = model
+        self._executor = PersistentExecutor(model.program, _modules(model), model.dtype, head)
+
+    @property
+    def recorded(self) -> Act:
+        """See `Executor.recorded`."""
+        return self.step
+
+    @ranged("ACT step")
+    @torch.no_grad()
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
+        """See `Executor.step`."""
+        latents, q, change = self._executor.run(latents, x)
+        logits = self._model.token_logits(latents[self._model.program.output])
+        return ActStep(latents, logits, None if q is None else q[:, 0], change=change, token_q=q)
 
 
 class GraphExecutor:
@@ -126,13 +171,13 @@ class GraphExecutor:
         return self._act_step
 
     @ranged("ACT step")
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         """See `Executor.step`."""
         carried = {name: latents[name] for name in self._model.program.carried}
         parts = zip(*(t.split(graph.BUCKETS[-1]) for t in (x, *carried.values())), strict=True)
         found = [self._part(part[0], dict(zip(carried, part[1:], strict=True))) for part in parts]
         whole = found[0] if len(found) == 1 else {name: torch.cat([part[name] for part in found]) for name in found[0]}
-        return {name: whole[name] for name in self._results()}, whole["logits"], whole.get("q")
+        return ActStep({name: whole[name] for name in self._results()}, whole["logits"], whole.get("q"))
 
     def _part(self, x: Tensor, carried: Latents) -> graph.Tensors:
         if self._runner is None or len(x) > self._runner.buckets[-1]:
@@ -140,13 +185,14 @@ class GraphExecutor:
         return self._runner({"x": x, **carried})
 
     @torch.no_grad()
-    def _act_step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+    def _act_step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         values = reference.run(self._model.program, latents, x, self._stacks)
-        return {name: values[name] for name in self._results()}, *self._model.heads(values[self._model.program.output])
+        found = {name: values[name] for name in self._results()}
+        return ActStep(found, *self._model.heads(values[self._model.program.output]))
 
     def _named(self, inputs: graph.Tensors) -> graph.Tensors:
-        latents, logits, q = self._act_step(inputs, inputs["x"])
-        return {**latents, "logits": logits, **({} if q is None else {"q": q})}
+        step = self._act_step(inputs, inputs["x"])
+        return {**step.latents, "logits": step.logits, **({} if step.q is None else {"q": step.q})}
 
     def _results(self) -> tuple[str, ...]:
         program = self._model.program
@@ -169,7 +215,7 @@ class ByBatch:
             return None
         return lambda latents, x: self._path(acts, len(x))(latents, x)
 
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         """See `Executor.step`."""
         return self._path(self._paths, len(x)).step(latents, x)
 
@@ -204,11 +250,6 @@ def _triton(model: RecursiveReasoner) -> Executor:
     stacks = fused.stacks_of(_modules(model), model.cos_sin())
     run: Run = lambda latents, x: reference.run(model.program, latents, x, stacks)  # noqa: E731
     return ProgramExecutor("triton", model, run, records=True)
-
-
-def _persistent(model: RecursiveReasoner) -> Executor:
-    run = PersistentExecutor(model.program, _modules(model), model.dtype).run
-    return ProgramExecutor("persistent", model, run, records=True)
 
 
 def _native(precision: str) -> Backend:
@@ -247,7 +288,7 @@ def _why_not_persistent(model: RecursiveReasoner) -> str | None:
 EXECUTORS: dict[str, Backend] = {
     "symmetric": Backend(Symmetric, symmetric.why_not),
     "native": _native("float32"),
-    "persistent": Backend(_persistent, _why_not_persistent),
+    "persistent": Backend(Persistent, _why_not_persistent),
     "graph": Backend(GraphExecutor, _why_not_graph),
     "triton": Backend(_triton, _why_not_triton),
     "reference": Backend(_reference, lambda model: None),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,14 +68,6 @@ class LaunchRow:
     def shape_class(self) -> tuple[str, str, str, int, int]:
         """What the row is chosen by: kernel, view, family, bits and limit."""
         return self.kernel, self.view, self.family, self.bits, self.limit
-
-
-@dataclass(frozen=True)
-class CompileCase:
-    """A named use of an op's launchers with meta tensors, which compiles what it would launch."""
-
-    name: str
-    run: Callable[[], object]
 
 
 def family() -> str:

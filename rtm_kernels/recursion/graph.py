@@ -25,7 +25,7 @@ WARM_UPS = 3
 logger = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
-Step = Callable[[Tensors], Tensors]
+TensorsFunction = Callable[[Tensors], Tensors]
 """A step on named tensors [B, ...] to named tensors [B, ...]; it may also update tensors it closes over."""
 Recorded = tuple[Callable[[], None], Tensors]
 """What replays a captured function, and the tensors that every replay writes its results to."""
@@ -140,7 +140,7 @@ class GraphRunner:
 
     def __init__(
         self,
-        step: Step,
+        step: TensorsFunction,
         *,
         max_batch: int,
         buckets: Sequence[int] = BUCKETS,

@@ -11,13 +11,8 @@ from rtm_kernels import program as programs
 from rtm_kernels.errors import InputError
 from rtm_kernels.interop.loss_head import LOSSES, Result
 from rtm_kernels.model import Batch, Carry, RecursiveReasoner
-from rtm_kernels.ops.halting.reference import (
-    HaltingState,
-    halting_logits,
-    halting_update,
-    initial_state,
-    relative_change,
-)
+from rtm_kernels.ops.halting.mixture import HaltingState, halting_update, initial_state
+from rtm_kernels.ops.halting.reference import halting_logits, relative_change
 from rtm_kernels.ops.token_loss.reference import IGNORE_INDEX
 from rtm_kernels.train.observe import CONFIDENCE, DELTA
 
@@ -103,13 +98,12 @@ class CumulativeHead(_FreshHead):
         for _ in range(config.halt_max_steps):
             previous = latents[model.program.output].detach()
             latents, logits, _ = model.act_step(latents, x)
-            head = halting_logits(latents[model.program.output], model.q_head.weight, model.q_head.bias,
-                                  "token" if token else "first")  # fmt: skip
+            head = halting_logits(latents[model.program.output], model.q_head.weight, model.q_head.bias, token)
             active, p = state.active, torch.sigmoid(head[..., 0])
             confidence = confidence + p.detach().mean(-1).sum()
             change = change + relative_change(latents[model.program.output].detach(), previous).sum()
             floor = min(self.min_steps, config.halt_max_steps)
-            state = halting_update(state, policy, logits=head, max_steps=config.halt_max_steps, min_steps=floor)
+            state = halting_update(state, policy, head, max_steps=config.halt_max_steps, min_steps=floor)
             weight = state.weight[:, prefix:] if token else state.weight
             lm_loss = lm_loss + mean_token_loss(logits, labels, self.loss, weight)
             ponder = ponder + torch.where(active, 1 - p, 0).mean(-1).sum()

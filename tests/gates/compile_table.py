@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "profiles" / "compile"
+PACKAGE, FOLDER = ROOT / "rtm_kernels", ROOT / "profiles" / "compile"
 ARCHITECTURES = (90, 80, 86, 89, 100, 120)
 FACTS = ("registers", "stack", "spills", "shared", "wgmma", "atomics")
 OFFICIAL = ("D=512 F=1536", "L=97 D=512 F=512", "L=916 D=512", "attention_norm D=512 h=8", "persistent L=97", "halting",
@@ -23,10 +23,10 @@ OFFICIAL = ("D=512 F=1536", "L=97 D=512 F=512", "L=916 D=512", "attention_norm D
 
 
 def sources() -> list[Path]:
-    """The files that decide what is compiled: kernels, launch tables, cases, and the launchers between them."""
-    folders = {path.parent for path in (ROOT / "rtm_kernels").rglob("compile_cases.py")}
-    folders.add(ROOT / "rtm_kernels" / "ops" / "swiglu")
-    skip = {"cost.py", "reference.py", "api.py", "op.py", "registration.py", "executor.py", "__init__.py"}
+    """The files that decide what is compiled: kernels, launch tables, and the launch sequences between them."""
+    folders = {path.parent for path in PACKAGE.rglob("*.py") if "@triton.jit" in path.read_text()}
+    folders |= {path.parent for name in ("launch.py", "op.py") for path in PACKAGE.rglob(name)} - {PACKAGE / "ops"}
+    skip = {"reference.py", "api.py", "executor.py", "__init__.py"}
     return sorted(path for folder in folders for path in folder.glob("*.py") if path.name not in skip)
 
 

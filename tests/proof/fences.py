@@ -21,9 +21,9 @@ import triton.language as tl
 
 from rtm_kernels.ops.adam_atan2.adam import adam_atan2
 from rtm_kernels.ops.adam_atan2.reference import scalars
-from tests.gates.interpret_gate import run
+from tests.cases import small_cases
+from tests.cases.case import run
 from tests.interpreter import take_loop_bounds
-from tests.proof.cases import small_cases
 from tests.proof.launching import Launch, every_launch, kernel_names
 from tests.proof.memory import mapped
 from tests.proof.tiles import tiles
@@ -72,7 +72,7 @@ def child(side: str) -> int:
         else:
             optimiser(at_end)
             for case in small_cases():
-                run(case, "triton", case.make(torch.Generator().manual_seed(1)), torch.float32)
+                run(case, "triton", case.make(torch.Generator().manual_seed(1)))
     missing = kernel_names() - set(seen)
     print(f"{side} {len(seen)} launches, kernels not launched: {sorted(missing)}", flush=True)
     return 1 if missing else 0

@@ -16,7 +16,7 @@ class Mutant:
     kill: tuple[str, str]
 
 
-FUSED, DOWN_NORM, LONG, WIDE = (
+FUSED, GEMM_NORM, LONG, WIDE = (
     ("swiglu_norm", "[3, 7, 24] F=40 terms=2"), ("swiglu_norm", "[2, 11, 70] F=33"),
     ("swiglu_norm", "[2, 9, 70] F=24 terms=1"), ("swiglu_norm", "[1, 5, 136]"),
 )  # fmt: skip
@@ -24,9 +24,8 @@ MIXER, HIDDEN, MIXER_LONG, SINGLE = (
     ("mixer_norm", "[2, 17, 24] F=33"), ("mixer_norm", "[2, 7, 20] F=24 hidden"), ("mixer_norm", "[1, 130, 20]"),
     ("mixer_norm", "[3, 1, 64] F=40"),
 )  # fmt: skip
-TURNED, CAUSAL, ODD, OUT_WIDE, MANY_ROWS = (
-    ("attention_norm", "[3, 7, 24]"), ("attention_norm", "[2, 9, 32]"), ("attention_norm", "[1, 5, 130]"),
-    ("attention_norm", "[1, 6, 144]"), ("attention_norm", "[2, 97, 64]"),
+TURNED, CAUSAL, MANY_ROWS = (
+    ("attention_norm", "[3, 7, 24]"), ("attention_norm", "[2, 9, 32]"), ("attention_norm", "[2, 97, 64]"),
 )  # fmt: skip
 FIRST, CONTINUE, MEAN, TOKEN, SUM, SETTLE = (
     ("halting", "[5, 9, 70] q"), ("halting", "[5, 1, 7] q_continue"), ("halting", "q_continue mean"),
@@ -39,15 +38,14 @@ STABLEMAX, SOFTMAX, SOFTMAX_TILES = (
 )
 ADAM, NO_MOMENTUM = ("adam_atan2", "[7, 130]"), ("adam_atan2", "beta1=0.0")
 SIGN, FEW_DUPLICATES = ("sign_sgd", "B=12"), ("sign_sgd", "N=64 B=31")
-PERSISTENT, PERSISTENT_TOKEN, PERSISTENT_MAX, PERSISTENT_SETTLE, TWO_STACKS = (
-    ("persistent", "trm [2, 9, 24]"), ("persistent", "rtm [3, 5, 40]"), ("persistent", "rtm [2, 5, 40]"),
-    ("persistent", "transformer [3, 5, 24]"), ("persistent", "hrm"),
+PERSISTENT, PERSISTENT_HIDDEN, TWO_STACKS = (
+    ("persistent", "trm [2, 9, 24]"), ("persistent", "rtm [3, 5, 40]"), ("persistent", "hrm"),
 )  # fmt: skip
 
 _SWIGLU = (
     ("tiles", "total += tl.load(second_ptr", "total -= tl.load(second_ptr", FUSED),
     ("tiles", "(h.to(ACC) + total)", "(total)", FUSED),
-    ("tiles", "return offs < SIZE", "return offs <= SIZE", DOWN_NORM),
+    ("tiles", "return offs < SIZE", "return offs <= SIZE", GEMM_NORM),
     ("tiles", "return gate / (1.0 + tl.exp(-gate)) * up", "return gate / (1.0 + tl.exp(gate)) * up", FUSED),
     ("tiles", "return gate / (1.0 + tl.exp(-gate)) * up", "return tl.maximum(gate, 0.0) * up", LONG),
     ("tiles", "(sigmoid + silu * (1.0 - sigmoid))", "(sigmoid + silu * (1.0 + sigmoid))", FUSED),
@@ -60,12 +58,11 @@ _SWIGLU = (
      "/ N)\n        tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=offs_r < R)", FUSED),
     ("forward", "/ N + tl.cast(eps, ACC))\n        tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=offs_r < R)",
      "/ BLOCK_N + tl.cast(eps, ACC))\n        tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=offs_r < R)", FUSED),
-    ("forward", "    for n in range(0, N, BLOCK_N):\n        mask_x",
-     "    for n in range(0, N - BLOCK_N, BLOCK_N):\n        mask_x", LONG),
-    ("forward", "x_offs += BLOCK_N * tl.cast(x_stride_n, tl.int64)", "x_offs += BLOCK_N", MIXER_LONG),
+    ("forward", "    for n in range(0, N, BLOCK_N):\n        mask_h",
+     "    for n in range(0, N - BLOCK_N, BLOCK_N):\n        mask_h", LONG),
+    ("forward", "h_offs += BLOCK_N * tl.cast(h_stride_n, tl.int64)", "h_offs += BLOCK_N", MIXER_LONG),
     ("forward", "a_offs = (batch * R + offs_r)[:, None] * F", "a_offs = (batch * R + offs_r)[:, None] * N", LONG),
-    ("forward", "acc = load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask, TERMS, ACC).to(ACC)",
-     "acc = tl.zeros((BLOCK_R, BLOCK_N), dtype=ACC)", DOWN_NORM),
+    ("forward", "    if RESIDUAL:", "    if not RESIDUAL:", GEMM_NORM),
     ("forward", "w_ptrs += BLOCK_K * w_stride_k", "w_ptrs += BLOCK_K", WIDE),
     ("forward", "        squares += y * y\n", "        squares += tl.abs(y)\n", WIDE),
     ("forward", "(y * rstd[:, None]).to(y_ptr.dtype.element_ty)", "y.to(y_ptr.dtype.element_ty)", HIDDEN),
@@ -95,20 +92,11 @@ _ATTENTION = (
     ("qkv", "turned = head < 2 * HEADS", "turned = head < 3 * HEADS", CAUSAL),
     ("qkv", "squares / HEAD_DIM", "squares / BLOCK_E", TURNED),
     ("qkv", "rstd = tl.where((heads < 2 * HEADS)[None, :], rstd, 1.0)", "", TURNED),
-    ("qkv", "mask_k = k + offs_k < D", "mask_k = k + offs_k < D - 1", CAUSAL),
+    ("qkv", "below(k + offs_k, D, BLOCK_K)", "below(k + offs_k, D - 1, BLOCK_K)", CAUSAL),
     ("qkv", "in_head = lane_e + lanes % 2 * half", "in_head = lane_e + (1 - lanes % 2) * half", CAUSAL),
-    ("output", "acc = tl.load(h_ptr + start * D + offs, mask=mask, other=0.0).to(ACC)",
-     "acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)", CAUSAL),
-    ("output", "tl.sum(acc * acc, axis=1) / D + tl.cast(eps, ACC)", "tl.sum(acc * acc, axis=1) / D", CAUSAL),
-    ("output", "for k in range(0, D, BLOCK_K):", "for k in range(BLOCK_K, D, BLOCK_K):", ODD),
-    ("output", "other=0.0).to(ACC) * rstd[:, None]", "other=0.0).to(ACC)", OUT_WIDE),
-    ("backward", "ds = rstd[:, None] * (dy - y * mean[:, None])", "ds = rstd[:, None] * dy", CAUSAL),
-    ("backward", "a * cos_a + b * sin_b, b * cos_b - a * sin_a",
-     "a * cos_a - b * sin_b, b * cos_b + a * sin_a", CAUSAL),
-    ("backward", "rstd * (a - normed_a * mean[:, None])", "rstd * a", TURNED),
-    ("gemm_backward", "acc += tl.load(residual_ptr", "acc -= tl.load(residual_ptr", CAUSAL),
-    ("gemm_backward", "end = tl.minimum(M - start, SPLIT_ROWS)", "end = tl.minimum(M - start, SPLIT_ROWS) - 1", CAUSAL),
-    ("steps", "head_dim).transpose(1, 2), causal)", "head_dim).transpose(1, 2), False)", CAUSAL),
+    ("qkv", "a * cos_a + b * sin_b, b * cos_b - a * sin_a", "a * cos_a - b * sin_b, b * cos_b + a * sin_b", CAUSAL),
+    ("qkv", "rstd * (a - normed_a * mean[:, None])", "rstd * a", TURNED),
+    ("op", "attention_grad(qkv, heads, causal)", "attention_grad(qkv, heads, False)", CAUSAL),
 )  # fmt: skip
 
 _HALTING = (
@@ -164,19 +152,16 @@ _PERSISTENT = (
     ("channel", "inner = gate * tl.sigmoid(gate) * up", "inner = up * tl.sigmoid(up) * gate", PERSISTENT),
     ("channel", "y = (residual + acc)", "y = (acc)", PERSISTENT),
     ("channel", "x = (x.to(tl.float32) * scale[:, None]).to(x.dtype)",
-     "x = x + scale[:, None] * 0.0", PERSISTENT_TOKEN),
+     "x = x + scale[:, None] * 0.0", PERSISTENT_HIDDEN),
     ("channel", "for k0 in range(0, INNER_D, BLOCK_K):", "for k0 in range(BLOCK_K, INNER_D, BLOCK_K):", PERSISTENT),
     ("device", "tl.sum(squares, axis=1) / D + eps", "tl.sum(squares, axis=1) / D", PERSISTENT),
     ("device", "is_pending = tl.full(rows.shape, pending, tl.int32) != 0",
      "is_pending = tl.full(rows.shape, pending, tl.int32) >= 0", PERSISTENT),
     ("norm", "slots_ptr + tile // n_blocks", "slots_ptr", PERSISTENT),
     ("kernel", "tl.load(row_ptr + 1).to(tl.int64) * LAYER_SIZE", "tl.load(row_ptr + 1).to(tl.int64) * 0", TWO_STACKS),
-    ("halting", "(steps >= max_steps)", "(steps > max_steps)", PERSISTENT),
-    ("halting", "wants = q_halt > 0", "wants = q_halt < 0", PERSISTENT_SETTLE),
-    ("halting", "delta = y - load_rows", "delta = y + load_rows", PERSISTENT_SETTLE),
-    ("halting", "weight = tl.where(halts, left, tl.minimum(weight, left))",
-     "weight = tl.minimum(weight, left)", PERSISTENT_MAX),
-    ("halting", "tl.load(head_ptr + 2 * D)", "tl.load(head_ptr + 2 * D + 1)", PERSISTENT),
+    ("head", "weight_ptr + k * D", "weight_ptr", PERSISTENT),
+    ("head", "bias_ptr + k, rows", "bias_ptr, rows", PERSISTENT),
+    ("head", "previous_ptr + start, D", "y_ptr + start, D", PERSISTENT),
 )  # fmt: skip
 
 _FOLDERS = {

@@ -62,11 +62,11 @@ def judge(folder: Path, kill: tuple[str, str]) -> str:
     import rtm_kernels
 
     assert rtm_kernels.__file__.startswith(str(folder)), rtm_kernels.__file__
-    from tests.gates.interpret_gate import all_cases, check
-    from tests.proof.cases import small_cases
+    from tests.cases import gate_cases, small_cases
+    from tests.cases.case import check
     from tests.proof.tiles import tiles
 
-    found = [c for c in (*small_cases(), *all_cases()) if c.op == kill[0] and kill[1] in c.shape]
+    found = [c for c in (*small_cases(), *gate_cases()) if c.op == kill[0] and kill[1] in c.name]
     if not found:
         return f"invalid no case {kill}"
     with tiles(32):

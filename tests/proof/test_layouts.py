@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.gates.interpret_gate import OpCase
-from tests.proof.cases import small_cases
+from tests.cases import small_cases
+from tests.cases.case import Case
 from tests.proof.launching import bits
 
 pytest.importorskip("triton")
@@ -66,7 +66,7 @@ CASES = {case.op: case for case in reversed(small_cases()) if case.op in OPS}
 GRADIENT = "upstream gradient"
 
 
-def result(case: OpCase, tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
+def result(case: Case, tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
     """Outputs and gradients; the tensors, and the upstream gradient if one is given, as they are laid out."""
     leaves = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in tensors.items() if n != GRADIENT}
     outputs = case.call("triton", leaves)

@@ -31,7 +31,6 @@ print(*(verdict.status for verdict in mutate.run(found, 2)))
 """
 
 
-@pytest.mark.slow
 def test_every_mutant_is_killed(cells: Callable[[int], None]) -> None:
     result = subprocess.run([sys.executable, "-m", "tests.proof.mutate"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -21,7 +21,7 @@ from rtm_kernels.recursion.native_weights import HeadWeights
 from rtm_kernels.recursion.symmetric_weights import sizes_of
 from rtm_kernels.train.symmetry import Symmetry
 
-pytestmark = pytest.mark.skipif(not native.available(), reason=f"{native.why_not()}")
+pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=f"{native.why_not()}")
 
 BOARD = ModelConfig(
     vocab_size=11, seq_len=81, hidden_size=29, num_heads=1, expansion=1.0, layers={"L_level": 2}, H_cycles=2, L_cycles=2
@@ -92,7 +92,7 @@ def test_boards_of_every_side(side: int) -> None:
 
 
 @pytest.mark.parametrize("config", [BOARD, FOUR], ids=["9", "4"])
-@pytest.mark.parametrize("isa", native.isas() if native.available() else [])
+@pytest.mark.parametrize("isa", native.isas() if native.why_not() is None else [])
 def test_every_instruction_set(isa: str, config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     model, symmetry = board(config)
     expected = gradients(model, symmetry, None)
@@ -155,6 +155,7 @@ def test_the_executor_takes_steps_of_the_model() -> None:
         torch.testing.assert_close(got[0][name], expected[0][name], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(got[1], expected[1], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(got[2], expected[2], rtol=1e-3, atol=1e-3)
+    assert torch.equal(got.answers, got.logits.argmax(-1).int())
 
 
 def test_auto_takes_it_for_the_bundled_model() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from rtm_kernels.recursion import native, warm_up
 from tests.small_models import ARCHS, make
 
-pytestmark = pytest.mark.skipif(not native.available(), reason=f"{native.why_not()}")
+pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=f"{native.why_not()}")
 
 
 def gradients(arch: str, fused: bool) -> tuple[Tensor, dict[str, Tensor]]:

@@ -13,7 +13,7 @@ from rtm_kernels.train.loop import Trainer
 from tests.train.support import TINY
 
 
-@pytest.mark.skipif(not native.available(), reason=f"{native.why_not()}")
+@pytest.mark.skipif(native.why_not() is not None, reason=f"{native.why_not()}")
 def test_native_steps_train_as_eager_ones() -> None:
     recipe = TINY
     expected = Trainer(recipe).step()

@@ -6,17 +6,18 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+from rtm_kernels.config import HALTING
 from rtm_kernels.errors import InputError, require
 
-SIGNALS = ("verified", "q", "settle", "cumulative", "cumulative_token")
-"""What can end a sample: a confirmed answer, the halting head, an answer that no longer changes, sum of p >= 1 of the
-sequence, or of every token."""
+SIGNALS = ("verified", *(name for name in HALTING if name != "fixed"))
+"""What can end a sample: the policies of `ModelConfig.halting`, and an answer that the verifier confirmed."""
 
-HEADED = frozenset({"q", "cumulative", "cumulative_token"})
+HEADED = frozenset(SIGNALS) - {"verified", "settle"}
 """Signals that read the halting head."""
 
 NUMBERS: dict[str, tuple[tuple[str, Callable[[str], float]], ...]] = {
     "q": (("q_threshold", float),),
+    "q_continue": (("q_threshold", float),),
     "settle": (("settle_steps", int), ("settle_tolerance", float)),
 }
 """Signal -> the fields that its text may set, in order, with a slash between two."""
@@ -29,16 +30,17 @@ MAX_STEPS = 20_000
 class HaltingPolicy:
     """A sample leaves after the first step >= `min_steps` at which any signal of `on` holds, or at `max_steps`.
 
-    With p = sigmoid(q_halt), or sigmoid(q_halt - q_continue) for a model that halts by comparing the two:
+    With p = sigmoid(q_halt), or sigmoid(q_halt - q_continue) for a model of `halting="q_continue"`:
 
     - `verified`: the task's verifier confirms the answer. Alone, the head and settling never end a sample.
     - `q`: p > `q_threshold` (0.5 is the official q_halt > 0).
+    - `q_continue`: the same under the name that it has for a model of `halting="q_continue"`, and for no other.
     - `settle`: the answer has stayed the same for `settle_steps` steps and, when `settle_tolerance` > 0, the
       output latent moves by less than that: |dy| / |y| < settle_tolerance.
     - `cumulative`: the sum of p over the steps so far is >= 1, per sequence.
-    - `cumulative_token`: the head reads every position of the output latent, each has a sum of its own, and a token
-      is answered as it was decoded in the step, of those >= `min_steps`, that took its sum to 1. The sample leaves
-      with its last position, those of the puzzle prefix included (`ops.halting.reference`, policy and pool "token").
+    - `cumulative_token`: the head reads every position of the output latent, and each position has its own sum of p.
+      A token keeps the value decoded in the first step >= `min_steps` at which its sum is >= 1. The sample leaves when
+      all positions have halted, those of the puzzle prefix included.
 
     An empty `on` is the official fixed-step protocol. As text: signals joined by `+`, each with an optional
     number, e.g. `verified`, `q=0.9`, `q+settle=3`, `settle=3/0.001` (steps and tolerance); `fixed` is the empty policy.
