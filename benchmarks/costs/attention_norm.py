@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from benchmarks.costs import KernelCost, row_for, up
 from benchmarks.costs.swiglu import HOPPER, View, gemm, inject, norm_backward, weight_grad
-from rtm_kernels.ops.attention_norm.launch import TABLE, named
+from rtm_kernels.ops.attention_norm.launch import TABLE
 from rtm_kernels.ops.swiglu.weights import aligned
 
 
@@ -54,7 +54,7 @@ def _qkv(
     batch: int, length: int, width: int, heads: int, qk_norm: bool, rope: bool, element: int, families: tuple[str, ...]
 ) -> KernelCost:
     rows, head_dim = batch * length, width // heads
-    blocks = row_for(TABLE, named("qkv", width), 8 * element, (head_dim + 1) // 2, families).blocks
+    blocks = row_for(TABLE, "qkv", 8 * element, (head_dim + 1) // 2, families).blocks
     executed, in_tile = up(rows, blocks["BLOCK_M"]), up(3 * heads, blocks["BLOCK_H"])
     moved = element * (4 * rows * width + 3 * width * width)
     return KernelCost(

@@ -27,6 +27,7 @@ from rtm_kernels.recursion.graph import BUCKETS, Capture, CudaGraphs
 from rtm_kernels.recursion.queue.runner import HaltingQueue
 from rtm_kernels.recursion.queue.schedule import Moved
 
+
 class Slots:
     """`capacity` slots; a step runs all occupied ones as one batch, in place.
 

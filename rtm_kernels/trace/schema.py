@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rtm_kernels.ops.halting.policy import MAX_STEPS, SIGNALS
 from rtm_kernels.engine.solution import STATUSES
+from rtm_kernels.ops.halting.policy import MAX_STEPS, SIGNALS
 
 SCHEMA = 1
 MAX_BYTES = 1 << 27

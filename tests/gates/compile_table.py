@@ -23,10 +23,10 @@ OFFICIAL = ("D=512 F=1536", "L=97 D=512 F=512", "L=916 D=512", "attention_norm D
 
 
 def sources() -> list[Path]:
-    """The files that decide what is compiled: kernels, launch tables, and the launchers between them."""
+    """The files that decide what is compiled: kernels, launch tables, and the launch sequences between them."""
     folders = {path.parent for path in PACKAGE.rglob("*.py") if "@triton.jit" in path.read_text()}
-    folders |= {path.parent for path in PACKAGE.rglob("launch.py")} - {PACKAGE / "ops"}
-    skip = {"reference.py", "api.py", "op.py", "registration.py", "executor.py", "__init__.py"}
+    folders |= {path.parent for name in ("launch.py", "op.py") for path in PACKAGE.rglob(name)} - {PACKAGE / "ops"}
+    skip = {"reference.py", "api.py", "executor.py", "__init__.py"}
     return sorted(path for folder in folders for path in folder.glob("*.py") if path.name not in skip)
 
 

@@ -30,8 +30,8 @@ TURNED, CAUSAL, ODD, OUT_WIDE, MANY_ROWS = (
 )  # fmt: skip
 FIRST, CONTINUE, TOKEN, TOKEN_CONTINUE, SUM, SETTLE, VERIFIED = (
     ("halting", "[5, 9, 70] q"), ("halting", "[5, 1, 7] q_continue"), ("halting", "[3, 17, 24] cumulative_token"),
-    ("halting", "cumulative_token+q_continue"), ("halting", "[4, 7, 17] cumulative"), ("halting", "[24, 9, 170] settle"),
-    ("halting", "[12, 2, 5] verified"),
+    ("halting", "cumulative_token+q_continue"), ("halting", "[4, 7, 17] cumulative"),
+    ("halting", "[24, 9, 170] settle"), ("halting", "[12, 2, 5] verified"),
 )  # fmt: skip
 STABLEMAX, SOFTMAX, SOFTMAX_TILES = (
     ("token_loss", "[3, 67, 11] plain scale=3 ignored=0.3 stablemax"),
@@ -120,9 +120,9 @@ _HALTING = (
      "settled &= tl.load(floats + RESIDUAL).to(tl.float64) > TOLERANCE", SETTLE),
     ("kernel", "    steps = tl.load(row + STEPS) + 1\n", "    steps = tl.load(row + STEPS) + 2\n", FIRST),
     ("kernel", "stable = tl.where(changed, 0,", "stable = tl.where(changed, 1,", FIRST),
-    ("kernel", "better = (logit < tl.load(floats + BEST_LOGIT)) == 0", "better = (logit < tl.load(floats + BEST_LOGIT))",
-     FIRST),
-    ("kernel", "better = (better & (verified == 0)) | (confirmed != 0)", "better = better | (confirmed != 0)", VERIFIED),
+    ("kernel", "better = (logit < tl.load(floats + BEST_LOGIT)) == 0",
+     "better = logit < tl.load(floats + BEST_LOGIT)", FIRST),
+    ("kernel", "better = (better & (verified == 0)) |", "better = better |", VERIFIED),
     ("kernel", "tl.load(row + FINITE) == 0, NON_FINITE", "tl.load(row + FINITE) != 0, NON_FINITE", FIRST),
     ("kernel", "token = tl.where(halted != 0, old, token)", "token = tl.where(halted != 1, old, token)", TOKEN),
     ("kernel", "asks = changed & (finite != 0) &", "asks = (finite != 0) &", VERIFIED),

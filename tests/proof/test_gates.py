@@ -18,9 +18,9 @@ from tests.proof.launching import ROOT
 GATES = {"compile": ["compile_gate", "--table"], "error": ["interpret_gate"]}
 SPILLING = pytest.mark.xfail(strict=True, reason="the persistent kernel spills up to 96 bytes on Blackwell")
 PRODUCTS = {
-    "fused_kernel", "gate_up_kernel", "residual_gemm_kernel", "fused_input_grad_kernel", "fused_weight_grad_kernel",
-    "hidden_backward_kernel", "weight_grad_kernel", "qkv_kernel", "output_kernel", "input_grad_kernel",
-    "recursion_kernel", "gate_up_tma_kernel", "residual_gemm_tma_kernel",
+    "fused_kernel", "gate_up_kernel", "gemm_kernel", "fused_input_grad_kernel", "fused_weight_grad_kernel",
+    "hidden_backward_kernel", "weight_grad_kernel", "qkv_kernel", "recursion_kernel", "gate_up_tma_kernel",
+    "gemm_tma_kernel",
 }  # fmt: skip
 """Kernels with a dot."""
 

@@ -13,31 +13,22 @@ from rtm_kernels.ops.tuned import tuned
 HALVES = (16, 32, 64, 128)
 """Padded sizes of half a head; heads above 256 have no row."""
 FEW_HALVES = (32, 128)
-"""The sizes that odd widths and float32 are padded to."""
+"""The sizes that float32 is padded to."""
 FLASH_KEYS = {64: 256, 128: 128, 256: 64}
 """Largest head -> longest sequence that flash_attn reads as one block of keys. A longer one it may split, by a rule
 that counts the batch, so that a sample's bits would depend on its batch: `attention="auto"` then stays with SDPA."""
 
 
-def named(kernel: str, width: int) -> str:
-    """Name of the kernel's rows for this D. Rows of memory that are no multiple of 16 elements load without vectors,
-    which takes more registers, so they have rows of their own with smaller tiles."""
-    return kernel if width % 16 == 0 else f"{kernel}_odd"
-
-
-def _qkv(
-    kernel: str, family: str, bits: int, rows: int, lanes: int, k: int, warps: int, stages: int
-) -> Iterator[LaunchRow]:
+def _qkv(family: str, bits: int, rows: int, lanes: int, k: int, warps: int, stages: int) -> Iterator[LaunchRow]:
     """One row per size of half a head, with as many heads as fill `lanes` columns."""
-    for half in HALVES if kernel == "qkv" and bits == 16 else FEW_HALVES:
+    for half in FEW_HALVES if bits == 32 else HALVES:
         blocks = {
-            "BLOCK_M": rows // 2 if half == 128 and kernel == "qkv" and bits == 16 else rows,
+            "BLOCK_M": rows // 2 if half == 128 and bits == 16 else rows,
             "BLOCK_H": max(1, lanes // (2 * half)),
             "BLOCK_E": half,
             "BLOCK_K": k,
         }
-        wide = 2 * half > lanes
-        yield LaunchRow(kernel, family, bits, half, blocks, 8 if wide else warps, stages)
+        yield LaunchRow("qkv", family, bits, half, blocks, 8 if 2 * half > lanes else warps, stages)
 
 
 def _turn_backward(family: str, rows: int) -> Iterator[LaunchRow]:
@@ -47,14 +38,11 @@ def _turn_backward(family: str, rows: int) -> Iterator[LaunchRow]:
 
 
 ROWS: tuple[LaunchRow, ...] = (
-    *_qkv("qkv", "hopper", 16, 128, 128, 64, 8, 3),
-    *_qkv("qkv", "portable", 16, 64, 64, 32, 8, 3),
-    *_qkv("qkv", "portable", 32, 32, 64, 32, 4, 2),
-    *_qkv("qkv_odd", "portable", 16, 64, 64, 16, 4, 2),
-    *_qkv("qkv_odd", "portable", 32, 32, 64, 32, 8, 1),
+    *_qkv("hopper", 16, 128, 128, 64, 8, 3),
+    *_qkv("portable", 16, 64, 64, 32, 8, 3),
+    *_qkv("portable", 32, 32, 64, 32, 4, 2),
     *_turn_backward("portable", 32),
-    *_qkv("qkv", "interpreter", 0, 128, 256, 128, 1, 1),
-    *_qkv("qkv_odd", "interpreter", 0, 128, 256, 128, 1, 1),
+    *_qkv("interpreter", 0, 128, 256, 128, 1, 1),
     *_turn_backward("interpreter", 1024),
 )
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from rtm_kernels.ops.attention_norm import attention
 from rtm_kernels.ops.shared import SharedOp, Tensors
-from rtm_kernels.ops.swiglu.weights import pad_rows
+from rtm_kernels.ops.swiglu.weights import ALIGNMENT, pad_rows
 
 CosSin = tuple[Tensor, Tensor] | None
 
@@ -37,8 +37,8 @@ def forward(
     rows, o_weight = mixed.transpose(1, 2).reshape(-1, width), pad_rows(o_weight, x.dtype)
     if missing := o_weight.shape[1] - width:
         rows = functional.pad(rows, (0, missing))
-    y_rows, h = (launchers.split(t, "hidden") for t in (y, h))
-    launchers.gemm(y_rows, rows, o_weight, h, "hidden", rstd, eps)
+    view = _view(width)
+    launchers.gemm(launchers.split(y, view), rows, o_weight, launchers.split(h, view), view, rstd, eps)
     return y, rstd, kept
 
 
@@ -61,11 +61,11 @@ def input_grad(
     qk_rstd = rstd.new_empty(batch, length, 2, num_heads) if qk_norm else None
     project_qkv(qkv, qk_rstd, h, qkv_weight, cos_sin, eps, qk_norm)
 
-    residual = ds.unsqueeze(0)
-    dy, y = (launchers.split(t.contiguous(), "hidden") for t in (dy, y))
-    launchers.norm_backward(residual, dy, y, rstd, eps, "hidden")
+    view, residual = _view(width), ds.unsqueeze(0)
+    dy, y = (launchers.split(t.contiguous(), view) for t in (dy, y))
+    launchers.norm_backward(residual, dy, y, rstd, eps, view)
     d_mixed = torch.empty_like(h)
-    launchers.gemm(launchers.split(d_mixed, "hidden"), ds, o_weight.t(), None, "hidden")
+    launchers.gemm(launchers.split(d_mixed, view), ds, o_weight.t(), None, view)
     heads = d_mixed.view(batch, length, num_heads, -1).transpose(1, 2)
     mixed, gradients = attention.attention_grad(qkv, heads, causal)
     mixed_rows.view(batch, length, num_heads, -1).copy_(mixed.transpose(1, 2))
@@ -76,7 +76,7 @@ def input_grad(
         turn_backward(d_qkv[:, :, i], gradients[i], qkv[:, :, i], scale, cos_sin)
     d_qkv[:, :, 2].copy_(gradients[2].transpose(1, 2))
     dh = torch.empty_like(h)
-    launchers.gemm(launchers.split(dh, "hidden"), d_qkv_rows, qkv_weight.t(), residual, "hidden")
+    launchers.gemm(launchers.split(dh, view), d_qkv_rows, qkv_weight.t(), residual, view)
     return dh, rows
 
 
@@ -85,7 +85,8 @@ def weight_grad(slots: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     from rtm_kernels.ops.swiglu import launchers
 
     h, d_qkv, mixed, ds = slots
-    return launchers.weight_grad(d_qkv, h[None], "hidden"), launchers.weight_grad(ds, mixed[None], "hidden")
+    view = _view(h.shape[1])
+    return launchers.weight_grad(d_qkv, h[None], view), launchers.weight_grad(ds, mixed[None], view)
 
 
 def backward(
@@ -110,6 +111,10 @@ def slot_shapes(h: Tensor) -> list[tuple[int, ...]]:
 def _outputs(x: Tensor, injection: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     rstd = x.new_empty(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32))
     return x.new_empty(x.shape), rstd, x.new_empty(x.shape if injection else 0)
+
+
+def _view(width: int) -> str:
+    return "odd" if width % ALIGNMENT else "hidden"
 
 
 def _tables(cos: Tensor | None, sin: Tensor | None) -> CosSin:

@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rtm_kernels.ops.attention_norm.launch import TABLE, named
+from rtm_kernels.ops.attention_norm.launch import TABLE
 from rtm_kernels.ops.launch import launch, select
-from rtm_kernels.ops.swiglu.tiles import accumulator
+from rtm_kernels.ops.swiglu.tiles import accumulator, below
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def store_halves(ptrs, a, b, half, mask_a, mask_b):
 @triton.jit
 def qkv_kernel(
     qkv_ptr, rstd_ptr, h_ptr, w_ptr, cos_ptr, sin_ptr, eps,
-    M, L, D, D_PAD, HEADS, HEAD_DIM,
+    M, L, d_end, D: tl.constexpr, D_PAD: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     ROPE: tl.constexpr, QK_NORM: tl.constexpr, KEEP_RSTD: tl.constexpr, ACC: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -54,8 +54,8 @@ def qkv_kernel(
     w_ptrs = w_ptr + (lane_head * HEAD_DIM + in_head).to(tl.int64)[None, :] * D_PAD + offs_k[:, None]
 
     acc = tl.zeros((BLOCK_M, 2 * BLOCK_H * BLOCK_E), dtype=ACC)
-    for k in range(0, D, BLOCK_K):
-        mask_k = k + offs_k < D
+    for k in range(0, d_end, BLOCK_K):  # D as a value of the run, as `gemm_kernel` takes K
+        mask_k = below(k + offs_k, D, BLOCK_K)
         h = tl.load(h_ptrs + k, mask=mask_m[:, None] & mask_k[None, :], other=0.0)  # [BM, BK]
         w = tl.load(w_ptrs, mask=mask_k[:, None] & mask_w[None, :], other=0.0)  # [BK, 2 * BH * BE]
         acc = tl.dot(h, w, acc, out_dtype=ACC, input_precision="ieee")
@@ -136,12 +136,12 @@ def project_qkv(
     """
     batch, length, _, heads, head_dim = qkv.shape
     rows, width = batch * length, heads * head_dim
-    row = select(TABLE, named("qkv", width), h.dtype, (head_dim + 1) // 2)
+    row = select(TABLE, "qkv", h.dtype, (head_dim + 1) // 2)
     cos, sin = cos_sin if cos_sin is not None else (h, h)
     grid = triton.cdiv(rows, row.blocks["BLOCK_M"]) * triton.cdiv(3 * heads, row.blocks["BLOCK_H"])
     launch(
         qkv_kernel, row, (grid,), qkv, h if rstd is None else rstd, h, weight, cos, sin, eps,
-        rows, length, width, weight.shape[1], heads, head_dim,
+        rows, length, width, width, weight.shape[1], heads, head_dim,
         ROPE=cos_sin is not None, QK_NORM=qk_norm, KEEP_RSTD=rstd is not None, ACC=accumulator(h.dtype),
     )  # fmt: skip
 

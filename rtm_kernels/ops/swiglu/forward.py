@@ -96,7 +96,7 @@ def gate_up_kernel(
 
 @triton.jit
 def gemm_kernel(
-    y_ptr, rstd_ptr, a_ptr, w_ptr, h_ptr, eps,
+    y_ptr, rstd_ptr, a_ptr, w_ptr, h_ptr, eps, k_end,
     R, N: tl.constexpr, K: tl.constexpr, W_N: tl.constexpr, w_stride_n, w_stride_k,
     h_stride_b, h_stride_r, h_stride_n, y_stride_b, y_stride_r, y_stride_n,
     RESIDUAL: tl.constexpr, NORMALISE: tl.constexpr, ACC: tl.constexpr,
@@ -104,7 +104,8 @@ def gemm_kernel(
 ):  # fmt: skip
     """`y = (h +) a w^T`, one [BLOCK_R, BLOCK_N] tile, normalised over the features if BLOCK_N holds them all.
 
-    a is [batch * R, K] without gaps, w is [W_N, K] by its strides with W_N >= N.
+    a is [batch * R, K] without gaps, w is [W_N, K] by its strides with W_N >= N. `k_end` is K as a value of the run:
+    a loop whose length it knows the compiler unrolls, and that spills.
     """
     blocks_n = tl.cdiv(N, BLOCK_N)
     pid = tl.program_id(0)
@@ -121,7 +122,7 @@ def gemm_kernel(
     if RESIDUAL:  # at the start: adding it at the end would need its registers twice
         h_offs = batch * h_stride_b + offs_r[:, None] * h_stride_r + wide_n * h_stride_n
         acc = tl.load(h_ptr + h_offs, mask=mask, other=0.0).to(ACC)
-    for k in range(0, K, BLOCK_K):
+    for k in range(0, k_end, BLOCK_K):
         mask_k = below(k + offs_k, K, BLOCK_K)
         a = tl.load(a_ptrs, mask=mask_r[:, None] & mask_k[None, :], other=0.0)  # [BR, BK]
         w = tl.load(w_ptrs, mask=mask_k[:, None] & below(offs_n, W_N, BLOCK_N)[None, :], other=0.0)  # [BK, BN]

@@ -1,6 +1,7 @@
 """Launch table of the row kernels; the size of a shape class is the number of features of a row.
 
-A view says which axis the features lie along: "hidden" (neighbours in memory) or "sequence" (a row apart).
+A view says how the features of a row lie in memory: "hidden" side by side, "sequence" a token apart, and "odd" side by
+side in rows that are no multiple of 16 elements, which load without vectors and so take more registers.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ ROWS: tuple[LaunchRow, ...] = (
     LaunchRow("gemm_norm", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_N": 128, "BLOCK_K": 64}, 4, 3, view="hidden"),
     LaunchRow("gemm_norm", "hopper", 16, 256, {"BLOCK_R": 64, "BLOCK_N": 256, "BLOCK_K": 64}, 8, 3, view="hidden"),
     LaunchRow("gemm_norm", "hopper", 16, 512, {"BLOCK_R": 64, "BLOCK_N": 512, "BLOCK_K": 64}, 8, 3, view="hidden"),
+    LaunchRow("gemm", "hopper", 16, ANY, {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_K": 32}, 4, 2, view="odd"),
     LaunchRow("gemm", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 64}, 8, 3),
     LaunchRow("fused_input_grad", "hopper", 16, 32, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 32}, 4, 2),
     LaunchRow("fused_input_grad", "hopper", 16, 64, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 64}, 4, 2),
@@ -47,6 +49,7 @@ ROWS: tuple[LaunchRow, ...] = (
     LaunchRow("gate_up", "portable", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 32}, 8, 3),
     LaunchRow("gemm_norm", "portable", 16, 128, {"BLOCK_R": 64, "BLOCK_N": 128, "BLOCK_K": 32}, 4, 3, view="hidden"),
     LaunchRow("gemm", "portable", 16, 64, {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_K": 32}, 4, 3),
+    LaunchRow("gemm", "portable", 16, ANY, {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_K": 32}, 4, 2, view="odd"),
     LaunchRow("gemm", "portable", 16, ANY, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 32}, 8, 3),
     LaunchRow("hidden_backward", "portable", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 32}, 8, 2),
     LaunchRow("weight_grad", "portable", 16, ANY, {"BLOCK_R": 32, "BLOCK_P": 128, "BLOCK_N": 128, "SPLITS": 4}, 8, 3),
@@ -56,10 +59,10 @@ ROWS: tuple[LaunchRow, ...] = (
     LaunchRow("hidden_backward", "portable", 32, ANY, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 16}, 8, 2),
     LaunchRow("weight_grad", "portable", 32, ANY, {"BLOCK_R": 16, "BLOCK_P": 64, "BLOCK_N": 64, "SPLITS": 4}, 8, 2),
     LaunchRow("inject", "portable", 0, ANY, {"BLOCK_R": 4, "BLOCK_N": 512}, 4, 1),
-    LaunchRow("norm", "portable", 0, ANY, {"BLOCK_R": 4, "BLOCK_N": 512}, 4, 1, view="hidden"),
     LaunchRow("norm", "portable", 0, ANY, {"BLOCK_R": 32, "BLOCK_N": 32}, 4, 1, view="sequence"),
-    LaunchRow("norm_backward", "portable", 0, ANY, {"BLOCK_R": 4, "BLOCK_N": 512}, 4, 1, view="hidden"),
+    LaunchRow("norm", "portable", 0, ANY, {"BLOCK_R": 8, "BLOCK_N": 256}, 4, 1),
     LaunchRow("norm_backward", "portable", 0, ANY, {"BLOCK_R": 32, "BLOCK_N": 32}, 4, 1, view="sequence"),
+    LaunchRow("norm_backward", "portable", 0, ANY, {"BLOCK_R": 4, "BLOCK_N": 512}, 4, 1),
     # the interpreter, whose time goes by the number of programs
     LaunchRow("fused", "interpreter", 0, 32, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 32}),
     LaunchRow("fused", "interpreter", 0, 64, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 64}),
@@ -81,5 +84,5 @@ ROWS: tuple[LaunchRow, ...] = (
 )
 
 TABLE = tuned("swiglu", ROWS)
-VIEWS = {view: tuple(row for row in TABLE if row.view in ("", view)) for view in ("hidden", "sequence")}
-"""View -> the rows that it is launched with."""
+VIEWS = {view: tuple(row for row in TABLE if row.view in ("", view)) for view in ("hidden", "sequence", "odd")}
+"""View -> the rows that run for it: its own and, behind them in the table, those for every view."""

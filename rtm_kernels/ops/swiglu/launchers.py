@@ -96,7 +96,7 @@ def _gemm(
     residual = y if h is None else h
     grid = row_blocks(y, row.blocks["BLOCK_R"]) * triton.cdiv(y.shape[2], row.blocks["BLOCK_N"])
     launch(
-        forward.gemm_kernel, row, (grid,), y, y if rstd is None else rstd, a, weight, residual, eps,
+        forward.gemm_kernel, row, (grid,), y, y if rstd is None else rstd, a, weight, residual, eps, a.shape[1],
         *y.shape[1:], a.shape[1], weight.shape[0], *weight.stride(), *residual.stride(), *y.stride(),
         RESIDUAL=h is not None, NORMALISE=rstd is not None, ACC=accumulator(y.dtype),
     )  # fmt: skip
