@@ -5,16 +5,10 @@ from __future__ import annotations
 from benchmarks.costs import KernelCost
 
 
-def step(batch: int, length: int, width: int, policy: str, pool: str, element: int = 2, rows: int = 2) -> KernelCost:
-    """The launch of one halting step with a head of `rows` rows and a bias, for every sample active."""
-    units = batch * (length if pool == "token" else 1)
-    cumulative = policy.startswith("cumulative")
-    # steps and active are read and written, the weight of the step is written; flag (twice) and order of a sample
-    state = units * (4 + 4 + 1 + 1 + 4 + (4 + 4 + 4) * cumulative) + batch * (4 + 4 + 4) + 4
-    latent, special = element * batch * length * width, 2 * units * cumulative
-    if policy == "fixed":
-        return KernelCost("halting.step", 0, 0, state, 0)
-    if policy == "settle":
-        return KernelCost("halting.step", 0, 0, state + 2 * latent, 4 * batch)
-    head = 4 * rows * (units + width + 1) + (latent // length if pool == "first" else latent)
-    return KernelCost("halting.step", 0, 0, state + head, special)
+def step(
+    batch: int, length: int, width: int, seq_len: int, vocabulary: int, latents: int = 1, element: int = 2
+) -> KernelCost:  # fmt: skip
+    """One halting step of B samples: logits [S, V] and so many latents [L, D] read, the row of each sample changed."""
+    read = element * (seq_len * vocabulary + latents * length * width)
+    # answers are read and written and the best of them written, as are about ten numbers of 4 or 8 bytes
+    return KernelCost("halting.step", 0, 0, batch * (read + 3 * 4 * seq_len + 112), 4 * batch * (latents > 1))
