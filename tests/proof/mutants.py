@@ -68,7 +68,7 @@ _SWIGLU = (
        "acc = tl.zeros((BLOCK_R, BLOCK_N), dtype=ACC)", case) for case in (DOWN_NORM, CAUSAL)),
     ("forward", "/ N + tl.cast(eps, ACC))\n        tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=mask_r)",
      "/ N)\n        tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=mask_r)", CAUSAL),
-    ("forward", "for k in range(0, K, BLOCK_K):", "for k in range(BLOCK_K, K, BLOCK_K):", ODD),
+    ("forward", "for k in range(0, k_end, BLOCK_K):", "for k in range(BLOCK_K, k_end, BLOCK_K):", ODD),
     ("forward", "w_ptrs += BLOCK_K * w_stride_k", "w_ptrs += BLOCK_K", WIDE),
     ("forward", "        squares += y * y\n", "        squares += tl.abs(y)\n", WIDE),
     *(("forward", "(y * rstd[:, None]).to(y_ptr.dtype.element_ty)", "y.to(y_ptr.dtype.element_ty)", case)
@@ -101,7 +101,7 @@ _ATTENTION = (
     ("qkv", "turned = head < 2 * HEADS", "turned = head < 3 * HEADS", CAUSAL),
     ("qkv", "squares / HEAD_DIM", "squares / BLOCK_E", TURNED),
     ("qkv", "rstd = tl.where((heads < 2 * HEADS)[None, :], rstd, 1.0)", "", TURNED),
-    ("qkv", "mask_k = k + offs_k < D", "mask_k = k + offs_k < D - 1", CAUSAL),
+    ("qkv", "below(k + offs_k, D, BLOCK_K)", "below(k + offs_k, D - 1, BLOCK_K)", CAUSAL),
     ("qkv", "in_head = lane_e + lanes % 2 * half", "in_head = lane_e + (1 - lanes % 2) * half", CAUSAL),
     ("qkv", "a * cos_a + b * sin_b, b * cos_b - a * sin_a", "a * cos_a - b * sin_b, b * cos_b + a * sin_b", CAUSAL),
     ("qkv", "rstd * (a - normed_a * mean[:, None])", "rstd * a", TURNED),
@@ -184,7 +184,7 @@ _PERSISTENT = (
     ("head", "previous_ptr + start, D", "y_ptr + start, D", PERSISTENT),
 )  # fmt: skip
 
-_FOLDERS = {
+FOLDERS = {
     "ops/swiglu": _SWIGLU, "ops/attention_norm": _ATTENTION, "ops/halting": _HALTING, "ops/token_loss": _LOSS,
     "ops/adam_atan2": _OPTIMISERS, "recursion/persistent": _PERSISTENT,
 }  # fmt: skip
@@ -192,6 +192,6 @@ _FOLDERS = {
 
 def mutants() -> Iterator[Mutant]:
     """All of them."""
-    for folder, rows in _FOLDERS.items():
+    for folder, rows in FOLDERS.items():
         for file, find, replace, kill in rows:
             yield Mutant(f"rtm_kernels/{folder}/{file}.py", find, replace, kill)
