@@ -28,7 +28,7 @@ from benchmarks.costs import token_loss as loss_cost
 from rtm_kernels.program import trm
 
 H200 = Limits(flops=790e12, bytes=4.3e12, special=132 * 16 * 1.755e9)
-LENGTH, CELLS, WIDTH, MIXER_INNER, INNER, VOCABULARY, LAYERS, HEADS = 97, 81, 512, 512, 1536, 11, 2, 8
+LENGTH, WIDTH, MIXER_INNER, INNER, VOCABULARY, LAYERS, HEADS = 97, 512, 512, 1536, 11, 2, 8
 """The official Sudoku model of TRM: 81 cells behind 16 places of the puzzle embedding."""
 MIXERS = {"mlp": 3 * MIXER_INNER * LENGTH, "attention": 4 * WIDTH * WIDTH}
 """Mixer of a layer -> its parameters."""
@@ -68,7 +68,7 @@ def act_step(batch: int, mixer: str = "mlp") -> list[Line]:
             lines += _mixer(batch, mixer, min(terms, 2), backward=False)
             lines += [("swiglu_norm", c) for c in swiglu_cost.forward(batch, LENGTH, WIDTH, INNER, 0)]
     lines += [("lm head (PyTorch)", _linear(batch * LENGTH, WIDTH, VOCABULARY))]
-    lines += [("halting", halting_cost.step(batch, LENGTH, WIDTH, CELLS, VOCABULARY))]
+    lines += [("halting", halting_cost.step(batch, LENGTH, WIDTH, tokens=81, vocabulary=VOCABULARY))]
     return _counted(lines)
 
 

@@ -6,9 +6,16 @@ from benchmarks.costs import KernelCost
 
 
 def step(
-    batch: int, length: int, width: int, seq_len: int, vocabulary: int, latents: int = 1, element: int = 2
+    batch: int, length: int, width: int, *, tokens: int, vocabulary: int, others: int = 1, per_token: bool = False,
+    element: int = 2,
 ) -> KernelCost:  # fmt: skip
-    """One halting step of B samples: logits [S, V] and so many latents [L, D] read, the row of each sample changed."""
-    read = element * (seq_len * vocabulary + latents * length * width)
-    # answers are read and written and the best of them written, as are about ten numbers of 4 or 8 bytes
-    return KernelCost("halting.step", 0, 0, batch * (read + 3 * 4 * seq_len + 112), 4 * batch * (latents > 1))
+    """The launch of one halting step over latents [B, L, D] and logits [B, tokens, vocabulary], `others` beside y.
+
+    What is read twice counts once.
+    """
+    latent, special = element * batch * length * width, 2 * batch
+    row = 4 * (3 * tokens + 18)  # the answers are read and written, the best one is written
+    total = (2 + others) * latent + element * batch * tokens * vocabulary + batch * (4 + row)
+    if per_token:
+        total += batch * length * (8 + 8 + 4 + 4) + 4 * (width + 1)
+    return KernelCost("halting.step", 0, 0, total, special)
