@@ -65,8 +65,7 @@ MIXER = (  # B, L, D, F, norm axis, injection terms, layout of x
 CHANNEL_LAUNCHES = (  # D, F, injection terms, dtype
     (512, 1536, 0, HALF), (512, 1536, 2, F16), (512, 1536, 2, F32), (1024, 2816, 0, HALF), (256, 1024, 0, HALF),
     (128, 512, 2, HALF), (64, 256, 2, HALF), (24, 256, 2, HALF), (512, 1536, 0, HALF, "tma"),
-    (512, 1536, 2, F16, "tma"),
-    (1024, 2816, 0, HALF, "tma"),
+    (512, 1536, 2, F16, "tma"), (1024, 2816, 0, HALF, "tma"),
 )  # fmt: skip
 MIXER_LAUNCHES = (  # L, D, F, norm axis, injection terms, dtype; Sudoku's L = 97, and 916 of ARC and Maze
     (97, 512, 512, "sequence", 2, HALF), (97, 512, 512, "hidden", 0, F16), (97, 512, 512, "sequence", 2, F32),

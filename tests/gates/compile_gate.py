@@ -107,8 +107,12 @@ def table_rows(op: str) -> Iterator[tuple[str, Any]]:
 
 def _row_of(op: str, name: str, kwargs: dict[str, Any], bits: int) -> tuple[str, Any] | None:
     """The launch row that a launch counted under `name` used, with its text for the coverage check."""
+    from rtm_kernels.ops.launch import FALLBACKS, family
+
     found = []
     for text, row in table_rows(op):
+        if row.family not in FALLBACKS[family()]:
+            continue
         same = {**row.blocks, "num_warps": row.num_warps, "num_stages": row.num_stages}.items() <= kwargs.items()
         if row.kernel == name and row.bits in (0, bits) and same:
             found.append((text, row))

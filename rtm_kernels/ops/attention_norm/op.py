@@ -92,14 +92,14 @@ def weight_grad(slots: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 def backward(
     dy: Tensor, y: Tensor, rstd: Tensor, h: Tensor, qkv_weight: Tensor, o_weight: Tensor, cos_sin: CosSin,
     num_heads: int, causal: bool, qk_norm: bool, eps: float,
-) -> tuple[Tensor, ...]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dh, d_qkv_weight and d_o_weight of one call."""
-    weights = (qkv_weight, o_weight)
     if not h.numel():
-        return h.new_empty(h.shape), *(w.new_zeros(w.shape) for w in weights)
-    packed = _shared_pack(*weights, h.dtype)
-    dh, rows = input_grad(dy, y, rstd, h, *packed, cos_sin, num_heads, causal, qk_norm, eps)
-    return dh, *_shared_unpack(weight_grad(rows), weights)
+        return h.new_empty(h.shape), qkv_weight.new_zeros(qkv_weight.shape), o_weight.new_zeros(o_weight.shape)
+    qkv, o = (pad_rows(weight, h.dtype) for weight in (qkv_weight, o_weight))
+    dh, rows = input_grad(dy, y, rstd, h, qkv, o, cos_sin, num_heads, causal, qk_norm, eps)
+    d_qkv, d_o = weight_grad(rows)
+    return dh, d_qkv.to(qkv_weight.dtype), d_o.to(o_weight.dtype)
 
 
 def slot_shapes(h: Tensor) -> list[tuple[int, ...]]:
@@ -145,8 +145,7 @@ def attention_norm_backward_op(
     """See `backward`."""
     tables = _tables(cos, sin)
     with torch.cuda.device_of(h):
-        dh, d_qkv, d_o = backward(dy, y, rstd, h, qkv_weight, o_weight, tables, num_heads, causal, qk_norm, eps)
-        return dh, d_qkv, d_o
+        return backward(dy, y, rstd, h, qkv_weight, o_weight, tables, num_heads, causal, qk_norm, eps)
 
 
 @attention_norm_backward_op.register_fake

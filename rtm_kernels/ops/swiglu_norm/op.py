@@ -70,7 +70,8 @@ def backward(
     from rtm_kernels.ops.swiglu import launchers
 
     if not x.numel():
-        return x.new_empty(x.shape), *(w.new_zeros(w.shape) for w in (gate_up_weight, down_weight))
+        zeros = gate_up_weight.new_zeros(gate_up_weight.shape), down_weight.new_zeros(down_weight.shape)
+        return x.new_empty(x.shape), *zeros
     weights = pack(gate_up_weight, down_weight, x.dtype)
     dh, (h, dr, *hidden) = input_grad(dy, y, rstd, x, injection, weights, mixed, normed, eps)
     grads = launchers.swiglu_weight_grads(dr, h, hidden, weights, mixed)
