@@ -131,7 +131,7 @@ _HALTING = (
      "better = (logit < tl.load(floats + BEST_LOGIT)) == 1", FIRST),
     ("kernel", "tl.load(row + FINITE) == 0, NON_FINITE", "tl.load(row + FINITE) != 0, NON_FINITE", FIRST),
     ("kernel", "asks = changed & (finite != 0) &", "asks = (finite != 0) &", VERIFIES),
-    ("kernel", "going_on == 0, AT_TOKEN", "going_on == 1, AT_TOKEN", TOKEN),
+    ("kernel", "going_on == 0, AT_TOKEN", "going_on != 0, AT_TOKEN", TOKEN),
     ("kernel", "mask=mask & better)", "mask=mask)", FIRST),
     ("signals", "first += tl.load(bias_ptr).to(tl.float32)", "first -= tl.load(bias_ptr).to(tl.float32)", TOKEN),
     ("signals", "l + rows < L, D)\n            before", "l + rows < L - 1, D)\n            before", MOVING),
