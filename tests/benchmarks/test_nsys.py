@@ -28,7 +28,7 @@ CREATE TABLE NVTX_EVENTS (
     color INTEGER, text TEXT, globalTid INTEGER, endGlobalTid INTEGER, textId INTEGER, domainId INTEGER
 );
 """
-NAMES = {1: "gate_up", 2: "down_norm", 3: "replayed", 4: "cuLaunchKernelEx", 5: "swiglu_norm", 6: "cudaGraphLaunch"}
+NAMES = {1: "gate_up", 2: "gemm_norm", 3: "replayed", 4: "cuLaunchKernelEx", 5: "swiglu_norm", 6: "cudaGraphLaunch"}
 THREAD, OTHER = 281474976710656, 281474976710657
 
 
@@ -66,7 +66,7 @@ def recording(path: Path) -> Path:
 
 def test_kernels_go_to_the_innermost_range_that_launched_them(tmp_path: Path) -> None:
     kernels, ops = nsys.read(recording(tmp_path / "r.sqlite"), repeats=2)
-    assert kernels == {"gate_up": [1.0, 1.0], "down_norm": [2.0, 5.0], "replayed": [2.0, 10.0]}
+    assert kernels == {"gate_up": [1.0, 1.0], "gemm_norm": [2.0, 5.0], "replayed": [2.0, 10.0]}
     assert ops == {"swiglu_norm": [2.0, 3.0], "ACT step": [1.0, 3.0], nsys.NO_RANGE: [2.0, 10.0]}
 
 
