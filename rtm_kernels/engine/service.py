@@ -137,13 +137,22 @@ class Service:
             self._changed.notify_all()
         return futures
 
+    async def queue_all(self, puzzles: Sequence[str | Puzzle], **options: Any) -> list[Future[Solution]]:
+        """`submit_all` for coroutines: it reads the puzzles on another thread, so that no event loop waits."""
+        queued = asyncio.ensure_future(asyncio.to_thread(self.submit_all, puzzles, **options))
+        try:
+            return await asyncio.shield(queued)
+        except asyncio.CancelledError:
+            queued.add_done_callback(_take_back)
+            raise
+
     async def solve(self, puzzle: str | Puzzle, **options: Any) -> Solution:
-        """`submit` for coroutines; cancelling the awaiting task cancels the puzzle."""
+        """`solve_all` for one puzzle."""
         return (await self.solve_all([puzzle], **options))[0]
 
     async def solve_all(self, puzzles: Sequence[str | Puzzle], **options: Any) -> list[Solution]:
-        """`submit_all` for coroutines, in the order of the puzzles; cancelling the awaiting task cancels them."""
-        pairs = [pair async for pair in finished(self.submit_all(puzzles, **options))]
+        """The solutions in the order of the puzzles; cancelling the awaiting task cancels the puzzles."""
+        pairs = [pair async for pair in finished(await self.queue_all(puzzles, **options))]
         return [solution for _, solution in sorted(pairs, key=lambda pair: pair[0])]
 
     @property
@@ -232,6 +241,16 @@ class Service:
             request.future.set_result(solution)
 
 
+def _cancel(futures: Sequence[Future[Solution]]) -> None:
+    for future in futures:
+        future.cancel()
+
+
+def _take_back(queued: asyncio.Future[list[Future[Solution]]]) -> None:
+    if not queued.cancelled() and queued.exception() is None:
+        _cancel(queued.result())
+
+
 async def finished(futures: Sequence[Future[Solution]]) -> AsyncIterator[tuple[int, Solution]]:
     """(index, solution) of each future as it ends; leaving early cancels the others."""
     pending = {asyncio.wrap_future(future): index for index, future in enumerate(futures)}
@@ -241,8 +260,7 @@ async def finished(futures: Sequence[Future[Solution]]) -> AsyncIterator[tuple[i
             for future in sorted(done, key=pending.__getitem__):
                 yield pending.pop(future), future.result()
     finally:
-        for waited in futures:
-            waited.cancel()
+        _cancel(futures)
         for future in pending:
             if not future.cancel() and not future.cancelled():
                 future.exception()  # or asyncio logs that nobody looked at it

@@ -40,7 +40,18 @@ def test_official_losses_are_float64_and_float32() -> None:
     logits, labels = inputs(2, 5, 7)
     assert reference.stablemax_cross_entropy(logits, labels).dtype == torch.float64
     assert reference.softmax_cross_entropy(logits, labels).dtype == torch.float32
-    assert token_loss(logits, labels, impl="reference").loss.dtype == torch.float32
+    found = {impl: token_loss(logits, labels, impl=impl) for impl in ("reference", "triton")}
+    assert (found["reference"].loss.dtype, found["triton"].loss.dtype) == (torch.float64, torch.float32)
+    assert {f.total(dtype=torch.float64).dtype for f in found.values()} == {torch.float64}
+
+
+def test_exact_means_that_every_labelled_token_is_right_in_torch_and_numpy() -> None:
+    answers, labels = (
+        torch.tensor([[1, 2, 5], [1, 2, 5], [0, 0, 0]]),
+        torch.tensor([[1, 2, -100], [1, 3, 5], [-100] * 3]),
+    )
+    assert reference.exact(answers, labels).tolist() == [True, False, True]
+    assert reference.exact(answers.numpy(), labels.numpy()).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("loss", LOSSES)

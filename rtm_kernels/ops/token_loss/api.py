@@ -21,13 +21,22 @@ class TokenLoss(NamedTuple):
     """What one pass over the logits gives."""
 
     loss: Tensor
-    """[B, L] float32 (float64 for float64 logits), 0 at ignored labels; differentiable in the logits."""
+    """[B, L], 0 at ignored labels, differentiable in the logits. float32 (float64 for float64 logits); the stablemax
+    reference gives float64, as the official code does."""
     predictions: Tensor
     """[B, L] int64, the argmax; the first of equal logits."""
     labelled: Tensor
     """[B] int64, tokens with a label."""
     correct: Tensor
     """[B] int64, labelled tokens whose prediction is the label."""
+
+    def total(self, weight: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """Sum over the batch of each sample's mean loss over labelled tokens, weighted by `weight` [B, L or 1].
+
+        `dtype` is that of the sum, by default that of the loss.
+        """
+        losses = self.loss if weight is None else self.loss * weight
+        return (losses / self.labelled.clamp_min(1).unsqueeze(-1)).sum(dtype=dtype)
 
     @property
     def token_accuracy(self) -> Tensor:
@@ -71,6 +80,6 @@ def token_loss(
         losses, predictions, counts, _ = token_loss_op(logits, labels, ignore_index, stablemax)
     else:
         function = reference.stablemax_cross_entropy if stablemax else reference.softmax_cross_entropy
-        losses = function(logits, labels, ignore_index).to(torch.promote_types(logits.dtype, torch.float32))
-        predictions, counts = reference.token_counts(logits, labels, ignore_index)
+        losses, predictions = function(logits, labels, ignore_index), logits.argmax(-1)
+        counts = reference.token_counts(predictions, labels, ignore_index)
     return TokenLoss(losses, predictions, counts[:, 0], counts[:, 1])

@@ -40,12 +40,11 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IG
     return loss.view(labels.shape)
 
 
-def token_counts(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX) -> tuple[Tensor, Tensor]:
-    """Predictions `argmax(logits)` [B, L] int64, and per sample the (labelled, correct) token counts [B, 2] int64."""
-    predictions = logits.argmax(-1)
+def token_counts(predictions: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """The (labelled, correct) token counts [B, 2] int64 of each sample; predictions and labels [B, L]."""
     counted = labels != ignore_index
     correct = counted & (predictions == labels)
-    return predictions, torch.stack((counted.sum(-1), correct.sum(-1)), dim=-1)
+    return torch.stack((counted.sum(-1), correct.sum(-1)), dim=-1)
 
 
 def exact(answers: Any, labels: Any, ignore_index: int = IGNORE_INDEX) -> Any:

@@ -1,21 +1,26 @@
-"""The official loss heads: sums, metrics and gradients against formulas written out here."""
+"""Loss heads: sums, metrics and gradients against formulas written out here, and with the kernel of the loss."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from rtm_kernels import program
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import InputError
-from rtm_kernels.interop import official_loss_head
+from rtm_kernels.impl import launches
+from rtm_kernels.losses import CumulativeHead, RoundsHead, official_loss_head
 from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.ops.token_loss.api import LOSSES, token_loss
 from rtm_kernels.ops.token_loss.reference import stablemax_cross_entropy
 
 IGNORE = -100
+EPS = torch.finfo(torch.float32).eps
 
 
 def config(**changes) -> ModelConfig:
@@ -54,7 +59,7 @@ def batch_of(size: int = 5, seed: int = 0) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("loss_type", ["stablemax_cross_entropy", "softmax_cross_entropy"])
+@pytest.mark.parametrize("loss_type", LOSSES)
 def test_loss_and_metrics_of_a_hand_worked_step(loss_type: str) -> None:
     model = model_of(config())
     batch = batch_of()
@@ -84,6 +89,7 @@ def test_loss_and_metrics_of_a_hand_worked_step(loss_type: str) -> None:
     assert metrics.keys() == {
         "count", "accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss",
     }  # fmt: skip
+    assert all(key.startswith("model.") for key in head.state_dict())  # as officially
     assert (metrics["count"], metrics["exact_accuracy"], metrics["q_halt_accuracy"]) == (count, exact, q_right)
     assert metrics["steps"] == steps and exact > 0
     torch.testing.assert_close(metrics["accuracy"].item(), accuracy)
@@ -173,9 +179,81 @@ def test_rsm_depth_and_gradient_contract() -> None:
     assert all(torch.equal(gradient, both[detached]) for gradient, detached in zip(drawn, expected, strict=True))
 
 
-def test_state_dict_has_the_official_prefix() -> None:
-    head = official_loss_head(model_of(config()))
-    assert all(key.startswith("model.") for key in head.state_dict())
+HEADS: dict[str, Callable[[RecursiveReasoner, str], nn.Module]] = {
+    "trm": official_loss_head,
+    "rsm": official_loss_head,
+    "rtm": lambda model, loss: CumulativeHead(model, loss, ponder=0.2, entropy=0.1, min_steps=1, anneal=0.0),
+    "rins": lambda model, loss: RoundsHead(model, loss, keep=1.0),
+}
+CONFIGS = {
+    "trm": config(),
+    "rsm": rsm_config(),
+    "rtm": config(arch="rtm", layers={"core": 1}, halting="cumulative_token"),
+    "rins": config(arch="rins", layers={"A": 1, "B": 1}, halting="fixed"),
+}
+
+
+def trained(name: str, loss: str, impl: str, dtype: str = "float32") -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
+    """Loss, metrics and gradients of one training step whose loss alone runs in `impl`."""
+    model = model_of(dataclasses.replace(CONFIGS[name], forward_dtype=dtype))
+    model = model.double() if dtype == "float64" else model
+    model.impl = impl
+    head, batch = HEADS[name](model, loss).train(), batch_of()
+    torch.manual_seed(1)
+    _, total, metrics, _, _ = head((), carry=head.initial_carry(batch), batch=batch)
+    total.backward()
+    return total.detach(), metrics, [p.grad for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_run_the_kernel_within_the_error_budget(name: str, loss: str) -> None:
+    pytest.importorskip("triton")
+    launches.clear()
+    base, truth = trained(name, loss, "reference"), trained(name, loss, "reference", "float64")
+    assert not launches
+    found = trained(name, loss, "triton")
+    steps = CONFIGS[name].halt_max_steps if name == "rtm" else 1
+    assert launches == {"token_loss.forward": steps, "token_loss.backward": steps}
+    assert found[0].dtype == base[0].dtype
+    for key, value in found[1].items():
+        assert value.dtype == base[1][key].dtype, key
+        torch.testing.assert_close(value, base[1][key], rtol=1e-6, atol=1e-7, msg=key)
+    pairs = zip((found[0], *found[2]), (base[0], *base[2]), (truth[0], *truth[2]), strict=True)
+    for got, reference, true in pairs:
+        error, allowed = (got - true).norm(), 2 * (reference - true).norm() + 16 * EPS * true.norm()
+        assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
+
+
+@pytest.mark.parametrize(("impl", "dtype"), [("reference", torch.bfloat16), ("triton", torch.float16)])
+def test_under_autocast_the_loss_is_that_of_the_rounded_logits(impl: str, dtype: torch.dtype) -> None:
+    """Triton's interpreter has no bfloat16, so the kernel is shown float16 here; `tests/gpu` runs bfloat16."""
+    pytest.importorskip("triton")
+    model = model_of(config())
+    model.impl = impl
+    head, batch = official_loss_head(model).train(), batch_of()
+    with torch.autocast("cpu", dtype=dtype):
+        _, loss, metrics, kept, _ = head(["logits"], carry=head.initial_carry(batch), batch=batch)
+    loss.backward()
+    assert kept["logits"].dtype == dtype and loss.dtype == torch.float64
+    expected = token_loss(kept["logits"].double(), batch["labels"], impl="reference").total()
+    torch.testing.assert_close(metrics["lm_loss"], expected, rtol=1e-6, atol=0)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("loss", LOSSES)
+def test_on_a_gpu_heads_run_the_kernel_under_autocast(loss: str) -> None:
+    model = model_of(config()).cuda()
+    model.impl = "auto"
+    head, batch = official_loss_head(model, loss).train(), {k: v.cuda() for k, v in batch_of().items()}
+    launches.clear()
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        _, total, metrics, kept, _ = head(["logits"], carry=head.initial_carry(batch), batch=batch)
+    total.backward()
+    assert launches["token_loss.forward"] == launches["token_loss.backward"] == 1
+    expected = token_loss(kept["logits"].double(), batch["labels"], loss=loss, impl="reference").total()
+    torch.testing.assert_close(metrics["lm_loss"].double(), expected, rtol=1e-6, atol=0)
 
 
 def test_refusals() -> None:

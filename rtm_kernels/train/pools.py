@@ -1,4 +1,4 @@
-"""Banks of puzzles with their solutions: what the sources of a recipe hold."""
+"""Pools of puzzles with their solutions: what the sources of a recipe hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rtm_kernels.errors import require
 from rtm_kernels.train.schema import Source
 
 
-def load_bank(source: Source) -> Pair:
+def load_pool(source: Source) -> Pair:
     """Tokens of the puzzles and of the solutions of a source, uint8 [N, seq_len] each.
 
     Errors: `InputError` when a csv file cannot be read, or holds a Sudoku without a unique solution or a maze without
@@ -25,7 +25,7 @@ def load_bank(source: Source) -> Pair:
 
 
 def task_of_sources(sources: Sequence[Source]) -> Task:
-    """The task of all of them. Errors: `InputError` when they differ."""
+    """The task that all sources share. Errors: `InputError` when they differ."""
     kinds = sorted({(source.task, source.size) for source in sources})
     require(len(kinds) == 1, "sources", kinds, "one task and size for all sources and the test")
     kind, size = kinds[0]
@@ -38,10 +38,7 @@ def _sudokus(source: Source) -> Pair:
         return sudoku.generate(
             source.count, seed=source.seed, difficulty=source.difficulty, clues=source.clues, size=source.size
         )
-    puzzles, solutions = sudoku.read_boards(source.path, size=source.size)
-    unsolved = np.flatnonzero(~solutions.any(axis=1))
-    counts, solutions[unsolved] = sudoku.solve(puzzles[unsolved])
-    require(bool((counts == 1).all()), "path", source.path, "puzzles with exactly one solution")
+    puzzles, solutions = sudoku.solve_missing(*sudoku.read_boards(source.path, size=source.size), source.path)
     return puzzles[: source.count], solutions[: source.count]
 
 
@@ -50,5 +47,5 @@ def _mazes(source: Source) -> Pair:
     if source.path is None:
         return maze.generate(source.count, seed=source.seed, side=source.size, path_cells=source.path_cells)
     task = maze.Maze(source.size)
-    mazes = np.stack([task.encode(puzzle.text) for puzzle in maze.read_mazes(source.path, source.size)])[: source.count]
+    mazes = np.stack([task.encode(puzzle.text) for puzzle in task.read(source.path)])[: source.count]
     return mazes, maze.solve(mazes.reshape(-1, source.size, source.size)).reshape(mazes.shape)

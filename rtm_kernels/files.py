@@ -1,4 +1,4 @@
-"""Files of a data set: JSON of bounded size, mapped arrays whose size was compared with their header, digests."""
+"""Files and folders: bounded JSON, arrays checked against their header, digests, writing whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import hashlib
 import json
 import math
 import os
+import shutil
+import tempfile
 import tokenize
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -79,12 +82,51 @@ def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
+@contextmanager
+def new_file(target: Path) -> Iterator[TextIO]:
+    """A text file to fill, which becomes `target` at the end of the block; `target` is never half written."""
+    aside = target.with_name(f".{target.name}.partial")
+    try:
+        with open(aside, "w", encoding="utf-8") as file:
+            yield file
+        flush(aside)
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a text file whole, or leave what was there."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    flush(aside)
-    os.replace(aside, path)
+    with new_file(path) as file:
+        file.write(text)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `target` at the end of the block: `target` is complete, or as it was before.
+
+    The folder is inside a hidden one beside `target` until its files are on disk. A folder that exists at `target` is
+    moved aside first, and removed when the new one is in its place.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    fresh, old = scratch / "new", scratch / "old"
+    try:
+        fresh.mkdir()
+        yield fresh
+        for path in (*fresh.rglob("*"), fresh):
+            flush(path)
+        if target.exists():
+            os.rename(target, old)
+        try:
+            os.rename(fresh, target)
+        except OSError:
+            if old.exists():
+                os.rename(old, target)
+            raise
+        flush(target.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

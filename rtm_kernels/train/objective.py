@@ -1,17 +1,16 @@
-"""Training contracts as data: what is run and what the loss is in one optimiser step. Each builds a loss head."""
+"""Training objectives as data: what one optimiser step runs and minimises. Each builds its loss head."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from torch import nn
+import pydantic
 
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import one_of, require
-from rtm_kernels.interop import official_loss_head
-from rtm_kernels.interop.loss_head import ACTLossHead
+from rtm_kernels.losses import COSTS, ACTLossHead, CumulativeHead, Head, RoundsHead, official_loss_head
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.train.heads import COSTS, CumulativeHead, RoundsHead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +20,13 @@ class DeepSupervision:
     Halted samples are replaced in the next step. HRM's Q-learning target is the model's `q_continue_target`.
     """
 
+    kind: Literal["deep_supervision"] = "deep_supervision"
+
     def check(self, model: ModelConfig) -> None:
         """Refuse a model that has no halting head (`InputError`)."""
         require(model.has_q_head, "halting", model.halting, "deep supervision trains a halting head")
 
-    def head(self, model: RecursiveReasoner, loss: str) -> nn.Module:
+    def head(self, model: RecursiveReasoner, loss: str) -> Head:
         """The official `ACTLossHead`."""
         return ACTLossHead(model, loss)
 
@@ -38,13 +39,14 @@ class FinalLoss:
     Depth grows by the `H_cycles` and `L_cycles` of the stages.
     """
 
+    kind: Literal["final_loss"] = "final_loss"
     prob_detach_prev_H: float = 0.99
 
     def check(self, model: ModelConfig) -> None:
         """Refuse another architecture than RSM (`InputError`)."""
         one_of("arch", model.arch, ("rsm",))
 
-    def head(self, model: RecursiveReasoner, loss: str) -> nn.Module:
+    def head(self, model: RecursiveReasoner, loss: str) -> Head:
         """The official RSM `LossHead`."""
         return official_loss_head(model, loss, prob_detach_prev_H=self.prob_detach_prev_H)
 
@@ -60,6 +62,7 @@ class CumulativeHalting:
     on steps follows the stages.
     """
 
+    kind: Literal["cumulative_halting"] = "cumulative_halting"
     ponder: float = 0.01
     entropy: float = 0.0
     min_steps: int = 1
@@ -77,7 +80,7 @@ class CumulativeHalting:
         """Refuse a model without cumulative halting (`InputError`)."""
         one_of("halting", model.halting, ("cumulative", "cumulative_token"))
 
-    def head(self, model: RecursiveReasoner, loss: str) -> nn.Module:
+    def head(self, model: RecursiveReasoner, loss: str) -> Head:
         """A `CumulativeHead` with these weights."""
         return CumulativeHead(model, loss, self.ponder, self.entropy, self.min_steps, self.anneal, self.cost)
 
@@ -89,6 +92,7 @@ class StochasticRounds:
     r is the model's `H_cycles`; `keep=1` always takes all of them.
     """
 
+    kind: Literal["stochastic_rounds"] = "stochastic_rounds"
     keep: float = 0.5
 
     def __post_init__(self) -> None:
@@ -98,16 +102,12 @@ class StochasticRounds:
         """Refuse another architecture than RINS (`InputError`)."""
         one_of("arch", model.arch, ("rins",))
 
-    def head(self, model: RecursiveReasoner, loss: str) -> nn.Module:
+    def head(self, model: RecursiveReasoner, loss: str) -> Head:
         """A `RoundsHead` that keeps rounds with this probability."""
         return RoundsHead(model, loss, self.keep)
 
 
-Contract = DeepSupervision | FinalLoss | CumulativeHalting | StochasticRounds
-CONTRACTS: dict[str, type[Contract]] = {
-    "deep_supervision": DeepSupervision,
-    "final_loss": FinalLoss,
-    "cumulative_halting": CumulativeHalting,
-    "stochastic_rounds": StochasticRounds,
-}
-"""Name of a contract in a recipe's file -> its class."""
+Objective = Annotated[
+    DeepSupervision | FinalLoss | CumulativeHalting | StochasticRounds, pydantic.Field(discriminator="kind")
+]
+"""Any of them; the `kind` in a recipe's file says which."""
