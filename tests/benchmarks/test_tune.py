@@ -14,28 +14,27 @@ from benchmarks import tune
 from benchmarks.tune import Work
 from rtm_kernels.ops import launch, tuned
 from rtm_kernels.ops.launch import LaunchRow
-from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
-from rtm_kernels.ops.swiglu_norm.launch import TABLE
+from rtm_kernels.ops.swiglu.launch import TABLE
 from tests.cases import DIFFERENTIABLE, OPS, small_cases
 from tests.cases.case import Tuned
-from tests.ops.support import swiglu_inputs
+from tests.ops.support import half_layer
 from tests.proof.launching import every_launch
 from tests.proof.tiles import tiles
 
 pytest.importorskip("triton")
 
 DEFAULT = next(r for r in TABLE if r.kernel == "gate_up" and r.family == "interpreter")
-FAST = {"BLOCK_F": 64}
+FAST = {"BLOCK_F": 128}
 """What the fake clock likes in a row of gate_up, beside 8 warps."""
 
 
 def channel() -> Work:
     """A tiny channel half layer, whose rows are as far from its reference as rounding allows."""
-    x, gate_up, down, _ = swiglu_inputs((1, 3, 72), -1, inner=16)
+    call, leaves = half_layer("channel", (1, 3, 72), inner=16)
 
     def run(impl: str = "triton") -> list[torch.Tensor]:
         with torch.no_grad():
-            return [swiglu_norm(x, gate_up, down, impl=impl)]
+            return [call(*leaves, impl=impl)]
 
     def refusal() -> str | None:
         row = current(run)
@@ -69,8 +68,8 @@ def climbed() -> list[tune.Found]:
 
 def test_the_search_goes_uphill_and_measures_the_winner_against_the_table(climbed: list[tune.Found]) -> None:
     winner = climbed[-1]
-    assert winner.status == "winner" and winner.op == "swiglu_norm" and winner.row is DEFAULT
-    assert (winner.candidate.num_warps, winner.candidate.blocks["BLOCK_F"]) == (8, 64)
+    assert winner.status == "winner" and winner.op == "swiglu" and winner.row is DEFAULT
+    assert (winner.candidate.num_warps, winner.candidate.blocks["BLOCK_F"]) == (8, 128)
     assert winner.ratio == pytest.approx(cost(DEFAULT) / cost(winner.candidate))
     assert any(f.candidate.variant == "tma" for f in climbed)
     assert current() is DEFAULT
@@ -109,7 +108,7 @@ def test_winners_enter_the_file_that_the_tables_read(
     (written,) = json.loads(path.read_text())
     assert written["measured"]["ratio"] == pytest.approx(climbed[-1].ratio, abs=1e-4)
     assert {"gpu", "commit", "versions", "use", "low"} <= set(written["measured"])
-    table = tuned.tuned("swiglu_norm", TABLE, [written])
+    table = tuned.tuned("swiglu", TABLE, [written])
     assert launch.select(table, "gate_up", torch.float32, 72) == climbed[-1].candidate
     assert len(table) == len(TABLE)
     everything = json.loads((tmp_path / "tuned.json").read_text())["found"]

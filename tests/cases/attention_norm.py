@@ -8,10 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rtm_kernels.ops.attention_norm import steps
+from rtm_kernels.ops.attention_norm import op
 from rtm_kernels.ops.attention_norm.api import attention_norm
 from rtm_kernels.ops.attention_norm.launch import TABLE
 from rtm_kernels.ops.attention_norm.reference import rope_tables
+from rtm_kernels.ops.swiglu.launch import TABLE as SWIGLU
 from tests.cases.case import HALVES, MOST, Case, Op, Tensors, Tuned, latent_shape, meta
 from tests.ops.support import LAYOUTS, laid_out
 
@@ -80,9 +81,9 @@ def launch_attention(
     table = meta(length, width // heads)
     options = ((table, table) if rope else None, heads, False, qk_norm, 1e-5)
     if forward:
-        steps.forward(x, [x] * terms, qkv, out, *options, use_flash=False)
+        op.forward(x, [x] * terms, qkv, out, *options, use_flash=False)
     if backward:
-        steps.backward(x, x, meta(batch, length), x, qkv, out, *options)
+        op.backward(x, x, meta(batch, length), x, qkv, out, *options)
 
 
 def draw(rng: random.Random) -> tuple[Case, torch.dtype]:
@@ -121,5 +122,5 @@ OP = Op(
               lambda b: attention((b, 97, 512), 8, 2, "plain", "rope"), 768, gradient=gradient)
         for gradient in (False, True)
     ],
-    tables={"attention_norm": TABLE},
+    tables={"attention_norm": TABLE, "swiglu": SWIGLU},
 )  # fmt: skip

@@ -37,7 +37,7 @@ GATE = (  # shape of y, policy, layout
     ((33, 3, 130), "verified", "plain"),
     ((5, 1, 7), "q_continue", "expanded"),
     ((6, 18, 40), "cumulative+settle=2", "strided"),
-    ((2, 33, 17), "cumulative_token+q", "plain"),
+    ((2, 33, 17), "cumulative_token+q_continue", "plain"),
     ((31, 5, 67), "settle=3/0.05+verified", "offset"),
 )
 LAUNCHES = ("q", "q_continue=0.9+settle=3/0.001", "cumulative", "cumulative_token", "settle", "fixed", "verified")

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from rtm_kernels.ops.launch import LaunchRow, preferring
-from rtm_kernels.ops.mixer_norm.api import mixer_norm
-from rtm_kernels.ops.mixer_norm.backward import mixer_norm_backward
-from rtm_kernels.ops.mixer_norm.forward import mixer_norm_forward
-from rtm_kernels.ops.mixer_norm.launch import TABLE as MIXER_TABLE
-from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
-from rtm_kernels.ops.swiglu_norm.backward import swiglu_norm_backward
-from rtm_kernels.ops.swiglu_norm.forward import swiglu_norm_forward
-from rtm_kernels.ops.swiglu_norm.launch import TABLE as CHANNEL_TABLE
+from rtm_kernels.ops.launch import preferring
+from rtm_kernels.ops.swiglu.launch import TABLE
+from rtm_kernels.ops.swiglu_norm.api import mixer_norm, swiglu_norm
+from rtm_kernels.ops.swiglu_norm.op import backward, forward
 from tests.cases.case import HALVES, SIZES, Case, Op, Strides, Tensors, Tuned, latent_shape, meta
 from tests.ops.support import LAYOUTS, laid_out, swiglu_weights
 
@@ -68,9 +63,9 @@ MIXER = (  # B, L, D, F, norm axis, injection terms, layout of x
     (2, 130, 24, 64, "sequence", 1, "strided", "tma"),
 )
 CHANNEL_LAUNCHES = (  # D, F, injection terms, dtype
-    (512, 1536, 0, HALF), (512, 1536, 2, F16), (512, 1536, 2, F32), (1024, 2816, 0, HALF), (128, 512, 2, HALF),
-    (64, 256, 2, HALF), (24, 256, 2, HALF), (512, 1536, 0, HALF, "tma"), (512, 1536, 2, F16, "tma"),
-    (1024, 2816, 0, HALF, "tma"),
+    (512, 1536, 0, HALF), (512, 1536, 2, F16), (512, 1536, 2, F32), (1024, 2816, 0, HALF), (256, 1024, 0, HALF),
+    (128, 512, 2, HALF), (64, 256, 2, HALF), (24, 256, 2, HALF), (512, 1536, 0, HALF, "tma"),
+    (512, 1536, 2, F16, "tma"), (1024, 2816, 0, HALF, "tma"),
 )  # fmt: skip
 MIXER_LAUNCHES = (  # L, D, F, norm axis, injection terms, dtype; Sudoku's L = 97, and 916 of ARC and Maze
     (97, 512, 512, "sequence", 2, HALF), (97, 512, 512, "hidden", 0, F16), (97, 512, 512, "sequence", 2, F32),
@@ -92,8 +87,8 @@ def _given(t: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     return (t["x"], t["gate_up_weight"], t["down_weight"]), tuple(t[name] for name in ("i0", "i1") if name in t)
 
 
-def _scope(variant: str, table: Sequence[LaunchRow]) -> Callable[[], AbstractContextManager[object]]:
-    return partial(preferring, variant, table) if variant else nullcontext
+def _scope(variant: str) -> Callable[[], AbstractContextManager[object]]:
+    return partial(preferring, variant, TABLE) if variant else nullcontext
 
 
 def channel(shape: tuple[int, ...], inner: int, terms: int, layout: str, variant: str = "") -> Case:
@@ -105,7 +100,7 @@ def channel(shape: tuple[int, ...], inner: int, terms: int, layout: str, variant
 
     name = f"{list(shape)} F={inner} terms={terms} {layout} {variant}".rstrip()
     make = partial(_make, shape, -1, inner, terms, layout)
-    return Case("swiglu_norm", name, make, call, _scope(variant, CHANNEL_TABLE))
+    return Case("swiglu_norm", name, make, call, _scope(variant))
 
 
 def mixer(
@@ -119,7 +114,7 @@ def mixer(
 
     name = f"{[batch, length, width]} F={inner} {norm_axis} terms={terms} {layout} {variant}".rstrip()
     make = partial(_make, (batch, length, width), 1, inner, terms, layout)
-    return Case("mixer_norm", name, make, call, _scope(variant, MIXER_TABLE))
+    return Case("mixer_norm", name, make, call, _scope(variant))
 
 
 def launch_channel(
@@ -127,10 +122,7 @@ def launch_channel(
     strides: Strides = None,
 ) -> None:  # fmt: skip
     """Forward and backward of swiglu_norm on meta tensors; x and its terms have these strides."""
-    x, weights = meta(batch, length, width, dtype=dtype, strides=strides), _meta_weights(width, inner, dtype)
-    with preferring(variant, CHANNEL_TABLE):
-        y, rstd = swiglu_norm_forward(x, *weights, [x] * terms, 1e-5)
-        swiglu_norm_backward(y, y, rstd, x, *weights, [x] * terms, 1e-5)
+    _launch((batch, length, width), inner, "hidden", "hidden", terms, dtype, variant, strides)
 
 
 def launch_mixer(
@@ -138,14 +130,18 @@ def launch_mixer(
     variant: str = "", strides: Strides = None,
 ) -> None:  # fmt: skip
     """Forward and backward of mixer_norm on meta tensors; x and its terms have these strides."""
-    x, weights = meta(batch, length, width, dtype=dtype, strides=strides), _meta_weights(length, inner, dtype)
-    with preferring(variant, MIXER_TABLE):
-        y, rstd = mixer_norm_forward(x, *weights, [x] * terms, axis, 1e-5)
-        mixer_norm_backward(y, y, rstd, x, *weights, [x] * terms, axis, 1e-5)
+    _launch((batch, length, width), inner, "sequence", axis, terms, dtype, variant, strides)
 
 
-def _meta_weights(size: int, inner: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return meta(2 * inner, size, dtype=dtype), meta(size, inner, dtype=dtype)
+def _launch(
+    shape: tuple[int, int, int], inner: int, mixed: str, normed: str, terms: int, dtype: torch.dtype, variant: str,
+    strides: Strides,
+) -> None:  # fmt: skip
+    x, size = meta(*shape, dtype=dtype, strides=strides), shape[2 if mixed == "hidden" else 1]
+    weights = meta(2 * inner, size, dtype=dtype), meta(size, inner, dtype=dtype)
+    with _scope(variant)():
+        y, rstd = forward(x, *weights, [x] * terms, mixed, normed, 1e-5)
+        backward(y, y, rstd, x, *weights, [x] * terms, mixed, normed, 1e-5)
 
 
 def _channel_name(width: int, inner: int, terms: int, dtype: torch.dtype, variant: str = "") -> str:
@@ -200,5 +196,5 @@ OP = Op(
         )
         for gradient in (False, True)
     ],
-    tables={"swiglu_norm": CHANNEL_TABLE, "mixer_norm": MIXER_TABLE},
+    tables={"swiglu": TABLE},
 )

@@ -5,12 +5,11 @@ import warnings
 
 import pytest
 import torch
-from rtm_kernels.engine.tracker import Tracker
 
-from rtm_kernels.engine import HaltingPolicy, Solver, executor
-from rtm_kernels.engine.slots import observation
+from rtm_kernels.engine import Solver, executor
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.ops.halting.reference import relative_change
 from rtm_kernels.recursion import choice
 from tests.engine.fakes import TASK, ScriptedExecutor, config, model
 from tests.recursion.support import Recorder
@@ -65,19 +64,20 @@ def test_what_an_executor_computes_itself_is_what_its_latents_and_logits_say(nam
     x[1, 2, 3], x[2, 0, 0], x[3, 1] = math.nan, math.inf, 0
     for i, latent in enumerate(latents.values()):
         latent[4 + i, 3, 5] = math.nan
-    policy = HaltingPolicy(("cumulative_token",))
-    runner, tracker = executor.executor(name, reasoner), Tracker(policy, 6, 4)
     with torch.inference_mode():
-        step = runner.step(latents, x)
-        bare = executor.ActStep(step.latents, step.logits, step.q)
-        got, expected = (observation(reasoner, runner, tracker, latents, s) for s in (step, bare))
-    assert torch.equal(got.finite, expected.finite) and not got.finite.all() and got.finite.any()
-    rows = got.finite
-    assert torch.equal(got.answers[rows], expected.answers[rows]) and got.answers.dtype == torch.int32
-    assert (got.change is None) == (expected.change is None) == ("z_H" not in latents)
-    if got.change is not None:
-        torch.testing.assert_close(got.change[rows], expected.change[rows], rtol=1e-6, atol=0)
-    torch.testing.assert_close(got.token_logits[rows], expected.token_logits[rows], rtol=1e-5, atol=1e-5)
+        step = executor.executor(name, reasoner).step(latents, x)
+        y = step.latents["z_H"]
+        seen = [step.logits, step.q, *(step.latents[n] for n in reasoner.program.carried)]
+        finite = torch.stack([t.flatten(1).isfinite().all(1) for t in seen]).all(0)
+        token_q = torch.nn.functional.linear(y, reasoner.q_head.weight, reasoner.q_head.bias)
+        change = relative_change(y, latents["z_H"])
+    assert finite.any() and not finite.all()
+    assert step.finite is None or torch.equal(step.finite, finite)
+    assert step.answers is None or torch.equal(step.answers[finite], step.logits.argmax(-1).int()[finite])
+    torch.testing.assert_close(step.change[finite], change[finite], rtol=1e-6, atol=0)
+    torch.testing.assert_close(step.token_q[finite], token_q[finite], rtol=1e-5, atol=1e-5)
+    assert torch.equal(step.q[finite], step.token_q[finite, 0])
+    assert name != "native" or None not in (step.answers, step.finite)
 
 
 @pytest.mark.parametrize("name", list(executor.EXECUTORS))

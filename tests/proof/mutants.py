@@ -60,24 +60,30 @@ _SWIGLU = (
      "/ N)\n        tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=offs_r < R)", FUSED),
     ("forward", "/ N + tl.cast(eps, ACC))\n        tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=offs_r < R)",
      "/ BLOCK_N + tl.cast(eps, ACC))\n        tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=offs_r < R)", FUSED),
-    ("forward", "    for n in range(0, N, BLOCK_N):\n        mask_x",
-     "    for n in range(0, N - BLOCK_N, BLOCK_N):\n        mask_x", LONG),
-    ("forward", "x_offs += BLOCK_N * tl.cast(x_stride_n, tl.int64)", "x_offs += BLOCK_N", MIXER_LONG),
+    ("forward", "    for n in range(0, N, BLOCK_N):\n        mask_h",
+     "    for n in range(0, N - BLOCK_N, BLOCK_N):\n        mask_h", LONG),
+    ("forward", "h_offs += BLOCK_N * tl.cast(h_stride_n, tl.int64)", "h_offs += BLOCK_N", MIXER_LONG),
     ("forward", "a_offs = (batch * R + offs_r)[:, None] * F", "a_offs = (batch * R + offs_r)[:, None] * N", LONG),
-    ("forward", "acc = load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask, TERMS, ACC).to(ACC)",
-     "acc = tl.zeros((BLOCK_R, BLOCK_N), dtype=ACC)", DOWN_NORM),
+    *(("forward", "acc = tl.load(h_ptr + h_offs, mask=mask, other=0.0).to(ACC)",
+       "acc = tl.zeros((BLOCK_R, BLOCK_N), dtype=ACC)", case) for case in (DOWN_NORM, CAUSAL)),
+    ("forward", "/ N + tl.cast(eps, ACC))\n        tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=mask_r)",
+     "/ N)\n        tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=mask_r)", CAUSAL),
+    ("forward", "for k in range(0, k_end, BLOCK_K):", "for k in range(BLOCK_K, k_end, BLOCK_K):", ODD),
     ("forward", "w_ptrs += BLOCK_K * w_stride_k", "w_ptrs += BLOCK_K", WIDE),
     ("forward", "        squares += y * y\n", "        squares += tl.abs(y)\n", WIDE),
-    ("forward", "(y * rstd[:, None]).to(y_ptr.dtype.element_ty)", "y.to(y_ptr.dtype.element_ty)", HIDDEN),
+    *(("forward", "(y * rstd[:, None]).to(y_ptr.dtype.element_ty)", "y.to(y_ptr.dtype.element_ty)", case)
+      for case in (HIDDEN, OUT_WIDE)),
     ("forward", "rstd = 1.0 / tl.sqrt(tl.sum(squares, axis=1) / N + tl.cast(eps, ACC))",
      "rstd = 1.0 / (tl.sqrt(tl.sum(squares, axis=1) / N) + tl.cast(eps, ACC))", HIDDEN),
-    ("backward", "projection = tl.sum(products, axis=1) / N", "projection = tl.sum(products, axis=1)", FUSED),
+    *(("backward", "projection = tl.sum(products, axis=1) / N", "projection = tl.sum(products, axis=1)", case)
+      for case in (FUSED, CAUSAL)),
     ("backward", "if N == 1 else", "if N == 0 else", SINGLE),
     ("backward", "        products += dy * y\n", "", HIDDEN),
     ("backward", "tl.store(dz_ptrs + F, d_up.to", "tl.store(dz_ptrs + F, d_gate.to", LONG),
     ("backward", "act, d_gate, d_up = silu_gate_backward(d_act, gate, up)",
      "act, d_gate, d_up = silu_gate_backward(d_act, up, gate)", LONG),
-    ("backward", "share = tl.cdiv(B * blocks_r, SPLITS)", "share = B * blocks_r // SPLITS", MIXER_LONG),
+    *(("backward", "share = tl.cdiv(B * blocks_r, SPLITS)", "share = B * blocks_r // SPLITS", case)
+      for case in (MIXER_LONG, CAUSAL)),
     ("backward", "out_ptr + (split * P + offs_p)[:, None] * N", "out_ptr + offs_p[:, None] * N", LONG),
     ("backward", "x_offs, mask, TERMS, ACC)\n    tl.store(h_ptr", "x_offs, mask, 0, ACC)\n    tl.store(h_ptr", FUSED),
     ("fused_backward", "(acc + dr.to(ACC))", "(acc)", FUSED),
@@ -95,20 +101,12 @@ _ATTENTION = (
     ("qkv", "turned = head < 2 * HEADS", "turned = head < 3 * HEADS", CAUSAL),
     ("qkv", "squares / HEAD_DIM", "squares / BLOCK_E", TURNED),
     ("qkv", "rstd = tl.where((heads < 2 * HEADS)[None, :], rstd, 1.0)", "", TURNED),
-    ("qkv", "mask_k = k + offs_k < D", "mask_k = k + offs_k < D - 1", CAUSAL),
+    ("qkv", "below(k + offs_k, D, BLOCK_K)", "below(k + offs_k, D - 1, BLOCK_K)", CAUSAL),
     ("qkv", "in_head = lane_e + lanes % 2 * half", "in_head = lane_e + (1 - lanes % 2) * half", CAUSAL),
-    ("output", "acc = tl.load(h_ptr + start * D + offs, mask=mask, other=0.0).to(ACC)",
-     "acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)", CAUSAL),
-    ("output", "tl.sum(acc * acc, axis=1) / D + tl.cast(eps, ACC)", "tl.sum(acc * acc, axis=1) / D", CAUSAL),
-    ("output", "for k in range(0, D, BLOCK_K):", "for k in range(BLOCK_K, D, BLOCK_K):", ODD),
-    ("output", "other=0.0).to(ACC) * rstd[:, None]", "other=0.0).to(ACC)", OUT_WIDE),
-    ("backward", "ds = rstd[:, None] * (dy - y * mean[:, None])", "ds = rstd[:, None] * dy", CAUSAL),
-    ("backward", "a * cos_a + b * sin_b, b * cos_b - a * sin_a",
-     "a * cos_a - b * sin_b, b * cos_b + a * sin_a", CAUSAL),
-    ("backward", "rstd * (a - normed_a * mean[:, None])", "rstd * a", TURNED),
-    ("gemm_backward", "acc += tl.load(residual_ptr", "acc -= tl.load(residual_ptr", CAUSAL),
-    ("gemm_backward", "end = tl.minimum(M - start, SPLIT_ROWS)", "end = tl.minimum(M - start, SPLIT_ROWS) - 1", CAUSAL),
-    ("steps", "head_dim).transpose(1, 2), causal)", "head_dim).transpose(1, 2), False)", CAUSAL),
+    ("qkv", "a * cos_a + b * sin_b, b * cos_b - a * sin_a", "a * cos_a - b * sin_b, b * cos_b + a * sin_b", CAUSAL),
+    ("qkv", "rstd * (a - normed_a * mean[:, None])", "rstd * a", TURNED),
+    ("op", "qkv_weight.t(), residual,", "qkv_weight.t(), None,", CAUSAL),
+    ("attention", "is_causal=causal", "is_causal=False", CAUSAL),
 )  # fmt: skip
 
 _HALTING = (
@@ -127,6 +125,17 @@ _HALTING = (
     ("signals", "return tl.sqrt(tl.sum(change, axis=0))", "return tl.sum(change, axis=0)", MOVING),
     ("signals", "(y - before) * (y - before)", "(y + before) * (y - before)", MOVING),
     ("signals", "exponential * t * (1 / (6 - n))", "exponential * t * (1 / (7 - n))", SUM),
+    ("kernel", "(total >= 1)", "(total >= 2)", TOKEN),
+    ("kernel", "    steps = tl.load(row + STEPS) + 1\n", "    steps = tl.load(row + STEPS) + 2\n", FIRST),
+    ("kernel", "better = (logit < tl.load(floats + BEST_LOGIT)) == 0",
+     "better = (logit < tl.load(floats + BEST_LOGIT)) == 1", FIRST),
+    ("kernel", "tl.load(row + FINITE) == 0, NON_FINITE", "tl.load(row + FINITE) != 0, NON_FINITE", FIRST),
+    ("kernel", "asks = changed & (finite != 0) &", "asks = (finite != 0) &", VERIFIES),
+    ("kernel", "going_on == 0, AT_TOKEN", "going_on != 0, AT_TOKEN", TOKEN),
+    ("kernel", "mask=mask & better)", "mask=mask)", FIRST),
+    ("signals", "first += tl.load(bias_ptr).to(tl.float32)", "first -= tl.load(bias_ptr).to(tl.float32)", TOKEN),
+    ("signals", "l + rows < L, D)\n            before", "l + rows < L - 1, D)\n            before", MOVING),
+    ("signals", "tl.where(x < 0, small, 1.0 - small)", "tl.where(x < 0, 1.0 - small, small)", SUM),
 )  # fmt: skip
 
 _LOSS = (
@@ -174,7 +183,7 @@ _PERSISTENT = (
     ("head", "previous_ptr + start, D", "y_ptr + start, D", PERSISTENT),
 )  # fmt: skip
 
-_FOLDERS = {
+FOLDERS = {
     "ops/swiglu": _SWIGLU, "ops/attention_norm": _ATTENTION, "ops/halting": _HALTING, "ops/token_loss": _LOSS,
     "ops/adam_atan2": _OPTIMISERS, "recursion/persistent": _PERSISTENT,
 }  # fmt: skip
@@ -182,6 +191,6 @@ _FOLDERS = {
 
 def mutants() -> Iterator[Mutant]:
     """All of them."""
-    for folder, rows in _FOLDERS.items():
+    for folder, rows in FOLDERS.items():
         for file, find, replace, kill in rows:
             yield Mutant(f"rtm_kernels/{folder}/{file}.py", find, replace, kill)

@@ -32,13 +32,11 @@ def batch_of(n: int, *shape: int) -> Tensor:
     return torch.randn(n, *shape, generator=torch.Generator().manual_seed(n))
 
 
-@pytest.mark.parametrize(("batch", "bucket"), [(1, 1), (2, 2), (3, 4), (5, 8), (64, 64), (65, 128), (513, 768)])
+@pytest.mark.parametrize(("batch", "bucket"), [(1, 1), (3, 4), (64, 64), (65, 128), (513, 768), (0, 0), (769, 0)])
 def test_a_batch_goes_to_the_next_larger_bucket(batch: int, bucket: int) -> None:
-    assert bucket_of(batch) == bucket
-
-
-@pytest.mark.parametrize("batch", [0, -1, 769])
-def test_a_batch_without_a_bucket_is_refused(batch: int) -> None:
+    if bucket:
+        assert bucket_of(batch) == bucket
+        return
     with pytest.raises(InputError, match=rf"batch={batch} is not allowed: 1 to 768"):
         bucket_of(batch)
 
@@ -70,20 +68,15 @@ def test_the_largest_bucket_is_captured_first_and_the_others_when_met(caplog: py
     assert all(r.getMessage().endswith("3 MiB reserved on the device") for r in caplog.records)
 
 
-def test_earlier_results_are_not_overwritten() -> None:
-    run = GraphRunner(double, max_batch=4, capture=Recorder())
-    first = run({"x": torch.ones(3, 2)})["y"]
-    run({"x": torch.zeros(3, 2)})
-    assert torch.equal(first, torch.full((3, 2), 2.0))
-
-
-def test_weights_updated_in_place_are_seen() -> None:
+def test_weights_updated_in_place_are_seen_and_earlier_results_stay() -> None:
     layer = nn.Linear(4, 4).requires_grad_(False)
     run = GraphRunner(lambda t: {"y": layer(t["x"])}, max_batch=2, capture=Recorder())
     x = batch_of(2, 4)
-    run({"x": x})
+    first = run({"x": x})["y"]
+    kept = first.clone()
     layer.weight.mul_(-3)
     assert torch.equal(run({"x": x})["y"], layer(x))
+    assert torch.equal(first, kept)
 
 
 def test_what_is_recorded_leaves_no_trace_in_what_it_changes_in_place() -> None:

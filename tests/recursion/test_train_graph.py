@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.model import Carry, RecursiveReasoner
 from rtm_kernels.recursion.graph import Tensors
 from rtm_kernels.recursion.train_graph import Loss, TrainGraph
@@ -120,20 +119,6 @@ def test_gradients_of_rows_that_the_loss_has_made_are_results() -> None:
     value.backward()
     assert torch.equal(results["leaf gradient 0"], rows.local_weights.grad)
     assert torch.equal(results["ids"], batch["puzzle_identifiers"])
-
-
-def test_another_size_is_refused() -> None:
-    model = model_of()
-    graph = TrainGraph(loss_of(model), model.parameters(), sizes=(SIZE,), capture=Recorder())
-    with pytest.raises(InputError, match=r"batch=3 is not allowed: one of \(4,\)"):
-        graph(fresh(model, 0, 3))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
-def test_without_a_gpu_the_reason_is_given() -> None:
-    model = model_of()
-    with pytest.raises(BackendUnavailable, match="no CUDA device is available"):
-        TrainGraph(loss_of(model), model.parameters(), sizes=(SIZE,))(fresh(model, 0))
 
 
 @pytest.mark.gpu
