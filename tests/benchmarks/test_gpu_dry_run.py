@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.tune_uses import Use
 
 from benchmarks import (
     cases,
@@ -36,7 +37,6 @@ from benchmarks.problem import make
 from benchmarks.providers import PERSISTENT, TRITON
 from benchmarks.rows import Row
 from benchmarks.timing import interleave
-from benchmarks.tune_uses import Use
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.energy import EnergyCounter
 from rtm_kernels.engine.executor import EXECUTORS

@@ -60,7 +60,9 @@ def halting_step_(
 def _check(state: SlotState, policy: HaltingPolicy, seen: Outputs) -> None:
     """The shapes of `seen`."""
     (n, seq_len), positions, y = state.answers.shape, state.token_halted.shape[1], seen.output
-    _must(seen.logits.dim() == 3 and seen.logits.shape[:2] == (n, seq_len), "logits", seen.logits, f"[{n}, {seq_len}, V]")
+    _must(
+        seen.logits.dim() == 3 and seen.logits.shape[:2] == (n, seq_len), "logits", seen.logits, f"[{n}, {seq_len}, V]"
+    )
     _must(y.dim() == 3 and len(y) == n, "output", y, f"[{n}, L, D]")
     for latent in seen.others if seen.previous is None else (seen.previous, *seen.others):
         _must(latent.shape == y.shape, "previous, others", latent, "the shape of output")
