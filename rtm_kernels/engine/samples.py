@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from rtm_kernels.data.task import PAD
-from rtm_kernels.ops.halting.state import SlotStates, on_host
+from rtm_kernels.ops.halting.state import SlotState, SlotStates, on_host
 
 Verify = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Token rows of inputs and answers [N, S] to bool [N]."""
@@ -62,18 +61,18 @@ class Finished:
 
 def finish(
     states: SlotStates,
-    rows: Tensor,
+    state: SlotState,
     samples: Sequence[Sample],
     seconds: Sequence[float],
     verify: Verify,
     reason: str | None = None,
 ) -> list[Finished]:
-    """What the samples leave with that had these rows [k, W] of the states, which are on the host by now.
+    """What the samples leave with that have this state [k], which is on the host by now.
 
     A sample answers with its confirmed answer; when no signal of the policy ended it, with the one the head was most
     sure of, the latest among equals; else with its last one, and always with that where tokens halt on their own.
     """
-    at, on = on_host(states.read(rows)), states.policy.on
+    at, on = on_host(state), states.policy.on
     reasons = [reason or states.reasons[which] for which in at.reason]
     answered = [k for k, why in enumerate(reasons) if why != "non_finite" and at.steps[k]]
     ended = [why in on or not on or "cumulative_token" in on for why in reasons]

@@ -88,6 +88,7 @@ class Slots:
         self._latents = {name: rows(capacity, *shape, like=t) for name, t in initial.items()}
         self._x, self._embedded = (rows(n, *shape, like=like) for n in (capacity, held))
         self._fresh, self._results = (rows(held, *states.rows[0].shape, like=states.rows) for _ in range(2))
+        self._entering = states.read(self._fresh)
         self._guesses = Guesses(model, capacity) if kind == "guesses" else None
         self._noise = Noise(capacity, device) if kind == "noise" else None
         self._kind = self._guesses or self._noise
@@ -156,11 +157,9 @@ class Slots:
             for name, fresh in self.model.initial_latents(1).items():
                 self._initial[name].copy_(fresh)  # weights may have been loaded since
             self._embedded[numbers] = self.model.embed(new[:, 3:], new[:, 1])
-            rows = self.states.fresh.repeat(len(samples), 1)
-            at = self.states.read(rows)
-            at.sample.copy_(new[:, 0])
-            at.limit.copy_(new[:, 2])
-            self._fresh[numbers] = rows
+            self._fresh[numbers] = self.states.fresh
+            self._entering.sample[numbers] = new[:, 0]
+            self._entering.limit[numbers] = new[:, 2]
             for fresh in self._fresh_drawn:
                 fresh[numbers] = torch.from_numpy(self._kind.fresh(samples)).to(self.model.device)  # type: ignore[union-attr]
             self._queue.schedule.wait(self._waiting)
@@ -211,7 +210,7 @@ class Slots:
             with self._queue.exclusive():
                 limit, mine = self.states.first(self.capacity).limit, self._queue.schedule.owner == number
                 limit.copy_(torch.where(mine, limit.clamp(max=max_steps), limit))
-                self.states.read(self._fresh[number : number + 1]).limit.clamp_(max=max_steps)
+                self._entering.limit[number : number + 1].clamp_(max=max_steps)
 
     def evict(self, key: Any, reason: str) -> Finished | None:
         """Take the sample of `key` out with its best answer so far; None when it is not here."""
@@ -310,7 +309,8 @@ class Slots:
 
     def _finish(self, rows: Tensor, reason: str | None = None) -> list[Finished]:
         """What the samples of these rows of the states, on the host by now, leave with; their numbers are free."""
-        numbers, now = self.states.read(rows).sample.tolist(), time.perf_counter()
+        at, now = self.states.read(rows), time.perf_counter()
+        numbers = at.sample.tolist()
         samples, since = zip(*(self._samples.pop(number) for number in numbers), strict=True)
         self._unused.extend(numbers)
-        return finish(self.states, rows, samples, [now - t for t in since], self.verify, reason)
+        return finish(self.states, at, samples, [now - t for t in since], self.verify, reason)

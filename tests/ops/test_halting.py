@@ -237,7 +237,7 @@ def test_the_calls_under_a_verifier_and_the_implementation_are_checked() -> None
     states, policy = states_of("verified", 3), HaltingPolicy(("q",))
     at, seen, yes = states.first(3), outputs(3, 0), torch.ones(3, dtype=torch.bool)
     for arguments, message in (
-        ((policy, seen, yes), "confirmed=.* None under the policy q"),
+        ((policy, seen, yes), "confirmed=.* None without `verified`"),
         ((states.policy, seen, yes), "seen='given'"),
         ((states.policy, None), "seen='None'"),
         ((states.policy, None, yes[:2]), r"confirmed='torch.bool\[2\]'"),

@@ -34,15 +34,14 @@ def halting_step_(
 
     Errors: `InputError` naming the argument; `BackendUnavailable` for a named `impl` that cannot run here.
     """
-    rows = state.rows
-    require(rows.dim() == 2 and rows.is_contiguous(), "state.rows", _told(rows), "a contiguous [n, W]")
-    verifies = "verified" in policy.on
-    require(verifies or confirmed is None, "confirmed", _told(confirmed), f"None under the policy {policy}")
+    rows, verifies = state.rows, "verified" in policy.on
+    _must(rows.dim() == 2 and rows.is_contiguous(), "state.rows", rows, "a contiguous [n, W]")
+    _must(verifies or confirmed is None, "confirmed", confirmed, "None without `verified` in the policy")
     require((seen is None) == (confirmed is not None), "seen", "None" if seen is None else "given",
             "given without confirmed, and None with it")  # fmt: skip
     if confirmed is not None:
         fits = confirmed.shape == rows.shape[:1] and confirmed.dtype == torch.bool
-        require(fits, "confirmed", _told(confirmed), f"bool [{len(rows)}]")
+        _must(fits, "confirmed", confirmed, f"bool [{len(rows)}]")
     if seen is not None:
         _check(state, policy, seen)
     dtype = torch.float32 if seen is None else seen.output.dtype
@@ -61,21 +60,22 @@ def halting_step_(
 def _check(state: SlotState, policy: HaltingPolicy, seen: Outputs) -> None:
     """The shapes of `seen`."""
     (n, seq_len), positions, y = state.answers.shape, state.token_halted.shape[1], seen.output
-    fits = seen.logits.dim() == 3 and seen.logits.shape[:2] == (n, seq_len)
-    require(fits, "logits", _told(seen.logits), f"[{n}, {seq_len}, V]")
-    require(y.dim() == 3 and len(y) == n, "output", _told(y), f"[{n}, L, D]")
+    _must(
+        seen.logits.dim() == 3 and seen.logits.shape[:2] == (n, seq_len), "logits", seen.logits, f"[{n}, {seq_len}, V]"
+    )
+    _must(y.dim() == 3 and len(y) == n, "output", y, f"[{n}, L, D]")
     for latent in seen.others if seen.previous is None else (seen.previous, *seen.others):
-        require(latent.shape == y.shape, "previous, others", _told(latent), f"as output, {_told(y)}")
-    require(seen.q is None or seen.q.shape[:1] == (n,), "q", _told(seen.q), f"[{n}, K]")
-    for name in ("answers", "finite", "change"):
-        tensor = getattr(seen, name)
-        shape = (n, seq_len) if name == "answers" else (n,)
-        fits = tensor is None or tensor.shape == shape
-        require(fits, name, _told(tensor), str(list(shape)))
+        _must(latent.shape == y.shape, "previous, others", latent, "the shape of output")
+    _must(seen.q is None or seen.q.shape[:1] == (n,), "q", seen.q, f"[{n}, K]")
+    _must(seen.answers is None or seen.answers.shape == (n, seq_len), "answers", seen.answers, f"[{n}, {seq_len}]")
+    _must(seen.finite is None or seen.finite.shape == (n,), "finite", seen.finite, f"[{n}]")
+    _must(seen.change is None or seen.change.shape == (n,), "change", seen.change, f"[{n}]")
     if "cumulative_token" in policy.on:
         require(seen.head is not None, "head", "None", "the halting head, which cumulative_token reads")
-        require(positions == y.shape[1], "output", _told(y), f"[{n}, {positions}, D], as the state was made for")
+        _must(positions == y.shape[1], "output", y, f"[{n}, {positions}, D], as the state was made for")
 
 
-def _told(tensor: Tensor | None) -> str:
-    return "None" if tensor is None else f"{tensor.dtype}{list(tensor.shape)}"
+def _must(fits: bool, name: str, value: Tensor | None, allowed: str) -> None:
+    """`require`, with the text of a tensor written only for the error."""
+    if not fits:
+        require(False, name, "None" if value is None else f"{value.dtype}{list(value.shape)}", allowed)
