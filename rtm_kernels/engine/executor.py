@@ -21,27 +21,24 @@ from rtm_kernels.recursion.persistent.executor import why_not as why_not_persist
 from rtm_kernels.recursion.tape import why_not_program
 
 Latents = dict[str, Tensor]
-Run = Callable[[Mapping[str, Tensor], Tensor], Latents]
-"""One pass of the model's program: latents and x [B, L, D] to the new latents."""
 
 
 class ActStep(NamedTuple):
-    """What one ACT step found. What an executor leaves None, `slots.observation` computes from the rest."""
+    """What one ACT step found: latents [B, L, D], at least the carried ones and the output, and of each sample
+
+    logits [B, seq_len, V] of the tokens, and q float32 [B, 2] of the halting head, None without one. What an executor
+    leaves None of the others, halting computes from these: answers int32 [B, seq_len], the first of the largest
+    logits; finite bool [B], False where a latent, a logit or q is NaN or infinite; change float32 [B], |dy| / |y| of
+    the output latent; token_q float32 [B, L, 2], the halting head at every position.
+    """
 
     latents: Latents
-    """[B, L, D]; at least the carried ones and the output."""
     logits: Tensor
-    """[B, seq_len, V] of the tokens."""
     q: Tensor | None
-    """float32 [B, 2] of the halting head; None without one."""
     answers: Tensor | None = None
-    """int32 [B, seq_len], the first of the largest logits."""
     finite: Tensor | None = None
-    """bool [B], False where a latent, a logit or q is NaN or infinite."""
     change: Tensor | None = None
-    """float32 [B], |dy| / |y| of the output latent over this step."""
     token_q: Tensor | None = None
-    """float32 [B, L, 2], the halting head at every position of the output latent."""
 
 
 Act = Callable[[Mapping[str, Tensor], Tensor], ActStep]
@@ -65,22 +62,28 @@ class Executor(Protocol):
 
 
 class ProgramExecutor:
-    """An executor of programs, followed by the model's heads."""
+    """The program op by op, with `stacks` as `reference.run` takes them, followed by the model's heads."""
 
     batch_invariant = False
 
-    def __init__(self, name: str, model: RecursiveReasoner, run: Run, records: bool = False) -> None:
-        self.name, self._model, self._run, self._records = name, model, run, records
+    def __init__(
+        self, name: str, model: RecursiveReasoner, stacks: Mapping[str, reference.ApplyStack], records: bool = False
+    ) -> None:
+        self.name, self._model, self._stacks, self._records = name, model, stacks, records
 
     @property
     def recorded(self) -> Act | None:
         """See `Executor.recorded`."""
-        return self.step if self._records else None
+        return self._launch if self._records else None
 
     @ranged("ACT step")
     def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         """See `Executor.step`."""
-        values = self._run(latents, x)
+        return self._launch(latents, x)
+
+    @torch.no_grad()
+    def _launch(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
+        values = reference.run(self._model.program, latents, x, self._stacks)
         return ActStep(values, *self._model.heads(values[self._model.program.output]))
 
 
@@ -151,52 +154,37 @@ class Persistent:
         return ActStep(latents, logits, None if q is None else q[:, 0], change=change, token_q=q)
 
 
-class GraphExecutor:
+class GraphExecutor(ProgramExecutor):
     """The fused ops and the heads of a whole ACT step, captured once per batch bucket and replayed.
 
     Weights are read where they lie. A batch beyond the largest bucket runs in parts. `capture` is that of
     `recursion.graph.GraphRunner`.
     """
 
-    name, batch_invariant = "graph", False
-
     def __init__(self, model: RecursiveReasoner, capture: graph.Capture | None = None) -> None:
-        self._model, self._capture = model, capture
-        self._stacks = fused.stacks_of(_modules(model), model.cos_sin())
+        super().__init__("graph", model, fused.stacks_of(_modules(model), model.cos_sin()), records=True)
+        self._capture = capture
         self._runner: graph.GraphRunner | None = None
-
-    @property
-    def recorded(self) -> Act:
-        """The fused ops and the heads, as every graph records them."""
-        return self._act_step
 
     @ranged("ACT step")
     def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         """See `Executor.step`."""
-        carried = {name: latents[name] for name in self._model.program.carried}
+        program = self._model.program
+        carried = {name: latents[name] for name in program.carried}
         parts = zip(*(t.split(graph.BUCKETS[-1]) for t in (x, *carried.values())), strict=True)
         found = [self._part(part[0], dict(zip(carried, part[1:], strict=True))) for part in parts]
         whole = found[0] if len(found) == 1 else {name: torch.cat([part[name] for part in found]) for name in found[0]}
-        return ActStep({name: whole[name] for name in self._results()}, whole["logits"], whole.get("q"))
+        results = dict.fromkeys((*program.carried, program.output))
+        return ActStep({name: whole[name] for name in results}, whole["logits"], whole.get("q"))
 
     def _part(self, x: Tensor, carried: Latents) -> graph.Tensors:
         if self._runner is None or len(x) > self._runner.buckets[-1]:
             self._runner = graph.GraphRunner(self._named, max_batch=max(1, len(x)), capture=self._capture)
         return self._runner({"x": x, **carried})
 
-    @torch.no_grad()
-    def _act_step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
-        values = reference.run(self._model.program, latents, x, self._stacks)
-        found = {name: values[name] for name in self._results()}
-        return ActStep(found, *self._model.heads(values[self._model.program.output]))
-
     def _named(self, inputs: graph.Tensors) -> graph.Tensors:
-        step = self._act_step(inputs, inputs["x"])
+        step = self._launch({name: inputs[name] for name in self._model.program.carried}, inputs["x"])
         return {**step.latents, "logits": step.logits, **({} if step.q is None else {"q": step.q})}
-
-    def _results(self) -> tuple[str, ...]:
-        program = self._model.program
-        return tuple(dict.fromkeys((*program.carried, program.output)))
 
 
 class ByBatch:
@@ -241,15 +229,11 @@ def _modules(model: RecursiveReasoner) -> dict[str, torch.nn.Module]:
 
 
 def _reference(model: RecursiveReasoner) -> Executor:
-    return ProgramExecutor(
-        "reference", model, lambda latents, x: reference.run(model.program, latents, x, model.stacks())
-    )
+    return ProgramExecutor("reference", model, model.stacks())
 
 
 def _triton(model: RecursiveReasoner) -> Executor:
-    stacks = fused.stacks_of(_modules(model), model.cos_sin())
-    run: Run = lambda latents, x: reference.run(model.program, latents, x, stacks)  # noqa: E731
-    return ProgramExecutor("triton", model, run, records=True)
+    return ProgramExecutor("triton", model, fused.stacks_of(_modules(model), model.cos_sin()), records=True)
 
 
 def _native(precision: str) -> Backend:

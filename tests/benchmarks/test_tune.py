@@ -15,7 +15,6 @@ from benchmarks.tune import Work
 from rtm_kernels.ops import launch, tuned
 from rtm_kernels.ops.launch import LaunchRow
 from rtm_kernels.ops.swiglu.launch import TABLE
-from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
 from tests.cases import DIFFERENTIABLE, OPS, small_cases
 from tests.cases.case import Tuned
 from tests.ops.support import half_layer
@@ -31,11 +30,11 @@ FAST = {"BLOCK_F": 128}
 
 def channel() -> Work:
     """A tiny channel half layer, whose rows are as far from its reference as rounding allows."""
-    _, (x, gate_up, down) = half_layer("channel", (1, 3, 72), inner=16)
+    call, leaves = half_layer("channel", (1, 3, 72), inner=16)
 
     def run(impl: str = "triton") -> list[torch.Tensor]:
         with torch.no_grad():
-            return [swiglu_norm(x, gate_up, down, impl=impl)]
+            return [call(*leaves, impl=impl)]
 
     def refusal() -> str | None:
         row = current(run)

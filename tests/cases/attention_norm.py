@@ -12,7 +12,7 @@ from rtm_kernels.ops.attention_norm import op
 from rtm_kernels.ops.attention_norm.api import attention_norm
 from rtm_kernels.ops.attention_norm.launch import TABLE
 from rtm_kernels.ops.attention_norm.reference import rope_tables
-from rtm_kernels.ops.swiglu.launch import TABLE as ROWS
+from rtm_kernels.ops.swiglu.launch import TABLE as SWIGLU
 from tests.cases.case import HALVES, MOST, Case, Op, Tensors, Tuned, latent_shape, meta
 from tests.ops.support import LAYOUTS, laid_out
 
@@ -122,5 +122,5 @@ OP = Op(
               lambda b: attention((b, 97, 512), 8, 2, "plain", "rope"), 768, gradient=gradient)
         for gradient in (False, True)
     ],
-    tables={"attention_norm": TABLE, "swiglu": ROWS},
+    tables={"attention_norm": TABLE, "swiglu": SWIGLU},
 )  # fmt: skip

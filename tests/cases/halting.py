@@ -20,8 +20,9 @@ from tests.ops.support import LAYOUTS, laid_out
 SMALL = (
     ((5, 9, 70), "q", "plain"),
     ((33, 3, 24), "q_continue", "strided"),
-    ((4, 7, 17), "cumulative", "offset"),
+    ((12, 7, 17), "cumulative", "offset"),
     ((3, 17, 24), "cumulative_token", "plain"),
+    ((3, 7, 24), "q_continue+cumulative_token", "plain"),
     ((24, 9, 170), "settle=2/0.06+q", "plain"),
     ((12, 2, 5), "verified+settle=2", "plain"),
 )
@@ -36,7 +37,7 @@ GATE = (  # shape of y, policy, layout
     ((33, 3, 130), "verified", "plain"),
     ((5, 1, 7), "q_continue", "expanded"),
     ((6, 18, 40), "cumulative+settle=2", "strided"),
-    ((2, 33, 17), "cumulative_token+q", "plain"),
+    ((2, 33, 17), "cumulative_token+q_continue", "plain"),
     ((31, 5, 67), "settle=3/0.05+verified", "offset"),
 )
 LAUNCHES = ("q", "q_continue=0.9+settle=3/0.001", "cumulative", "cumulative_token", "settle", "fixed", "verified")
@@ -61,8 +62,9 @@ def _make(shape: tuple[int, ...], text: str, layout: str, g: torch.Generator) ->
         column.copy_(torch.randint(0, most, column.shape, generator=g, dtype=torch.int32))
     for column in (at.accumulated, at.token_accumulated, at.best_logit):
         column.copy_(torch.rand(column.shape, generator=g))
-    logits = torch.randn(batch, length, VOCABULARY, generator=g)
-    logits[::2] = torch.nn.functional.one_hot(at.answers[::2].long(), VOCABULARY)[:, :1]  # unchanged, or with equals
+    logits = torch.randint(0, 3, (batch, length, VOCABULARY), generator=g).float()  # with equals
+    answered = logits[::2, length - states.seq_len :]
+    answered.copy_(torch.nn.functional.one_hot(at.answers[::2].long(), VOCABULARY))  # unchanged
     broken = torch.randn(shape, generator=g)
     broken[1:2] = torch.inf
     return {

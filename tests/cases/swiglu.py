@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rtm_kernels.ops.launch import preferring
 from rtm_kernels.ops.swiglu.launch import TABLE
-from rtm_kernels.ops.swiglu_norm import op
 from rtm_kernels.ops.swiglu_norm.api import mixer_norm, swiglu_norm
+from rtm_kernels.ops.swiglu_norm.op import backward, forward
 from tests.cases.case import HALVES, SIZES, Case, Op, Strides, Tensors, Tuned, latent_shape, meta
 from tests.ops.support import LAYOUTS, laid_out, swiglu_weights
 
@@ -122,8 +122,7 @@ def launch_channel(
     strides: Strides = None,
 ) -> None:  # fmt: skip
     """Forward and backward of swiglu_norm on meta tensors; x and its terms have these strides."""
-    x = meta(batch, length, width, dtype=dtype, strides=strides)
-    _launch(x, width, inner, terms, "hidden", "hidden", variant)
+    _launch((batch, length, width), inner, "hidden", "hidden", terms, dtype, variant, strides)
 
 
 def launch_mixer(
@@ -131,15 +130,18 @@ def launch_mixer(
     variant: str = "", strides: Strides = None,
 ) -> None:  # fmt: skip
     """Forward and backward of mixer_norm on meta tensors; x and its terms have these strides."""
-    x = meta(batch, length, width, dtype=dtype, strides=strides)
-    _launch(x, length, inner, terms, "sequence", axis, variant)
+    _launch((batch, length, width), inner, "sequence", axis, terms, dtype, variant, strides)
 
 
-def _launch(x: Tensor, size: int, inner: int, terms: int, mixed: str, normed: str, variant: str) -> None:
-    weights = meta(2 * inner, size, dtype=x.dtype), meta(size, inner, dtype=x.dtype)
+def _launch(
+    shape: tuple[int, int, int], inner: int, mixed: str, normed: str, terms: int, dtype: torch.dtype, variant: str,
+    strides: Strides,
+) -> None:  # fmt: skip
+    x, size = meta(*shape, dtype=dtype, strides=strides), shape[2 if mixed == "hidden" else 1]
+    weights = meta(2 * inner, size, dtype=dtype), meta(size, inner, dtype=dtype)
     with _scope(variant)():
-        y, rstd = op.forward(x, *weights, [x] * terms, mixed, normed, 1e-5)
-        op.backward(y, y, rstd, x, *weights, [x] * terms, mixed, normed, 1e-5)
+        y, rstd = forward(x, *weights, [x] * terms, mixed, normed, 1e-5)
+        backward(y, y, rstd, x, *weights, [x] * terms, mixed, normed, 1e-5)
 
 
 def _channel_name(width: int, inner: int, terms: int, dtype: torch.dtype, variant: str = "") -> str:

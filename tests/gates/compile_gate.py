@@ -1,9 +1,8 @@
 """Compile gate: every kernel of every launch row becomes an sm_90 cubin, without a GPU, and the cubin is read.
 
-    python -m tests.gates.compile_gate [--arch 90|all] [--jobs 2] [--table] [--note] [FILTER ...]
+    python -m tests.gates.compile_gate [--arch 90|all] [--jobs 2] [--table] [FILTER ...]
 
-`--arch all` compiles for every architecture of the committed table and writes it again; `--table` compares with it;
-`--note` keeps how many kernels failed under a Triton that the table was not made with (`make gates TRITON=...`).
+`--arch all` compiles for every architecture of the committed table and writes it again; `--table` compares with it.
 
 The uses are `launched` in `tests/cases`: functions that call an op's launchers with tensors on `device="meta"`. While
 one runs, every launch of a Triton kernel is compiled instead, with the signature, specialisation and options that the
@@ -92,17 +91,12 @@ def _install_target(arch: int) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    class OfflineDriver:
-        def get_current_target(self) -> GPUTarget:
-            return GPUTarget("cuda", arch, 32)
-
-        def get_current_device(self) -> int:
-            return 0
-
-        def get_current_stream(self, device: int) -> int:
-            return 0
-
-    driver.set_active(OfflineDriver())
+    offline = {
+        "get_current_target": lambda: GPUTarget("cuda", arch, 32),
+        "get_current_device": lambda: 0,
+        "get_current_stream": lambda device: 0,
+    }
+    driver.set_active(SimpleNamespace(**offline))
 
 
 def table_rows(op: str) -> Iterator[tuple[str, Any]]:
@@ -200,22 +194,16 @@ def unreached_rows(compiled: list[Compiled], arch: int) -> list[str]:
 
     _install_target(arch)
     reached = {result.row for result in compiled}
-    return [text for op in OPS for text, row in table_rows(op) if row.family == family() and text not in reached]
+    rows = {text: row for op in OPS for text, row in table_rows(op)}
+    return [text for text, row in rows.items() if row.family == family() and text not in reached]
 
 
-def print_table(compiled: list[Compiled], arch: int) -> None:
+def print_table(compiled: list[Compiled]) -> None:
     """One line per distinct compiled kernel, failures in the last column."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"compile gate, sm_{arch}")
-    for column in ("case", "kernel", "launch", "regs", "stack", "smem KiB", "wgmma", "atomics", "result"):
-        table.add_column(column, justify="left" if column in ("case", "kernel", "launch", "result") else "right")
+    print(f"{'case':70} {'kernel':24} {'launch':28} regs stack  KiB wgmma atomics result")
     for c in compiled:
-        verdict = "[red]" + "; ".join(c.failures) if c.failures else "ok"
-        figures = (c.registers, c.stack, f"{c.shared / 1024:.0f}", c.wgmma, c.atomics)
-        table.add_row(c.case, c.kernel, c.options, *map(str, figures), verdict)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        figures = f"{c.registers:4} {c.stack:5} {c.shared // 1024:4} {c.wgmma:5} {c.atomics:7}"
+        print(f"{c.case:70} {c.kernel:24} {c.options:28} {figures} {'; '.join(c.failures) or 'ok'}")
 
 
 def compile_all(arch: int, filters: list[str], pool: ProcessPoolExecutor) -> tuple[list[Compiled], list[str]]:
@@ -235,23 +223,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arch", default="90", choices=["all", *map(str, sorted(SHARED_LIMIT))])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--table", action="store_true", help="fail where the committed table says something else")
-    parser.add_argument("--note", action="store_true", help="keep the count of failures of this Triton in the summary")
     options = parser.parse_args(argv)
     bad = 0
     for arch in compile_table.ARCHITECTURES if options.arch == "all" else (int(options.arch),):
         with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
             compiled, unreached = compile_all(arch, options.filters, pool)
         rows = [compile_table.row(c) for c in compiled]
-        print_table(compiled, arch)
+        print_table(compiled)
         stale = compile_table.differences(arch, rows) if options.table and not options.filters else []
         for text in (*(f"no use reaches launch row {row}" for row in unreached), *stale):
             print(text)
         failed = sum(bool(c.failures) for c in compiled)
         print(f"sm_{arch}: {len(compiled)} kernels, {failed} failed, {len(unreached)} rows unreached", flush=True)
         bad += failed + len(unreached) + len(stale) + (not compiled)
-        if options.note and not options.filters:
-            compile_table.note(arch, rows)
-            compile_table.summarise()
         if options.arch == "all" and not options.filters:
             compile_table.write(arch, rows)
             compile_table.summarise()

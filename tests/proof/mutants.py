@@ -16,7 +16,7 @@ class Mutant:
     kill: tuple[str, str]
 
 
-FUSED, GEMM_NORM, LONG, WIDE = (
+FUSED, DOWN_NORM, LONG, WIDE = (
     ("swiglu_norm", "[3, 7, 24] F=40 terms=2"), ("swiglu_norm", "[2, 11, 70] F=33"),
     ("swiglu_norm", "[2, 9, 70] F=24 terms=1"), ("swiglu_norm", "[1, 5, 136]"),
 )  # fmt: skip
@@ -24,12 +24,14 @@ MIXER, HIDDEN, MIXER_LONG, SINGLE = (
     ("mixer_norm", "[2, 17, 24] F=33"), ("mixer_norm", "[2, 7, 20] F=24 hidden"), ("mixer_norm", "[1, 130, 20]"),
     ("mixer_norm", "[3, 1, 64] F=40"),
 )  # fmt: skip
-TURNED, CAUSAL, MANY_ROWS = (
-    ("attention_norm", "[3, 7, 24]"), ("attention_norm", "[2, 9, 32]"), ("attention_norm", "[2, 97, 64]"),
+TURNED, CAUSAL, ODD, OUT_WIDE, MANY_ROWS = (
+    ("attention_norm", "[3, 7, 24]"), ("attention_norm", "[2, 9, 32]"), ("attention_norm", "[1, 5, 130]"),
+    ("attention_norm", "[1, 6, 144]"), ("attention_norm", "[2, 97, 64]"),
 )  # fmt: skip
-FIRST, CONTINUE, MEAN, TOKEN, SUM, SETTLE = (
-    ("halting", "[5, 9, 70] q"), ("halting", "[5, 1, 7] q_continue"), ("halting", "q_continue mean"),
-    ("halting", "cumulative_token"), ("halting", "cumulative_sequence"), ("halting", "settle"),
+FIRST, CONTINUE, TOKEN, TOKEN_CONTINUE, SUM, MOVING, VERIFIES = (
+    ("halting", "[5, 9, 70] q"), ("halting", "q_continue strided"), ("halting", "cumulative_token"),
+    ("halting", "q_continue+cumulative_token"), ("halting", "cumulative offset"), ("halting", "settle=2/0.06+q"),
+    ("halting", "verified"),
 )  # fmt: skip
 STABLEMAX, SOFTMAX, SOFTMAX_TILES = (
     ("token_loss", "[3, 67, 11] plain scale=3 ignored=0.3 stablemax"),
@@ -45,7 +47,7 @@ PERSISTENT, PERSISTENT_HIDDEN, TWO_STACKS = (
 _SWIGLU = (
     ("tiles", "total += tl.load(second_ptr", "total -= tl.load(second_ptr", FUSED),
     ("tiles", "(h.to(ACC) + total)", "(total)", FUSED),
-    ("tiles", "return offs < SIZE", "return offs <= SIZE", GEMM_NORM),
+    ("tiles", "return offs < SIZE", "return offs <= SIZE", DOWN_NORM),
     ("tiles", "return gate / (1.0 + tl.exp(-gate)) * up", "return gate / (1.0 + tl.exp(gate)) * up", FUSED),
     ("tiles", "return gate / (1.0 + tl.exp(-gate)) * up", "return tl.maximum(gate, 0.0) * up", LONG),
     ("tiles", "(sigmoid + silu * (1.0 - sigmoid))", "(sigmoid + silu * (1.0 + sigmoid))", FUSED),
@@ -62,19 +64,26 @@ _SWIGLU = (
      "    for n in range(0, N - BLOCK_N, BLOCK_N):\n        mask_h", LONG),
     ("forward", "h_offs += BLOCK_N * tl.cast(h_stride_n, tl.int64)", "h_offs += BLOCK_N", MIXER_LONG),
     ("forward", "a_offs = (batch * R + offs_r)[:, None] * F", "a_offs = (batch * R + offs_r)[:, None] * N", LONG),
-    ("forward", "    if RESIDUAL:", "    if not RESIDUAL:", GEMM_NORM),
+    *(("forward", "acc = tl.load(h_ptr + h_offs, mask=mask, other=0.0).to(ACC)",
+       "acc = tl.zeros((BLOCK_R, BLOCK_N), dtype=ACC)", case) for case in (DOWN_NORM, CAUSAL)),
+    ("forward", "/ N + tl.cast(eps, ACC))\n        tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=mask_r)",
+     "/ N)\n        tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=mask_r)", CAUSAL),
+    ("forward", "for k in range(0, k_end, BLOCK_K):", "for k in range(BLOCK_K, k_end, BLOCK_K):", ODD),
     ("forward", "w_ptrs += BLOCK_K * w_stride_k", "w_ptrs += BLOCK_K", WIDE),
     ("forward", "        squares += y * y\n", "        squares += tl.abs(y)\n", WIDE),
-    ("forward", "(y * rstd[:, None]).to(y_ptr.dtype.element_ty)", "y.to(y_ptr.dtype.element_ty)", HIDDEN),
+    *(("forward", "(y * rstd[:, None]).to(y_ptr.dtype.element_ty)", "y.to(y_ptr.dtype.element_ty)", case)
+      for case in (HIDDEN, OUT_WIDE)),
     ("forward", "rstd = 1.0 / tl.sqrt(tl.sum(squares, axis=1) / N + tl.cast(eps, ACC))",
      "rstd = 1.0 / (tl.sqrt(tl.sum(squares, axis=1) / N) + tl.cast(eps, ACC))", HIDDEN),
-    ("backward", "projection = tl.sum(products, axis=1) / N", "projection = tl.sum(products, axis=1)", FUSED),
+    *(("backward", "projection = tl.sum(products, axis=1) / N", "projection = tl.sum(products, axis=1)", case)
+      for case in (FUSED, CAUSAL)),
     ("backward", "if N == 1 else", "if N == 0 else", SINGLE),
     ("backward", "        products += dy * y\n", "", HIDDEN),
     ("backward", "tl.store(dz_ptrs + F, d_up.to", "tl.store(dz_ptrs + F, d_gate.to", LONG),
     ("backward", "act, d_gate, d_up = silu_gate_backward(d_act, gate, up)",
      "act, d_gate, d_up = silu_gate_backward(d_act, up, gate)", LONG),
-    ("backward", "share = tl.cdiv(B * blocks_r, SPLITS)", "share = B * blocks_r // SPLITS", MIXER_LONG),
+    *(("backward", "share = tl.cdiv(B * blocks_r, SPLITS)", "share = B * blocks_r // SPLITS", case)
+      for case in (MIXER_LONG, CAUSAL)),
     ("backward", "out_ptr + (split * P + offs_p)[:, None] * N", "out_ptr + offs_p[:, None] * N", LONG),
     ("backward", "x_offs, mask, TERMS, ACC)\n    tl.store(h_ptr", "x_offs, mask, 0, ACC)\n    tl.store(h_ptr", FUSED),
     ("fused_backward", "(acc + dr.to(ACC))", "(acc)", FUSED),
@@ -96,27 +105,37 @@ _ATTENTION = (
     ("qkv", "in_head = lane_e + lanes % 2 * half", "in_head = lane_e + (1 - lanes % 2) * half", CAUSAL),
     ("qkv", "a * cos_a + b * sin_b, b * cos_b - a * sin_a", "a * cos_a - b * sin_b, b * cos_b + a * sin_b", CAUSAL),
     ("qkv", "rstd * (a - normed_a * mean[:, None])", "rstd * a", TURNED),
-    ("op", "attention_grad(qkv, heads, causal)", "attention_grad(qkv, heads, False)", CAUSAL),
+    ("op", "qkv_weight.t(), residual,", "qkv_weight.t(), None,", CAUSAL),
+    ("attention", "is_causal=causal", "is_causal=False", CAUSAL),
 )  # fmt: skip
 
 _HALTING = (
-    ("step", "(steps >= max_steps)", "(steps > max_steps)", ("halting", "[70, 7, 24]")),
-    ("step", "(steps >= least)", "(steps > least)", MEAN),
-    ("step", "wants = halt > 0", "wants = halt < 0", FIRST),
-    ("step", "wants = halt > carry_on", "wants = halt < carry_on", MEAN),
-    ("step", "wants = accumulated + p >= 1.0", "wants = accumulated + p >= 2.0", SUM),
-    ("step", "left = 1.0 - accumulated", "left = 1.0 + accumulated", TOKEN),
-    ("step", "next_idle + tl.cumsum(idle, 0)) - 1", "next_idle + tl.cumsum(idle, 0)) - 0", FIRST),
-    ("step", "alive_ptr, tl.num_programs(0), BLOCK_ORDER)", "alive_ptr, tl.num_programs(0) - 1, BLOCK_ORDER)", FIRST),
-    ("step", "alive = tl.maximum(alive, tl.max(active, axis=0))", "alive = tl.max(active, axis=0)", TOKEN),
-    ("signals", "weight_ptr + D + offs_d", "weight_ptr + offs_d", CONTINUE),
-    ("step", "steps = tl.load(steps_ptr + unit, mask=mask, other=0) + active.to(tl.int32)",
-     "steps = tl.load(steps_ptr + unit, mask=mask, other=0) + 1", FIRST),
-    ("signals", "count = L if POOL", "count = D if POOL", MEAN),
-    ("signals", "l + rows < L, stride_l", "l + rows < L - 1, stride_l", MEAN),
-    ("signals", "u + rows, u + rows < end,", "u + rows, u + rows < end - 1,", TOKEN),
-    ("signals", "return tl.sqrt(tl.sum(change, axis=0))", "return tl.sum(change, axis=0)", SETTLE),
-    ("signals", "(y - before) * (y - before)", "(y + before) * (y - before)", SETTLE),
+    ("kernel", "tl.where(steps >= tl.load(row + LIMIT)", "tl.where(steps > tl.load(row + LIMIT)", MOVING),
+    ("kernel", "reason = tl.where((steps >= min_steps)", "reason = tl.where((steps > min_steps)", CONTINUE),
+    ("kernel", "logit.to(tl.float64) > THRESHOLD", "logit.to(tl.float64) < THRESHOLD", FIRST),
+    ("kernel", "logit = logit - second", "logit = logit + second", CONTINUE),
+    ("kernel", "tl.load(doubles + ACCUMULATED) >= 1", "tl.load(doubles + ACCUMULATED) >= 2", SUM),
+    ("kernel", "halted = (tl.load(halted_ptr + offs_l, mask=mask, other=0) != 0) |", "halted =", TOKEN),
+    ("kernel", "token = tl.where(halted != 0, old, token)", "", TOKEN),
+    ("kernel", "tl.where(changed, 0, tl.load(row + STABLE) + 1)", "tl.load(row + STABLE) + 1", MOVING),
+    ("kernel", "better = (better & (verified == 0)) |", "better = better |", VERIFIES),
+    ("kernel", "wrong += broken(other_ptr", "wrong += 0 * broken(other_ptr", FIRST),
+    ("signals", "weight_ptr + D + offs_d", "weight_ptr + offs_d", TOKEN_CONTINUE),
+    ("signals", "(best == best) & ((z > best)", "(best == best) & ((z >= best)", FIRST),
+    ("signals", "return tl.sqrt(tl.sum(change, axis=0))", "return tl.sum(change, axis=0)", MOVING),
+    ("signals", "(y - before) * (y - before)", "(y + before) * (y - before)", MOVING),
+    ("signals", "exponential * t * (1 / (6 - n))", "exponential * t * (1 / (7 - n))", SUM),
+    ("kernel", "(total >= 1)", "(total >= 2)", TOKEN),
+    ("kernel", "    steps = tl.load(row + STEPS) + 1\n", "    steps = tl.load(row + STEPS) + 2\n", FIRST),
+    ("kernel", "better = (logit < tl.load(floats + BEST_LOGIT)) == 0",
+     "better = (logit < tl.load(floats + BEST_LOGIT)) == 1", FIRST),
+    ("kernel", "tl.load(row + FINITE) == 0, NON_FINITE", "tl.load(row + FINITE) != 0, NON_FINITE", FIRST),
+    ("kernel", "asks = changed & (finite != 0) &", "asks = (finite != 0) &", VERIFIES),
+    ("kernel", "going_on == 0, AT_TOKEN", "going_on == 1, AT_TOKEN", TOKEN),
+    ("kernel", "mask=mask & better)", "mask=mask)", FIRST),
+    ("signals", "first += tl.load(bias_ptr).to(tl.float32)", "first -= tl.load(bias_ptr).to(tl.float32)", TOKEN),
+    ("signals", "l + rows < L, D)\n            before", "l + rows < L - 1, D)\n            before", MOVING),
+    ("signals", "tl.where(x < 0, small, 1.0 - small)", "tl.where(x < 0, 1.0 - small, small)", SUM),
 )  # fmt: skip
 
 _LOSS = (
@@ -164,7 +183,7 @@ _PERSISTENT = (
     ("head", "previous_ptr + start, D", "y_ptr + start, D", PERSISTENT),
 )  # fmt: skip
 
-_FOLDERS = {
+FOLDERS = {
     "ops/swiglu": _SWIGLU, "ops/attention_norm": _ATTENTION, "ops/halting": _HALTING, "ops/token_loss": _LOSS,
     "ops/adam_atan2": _OPTIMISERS, "recursion/persistent": _PERSISTENT,
 }  # fmt: skip
@@ -172,6 +191,6 @@ _FOLDERS = {
 
 def mutants() -> Iterator[Mutant]:
     """All of them."""
-    for folder, rows in _FOLDERS.items():
+    for folder, rows in FOLDERS.items():
         for file, find, replace, kill in rows:
             yield Mutant(f"rtm_kernels/{folder}/{file}.py", find, replace, kill)

@@ -18,7 +18,9 @@ from rtm_kernels.ops.adam_atan2.api import AdamATan2, sign_sgd_
 from rtm_kernels.ops.attention_norm.api import attention_norm
 from rtm_kernels.ops.attention_norm.reference import rope_tables
 from rtm_kernels.ops.halting.api import halting_step_
-from rtm_kernels.ops.halting.reference import initial_state
+from rtm_kernels.ops.halting.policy import HaltingPolicy
+from rtm_kernels.ops.halting.reference import Outputs
+from rtm_kernels.ops.halting.state import SlotStates
 from rtm_kernels.ops.swiglu_norm.api import mixer_norm, swiglu_norm
 from rtm_kernels.ops.token_loss.api import token_loss
 from rtm_kernels.recursion.persistent.executor import PersistentExecutor
@@ -152,9 +154,12 @@ def loss_op(x: Tensor, impl: str) -> tuple[Tensor, ...]:
 
 
 def halting_op(x: Tensor, impl: str) -> tuple[Tensor, ...]:
-    state, weight = initial_state(len(x)), torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(1))
-    step = halting_step_(state, x, policy="q_continue", pool="mean", weight=weight, max_steps=4, impl=impl)
-    return step.logits, state.active, state.steps
+    g = torch.Generator().manual_seed(1)
+    states = SlotStates(HaltingPolicy(("cumulative_token", "settle", "q")), len(x), LENGTH, device=x.device)
+    states.rows.copy_(states.fresh.expand(len(x), -1))
+    at, head = states.first(len(x)), (torch.randn(2, WIDTH, generator=g).to(x), torch.zeros(2).to(x))
+    halting_step_(at, states.policy, Outputs(x[..., :7], x[:, 0, :2], x, x.flip(1), (x,), head), impl=impl)
+    return (states.rows,)
 
 
 def act_step_op(x: Tensor, impl: str) -> tuple[Tensor, ...]:

@@ -16,7 +16,6 @@ from tests.gates import compile_table
 from tests.proof.launching import ROOT
 
 GATES = {"compile": ["compile_gate", "--table"], "error": ["interpret_gate"]}
-SPILLING = pytest.mark.xfail(strict=True, reason="the persistent kernel spills up to 96 bytes on Blackwell")
 PRODUCTS = {
     "fused_kernel", "gate_up_kernel", "gemm_kernel", "fused_input_grad_kernel", "fused_weight_grad_kernel",
     "hidden_backward_kernel", "weight_grad_kernel", "qkv_kernel", "recursion_kernel", "gate_up_tma_kernel",
@@ -44,14 +43,14 @@ def test_every_op_has_twelve_shapes_in_the_interpreter_gate(cells: Callable[[int
 
 
 @pytest.mark.proof("compile")
-@pytest.mark.parametrize(
-    "arch", [pytest.param(a, marks=SPILLING) if a in (100, 120) else a for a in compile_table.ARCHITECTURES]
-)
+@pytest.mark.parametrize("arch", compile_table.ARCHITECTURES)
 def test_the_committed_table_is_of_these_sources_and_has_no_failure(arch: int, cells: Callable[[int], None]) -> None:
+    """But for the persistent kernel, which spills up to 96 bytes on Blackwell."""
     table = compile_table.read(arch)
     assert table["sources"] == compile_table.fingerprint(), "refresh it: make compile-gate ARCH=all"
     assert {r["case"] for r in table["kernels"]} == {name for op in OPS.values() for name in op.launched}
-    assert [r for r in table["kernels"] if r["failures"]] == []
+    for r in (r for r in table["kernels"] if r["failures"]):
+        assert arch in (100, 120) and r["kernel"] == "recursion_kernel" and r["stack"] <= 96, r
     cells(len(table["kernels"]))
 
 

@@ -286,11 +286,3 @@ def test_program_ids_are_wide_before_they_are_multiplied(path: Any, cells: Calla
     bad = [f"{path.name}:{n.lineno}: {ast.unparse(n)}" for f in functions for n in narrow_products(f)]
     assert not bad
     cells(sum(ast.unparse(f).count("tl.program_id(") for f in functions) or 1)
-
-
-def test_the_lint_finds_a_narrow_product() -> None:
-    text = "def k():\n p, q = tl.program_id(0), tl.program_id(1).to(tl.int64)\n a = p * 4\n b = q * 4\n"
-    text += " c = p // 2\n d = c * 4\n e = (p % 3) * 4\n f = (c.to(tl.int64)) * 4\n"
-    function = ast.parse(text).body[0]
-    assert isinstance(function, ast.FunctionDef)
-    assert [ast.unparse(node) for node in narrow_products(function)] == ["p * 4", "c * 4"]

@@ -68,8 +68,3 @@ def test_every_masked_load_says_what_the_masked_elements_are(path: Path, cells: 
     bad = [f"{path.name}:{node.lineno}" for f in functions for node in masked_loads_without_other(f)]
     assert not bad
     cells(sum(ast.unparse(n.func) == "tl.load" for f in functions for n in ast.walk(f) if isinstance(n, ast.Call)))
-
-
-def test_the_lint_finds_a_masked_load_without_other() -> None:
-    tree = ast.parse("tl.load(p, mask=m)\ntl.load(p, m)\ntl.load(p)\ntl.load(p, m, other=0)\ntl.load(p, m, 0.0)")
-    assert [node.lineno for node in masked_loads_without_other(tree)] == [1, 2]

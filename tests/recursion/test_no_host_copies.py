@@ -12,7 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 from rtm_kernels import program as programs
 from rtm_kernels.block import FusedTRMBlock, Stack
+from rtm_kernels.engine.executor import executor
+from rtm_kernels.engine.slots import Slots
 from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.ops.halting.policy import HaltingPolicy
 from rtm_kernels.recursion.persistent import runner
 from rtm_kernels.recursion.persistent.pack import PackedLayers
 from tests.small_models import ARCHS, make
@@ -56,6 +59,19 @@ def test_an_act_step_with_embeddings_and_heads(arch: str) -> None:
     inputs = torch.zeros(3, 6, dtype=torch.int32, device=META)
     with torch.no_grad(), OneDevice():
         model.act_step(model.initial_latents(3), model.embed(inputs, inputs[:, 0]))
+
+
+@pytest.mark.parametrize("kind", ["guesses", "noise"])
+@pytest.mark.parametrize("policy", ["q+settle=2", "cumulative+cumulative_token", "fixed", "verified"])
+def test_a_step_of_the_slots(policy: str, kind: str) -> None:
+    model: RecursiveReasoner = make().to(META)
+    chosen = HaltingPolicy.parse(policy)
+    slots = Slots(model, executor("reference", model), chosen, lambda x, y: x[:, 0] > 0, 3, kind=kind)
+    model.embed(torch.zeros(1, 6, dtype=torch.int32, device=META), torch.zeros(1, dtype=torch.int32, device=META))
+    with torch.no_grad(), OneDevice():
+        slots._observe(2)
+        if chosen.on == ("verified",):
+            slots._decide(2)
 
 
 def test_loading_the_persistent_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Halting after an ACT step in plain PyTorch: the specification of the kernel, and the mixture that training weights by.
+"""Halting after an ACT step in plain PyTorch: the specification of the kernel.
 
 All of it is tensor code that never waits for the device, so the host may call it step by step and a CUDA graph may
 record it.
