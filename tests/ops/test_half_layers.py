@@ -20,7 +20,7 @@ LATENT = (3, 6, 16)
 LONG = {"channel": (7, 70), "mixer": (70, 9), "mixer hidden": (70, 9)}
 """L and D at which more than one kernel computes the row."""
 WIDE = {"channel": (1, 7, 130), "mixer": (1, 131, 9), "mixer hidden": (1, 131, 9), "attention": (1, 5, 140),
-        "attention qk_norm": (1, 5, 134)}  # fmt: skip
+        "attention qk_norm": (1, 5, 132)}  # fmt: skip
 """Shapes with rows wider than any tile."""
 
 

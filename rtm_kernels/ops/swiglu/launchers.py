@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from rtm_kernels.ops.launch import LaunchRow, find, launch, select
+from rtm_kernels.errors import require
+from rtm_kernels.ops.launch import LaunchRow, find, launch, programs, select
 from rtm_kernels.ops.swiglu import backward, forward, fused_backward, tma
 from rtm_kernels.ops.swiglu.launch import VIEWS
 from rtm_kernels.ops.swiglu.tiles import accumulator
@@ -90,16 +92,34 @@ def gemm(
 def _gemm(
     y: Tensor, rstd: Tensor | None, a: Tensor, weight: Tensor, h: Tensor | None, eps: float, row: LaunchRow
 ) -> None:
+    scale, residual = y if rstd is None else rstd, y if h is None else h
+    strides = (*residual.stride(), *y.stride())
+    options = {"RESIDUAL": h is not None, "NORMALISE": rstd is not None, "ACC": accumulator(y.dtype)}
+    tiles = row_blocks(y, row.blocks["BLOCK_R"]) * triton.cdiv(y.shape[2], row.blocks["BLOCK_N"])
     if row.variant == "tma":
-        tma.gemm(y, rstd, a, weight, h, eps, row)
+        count, k_major = sharing(tiles, y), weight.stride(1) == 1
+        sizes = (row.blocks["BLOCK_N"], row.blocks["BLOCK_K"])
+        described = describe(weight, *sizes) if k_major else describe(weight.t(), *sizes[::-1])
+        launch(
+            tma.gemm_tma_kernel, row, (count,), y, scale, a, described, residual, eps,
+            *y.shape[:2], count, y.shape[2], a.shape[1], *strides, K_MAJOR=k_major, **options,
+        )  # fmt: skip
         return
-    residual = y if h is None else h
-    grid = row_blocks(y, row.blocks["BLOCK_R"]) * triton.cdiv(y.shape[2], row.blocks["BLOCK_N"])
     launch(
-        forward.gemm_kernel, row, (grid,), y, y if rstd is None else rstd, a, weight, residual, eps, a.shape[1],
-        *y.shape[1:], a.shape[1], weight.shape[0], *weight.stride(), *residual.stride(), *y.stride(),
-        RESIDUAL=h is not None, NORMALISE=rstd is not None, ACC=accumulator(y.dtype),
+        forward.gemm_kernel, row, (tiles,), y, scale, a, weight, residual, eps, a.shape[1],
+        *y.shape[1:], a.shape[1], weight.shape[0], *weight.stride(), *strides, **options,
     )  # fmt: skip
+
+
+def sharing(tiles: int, x: Tensor) -> int:
+    """How many programs share the tiles. Errors: `InputError` for more tiles than an int32 counts."""
+    require(tiles < 1 << 31, "tiles", tiles, "fewer than 2^31 by the rows of the variant 'tma': use a smaller batch")
+    return min(tiles, programs(x.device))
+
+
+def describe(weight: Tensor, *block: int) -> TensorDescriptor:
+    """A TMA descriptor of a dense packed weight, read in blocks of this size; what lies outside is read as 0."""
+    return TensorDescriptor(weight, list(weight.shape), list(weight.stride()), list(block))
 
 
 def normalise(y: Tensor, rstd: Tensor, eps: float, view: str) -> None:
@@ -161,12 +181,16 @@ def swiglu(
 
 
 def _gate_up(act: Tensor, h: Tensor, weights: PackedWeights, row: LaunchRow) -> None:
+    tiles = row_blocks(h, row.blocks["BLOCK_R"]) * triton.cdiv(weights.inner, row.blocks["BLOCK_F"])
     if row.variant == "tma":
-        tma.gate_up(act, h, weights.gate_up, row)
+        count, described = sharing(tiles, h), describe(weights.gate_up, row.blocks["BLOCK_F"], row.blocks["BLOCK_N"])
+        launch(
+            tma.gate_up_tma_kernel, row, (count,), act, h, described, *h.shape[:2], count, h.shape[2], weights.inner,
+            *h.stride(), ACC=accumulator(h.dtype),
+        )  # fmt: skip
         return
-    grid = row_blocks(h, row.blocks["BLOCK_R"]) * triton.cdiv(weights.inner, row.blocks["BLOCK_F"])
     launch(
-        forward.gate_up_kernel, row, (grid,), act, h, weights.gate_up, *h.shape[1:], weights.padded, weights.inner,
+        forward.gate_up_kernel, row, (tiles,), act, h, weights.gate_up, *h.shape[1:], weights.padded, weights.inner,
         *h.stride(), ACC=accumulator(h.dtype),
     )  # fmt: skip
 

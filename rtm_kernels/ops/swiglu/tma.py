@@ -10,12 +10,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from rtm_kernels.errors import require
-from rtm_kernels.ops.launch import LaunchRow, launch, programs
-from rtm_kernels.ops.swiglu.tiles import accumulator, below, row_block, silu_gate
+from rtm_kernels.ops.swiglu.tiles import below, row_block, silu_gate
 
 
 @triton.jit
@@ -97,43 +93,3 @@ def gemm_tma_kernel(
             acc *= rstd[:, None]
         y_offs = batch * y_stride_b + offs_r[:, None] * y_stride_r + wide_n * y_stride_n
         tl.store(y_ptr + y_offs, acc.to(y_ptr.dtype.element_ty), mask=mask)
-
-
-def gate_up(act: Tensor, h: Tensor, weight: Tensor, row: LaunchRow) -> None:
-    """`act <- silu(h gate^T) * (h up^T)`, act [batch * rows, F_pad], weight packed [2 F_pad, N_pad]."""
-    blocks, (batch, rows, features) = row.blocks, h.shape
-    count = sharing(batch * triton.cdiv(rows, blocks["BLOCK_R"]) * triton.cdiv(act.shape[1], blocks["BLOCK_F"]), h)
-    launch(
-        gate_up_tma_kernel, row, (count,),
-        act, h, describe(weight, blocks["BLOCK_F"], blocks["BLOCK_N"]), batch, rows, count,
-        features, act.shape[1], *h.stride(), ACC=accumulator(h.dtype),
-    )  # fmt: skip
-
-
-def gemm(
-    y: Tensor, rstd: Tensor | None, a: Tensor, weight: Tensor, h: Tensor | None, eps: float, row: LaunchRow
-) -> None:  # fmt: skip
-    """`y <- (h +) a weight^T`, normalised with `rstd` given; weight [at least N, K] is packed or the transpose."""
-    blocks, (batch, rows, features) = row.blocks, y.shape
-    count = sharing(batch * triton.cdiv(rows, blocks["BLOCK_R"]) * triton.cdiv(features, blocks["BLOCK_N"]), y)
-    k_major = weight.stride(1) == 1
-    sizes = (blocks["BLOCK_N"], blocks["BLOCK_K"])
-    descriptor = describe(weight, *sizes) if k_major else describe(weight.t(), *sizes[::-1])
-    residual = y if h is None else h
-    launch(
-        gemm_tma_kernel, row, (count,),
-        y, y if rstd is None else rstd, a, descriptor, residual, eps, batch, rows, count,
-        features, a.shape[1], *residual.stride(), *y.stride(),
-        RESIDUAL=h is not None, NORMALISE=rstd is not None, ACC=accumulator(y.dtype), K_MAJOR=k_major,
-    )  # fmt: skip
-
-
-def sharing(tiles: int, x: Tensor) -> int:
-    """How many programs share the tiles. Errors: `InputError` for more tiles than an int32 counts."""
-    require(tiles < 1 << 31, "tiles", tiles, "fewer than 2^31 by the rows of the variant 'tma': use a smaller batch")
-    return min(tiles, programs(x.device))
-
-
-def describe(weight: Tensor, *block: int) -> TensorDescriptor:
-    """A TMA descriptor of a dense packed weight, read in blocks of this size; what lies outside is read as 0."""
-    return TensorDescriptor(weight, list(weight.shape), list(weight.stride()), list(block))
