@@ -37,6 +37,8 @@ from rtm_kernels.config import ModelConfig
 from rtm_kernels.energy import EnergyCounter
 from rtm_kernels.engine.executor import EXECUTORS
 from rtm_kernels.recursion.choice import ANY, ChoiceRow
+from tests.cases import small_cases
+from tests.cases.case import Tuned
 from tests.recursion.simulated_cuda import OnCpu, simulate
 
 pytest.importorskip("triton")
