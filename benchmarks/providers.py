@@ -21,7 +21,6 @@ from rtm_kernels.ops.attention_norm.api import attention_norm
 from rtm_kernels.ops.swiglu_norm.api import mixer_norm, swiglu_norm
 from rtm_kernels.program import INPUT, Program, Step
 from rtm_kernels.recursion import native
-from rtm_kernels.recursion.native_weights import StackWeights
 
 ONE_LAYER = Program("layer", (Step("h", ("h",), ("y", INPUT)),), output="h")
 
@@ -133,8 +132,7 @@ def _with_embedding(model: Any, act_step: Callable[..., Any]) -> StepFunction:
 
 def _native_layer(problem: Problem) -> Layer:
     stack = nn.ModuleDict({"layers": nn.ModuleList([_first_block(problem.model)])})
-    weights = StackWeights.from_module(stack, problem.model.cos_sin())
-    run = native.NativeExecutor(ONE_LAYER, {"L_level": weights}).run
+    run = native.NativeExecutor(ONE_LAYER, {"L_level": stack}, cos_sin=problem.model.cos_sin()).run
     return lambda inputs: run({"h": inputs["h"], "y": inputs["y"]}, inputs["x"])["h"]
 
 

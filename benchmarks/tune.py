@@ -9,6 +9,7 @@ candidate is compiled, compared with the reference, and timed against the best r
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -26,7 +27,7 @@ from benchmarks.harness import capture
 from benchmarks.timing import Clock, interleave, speedup
 from rtm_kernels.impl import launches
 from rtm_kernels.ops import launch, tuned
-from rtm_kernels.ops.launch import LaunchRow, substituted
+from rtm_kernels.ops.launch import LaunchRow
 from tests.cases import tuned as uses
 from tests.cases.case import Tuned, as_dtype, check, gradients, upstream_of
 
@@ -111,10 +112,26 @@ def variants(row: LaunchRow, table: Sequence[LaunchRow]) -> list[LaunchRow]:
     return [other for other in table if other.shape_class == row.shape_class and other is not row]
 
 
+@contextlib.contextmanager
+def hooked(hook: Callable[[LaunchRow], LaunchRow]) -> Iterator[None]:
+    """Every row of a launch table that is found goes through `hook`."""
+    launch.hooks.append(hook)
+    try:
+        yield
+    finally:
+        launch.hooks.remove(hook)
+
+
+def substituted(old: LaunchRow, new: LaunchRow) -> contextlib.AbstractContextManager[None]:
+    """Where `old`, a row of a table, would run, `new` does."""
+    return hooked(lambda row: new if row is old else row)
+
+
 def rows_used(run: Callable[[], object]) -> list[LaunchRow]:
     """The rows that one call launches: those without which it would launch another, or none."""
     before = launches.copy()
-    with launch.noted() as notes:
+    notes: list[LaunchRow] = []
+    with hooked(lambda row: [notes.append(row), row][1]):  # type: ignore[func-returns-value]
         run()
     ran = {name for name, count in launches.items() if count > before[name]}
     return list({id(row): row for row in notes if row.kernel in ran}.values())

@@ -15,34 +15,10 @@ from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.launch import family
 from rtm_kernels.ranges import ranged
 from rtm_kernels.recursion import choice, fused, graph, native, reference, symmetric
-from rtm_kernels.recursion.native_weights import HeadWeights, StackWeights
 from rtm_kernels.recursion.persistent.executor import PersistentExecutor
 from rtm_kernels.recursion.persistent.executor import why_not as why_not_persistent
+from rtm_kernels.recursion.reference import Act, ActStep
 from rtm_kernels.recursion.tape import why_not_program
-
-Latents = dict[str, Tensor]
-
-
-class ActStep(NamedTuple):
-    """What one ACT step found: latents [B, L, D], at least the carried ones and the output, and of each sample
-
-    logits [B, seq_len, V] of the tokens, and q float32 [B, 2] of the halting head, None without one. What an executor
-    leaves None of the others, halting computes from these: answers int32 [B, seq_len], the first of the largest
-    logits; finite bool [B], False where a latent, a logit or q is NaN or infinite; change float32 [B], |dy| / |y| of
-    the output latent; token_q float32 [B, L, 2], the halting head at every position.
-    """
-
-    latents: Latents
-    logits: Tensor
-    q: Tensor | None
-    answers: Tensor | None = None
-    finite: Tensor | None = None
-    change: Tensor | None = None
-    token_q: Tensor | None = None
-
-
-Act = Callable[[Mapping[str, Tensor], Tensor], ActStep]
-"""One ACT step, see `Executor.step`."""
 
 
 class Executor(Protocol):
@@ -52,124 +28,41 @@ class Executor(Protocol):
     batch_invariant: bool
 
     @property
+    def step(self) -> Act:
+        """One ACT step."""
+        ...
+
+    @property
     def recorded(self) -> Act | None:
         """`step` as launches that a CUDA graph may record, or None when the host takes part in it."""
         ...
 
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
-        """One ACT step from latents and x [B, L, D]; the latents given are not modified."""
-        ...
+
+class Simple:
+    """An executor whose step is one function."""
+
+    def __init__(self, name: str, step: Act, recorded: Act | None = None, batch_invariant: bool = False) -> None:
+        self.name, self.recorded, self.batch_invariant = name, recorded, batch_invariant
+        self.step: Act = ranged("ACT step")(step)
 
 
-class ProgramExecutor:
-    """The program op by op, with `stacks` as `reference.run` takes them, followed by the model's heads."""
-
-    batch_invariant = False
-
-    def __init__(
-        self, name: str, model: RecursiveReasoner, stacks: Mapping[str, reference.ApplyStack], records: bool = False
-    ) -> None:
-        self.name, self._model, self._stacks, self._records = name, model, stacks, records
-
-    @property
-    def recorded(self) -> Act | None:
-        """See `Executor.recorded`."""
-        return self._launch if self._records else None
-
-    @ranged("ACT step")
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
-        """See `Executor.step`."""
-        return self._launch(latents, x)
-
-    @torch.no_grad()
-    def _launch(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
-        values = reference.run(self._model.program, latents, x, self._stacks)
-        return ActStep(values, *self._model.heads(values[self._model.program.output]))
-
-
-class Native:
-    """Program and heads in C++; a sample's bits are the same in any batch and with any number of threads."""
-
-    batch_invariant, recorded = True, None
-
-    def __init__(self, name: str, model: RecursiveReasoner, precision: str) -> None:
-        stacks = {
-            stack: StackWeights.from_module(model.get_submodule(stack), model.cos_sin())
-            for stack in model.config.layers
-        }
-        self.name, self._has_q = name, model.config.has_q_head
-        self._carries_output = model.program.output in model.program.carried
-        self._executor = native.NativeExecutor(model.program, stacks, _head_weights(model), precision=precision)
-
-    @ranged("ACT step")
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
-        """See `Executor.step`."""
-        found = self._executor.step(latents, x)
-        return ActStep(
-            found.latents, found.logits, found.halting[:, 0] if self._has_q else None, found.answers, found.finite,
-            found.change if self._carries_output else None, found.halting if self._has_q else None,
-        )  # fmt: skip
-
-
-class Symmetric:
-    """Program and heads in C++, at the cost of what symmetric weights are made of; invariant as `Native` is."""
-
-    name, batch_invariant, recorded = "symmetric", True, None
-
-    def __init__(self, model: RecursiveReasoner) -> None:
-        self._program, self._has_q = symmetric.inference(model), model.config.has_q_head
-        self._output = model.program.output
-        self._heads = native.NativeExecutor(model.program[:0], {}, heads=_head_weights(model))
-
-    @ranged("ACT step")
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
-        """See `Executor.step`."""
-        values = {**latents, **self._program.run(latents, x)}
-        found = self._heads.step({self._output: values[self._output]}, x)
-        q = found.halting if self._has_q else None
-        return ActStep(values, found.logits, None if q is None else q[:, 0], found.answers, token_q=q)
-
-
-class Persistent:
-    """Program, halting head and the change of the output latent in one launch of the persistent kernel."""
-
-    name, batch_invariant = "persistent", False
-
-    def __init__(self, model: RecursiveReasoner) -> None:
-        head = (model.q_head.weight, model.q_head.bias) if model.config.has_q_head else None
-        self._model = model
-        self._executor = PersistentExecutor(model.program, _modules(model), model.dtype, head)
-
-    @property
-    def recorded(self) -> Act:
-        """See `Executor.recorded`."""
-        return self.step
-
-    @ranged("ACT step")
-    @torch.no_grad()
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
-        """See `Executor.step`."""
-        latents, q, change = self._executor.run(latents, x)
-        logits = self._model.token_logits(latents[self._model.program.output])
-        return ActStep(latents, logits, None if q is None else q[:, 0], change=change, token_q=q)
-
-
-class GraphExecutor(ProgramExecutor):
+class GraphExecutor:
     """The fused ops and the heads of a whole ACT step, captured once per batch bucket and replayed.
 
     Weights are read where they lie. A batch beyond the largest bucket runs in parts. `capture` is that of
     `recursion.graph.GraphRunner`.
     """
 
+    name, batch_invariant = "graph", False
+
     def __init__(self, model: RecursiveReasoner, capture: graph.Capture | None = None) -> None:
-        super().__init__("graph", model, fused.stacks_of(_modules(model), model.cos_sin()), records=True)
-        self._capture = capture
+        self._program, self._capture, self.recorded = model.program, capture, _fused(model)
         self._runner: graph.GraphRunner | None = None
 
     @ranged("ACT step")
     def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         """See `Executor.step`."""
-        program = self._model.program
+        program = self._program
         carried = {name: latents[name] for name in program.carried}
         parts = zip(*(t.split(graph.BUCKETS[-1]) for t in (x, *carried.values())), strict=True)
         found = [self._part(part[0], dict(zip(carried, part[1:], strict=True))) for part in parts]
@@ -177,13 +70,13 @@ class GraphExecutor(ProgramExecutor):
         results = dict.fromkeys((*program.carried, program.output))
         return ActStep({name: whole[name] for name in results}, whole["logits"], whole.get("q"))
 
-    def _part(self, x: Tensor, carried: Latents) -> graph.Tensors:
+    def _part(self, x: Tensor, carried: graph.Tensors) -> graph.Tensors:
         if self._runner is None or len(x) > self._runner.buckets[-1]:
             self._runner = graph.GraphRunner(self._named, max_batch=max(1, len(x)), capture=self._capture)
         return self._runner({"x": x, **carried})
 
     def _named(self, inputs: graph.Tensors) -> graph.Tensors:
-        step = self._launch({name: inputs[name] for name in self._model.program.carried}, inputs["x"])
+        step = self.recorded({name: inputs[name] for name in self._program.carried}, inputs["x"])
         return {**step.latents, "logits": step.logits, **({} if step.q is None else {"q": step.q})}
 
 
@@ -219,26 +112,73 @@ class Backend(NamedTuple):
     why_not: Callable[[RecursiveReasoner], str | None]
 
 
-def _head_weights(model: RecursiveReasoner) -> HeadWeights:
-    q = (model.q_head.weight, model.q_head.bias) if model.config.has_q_head else None
-    return HeadWeights(tokens=model.lm_head.weight, halting=q, prefix=model.config.prefix_len)
+def _head(model: RecursiveReasoner) -> tuple[Tensor, Tensor] | None:
+    return (model.q_head.weight, model.q_head.bias) if model.config.has_q_head else None
+
+
+def _head_weights(model: RecursiveReasoner) -> native.HeadWeights:
+    return native.HeadWeights(tokens=model.lm_head.weight, halting=_head(model), prefix=model.config.prefix_len)
 
 
 def _modules(model: RecursiveReasoner) -> dict[str, torch.nn.Module]:
     return {name: model.get_submodule(name) for name in model.program.stacks}
 
 
-def _reference(model: RecursiveReasoner) -> Executor:
-    return ProgramExecutor("reference", model, model.stacks())
+def _op_by_op(model: RecursiveReasoner, stacks: Mapping[str, reference.ApplyStack]) -> Act:
+    """The program with `stacks` as `reference.run` takes them, followed by the model's heads."""
+
+    @torch.no_grad()
+    def step(latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
+        values = reference.run(model.program, latents, x, stacks)
+        return ActStep(values, *model.heads(values[model.program.output]))
+
+    return step
+
+
+def _fused(model: RecursiveReasoner) -> Act:
+    return _op_by_op(model, fused.stacks_of(_modules(model), model.cos_sin()))
 
 
 def _triton(model: RecursiveReasoner) -> Executor:
-    return ProgramExecutor("triton", model, fused.stacks_of(_modules(model), model.cos_sin()), records=True)
+    step = _fused(model)
+    return Simple("triton", step, recorded=step)
+
+
+def _persistent(model: RecursiveReasoner) -> Executor:
+    """Program, halting head and the change of the output latent in one launch of the persistent kernel."""
+    kernel = PersistentExecutor(model.program, _modules(model), model.dtype, _head(model))
+
+    @torch.no_grad()
+    def step(latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
+        values, q, change = kernel.run(latents, x)
+        logits = model.token_logits(values[model.program.output])
+        return ActStep(values, logits, None if q is None else q[:, 0], change=change, token_q=q)
+
+    return Simple("persistent", step, recorded=step)
+
+
+def _symmetric(model: RecursiveReasoner) -> Executor:
+    """Program and heads in C++, at the cost of what symmetric weights are made of."""
+    program, output = symmetric.inference(model), model.program.output
+    heads = native.NativeExecutor(model.program[:0], {}, _head_weights(model))
+
+    def step(latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
+        values = {**latents, **program.run(latents, x)}
+        found = heads.step({output: values[output]}, x)
+        return found._replace(latents=values, finite=None)  # the heads saw the output alone
+
+    return Simple("symmetric", step, batch_invariant=True)
 
 
 def _native(precision: str) -> Backend:
+    """Program and heads in C++; a sample's bits are the same in any batch and with any number of threads."""
+    name = native_name(precision)
+
     def build(model: RecursiveReasoner) -> Executor:
-        return Native(native_name(precision), model, precision)
+        executor = native.NativeExecutor(
+            model.program, _modules(model), _head_weights(model), cos_sin=model.cos_sin(), precision=precision
+        )
+        return Simple(name, executor.step, batch_invariant=True)
 
     def why_not(model: RecursiveReasoner) -> str | None:
         if model.device.type != "cpu":
@@ -270,12 +210,12 @@ def _why_not_persistent(model: RecursiveReasoner) -> str | None:
 
 
 EXECUTORS: dict[str, Backend] = {
-    "symmetric": Backend(Symmetric, symmetric.why_not),
+    "symmetric": Backend(_symmetric, symmetric.why_not),
     "native": _native("float32"),
-    "persistent": Backend(Persistent, _why_not_persistent),
+    "persistent": Backend(_persistent, _why_not_persistent),
     "graph": Backend(GraphExecutor, _why_not_graph),
     "triton": Backend(_triton, _why_not_triton),
-    "reference": Backend(_reference, lambda model: None),
+    "reference": Backend(lambda model: Simple("reference", _op_by_op(model, model.stacks())), lambda model: None),
     **{native_name(p): _native(p) for p in native.PRECISIONS if p != "float32"},
 }
 """Executors by name: C++ on the CPU, for symmetric weights and for any; one cooperative launch, replayed CUDA graphs,

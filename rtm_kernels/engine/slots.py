@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.data.task import PAD
-from rtm_kernels.engine.executor import ActStep, Executor
+from rtm_kernels.engine.executor import Executor
 from rtm_kernels.engine.guesses import Guesses, Noise
 from rtm_kernels.engine.observer import Observer, Step
 from rtm_kernels.engine.samples import Finished, Sample, Verify, finish, probability
@@ -26,6 +26,7 @@ from rtm_kernels.recursion import conditional
 from rtm_kernels.recursion.graph import BUCKETS, Capture, CudaGraphs
 from rtm_kernels.recursion.queue.runner import HaltingQueue
 from rtm_kernels.recursion.queue.schedule import Moved
+from rtm_kernels.recursion.reference import ActStep
 
 
 class Slots:

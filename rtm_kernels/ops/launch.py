@@ -1,4 +1,4 @@
-"""Launch tables: which block sizes, warps and pipeline stages a kernel runs with, as typed data.
+"""How an op starts: checks of its arguments, the implementation that runs, and launches by tables of typed data.
 
 A folder with kernels has a `launch.py` with a `TABLE` of `LaunchRow`. A row is chosen by kernel, GPU family,
 element size and a size that is never the batch, so that a sample's result does not depend on its batch.
@@ -6,16 +6,18 @@ element size and a size that is never the batch, so that a sample's result does 
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, InputError, one_of, require
 from rtm_kernels.impl import launches, resolve, triton_interpreted
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 FAMILIES: dict[str, int] = {
     "hopper": 227 * 1024, "blackwell": 227 * 1024, "ampere": 163 * 1024, "portable": 99 * 1024, "interpreter": 1 << 40,
@@ -79,6 +81,10 @@ def family() -> str:
     return FAMILY_OF.get(driver.active.get_current_target().arch, "portable")
 
 
+hooks: list[Callable[[LaunchRow], LaunchRow]] = []
+"""What every row that `find` finds goes through: tuning and the gates note rows here, and run others in their place."""
+
+
 def find(table: Iterable[LaunchRow], kernel: str, dtype: torch.dtype, size: int) -> LaunchRow | None:
     """The first row of `table` for this kernel, GPU, dtype and size, those of the GPU's own family first; or None."""
     bits = dtype.itemsize * 8
@@ -86,49 +92,8 @@ def find(table: Iterable[LaunchRow], kernel: str, dtype: torch.dtype, size: int)
     for wanted in FALLBACKS[family()]:
         for row in fits:
             if row.family == wanted:
-                for notes in _notes:
-                    notes.append(row)
-                return next((new for old, new in _substitutes if old is row), row)
+                return functools.reduce(lambda found, hook: hook(found), hooks, row)
     return None
-
-
-_notes: list[list[LaunchRow]] = []
-
-
-@contextlib.contextmanager
-def noted() -> Iterator[list[LaunchRow]]:
-    """A list that every row of a table that is found is added to, in order, whether or not it is launched."""
-    notes: list[LaunchRow] = []
-    _notes.append(notes)
-    try:
-        yield notes
-    finally:
-        _notes[:] = [other for other in _notes if other is not notes]
-
-
-_substitutes: list[tuple[LaunchRow, LaunchRow]] = []
-
-
-@contextlib.contextmanager
-def substituted(old: LaunchRow, new: LaunchRow) -> Iterator[None]:
-    """Where `old`, a row of a table, would be found, `new` is: for tuning and for the gates."""
-    _substitutes.insert(0, (old, new))
-    try:
-        yield
-    finally:
-        _substitutes[:] = [pair for pair in _substitutes if pair[0] is not old or pair[1] is not new]
-
-
-@contextlib.contextmanager
-def preferring(variant: str, table: Sequence[LaunchRow]) -> Iterator[None]:
-    """The rows of this variant run instead of the first ones of their shape classes."""
-    first: dict[tuple[str, str, str, int, int], LaunchRow] = {}
-    with contextlib.ExitStack() as stack:
-        for row in table:
-            default = first.setdefault(row.shape_class, row)
-            if row.variant == variant and default is not row:
-                stack.enter_context(substituted(default, row))
-        yield
 
 
 def select(table: Iterable[LaunchRow], kernel: str, dtype: torch.dtype, size: int) -> LaunchRow:
@@ -177,3 +142,37 @@ def choose(impl: str, device: torch.device, dtype: torch.dtype) -> str:
 
 # What the registered ops of the package do, so that `impl="auto"` traces without a graph break.
 choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def check_latent(x: Tensor, injection: Sequence[Tensor], eps: float) -> None:
+    """x is a floating-point tensor, and every injection term equals it in shape, dtype and device."""
+    require(x.dtype in FLOATING, "x.dtype", x.dtype, "float32, bfloat16, float16 or float64")
+    for i, term in enumerate(injection):
+        name = f"injection[{i}]"
+        require(term.shape == x.shape, f"{name}.shape", tuple(term.shape), f"x's shape {tuple(x.shape)}")
+        require(term.dtype == x.dtype, f"{name}.dtype", term.dtype, f"x's dtype {x.dtype}")
+        require(term.device == x.device, f"{name}.device", term.device, f"x's device {x.device}")
+    require(eps >= 0, "eps", eps, "a number that is not negative")
+
+
+def check_weight(x: Tensor, name: str, weight: Tensor, shape: tuple[int, ...], given: str) -> None:
+    """A weight is floating-point, on x's device, and of the `shape` that follows from `given`, such as "D=512"."""
+    require(tuple(weight.shape) == shape, f"{name}.shape", tuple(weight.shape), f"{shape} for {given}")
+    require(weight.dtype in FLOATING, f"{name}.dtype", weight.dtype, "a floating-point dtype")
+    require(weight.device == x.device, f"{name}.device", weight.device, f"x's device {x.device}")
+    require(weight.numel() < 2**31, f"{name}.shape", tuple(weight.shape), "fewer than 2^31 elements")
+
+
+def to_autocast_dtype(x: Tensor, injection: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """x and the injection in the autocast dtype where autocast is on for x's device, as a matrix product takes them.
+
+    As there, float64 and integers stay as they are. A recursion mixes dtypes under autocast: latents that a layer
+    gave are in the autocast dtype, the first ones and the input embedding need not be.
+    """
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return x, tuple(injection)
+    dtype = torch.get_autocast_dtype(device)
+    low = (torch.float32, torch.bfloat16, torch.float16)
+    cast = [t.to(dtype) if t.dtype in low else t for t in (x, *injection)]
+    return cast[0], tuple(cast[1:])

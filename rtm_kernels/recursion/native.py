@@ -8,25 +8,17 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rtm_kernels.errors import BackendUnavailable, InputError, one_of, require
 from rtm_kernels.program import INPUT, Program
-from rtm_kernels.recursion.native_weights import (
-    ATTENTION,
-    CHANNEL,
-    MLP_MIXER,
-    HeadWeights,
-    StackWeights,
-    checked,
-    float32,
-    swiglu_weights,
-)
+from rtm_kernels.recursion.reference import ActStep
 from rtm_kernels.recursion.sources import digest
 from rtm_kernels.recursion.tape import encode
 
@@ -86,24 +78,47 @@ def _load() -> None:
         raise BackendUnavailable(f"the native executor cannot run: {reason}")
 
 
-class NativeStep(NamedTuple):
-    """What an ACT step leaves: latents [B, L, D], and of each sample what halting asks for.
+MLP_MIXER = ("mlp_t.gate_up_proj.weight", "mlp_t.down_proj.weight")
+ATTENTION = ("self_attn.qkv_proj.weight", "self_attn.o_proj.weight")
+CHANNEL = ("mlp.gate_up_proj.weight", "mlp.down_proj.weight")
 
-    logits [B, S, V] with S = L - prefix, halting logits [B, L, K] of every position, answers [B, S] int32 (the place of
-    the largest logit), finite [B] bool of latents and logits, change [B] = |y - y before| / |y| of the output latent.
+
+@dataclass(frozen=True, kw_only=True)
+class HeadWeights:
+    """What reads the output latent y after an ACT step, in float32 at every position: y w^T + bias.
+
+    `tokens` [V, D] gives the logits of the vocabulary at the positions from `prefix` on, `halting` a weight [K, D] and
+    a bias [K] (or None) the halting logits. Either may be None.
     """
 
-    latents: dict[str, Tensor]
-    logits: Tensor
-    halting: Tensor
-    answers: Tensor
-    finite: Tensor
-    change: Tensor
+    tokens: Tensor | None = None
+    halting: tuple[Tensor, Tensor | None] | None = None
+    prefix: int = 0
+
+    @property
+    def width(self) -> int:
+        """D. Errors: `InputError` without any weight."""
+        weights = [w for w in (self.tokens, None if self.halting is None else self.halting[0]) if w is not None]
+        require(bool(weights), "heads", None, "weights of stacks or of heads")
+        return int(weights[0].shape[-1])
+
+    def stacked(self, width: int) -> tuple[Tensor, Tensor, int]:
+        """Weight [V + K, D] and bias [V + K] of both heads, and V. Errors: `InputError` for another width or bias."""
+        tokens = torch.zeros(0, width) if self.tokens is None else float32(self.tokens)
+        weight, bias = (torch.zeros(0, width), None) if self.halting is None else self.halting
+        bias = torch.zeros(len(weight)) if bias is None else bias
+        for name, value in (("tokens", tokens), ("halting", weight)):
+            require(value.ndim == 2 and value.shape[1] == width, name, tuple(value.shape), f"a weight [N, D={width}]")
+        require(tuple(bias.shape) == (len(weight),), "bias", tuple(bias.shape), f"one for each of {len(weight)} rows")
+        require(self.prefix >= 0, "prefix", self.prefix, "at least 0")
+        both = torch.cat((tokens, float32(weight))), torch.cat((torch.zeros(len(tokens)), float32(bias)))
+        return both[0].contiguous(), both[1].contiguous(), len(tokens)
 
 
 class NativeExecutor:
     """Executes `program` with the weights of `stacks`, packed once; later changes of the weights are not seen.
 
+    A stack is a module whose `layers` are `FusedTRMBlock`s; `cos_sin` are RoPE tables [L, head_dim] of their attention.
     `heads` read the output latent after an ACT step; a program without steps has them alone. `isa` names an
     instruction set of `isas(precision)`, or `auto` for the fastest; `precision` is one of `PRECISIONS`. Several threads
     may call at once.
@@ -114,9 +129,10 @@ class NativeExecutor:
     def __init__(
         self,
         program: Program,
-        stacks: Mapping[str, StackWeights],
+        stacks: Mapping[str, nn.Module],
         heads: HeadWeights | None = None,
         *,
+        cos_sin: tuple[Tensor, Tensor] | None = None,
         isa: str = "auto",
         precision: str = "float32",
     ) -> None:
@@ -127,45 +143,40 @@ class NativeExecutor:
         one_of("isa", isa, ("auto", *supported))
         for name in program.stacks:
             require(name in stacks, "stacks", sorted(stacks), f"weights of the stack {name!r} are needed")
-        self.program = program
-        self.precision = precision
+        self.program, self.names, self.precision = program, program.latents, precision
         self.isa = supported[0] if isa == "auto" else isa
-        self.names = program.latents
-        self.heads = heads or HeadWeights()
-        first = next(iter(stacks.values()), None)
-        width = self.heads.width if first is None else first.layers[0][CHANNEL[1]].shape[0]
-        self.hidden_size = int(width)
+        self.heads, self._tables = heads or HeadWeights(), [float32(table) for table in cos_sin or ()]
+        blocks = [block for stack in stacks.values() for block in stack.get_submodule("layers").children()]
+        self.hidden_size = int(blocks[0].get_parameter(CHANNEL[1]).shape[0]) if blocks else self.heads.width
         self.seq_len: int | None = None
         self._model = torch.classes.rtm_kernels_native.NativeModel(
             self.isa, precision, self.hidden_size, len(self.names)
         )
         for number, name in enumerate(program.stacks):
-            for layer in stacks[name].layers:
-                self._add_layer(number, name, stacks[name], layer)
+            for block in stacks[name].get_submodule("layers").children():
+                self._add_layer(number, name, block)
         weight, bias, self._tokens = self.heads.stacked(self.hidden_size)
         self._model.set_heads(self.names.index(program.output), self._tokens, self.heads.prefix, weight, bias)
         for step in encode(program):
             self._model.add_step(*step)
 
-    def _add_layer(self, number: int, name: str, stack: StackWeights, layer: Mapping[str, Tensor]) -> None:
-        reduced = self.precision != "float32"
-        channel = swiglu_weights(layer, CHANNEL, name, self.hidden_size)
-        if MLP_MIXER[0] in layer:
-            self._fix_length(name, int(layer[MLP_MIXER[1]].shape[0]))
-            mixer = swiglu_weights(layer, MLP_MIXER, name, self.seq_len or 0)
-            self._model.add_mlp_layer(number, *mixer, *channel, stack.norm_axis == "hidden", stack.eps, reduced)
+    def _add_layer(self, number: int, stack: str, block: Any) -> None:
+        width, heads, reduced = self.hidden_size, block.num_heads, self.precision != "float32"
+        channel = _swiglu_weights(block, CHANNEL, stack, width)
+        if block.mixer == "mlp":
+            self._fix_length(stack, int(block.get_parameter(MLP_MIXER[1]).shape[0]))
+            mixer = _swiglu_weights(block, MLP_MIXER, stack, self.seq_len or 0)
+            self._model.add_mlp_layer(number, *mixer, *channel, block.norm_axis == "hidden", block.eps, reduced)
             return
-        width, heads = self.hidden_size, stack.num_heads
-        require(heads >= 1 and width % heads == 0, "num_heads", heads, f"a divisor of hidden_size={width}")
-        attention = checked(layer, ATTENTION, name, ((3 * width, width), (width, width)))
-        tables = [] if stack.cos_sin is None else [float32(table) for table in stack.cos_sin]
+        attention = _checked(block, ATTENTION, stack, ((3 * width, width), (width, width)))
+        tables = self._tables
         if tables:
             shapes, wanted = [tuple(table.shape) for table in tables], (len(tables[0]), width // heads)
             require(shapes == [wanted] * 2, "cos_sin", shapes, f"two tables [L, head_dim={width // heads}]")
             require(wanted[1] % 2 == 0, "head_dim", wanted[1], "even with rotary positions")
-            self._fix_length(name, wanted[0])
+            self._fix_length(stack, wanted[0])
         self._model.add_attention_layer(
-            number, *attention, *channel, heads, stack.causal, stack.qk_norm, *(tables or (None, None)), stack.eps,
+            number, *attention, *channel, heads, block.causal, block.qk_norm, *(tables or (None, None)), block.eps,
             reduced,
         )  # fmt: skip
 
@@ -188,7 +199,7 @@ class NativeExecutor:
         self._model.run(buffers, x.contiguous(), begin, end)
         return {**latents, **new}
 
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> NativeStep:
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         """One ACT step: the whole program from `latents` with input embedding `x`, then the heads.
 
         Errors: those of `run`.
@@ -196,8 +207,11 @@ class NativeExecutor:
         buffers, new = self._buffers(self.program, latents, x)
         prefix, tokens = self.heads.prefix, self._tokens
         require(prefix <= x.shape[1], "prefix", prefix, f"at most L={x.shape[1]}")
-        logits, *seen = self._model.act_step(buffers, x.contiguous())  # logits [B, L, V + K]
-        return NativeStep({**latents, **new}, logits[:, prefix:, :tokens], logits[..., tokens:], *seen)
+        logits, answers, finite, change = self._model.act_step(buffers, x.contiguous())  # logits [B, L, V + K]
+        q = None if self.heads.halting is None else logits[..., tokens:]
+        moved = change if self.program.output in self.program.carried else None
+        first = None if q is None else q[:, 0]
+        return ActStep({**latents, **new}, logits[:, prefix:, :tokens], first, answers, finite, moved, q)
 
     def _buffers(
         self, part: Program, latents: Mapping[str, Tensor], x: Tensor
@@ -229,3 +243,22 @@ class NativeExecutor:
                 f"{name} has shape {tuple(value.shape)}; expected [B={x.shape[0] if x.ndim else '?'}, "
                 f"L={length}, D={self.hidden_size}]"
             )
+
+
+def _swiglu_weights(block: nn.Module, names: Sequence[str], stack: str, width: int) -> list[Tensor]:
+    """gate_up [2F, width] and down [width, F] of a layer. Errors: `InputError` for shapes that do not fit together."""
+    inner = int(block.get_parameter(names[1]).shape[-1])
+    return _checked(block, names, stack, ((2 * inner, width), (width, inner)))
+
+
+def _checked(block: nn.Module, names: Sequence[str], stack: str, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Weights of a layer in float32, contiguous on the CPU. Errors: `InputError` for another shape."""
+    weights = [block.get_parameter(name) for name in names]
+    for name, weight, shape in zip(names, weights, shapes, strict=True):
+        require(tuple(weight.shape) == shape, f"{stack}: {name}.shape", tuple(weight.shape), f"{shape}")
+    return [float32(weight) for weight in weights]
+
+
+def float32(weight: Tensor) -> Tensor:
+    """`weight` as float32, contiguous on the CPU."""
+    return weight.detach().to(device="cpu", dtype=torch.float32).contiguous()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,28 @@ from rtm_kernels.ranges import ranged
 
 ApplyStack = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
 """`stack(state, injection) -> latent`: blocks applied in order to `state + (sum of injection)`; [B, L, D]."""
+
+
+class ActStep(NamedTuple):
+    """What one ACT step found: latents [B, L, D], at least the carried ones and the output, and of each sample
+
+    logits [B, seq_len, V] of the tokens, and q float32 [B, 2] of the halting head, None without one. What an executor
+    leaves None of the others, halting computes from these: answers int32 [B, seq_len], the first of the largest
+    logits; finite bool [B], False where a latent, a logit or q is NaN or infinite; change float32 [B], |dy| / |y| of
+    the output latent; token_q float32 [B, L, 2], the halting head at every position.
+    """
+
+    latents: dict[str, Tensor]
+    logits: Tensor
+    q: Tensor | None
+    answers: Tensor | None = None
+    finite: Tensor | None = None
+    change: Tensor | None = None
+    token_q: Tensor | None = None
+
+
+Act = Callable[[Mapping[str, Tensor], Tensor], ActStep]
+"""One ACT step from latents and x [B, L, D]; the latents given are not modified."""
 
 
 @ranged(lambda program, *_: f"recursion {program.name}")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.config import ModelConfig, inner_width
-from rtm_kernels.recursion.native_weights import CHANNEL, MLP_MIXER
+from rtm_kernels.recursion.native import CHANNEL, MLP_MIXER
 
 SIDES = (4, 9, 16, 25)
 TOLERANCE = 1e-6

@@ -10,12 +10,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rtm_kernels.ops.launch import preferring
 from rtm_kernels.ops.swiglu.launch import TABLE
 from rtm_kernels.ops.swiglu_norm.api import mixer_norm, swiglu_norm
 from rtm_kernels.ops.swiglu_norm.op import backward, forward
 from tests.cases.case import HALVES, SIZES, Case, Op, Strides, Tensors, Tuned, latent_shape, meta
-from tests.ops.support import LAYOUTS, laid_out, swiglu_weights
+from tests.ops.support import LAYOUTS, laid_out, preferring, swiglu_weights
 
 HALF, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 SMALL_CHANNEL = (

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.impl import launches
-from rtm_kernels.ops.launch import LaunchRow, preferring
+from rtm_kernels.ops.launch import LaunchRow
 from rtm_kernels.ops.swiglu import launchers
 from rtm_kernels.ops.swiglu.launch import TABLE
-from tests.ops.support import gradients, half_layer, to, within_budget
+from tests.ops.support import gradients, half_layer, preferring, to, within_budget
 
 pytest.importorskip("triton")
 

@@ -24,12 +24,11 @@ from rtm_kernels.ops.shared import shared_weights
 from rtm_kernels.ops.swiglu_norm.api import mixer_norm, swiglu_norm
 from rtm_kernels.recursion import native, reference
 from rtm_kernels.recursion.graph import GraphRunner
-from rtm_kernels.recursion.native_weights import HeadWeights
 from rtm_kernels.recursion.persistent.executor import PersistentExecutor
 from tests.engine import fakes
 from tests.proof.launching import ROOT, bits, every_launch
 from tests.proof.test_bits import OPS, samples
-from tests.recursion.native_support import make_stacks, weights
+from tests.recursion.native_support import make_stacks
 from tests.recursion.support import Recorder, small_stacks
 
 pytest.importorskip("triton")
@@ -109,12 +108,12 @@ def of_native(precision: str, mixer: str) -> Call:
     if reason is not None:
         pytest.skip(reason)
     stacks = make_stacks(PROGRAM, LENGTH, WIDTH, mixer=mixer, num_heads=2)
-    heads = HeadWeights(tokens=torch.randn(7, WIDTH), halting=(torch.randn(2, WIDTH), None))
-    executor = native.NativeExecutor(PROGRAM, weights(stacks), heads, precision=precision)
+    heads = native.HeadWeights(tokens=torch.randn(7, WIDTH), halting=(torch.randn(2, WIDTH), None))
+    executor = native.NativeExecutor(PROGRAM, stacks, heads, precision=precision)
 
     def call(x: Tensor) -> tuple[Tensor, ...]:
         step = executor.step(latents_of(x), x)
-        seen = (step.logits, step.halting, step.answers, step.finite, step.change)
+        seen = (step.logits, step.token_q, step.answers, step.finite, step.change)
         return *executor.run(latents_of(x), x).values(), *step.latents.values(), *seen
 
     return call

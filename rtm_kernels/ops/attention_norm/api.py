@@ -11,8 +11,7 @@ from rtm_kernels.errors import BackendUnavailable, InputError, one_of, require
 from rtm_kernels.ops.attention_norm import reference
 from rtm_kernels.ops.attention_norm.launch import FLASH_KEYS
 from rtm_kernels.ops.attention_norm.op import SHARED, attention_norm_op
-from rtm_kernels.ops.checks import check_latent, check_weight, to_autocast_dtype
-from rtm_kernels.ops.launch import choose
+from rtm_kernels.ops.launch import check_latent, check_weight, choose, to_autocast_dtype
 from rtm_kernels.ops.shared import recursion
 from rtm_kernels.ranges import ranged
 

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from rtm_kernels.config import NORM_AXES
 from rtm_kernels.errors import one_of, require
-from rtm_kernels.ops.checks import check_latent, check_weight, to_autocast_dtype
-from rtm_kernels.ops.launch import choose
+from rtm_kernels.ops.launch import check_latent, check_weight, choose, to_autocast_dtype
 from rtm_kernels.ops.shared import recursion
 from rtm_kernels.ops.swiglu_norm import reference
 from rtm_kernels.ops.swiglu_norm.op import SHARED, swiglu_norm_op
