@@ -62,15 +62,16 @@ def swiglu_weights(features: int, inner: int, generator: torch.Generator) -> dic
 def half_layer(name: str, shape: tuple[int, ...], terms: int = 0, inner: int = 24) -> tuple[Call, Leaves]:
     """A half layer as call(x, first weight, second weight, *injection, impl=), and its leaves for x of `shape`.
 
-    Names: "channel", "mixer", "mixer hidden", "attention" (2 heads, RoPE), "attention qk_norm".
+    Names: "channel", "mixer", "mixer hidden", "attention" (2 heads, RoPE), and with "qk_norm", "causal", "of one head".
     """
     g = torch.Generator().manual_seed(0)
     x = laid_out(shape, "plain", g)
     if name.startswith("attention"):
         width = shape[-1]
         weights = [(torch.randn(n * width, width, generator=g) * width**-0.5).requires_grad_() for n in (3, 1)]
-        tables = rope_tables(shape[1], width // 2, 100.0)
-        op: Call = partial(attention_norm, num_heads=2, cos_sin=tables, qk_norm="qk_norm" in name, eps=EPS)
+        heads = 1 if "of one head" in name else 2
+        options = {"num_heads": heads, "qk_norm": "qk_norm" in name, "causal": "causal" in name}
+        op: Call = partial(attention_norm, cos_sin=rope_tables(shape[1], width // heads, 100.0), eps=EPS, **options)
     else:
         weights = [*swiglu_weights(shape[-1 if name == "channel" else 1], inner, g).values()]
         axis = "hidden" if "hidden" in name else "sequence"

@@ -1,10 +1,9 @@
-"""AdamATan2 and sparse sign-SGD: golden trajectories, the optimiser contract, determinism, the kernels, errors."""
+"""AdamATan2 and sparse sign-SGD: golden trajectories, the optimiser contract, the kernels."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.impl import launches
 from rtm_kernels.ops.adam_atan2.api import AdamATan2, sign_sgd_
 from rtm_kernels.ops.adam_atan2.reference import scalars
@@ -42,18 +40,12 @@ def golden_run(golden: dict[str, Tensor], row: int, dtype: torch.dtype, impl: st
     return errors
 
 
+@pytest.mark.parametrize(("dtype", "impl"), [("float64", "reference"), *(("float32", impl) for impl in IMPLS)])
 @pytest.mark.parametrize("row", range(3))
-def test_golden_trajectory_in_float64_rounds_to_the_stored_float32(trajectories: dict[str, Tensor], row: int) -> None:
-    assert max(golden_run(trajectories, row, torch.float64, "reference")) <= 0.51
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("row", range(3))
-def test_golden_trajectory_in_float32_stays_within_rounding(
-    trajectories: dict[str, Tensor], row: int, impl: str
-) -> None:
-    for step, error in enumerate(golden_run(trajectories, row, torch.float32, impl), start=1):
-        assert error <= 2 * step, f"step {step}"
+def test_golden_trajectory(trajectories: dict[str, Tensor], row: int, dtype: str, impl: str) -> None:
+    """float64 rounds to the stored float32; float32 stays within two roundings a step."""
+    for step, error in enumerate(golden_run(trajectories, row, getattr(torch, dtype), impl), start=1):
+        assert error <= (0.51 if dtype == "float64" else 2 * step), f"step {step}"
 
 
 def model_and_optimizer(impl: str, seed: int = 0, **options: Any) -> tuple[nn.Module, AdamATan2]:
@@ -94,22 +86,6 @@ def test_one_launch_updates_all_parameters_of_a_group_and_says_so_to_autograd() 
     assert all(p._version > v for p, v in zip(params, versions, strict=True))
 
 
-def test_kernel_and_reference_agree_over_steps_with_parameters_that_skip_some() -> None:
-    trained = []
-    for impl in IMPLS:
-        model, optimizer = model_and_optimizer(impl, weight_decay=0.5)
-        steps(model, optimizer, 2)
-        optimizer.zero_grad()
-        first = next(model.parameters())
-        first.grad = torch.ones_like(first)
-        optimizer.step()
-        steps(model, optimizer, 1, seed=3)
-        assert [optimizer.state[p]["step"].item() for p in model.parameters()] == [4, 3, 3]
-        trained.append(list(model.parameters()))
-    for a, b in zip(*trained, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
-
-
 def test_strided_parameters_are_updated_in_place() -> None:
     updated = []
     for impl in IMPLS:
@@ -127,40 +103,25 @@ def test_strided_parameters_are_updated_in_place() -> None:
 @pytest.mark.parametrize("impl", IMPLS)
 def test_rates_and_the_flag_to_leave_out_are_read_on_the_device(impl: str) -> None:
     """What a captured step needs: the bits of numbers, and nothing changes in a step whose flag is set."""
-    plain, tensors = model_and_optimizer(impl), model_and_optimizer(impl)
-    for model, optimizer in (plain, tensors):
-        table, ids = torch.ones(5, 3), torch.tensor([1, 1, 4])
-        rate = torch.tensor(0.0, dtype=torch.float64)
-        found_inf = torch.zeros(())
-        if optimizer is tensors[1]:
-            optimizer.param_groups[0]["lr"], optimizer.found_inf = rate, found_inf
+    ids, grad, trained = torch.tensor([1, 1, 4]), torch.linspace(-1, 1, 9).reshape(3, 3), []
+    for on_device in (False, True):
+        (model, optimizer), table = model_and_optimizer(impl), torch.ones(5, 3)
+        rate, flag = torch.tensor(0.0, dtype=torch.float64), torch.zeros(())
+        optimizer.found_inf = flag if on_device else None
         for i, lr in enumerate((1e-2, 7e-3, 3e-3)):
             rate.fill_(lr)
-            if optimizer is plain[1]:
-                optimizer.param_groups[0]["lr"] = lr
-            else:
-                found_inf.fill_(1.0)
-                before = [t.clone() for t in (table, *model.parameters(), *flat_state(optimizer))]
-                g = torch.full((3, 3), torch.nan)
-                for p in model.parameters():
-                    p.grad = torch.full_like(p, torch.nan)
-                if i:
-                    optimizer.step()
-                    sign_sgd_(table, ids, g, lr=rate, weight_decay=0.1, found_inf=found_inf, impl=impl)
-                    assert all(map(torch.equal, before, (table, *model.parameters(), *flat_state(optimizer))))
-                found_inf.fill_(0.0)
+            optimizer.param_groups[0]["lr"] = given = rate if on_device else lr
             steps(model, optimizer, 1, seed=i)
-            grad = torch.linspace(-1, 1, 9).reshape(3, 3)
-            sign_sgd_(table, ids, grad, lr=lr if optimizer is plain[1] else rate, weight_decay=0.1,
-                      found_inf=None if optimizer is plain[1] else found_inf, impl=impl)  # fmt: skip
-        assert [s["step"].item() for s in optimizer.state.values()] == [3.0] * 3
-        model.table = table
-    assert all(map(torch.equal, plain[0].parameters(), tensors[0].parameters()))
-    assert torch.equal(plain[0].table, tensors[0].table)
-
-
-def flat_state(optimizer: AdamATan2) -> list[Tensor]:
-    return [t for state in optimizer.state.values() for t in state.values()]
+            sign_sgd_(table, ids, grad, lr=given, weight_decay=0.1, found_inf=optimizer.found_inf, impl=impl)
+        state = [t for s in optimizer.state.values() for t in s.values()]
+        trained.append([t.clone() for t in (table, *model.parameters(), *state)])
+    flag.fill_(1.0)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, torch.nan)
+    optimizer.step()
+    sign_sgd_(table, ids, grad * torch.nan, lr=rate, weight_decay=0.1, found_inf=flag, impl=impl)
+    for found in (trained[0], [table, *model.parameters(), *state]):
+        assert all(map(torch.equal, trained[1], found))
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
@@ -221,54 +182,3 @@ def test_sign_sgd_leaves_rows_that_do_not_exist_alone() -> None:
     weights = torch.ones(3, 4)
     sign_sgd_(weights, torch.tensor([-1, 7, 1]), torch.ones(3, 4), lr=0.5, weight_decay=0.0, impl="triton")
     assert weights.sum(1).tolist() == [4, 2, 4]
-
-
-def test_opcheck() -> None:
-    g = torch.Generator().manual_seed(0)
-    lists = [[torch.rand(n, generator=g) for n in (5, 3)] for _ in range(4)]
-    steps, settings = [torch.zeros(()) for _ in range(2)], scalars("cpu", 0.1, None)
-    torch.library.opcheck(torch.ops.rtm_kernels.adam_atan2_, (*lists, steps, *settings, 0.9, 0.95, 0.1))
-    ids = torch.tensor([2, 0, 2])
-    arguments = (torch.rand(4, 6, generator=g), ids, torch.rand(3, 6, generator=g), *settings, 0.1)
-    torch.library.opcheck(torch.ops.rtm_kernels.sign_sgd_, arguments)
-
-
-def _adam(**change: Any) -> AdamATan2:
-    return AdamATan2([nn.Parameter(torch.zeros(2, dtype=change.pop("dtype", torch.float32)))], **change)
-
-
-def _sign(**change: Any) -> None:
-    given = {"weights": torch.zeros(4, 3), "ids": torch.zeros(2, dtype=torch.int64), "grad": torch.zeros(2, 3)}
-    sign_sgd_(**{**given, "lr": 0.1, "weight_decay": 0.1, **change})
-
-
-@pytest.mark.parametrize(
-    ("call", "change", "message"),
-    [
-        (_adam, {"lr": -1.0}, "lr=-1.0"),
-        (_adam, {"lr": float("nan")}, "lr=nan"),
-        (_adam, {"weight_decay": float("inf")}, "weight_decay=inf"),
-        (_adam, {"betas": (0.9, 1.0)}, "betas="),
-        (_adam, {"dtype": torch.bfloat16}, "params=torch.bfloat16 .* float32 or float64"),
-        (_adam, {"impl": "cuda"}, "impl='cuda'"),
-        (_sign, {"weights": torch.zeros(3)}, "weights.shape="),
-        (_sign, {"weights": torch.zeros(4, 3).half()}, "weights.dtype=torch.float16"),
-        (_sign, {"ids": torch.zeros(2)}, "ids="),
-        (_sign, {"grad": torch.zeros(3, 3)}, r"grad.shape=\(3, 3\)"),
-        (_sign, {"grad": torch.zeros(2, 3).double()}, "grad.dtype=torch.float64"),
-        (_sign, {"lr": -0.1}, "lr=-0.1"),
-        (_sign, {"impl": "triton", "weights": torch.zeros(3, 4).t()}, "weights.stride"),
-    ],
-)
-def test_what_does_not_fit_is_named(call: Callable[..., Any], change: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        call(**change)
-
-
-def test_sparse_gradients_and_float64_kernels_are_refused() -> None:
-    param = nn.Parameter(torch.zeros(3, 2))
-    param.grad = torch.sparse_coo_tensor(torch.tensor([[0]]), torch.ones(1, 2), (3, 2))
-    with pytest.raises(InputError, match=r"grad\.layout=torch\.sparse_coo"):
-        AdamATan2([param]).step()
-    with pytest.raises(BackendUnavailable, match="float32"):
-        _adam(dtype=torch.float64, impl="triton")

@@ -1,4 +1,4 @@
-"""attention_norm: tables, wrong input, and which attention runs. The rest is in `test_half_layers.py`."""
+"""attention_norm: tables, and which attention runs. The rest is in `test_half_layers.py`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rtm_kernels.errors import BackendUnavailable, InputError
+from rtm_kernels.errors import BackendUnavailable
 from rtm_kernels.ops.attention_norm import api, attention
 from rtm_kernels.ops.attention_norm.api import attention_norm
-from rtm_kernels.ops.attention_norm.reference import rope_tables
 from tests.ops.support import gradients, half_layer, to
 
 pytest.importorskip("triton")
@@ -28,14 +27,6 @@ def op(x: Tensor, qkv_weight: Tensor, o_weight: Tensor, **options: Any) -> Tenso
     return attention_norm(x, qkv_weight, o_weight, **{"num_heads": 2, "impl": "triton", "eps": 2.0**-17, **options})
 
 
-@pytest.mark.parametrize("options", [{"causal": True}, {"num_heads": 3}, {"num_heads": 1, "qk_norm": True}])
-def test_every_option_equals_the_reference(options: dict[str, Any]) -> None:
-    leaves = to(inputs(2, 7, 12), torch.float64)
-    got, wanted = op(*leaves, **options), op(*leaves, **options, impl="reference")
-    for mine, right in zip((got, *gradients(got, leaves)), (wanted, *gradients(wanted, leaves)), strict=True):
-        assert (mine - right).norm() <= 1e-12 * right.norm()
-
-
 def test_tables_need_not_be_a_rotation() -> None:
     leaves = to(inputs(1, 5, 12), torch.float64)
     g = torch.Generator().manual_seed(3)
@@ -44,32 +35,6 @@ def test_tables_need_not_be_a_rotation() -> None:
     wanted = op(*leaves, cos_sin=tables, qk_norm=True, impl="reference")
     for mine, right in zip(gradients(got, leaves), gradients(wanted, leaves), strict=True):
         torch.testing.assert_close(mine, right)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"x": torch.zeros(3, 16)}, r"x.shape=\(3, 16\)"),
-        ({"x": torch.zeros(2, 5, 16, dtype=torch.int64)}, "x.dtype=torch.int64"),
-        ({"num_heads": 3}, "num_heads=3 .* a divisor of D=16"),
-        ({"num_heads": 0}, "num_heads=0"),
-        ({"qkv_weight": torch.zeros(16, 16)}, r"qkv_weight.shape=\(16, 16\) .*\(48, 16\)"),
-        ({"o_weight": torch.zeros(16, 8)}, r"o_weight.shape=\(16, 8\)"),
-        ({"injection": (torch.zeros(2, 5, 8),)}, r"injection\[0\].*\(2, 5, 8\)"),
-        ({"injection": (torch.zeros(2, 5, 16, dtype=torch.float16),)}, r"injection\[0\].*float16"),
-        ({"o_weight": torch.zeros(16, 16, device="meta")}, r"o_weight.device=.*meta"),
-        ({"cos_sin": rope_tables(4, 8, 10.0)}, r"cos.shape=\(4, 8\) .*\(5, 8\)"),
-        ({"cos_sin": (torch.zeros(5, 1),) * 2, "num_heads": 16}, "head_dim=1 .* even"),
-        ({"eps": -1.0}, "eps=-1.0"),
-        ({"attention": "paged"}, "attention='paged'"),
-        ({"impl": "cuda"}, "impl='cuda'"),
-    ],
-)
-def test_what_does_not_fit_is_named(change: dict[str, Any], message: str) -> None:
-    weights = {"qkv_weight": torch.zeros(48, 16), "o_weight": torch.zeros(16, 16)}
-    arguments = {"x": torch.zeros(2, 5, 16), **weights, "num_heads": 2, **change}
-    with pytest.raises(InputError, match=message):
-        attention_norm(**arguments)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""swiglu_norm, mixer_norm and attention_norm beyond the gates: the contract of the registered ops, bits and dtypes."""
+"""swiglu_norm, mixer_norm and attention_norm beyond the gates: gradients, bits and dtypes.
+
+`tests/proof` holds every op to opcheck, every layout, poisoned memory and torch.compile.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rtm_kernels.errors import BackendUnavailable
 from rtm_kernels.impl import launches
-from tests.ops.support import gradients, half_layer, laid_out, to, within_budget
+from tests.ops.support import gradients, half_layer, to, within_budget
 
 pytest.importorskip("triton")
 
@@ -30,10 +33,12 @@ def test_float64_gradients_are_the_derivatives(name: str) -> None:
     assert torch.autograd.gradcheck(call, to(leaves, torch.float64), nondet_tol=0.0, fast_mode=True)
 
 
-@EVERY
-@pytest.mark.parametrize("wide", [False, True])
-def test_float64_equals_the_reference(name: str, wide: bool) -> None:
-    call, leaves = half_layer(name, WIDE[name] if wide else (2, 6, 12), terms=1)
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [*WIDE.items(), *((name, (2, 6, 12)) for name in (*WIDE, "attention causal", "attention of one head"))],
+)
+def test_float64_equals_the_reference(name: str, shape: tuple[int, ...]) -> None:
+    call, leaves = half_layer(name, shape, terms=1)
     leaves = to(leaves, torch.float64)
     got, wanted = call(*leaves), call(*leaves, impl="reference")
     pairs = [(got, wanted), *zip(gradients(got, leaves), gradients(wanted, leaves), strict=True)]
@@ -103,22 +108,6 @@ def test_same_bits_on_every_run_and_a_nan_stays_in_its_sample(name: str) -> None
     assert torch.equal(out[::2], first[::2])
 
 
-@EVERY
-@pytest.mark.parametrize("layout", ["strided", "offset", "transposed", "expanded"])
-def test_every_layout_of_every_tensor_gives_the_same_bits(layout: str, name: str) -> None:
-    call, leaves = half_layer(name, LATENT, terms=1)
-    generator = torch.Generator().manual_seed(3)
-    views = [laid_out(tuple(t.shape), layout, generator).detach() for t in (*leaves, leaves[0])]
-    plain = [view.clone(memory_format=torch.contiguous_format) for view in views]
-    results = []
-    for *tensors, upstream in (views, plain):
-        given = tuple(t.detach().requires_grad_() for t in tensors)
-        out = call(*given)
-        results.append((out, *torch.autograd.grad(out, given, upstream)))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("name", ["channel", "mixer", "mixer hidden"])
 @pytest.mark.parametrize("features", [24, 70])
 def test_a_transposed_latent_is_read_without_a_copy(name: str, features: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,12 +128,10 @@ def test_a_transposed_latent_is_read_without_a_copy(name: str, features: int, mo
     torch.testing.assert_close(out, call(x, *weights, impl="reference"))
 
 
-@pytest.mark.parametrize(
-    ("name", "impl"), [("channel", "triton"), ("mixer", "triton"), ("attention", "triton"), ("channel", "auto")]
-)
-def test_compiles_without_a_graph_break(name: str, impl: str) -> None:
+@pytest.mark.parametrize("impl", ["triton", "auto"])
+def test_compiles_without_a_graph_break(impl: str) -> None:
     torch._dynamo.reset()
-    call, leaves = half_layer(name, (2, 5, 16), terms=2)
+    call, leaves = half_layer("channel", (2, 5, 16), terms=2)
 
     def twice(*leaves: Tensor) -> Tensor:
         return 2 * call(*leaves, impl=impl)
@@ -153,36 +140,6 @@ def test_compiles_without_a_graph_break(name: str, impl: str) -> None:
     assert torch.equal(got, wanted)
     for a, b in zip(gradients(got, leaves), gradients(wanted, leaves), strict=True):
         torch.testing.assert_close(a, b)
-
-
-ATTENTION = {"cos": None, "sin": None, "num_heads": 2, "causal": False, "qk_norm": True, "eps": 1e-5}
-OPTIONS = {"channel": ("hidden", "hidden", 1e-5), "mixer": ("sequence", "sequence", 1e-5),
-           "mixer hidden": ("sequence", "hidden", 1e-5), "attention": tuple(ATTENTION.values())}  # fmt: skip
-SLOTS = {"channel": [(12, 8)] * 2, "attention": [(12, width) for width in (8, 24, 8, 8)]}
-
-
-@pytest.mark.parametrize("terms", [0, 1])
-@pytest.mark.parametrize("name", OPTIONS)
-def test_opcheck(name: str, terms: int) -> None:
-    _, leaves = half_layer(name, (2, 6, 8), terms, inner=16)
-    ops, check, options = torch.ops.rtm_kernels, torch.library.opcheck, OPTIONS[name]
-    x, first, second, *injection = (t.detach() for t in leaves)
-    if name == "attention":
-        weights = [torch.nn.functional.pad(w, (0, 8)) for w in (first, second)]
-        check(ops.attention_norm, (leaves[0], list(leaves[3:]), *leaves[1:3], *options, False))
-        y, rstd, h = ops.attention_norm(x, injection, first, second, *options, False)
-        saved, packed = (y, rstd, h if injection else x), weights
-    else:
-        check(ops.swiglu_norm, (*leaves[:3], list(leaves[3:]), *options))
-        y, rstd = ops.swiglu_norm(x, first, second, injection, *options)
-        size = first.shape[1]
-        packed = [torch.nn.functional.pad(first, (0, 16 - size)), second]
-        saved, options = (y, rstd, x), (injection, *options)
-    op = "attention_norm" if name == "attention" else "swiglu_norm"
-    check(getattr(ops, f"{op}_backward"), (torch.ones_like(y), *saved, first, second, *options))
-    slots = [torch.zeros(shape) for shape in SLOTS.get(name, [(2, 6, 8)] * 2)]
-    check(getattr(ops, f"{op}_input_grad"), (torch.ones_like(y), *saved, *packed, *options, slots))
-    check(getattr(ops, f"{op}_weight_grad"), (slots,) if name == "attention" else (slots, *packed, options[1]))
 
 
 @EVERY

@@ -1,18 +1,16 @@
-"""Token losses beyond the interpreter gate: the formula, accuracy of every element, the registered op, bits, errors."""
+"""Token losses beyond the interpreter gate: the formula, accuracy of every element, counts."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.impl import launches
 from rtm_kernels.ops.token_loss import reference
-from rtm_kernels.ops.token_loss.api import LOSSES, TokenLoss, token_loss
+from rtm_kernels.ops.token_loss.api import LOSSES, token_loss
 
 pytest.importorskip("triton")
 
@@ -43,15 +41,6 @@ def test_official_losses_are_float64_and_float32() -> None:
     found = {impl: token_loss(logits, labels, impl=impl) for impl in ("reference", "triton")}
     assert (found["reference"].loss.dtype, found["triton"].loss.dtype) == (torch.float64, torch.float32)
     assert {f.total(dtype=torch.float64).dtype for f in found.values()} == {torch.float64}
-
-
-def test_exact_means_that_every_labelled_token_is_right_in_torch_and_numpy() -> None:
-    answers, labels = (
-        torch.tensor([[1, 2, 5], [1, 2, 5], [0, 0, 0]]),
-        torch.tensor([[1, 2, -100], [1, 3, 5], [-100] * 3]),
-    )
-    assert reference.exact(answers, labels).tolist() == [True, False, True]
-    assert reference.exact(answers.numpy(), labels.numpy()).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -102,7 +91,10 @@ def test_float16_logits_with_official_slicing(loss: str) -> None:
 
 def test_counts_and_accuracies() -> None:
     labels = torch.tensor([[1, 2, -100], [0, 0, 0], [-100, -100, -100]])
-    logits = torch.nn.functional.one_hot(torch.tensor([[1, 2, 0], [0, 1, 0], [3, 3, 3]]), 4).float()
+    answers = torch.tensor([[1, 2, 0], [0, 1, 0], [3, 3, 3]])
+    for given in ((answers, labels), (answers.numpy(), labels.numpy())):
+        assert reference.exact(*given).tolist() == [True, False, True]
+    logits = torch.nn.functional.one_hot(answers, 4).float()
     for impl in ("reference", "triton"):
         result = token_loss(logits, labels, impl=impl)
         assert result.labelled.tolist() == [2, 3, 0] and result.correct.tolist() == [2, 2, 0]
@@ -129,67 +121,8 @@ def test_a_label_out_of_range_gives_nan_and_reads_nothing() -> None:
     assert d_logits[0, 0].isfinite().all()
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_a_sample_does_not_depend_on_its_batch_nor_on_a_nan_beside_it(loss: str) -> None:
-    logits, labels = inputs(20, 70, 11)
-    whole = token_loss(logits, labels, loss=loss, impl="triton")
-    for start, size in ((3, 1), (10, 7), (1, 19)):
-        part = slice(start, start + size)
-        again = token_loss(logits[part], labels[part], loss=loss, impl="triton")
-        assert all(torch.equal(a, b[part]) for a, b in zip(again, whole, strict=True))
-    poisoned = logits.detach().clone()
-    poisoned[1] = float("nan")
-    dirty = token_loss(poisoned, labels, loss=loss, impl="triton")
-    assert dirty.loss[1][labels[1] != -100].isnan().all()
-    assert torch.equal(dirty.loss[2:], whole.loss[2:]) and torch.equal(dirty.correct[2:], whole.correct[2:])
-
-
-@pytest.mark.parametrize("stablemax", [True, False])
-def test_opcheck(stablemax: bool) -> None:
-    logits, labels = inputs(2, 3, 5)
-    torch.library.opcheck(torch.ops.rtm_kernels.token_loss, (logits, labels, -100, stablemax))
-    loss, _, _, saved = torch.ops.rtm_kernels.token_loss(logits.detach(), labels, -100, stablemax)
-    arguments = (torch.ones_like(loss), saved, logits.detach(), labels, -100, stablemax)
-    torch.library.opcheck(torch.ops.rtm_kernels.token_loss_backward, arguments)
-
-
-def test_compiles_without_a_graph_break() -> None:
-    logits, labels = inputs(2, 5, 6)
-
-    def call(logits: Tensor) -> tuple[Tensor, Tensor]:
-        result: TokenLoss = token_loss(logits, labels, impl="triton")
-        return result.loss.sum(), result.exact
-
-    got, wanted = torch.compile(call, fullgraph=True, backend="aot_eager")(logits), call(logits)
-    assert all(map(torch.equal, got, wanted))
-    assert torch.equal(*(torch.autograd.grad(loss, logits)[0] for loss, _ in (got, wanted)))
-
-
 def test_one_launch_each_way() -> None:
     logits, labels = inputs(2, 5, 6)
     launches.clear()
     token_loss(logits, labels, impl="triton").loss.sum().backward()
     assert launches == {"token_loss.forward": 1, "token_loss.backward": 1}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"logits": torch.zeros(5, 7)}, r"logits.shape=\(5, 7\)"),
-        ({"logits": torch.zeros(2, 5, 0)}, r"logits.shape=\(2, 5, 0\)"),
-        ({"logits": torch.zeros(2, 5, 7, dtype=torch.int32)}, "logits.dtype=torch.int32"),
-        ({"labels": torch.zeros(2, 4, dtype=torch.int64)}, r"labels.shape=\(2, 4\) .*\(2, 5\)"),
-        ({"labels": torch.zeros(2, 5)}, "labels.dtype=torch.float32"),
-        ({"loss": "hinge"}, "loss='hinge'"),
-        ({"impl": "cuda"}, "impl='cuda'"),
-    ],
-)
-def test_what_does_not_fit_is_named(change: dict[str, Any], message: str) -> None:
-    arguments = {"logits": torch.zeros(2, 5, 7), "labels": torch.zeros(2, 5, dtype=torch.int64), **change}
-    with pytest.raises(InputError, match=message):
-        token_loss(**arguments)
-
-
-def test_bfloat16_is_refused_by_the_interpreter() -> None:
-    with pytest.raises(BackendUnavailable, match="bfloat16"):
-        token_loss(torch.zeros(1, 2, 3).bfloat16(), torch.zeros(1, 2, dtype=torch.int64), impl="triton")

@@ -1,4 +1,4 @@
-"""What the tests of the native CPU executor share: programs, stacks, states and the error budget."""
+"""What the tests of the native CPU executor share: stacks, states and the error budget."""
 
 from __future__ import annotations
 
@@ -10,28 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from rtm_kernels import program as programs
 from rtm_kernels.block import FusedTRMBlock, Stack
 from rtm_kernels.ops.attention_norm.reference import rope_tables
 from rtm_kernels.program import Program
 from rtm_kernels.recursion import native, reference
-from rtm_kernels.recursion.native_weights import StackWeights
-
-PROGRAMS = {
-    "trm": programs.trm(2, 2),
-    "trm_singlez": programs.trm_singlez(2, 2),
-    "trm_hier6": programs.trm_hier6(1, 6),
-    "hrm": programs.hrm(2, 2),
-    "rsm": programs.rsm(2, 2, chained=True),
-    "rins": programs.rins(3),
-    "rtm": programs.rtm(3),
-    "transformer": programs.transformer(),
-}
 
 needs_native = pytest.mark.skipif(native.why_not() is not None, reason=f"{native.why_not()}")
 ISAS = native.isas() if native.why_not() is None else ()
 REDUCED = [p for p in native.PRECISIONS if p != "float32" and native.why_not_precision(p) is None]
 Stacks = dict[str, Stack]
+State = dict[str, Tensor]
 CosSin = tuple[Tensor, Tensor]
 
 MLP: dict[str, Any] = {"mixer": "mlp"}
@@ -54,30 +42,28 @@ def make_stacks(program: Program, L: int, D: int, *, layers: int = 2, seed: int 
     return {name: Stack([FusedTRMBlock(D, L, **options) for _ in range(layers)]) for name in program.stacks}
 
 
-def make_latents(program: Program, B: int, L: int, D: int) -> tuple[dict[str, Tensor], Tensor]:
+def make_latents(program: Program, B: int, L: int, D: int) -> tuple[State, Tensor]:
     latents = {name: torch.randn(B, L, D) for name in program.latents}
     return latents, torch.randn(B, L, D)
 
 
-def tables(stacks: Stacks, L: int, rope: bool) -> CosSin | None:
+def tables(stacks: Stacks, L: int) -> CosSin:
     block = next(iter(stacks.values())).layers[0]
-    width = block.mlp.down_proj.weight.shape[0]
-    return rope_tables(L, width // block.num_heads, 10000.0) if rope else None
+    return rope_tables(L, block.mlp.down_proj.weight.shape[0] // block.num_heads, 10000.0)
 
 
-def weights(stacks: Stacks, cos_sin: CosSin | None = None) -> dict[str, StackWeights]:
-    return {name: StackWeights.from_module(stack, cos_sin) for name, stack in stacks.items()}
+def by_reference(
+    program: Program, stacks: Stacks, latents: State, x: Tensor, cos_sin: CosSin | None = None, wide: bool = False
+) -> State:
+    """The latents after `program` by PyTorch, in float64 if `wide`."""
 
-
-def callables(stacks: Stacks, cos_sin: CosSin | None = None) -> dict[str, reference.ApplyStack]:
     def bind(stack: Stack) -> reference.ApplyStack:
-        return lambda state, injection: stack(state, injection, cos_sin)
+        ours = copy.deepcopy(stack).double() if wide else stack
+        return lambda state, injection: ours(state, injection, cos_sin)
 
-    return {name: bind(stack) for name, stack in stacks.items()}
-
-
-def double(latents: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.double() for name, value in latents.items()}
+    if wide:
+        latents, x = {name: value.double() for name, value in latents.items()}, x.double()
+    return reference.run(program, latents, x, {name: bind(stack) for name, stack in stacks.items()})
 
 
 def enough(L: int, D: int) -> int:
@@ -89,7 +75,7 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
     return float(torch.linalg.vector_norm(value - truth) / torch.linalg.vector_norm(truth))
 
 
-def assert_within_budget(value: dict[str, Tensor], float32: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
+def assert_within_budget(value: State, float32: State, truth: State) -> None:
     """The error is at most twice that of the float32 reference and one rounding."""
     assert value.keys() == truth.keys()
     for name in truth:
@@ -97,32 +83,11 @@ def assert_within_budget(value: dict[str, Tensor], float32: dict[str, Tensor], t
         assert relative_error(value[name], truth[name]) <= allowed, name
 
 
-def after_every_prefix(
-    program: Program, stacks: dict[str, reference.ApplyStack], latents: dict[str, Tensor], x: Tensor
-) -> list[dict[str, Tensor]]:
-    """The reference's latents after 0, 1, ... steps, in the dtype of x."""
-    states = [latents]
-    for n in range(len(program)):
-        states.append(reference.run(program[n : n + 1], states[-1], x, stacks))
-    return states
-
-
-def reference_and_truth(
-    program: Program, stacks: Stacks, latents: dict[str, Tensor], x: Tensor, cos_sin: CosSin | None = None
-) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """After every prefix: the latents of the float32 reference and of the float64 one."""
-    float32 = after_every_prefix(program, callables(stacks, cos_sin), latents, x)
-    wide = callables({name: copy.deepcopy(stack).double() for name, stack in stacks.items()}, cos_sin)
-    return list(zip(float32, after_every_prefix(program, wide, double(latents), x.double()), strict=True))
-
-
-def sliced(latents: dict[str, Tensor], start: int, count: int = 1) -> dict[str, Tensor]:
+def sliced(latents: State, start: int, count: int = 1) -> State:
     return {name: value[start : start + count] for name, value in latents.items()}
 
 
-def assert_each_as_alone(
-    run: Callable[[dict[str, Tensor], Tensor], Mapping[str, Tensor]], latents: dict[str, Tensor], x: Tensor
-) -> None:
+def assert_each_as_alone(run: Callable[[State, Tensor], Mapping[str, Tensor]], latents: State, x: Tensor) -> None:
     """65 samples have the bits that each has alone, in batches of many sizes and with one thread and two."""
     torch.set_num_threads(1)
     alone = [run(sliced(latents, i), x[i : i + 1]) for i in range(65)]

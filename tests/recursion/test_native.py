@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,24 +17,24 @@ from rtm_kernels import program as programs
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.ops.halting.reference import relative_change
 from rtm_kernels.recursion import native
-from rtm_kernels.recursion.native_weights import HeadWeights, StackWeights
+from rtm_kernels.recursion.native import HeadWeights
 from tests.recursion.native_support import (
     ATTENTION,
     ISAS,
+    MLP,
     OPTIONS,
-    PROGRAMS,
     REDUCED,
+    RSM,
     assert_each_as_alone,
     assert_within_budget,
+    by_reference,
     enough,
     make_latents,
     make_stacks,
     needs_native,
     one_thread_without_autograd,
-    reference_and_truth,
     sliced,
     tables,
-    weights,
 )
 
 __all__ = ["one_thread_without_autograd"]
@@ -41,44 +42,27 @@ __all__ = ["one_thread_without_autograd"]
 pytestmark = pytest.mark.usefixtures("one_thread_without_autograd")
 
 
-@needs_native
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_every_prefix_with_attention_is_within_the_error_budget(name: str) -> None:
-    """MLP mixers are in test_every_executor."""
-    program = PROGRAMS[name]
-    stacks = make_stacks(program, 17, 48, **ATTENTION)
-    latents, x = make_latents(program, 2, 17, 48)
-    cos_sin = tables(stacks, 17, rope=True)
-    executor = native.NativeExecutor(program, weights(stacks, cos_sin))
-    for n, (float32, truth) in enumerate(reference_and_truth(program, stacks, latents, x, cos_sin)):
-        assert_within_budget(executor.run(latents, x, end=n), float32, truth)
+SIZES = [
+    *((size, options, False) for options in (MLP, RSM)
+      for size in ((7, 24), (81, 64), (97, 100), (81, 128), (1, 1), (131, 33), (97, 512))),
+    *((size, {"mixer": "attention", "num_heads": heads, "causal": causal, "qk_norm": qk_norm}, rope)
+      for causal, qk_norm, rope in ((False, False, True), (True, True, False), (True, True, True))
+      for *size, heads in ((7, 24, 2), (81, 64, 8), (97, 100, 2), (81, 128, 2), (200, 66, 3), (1, 2, 1))),
+]  # fmt: skip
+"""L and D, the options of the blocks, and whether there are rotary positions."""
 
 
 @needs_native
-@pytest.mark.parametrize("norm_axis", ["sequence", "hidden"])
-@pytest.mark.parametrize("L, D", [(7, 24), (81, 64), (97, 100), (81, 128), (1, 1), (131, 33), (97, 512)])
-def test_mlp_sizes_and_instruction_sets(L: int, D: int, norm_axis: str) -> None:
+@pytest.mark.parametrize(("size", "options", "rope"), SIZES, ids=str)
+def test_sizes_and_instruction_sets(size: tuple[int, int], options: dict[str, Any], rope: bool) -> None:
+    """That every prefix of every program is within the budget is in test_every_executor."""
     program = programs.trm(1, 1)
-    stacks = make_stacks(program, L, D, norm_axis=norm_axis, seed=L + D)
-    latents, x = make_latents(program, enough(L, D), L, D)
-    *_, (float32, truth) = reference_and_truth(program, stacks, latents, x)
+    stacks = make_stacks(program, *size, **options, seed=sum(size))
+    latents, x = make_latents(program, enough(*size), *size)
+    cos_sin = tables(stacks, size[0]) if rope else None
+    float32, truth = (by_reference(program, stacks, latents, x, cos_sin, wide) for wide in (False, True))
     for isa in native.isas():
-        assert_within_budget(native.NativeExecutor(program, weights(stacks), isa=isa).run(latents, x), float32, truth)
-
-
-@needs_native
-@pytest.mark.parametrize("causal, qk_norm, rope", [(False, False, True), (True, True, False), (True, True, True)])
-@pytest.mark.parametrize("L, D, heads", [(7, 24, 2), (81, 64, 8), (97, 100, 2), (81, 128, 2), (200, 66, 3), (1, 2, 1)])
-def test_attention_sizes_and_instruction_sets(
-    L: int, D: int, heads: int, causal: bool, qk_norm: bool, rope: bool
-) -> None:
-    program = programs.trm(1, 1)
-    stacks = make_stacks(program, L, D, mixer="attention", num_heads=heads, causal=causal, qk_norm=qk_norm, seed=L + D)
-    latents, x = make_latents(program, enough(L, D), L, D)
-    cos_sin = tables(stacks, L, rope)
-    *_, (float32, truth) = reference_and_truth(program, stacks, latents, x, cos_sin)
-    for isa in native.isas():
-        executor = native.NativeExecutor(program, weights(stacks, cos_sin), isa=isa)
+        executor = native.NativeExecutor(program, stacks, cos_sin=cos_sin, isa=isa)
         assert_within_budget(executor.run(latents, x), float32, truth)
 
 
@@ -93,8 +77,8 @@ def test_heads_are_within_the_error_budget(L: int, D: int, V: int, K: int, prefi
     latents, x = make_latents(program, enough(L, D), L, D)
     tokens, weight, bias = torch.randn(V, D), torch.randn(K, D), torch.randn(K)
     heads = HeadWeights(tokens=tokens, halting=(weight, bias), prefix=prefix)
-    found = native.NativeExecutor(program, weights(stacks), heads, isa=isa).step(latents, x)
-    *_, (float32, truth) = reference_and_truth(program, stacks, latents, x)
+    found = native.NativeExecutor(program, stacks, heads, isa=isa).step(latents, x)
+    float32, truth = (by_reference(program, stacks, latents, x, wide=wide) for wide in (False, True))
     assert_within_budget(found.latents, float32, truth)
 
     def read(y: Tensor) -> dict[str, Tensor]:
@@ -106,8 +90,8 @@ def test_heads_are_within_the_error_budget(L: int, D: int, V: int, K: int, prefi
     assert torch.equal(found.answers, found.logits.argmax(-1).int()) and found.finite.tolist() == [True] * len(x)
     change = relative_change(found.latents["z_H"].double(), latents["z_H"].double())
     torch.testing.assert_close(found.change, change.float(), rtol=1e-6, atol=0)
-    got = {"logits": found.logits, **({"halting": found.halting} if K else {})}
-    assert found.halting.shape == (len(x), L, K)
+    got = {"logits": found.logits, **({"halting": found.token_q} if K else {})}
+    assert found.token_q.shape == (len(x), L, K)
     assert_within_budget(got, read(float32["z_H"]), read(truth["z_H"]))
 
 
@@ -120,12 +104,12 @@ def test_bits_depend_on_neither_batch_nor_threads(options: dict[str, Any], isa: 
     stacks = make_stacks(program, L, D, **options)
     latents, x = make_latents(program, 65, L, D)
     heads = HeadWeights(tokens=torch.randn(11, D), halting=(torch.randn(2, D), torch.randn(2)), prefix=4)
-    stack_weights = weights(stacks, tables(stacks, L, options is ATTENTION))
-    executor = native.NativeExecutor(program, stack_weights, heads, isa=isa, precision=precision)
+    cos_sin = tables(stacks, L) if options is ATTENTION else None
+    executor = native.NativeExecutor(program, stacks, heads, cos_sin=cos_sin, isa=isa, precision=precision)
 
     def step(latents: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
         found = executor.step(latents, x)
-        return {**found.latents, "logits": found.logits, "halting": found.halting, "change": found.change}
+        return {**found.latents, "logits": found.logits, "halting": found.token_q, "change": found.change}
 
     assert_each_as_alone(step, latents, x)
 
@@ -141,7 +125,7 @@ def test_a_sample_that_is_not_finite_leaves_the_others_alone(
     program = programs.trm(1, 2)
     stacks = make_stacks(program, L, D, **options)
     latents, x = make_latents(program, 5, L, D)
-    executor = native.NativeExecutor(program, weights(stacks), precision=precision)
+    executor = native.NativeExecutor(program, stacks, precision=precision)
     clean = executor.run(latents, x)
     x[2, 5, 7] = poison
     dirty = executor.step(latents, x)
@@ -158,7 +142,7 @@ def test_a_sample_that_is_not_finite_leaves_the_others_alone(
 @needs_native
 def test_a_head_that_is_not_finite_marks_its_sample_alone() -> None:
     program = programs.trm(1, 2)
-    stacks = weights(make_stacks(program, 1, 32))
+    stacks = make_stacks(program, 1, 32)
     latents, x = make_latents(program, 9, 1, 32)
     y = native.NativeExecutor(program, stacks).run(latents, x)["z_H"]
     along = (y[:, 0] @ y[4, 0]).sort().values
@@ -172,7 +156,7 @@ def test_a_head_that_is_not_finite_marks_its_sample_alone() -> None:
 @pytest.mark.parametrize("precision", ["float32", *REDUCED])
 def test_eight_python_threads_call_one_executor_hundreds_of_times(precision: str) -> None:
     program = programs.trm(1, 1)
-    executor = native.NativeExecutor(program, weights(make_stacks(program, 7, 16)), precision=precision)
+    executor = native.NativeExecutor(program, make_stacks(program, 7, 16), precision=precision)
     latents, x = make_latents(program, 8, 7, 16)
     expected = executor.run(latents, x)
 
@@ -193,7 +177,7 @@ def test_eight_python_threads_call_one_executor_hundreds_of_times(precision: str
 def test_python_goes_on_while_the_executor_runs() -> None:
     program = programs.trm(10, 20)
     latents, x = make_latents(program, 2, 81, 64)
-    executor = native.NativeExecutor(program, weights(make_stacks(program, 81, 64)))
+    executor = native.NativeExecutor(program, make_stacks(program, 81, 64))
     seen = []
     with ThreadPoolExecutor(1) as pool:
         start = time.perf_counter()
@@ -211,7 +195,7 @@ def test_inputs_are_read_as_they_lie_and_never_written() -> None:
     program = programs.trm(1, 2)
     stacks = make_stacks(program, 9, 32)
     latents, x = make_latents(program, 3, 9, 32)
-    executor = native.NativeExecutor(program, weights(stacks))
+    executor = native.NativeExecutor(program, stacks)
     expected = executor.run(latents, x)
     strided = {name: value.transpose(1, 2).contiguous().transpose(1, 2) for name, value in latents.items()}
     before = {name: value.clone() for name, value in strided.items()}
@@ -228,10 +212,11 @@ def test_bad_input_is_named() -> None:
     program = programs.trm(1, 1)
     stacks = make_stacks(program, 9, 32)
     latents, x = make_latents(program, 2, 9, 32)
-    executor = native.NativeExecutor(program, weights(stacks))
+    executor, narrow = native.NativeExecutor(program, stacks), copy.deepcopy(stacks)
+    narrow["L_level"].layers[1].mlp_t.gate_up_proj.weight = torch.nn.Parameter(torch.zeros(6, 8))
 
     def build(**heads: Any) -> native.NativeExecutor:
-        return native.NativeExecutor(program, weights(stacks), HeadWeights(**heads))
+        return native.NativeExecutor(program, stacks, HeadWeights(**heads))
 
     wrong = [
         (lambda: executor.run({"z_H": latents["z_H"]}, x), "reads 'z_L' first"),
@@ -240,13 +225,13 @@ def test_bad_input_is_named() -> None:
         (lambda: executor.run({**latents, "z_L": x[:1]}, x), r"z_L has shape \(1, 9, 32\); expected \[B=2"),
         (lambda: executor.run(latents, x, end=3), "begin, end=.*0 to 2"),
         (lambda: native.NativeExecutor(program, {}), "stack 'L_level'"),
-        (lambda: native.NativeExecutor(program, weights(stacks), isa="sse"), "isa='sse'"),
+        (lambda: native.NativeExecutor(program, stacks, isa="sse"), "isa='sse'"),
         (lambda: build(tokens=x[0, :, :8]), r"tokens=\(9, 8\) is not allowed: a weight \[N, D=32\]"),
         (lambda: build(halting=(x[0], x[0, 0, :3])), r"bias=\(3,\) is not allowed: one for each of 9 rows"),
         (lambda: build(prefix=-1), "prefix=-1"),
         (lambda: build(prefix=10).step(latents, x), "prefix=10 is not allowed: at most L=9"),
-        (lambda: StackWeights(layers=[{}]), r"layers\[0\]"),
-        (lambda: StackWeights.from_state_dict({"head.weight": x}), "layers.<i>.<name>"),
+        (lambda: native.NativeExecutor(program[:0], {}, HeadWeights()), "heads=None is not allowed"),
+        (lambda: native.NativeExecutor(program, narrow), r"L_level: mlp_t.gate_up_proj.weight.shape=\(6, 8\)"),
     ]
     for call, message in wrong:
         with pytest.raises(InputError, match=message):

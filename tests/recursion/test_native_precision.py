@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,26 +15,27 @@ from rtm_kernels import RecursiveReasoner, Solver
 from rtm_kernels import program as programs
 from rtm_kernels.data.examples import example_puzzles
 from rtm_kernels.errors import BackendUnavailable, InputError
-from rtm_kernels.recursion import native, reference
+from rtm_kernels.program import Program
+from rtm_kernels.recursion import native
+from rtm_kernels.recursion.tape import why_not_program
 from tests.recursion.native_support import (
     ATTENTION,
     OPTIONS,
-    PROGRAMS,
     REDUCED,
-    callables,
-    double,
+    by_reference,
     make_latents,
     make_stacks,
     one_thread_without_autograd,
     relative_error,
     tables,
-    weights,
 )
+from tests.recursion.support import PROGRAMS
 
 __all__ = ["one_thread_without_autograd"]
 pytestmark = pytest.mark.usefixtures("one_thread_without_autograd")
 
 needs_instructions = pytest.mark.skipif(not REDUCED, reason=f"{native.why_not_precision('int8')}")
+ON_TAPE = list(dict.fromkeys(program for program, _ in PROGRAMS if why_not_program(program) is None))
 BLOCK = 512  # elements of a row of a down projection that share a scale in the channel mix (kInnerBlock)
 ALLOWED = {"bfloat16": 0.02, "int8": 0.1}
 
@@ -85,12 +85,10 @@ def test_products_are_those_of_the_rounded_operands(L: int, D: int, norm_axis: s
     program = programs.trm(1, 1)[:1]
     stacks = make_stacks(program, L, D, norm_axis=norm_axis, layers=1, seed=L + D)
     latents, x = make_latents(programs.trm(1, 1), 3, L, D)
-    got = native.NativeExecutor(program, weights(stacks), precision=precision).run(latents, x)["z_L"]
+    got = native.NativeExecutor(program, stacks, precision=precision).run(latents, x)["z_L"]
     h = latents["z_L"].double() + (latents["z_H"].double() + x.double())
     expected = emulated(stacks["L_level"], h, precision)
-    exact = reference.run(
-        program, double(latents), x.double(), callables({"L_level": copy.deepcopy(stacks["L_level"]).double()})
-    )["z_L"]
+    exact = by_reference(program, stacks, latents, x, wide=True)["z_L"]
     # what is left are the values that float32 sums and the short silu round to the other neighbour
     assert relative_error(got, expected) < 0.5 * relative_error(expected, exact)
     assert relative_error(got, exact) < ALLOWED[precision]
@@ -98,16 +96,15 @@ def test_products_are_those_of_the_rounded_operands(L: int, D: int, norm_axis: s
 
 @needs_instructions
 @pytest.mark.parametrize("precision", REDUCED)
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("program", ON_TAPE, ids=lambda p: p.name)
 @OPTIONS
-def test_every_prefix_stays_close(name: str, options: dict[str, Any], precision: str) -> None:
-    program = PROGRAMS[name]
+def test_every_prefix_stays_close(program: Program, options: dict[str, Any], precision: str) -> None:
     stacks = make_stacks(program, 17, 48, **options)
     latents, x = make_latents(program, 2, 17, 48)
-    cos_sin = tables(stacks, 17, rope=options is ATTENTION)
-    executor = native.NativeExecutor(program, weights(stacks, cos_sin), precision=precision)
+    cos_sin = tables(stacks, 17) if options is ATTENTION else None
+    executor = native.NativeExecutor(program, stacks, cos_sin=cos_sin, precision=precision)
     for n in range(len(program)):  # single steps from equal states
-        expected = reference.run(program[n : n + 1], latents, x, callables(stacks, cos_sin))
+        expected = by_reference(program[n : n + 1], stacks, latents, x, cos_sin)
         got = executor.run(latents, x, begin=n, end=n + 1)
         for latent in expected:
             assert relative_error(got[latent], expected[latent]) < ALLOWED[precision], (n, latent)
@@ -123,7 +120,7 @@ def test_weights_and_inputs_of_any_size(precision: str) -> None:
     stacks = make_stacks(program, L, D)
     latents, x = make_latents(program, 2, L, D)
     nothing = {name: torch.zeros_like(value) for name, value in latents.items()}
-    executor = native.NativeExecutor(program, weights(stacks), precision=precision)
+    executor = native.NativeExecutor(program, stacks, precision=precision)
     assert all(not value.any() for value in executor.run(nothing, torch.zeros_like(x)).values())
     for size in (1e-38, 1e-20, 1e15):
         scaled = {name: value * size for name, value in latents.items()}
@@ -131,7 +128,7 @@ def test_weights_and_inputs_of_any_size(precision: str) -> None:
         assert all(torch.isfinite(value).all() for value in got.values()), size
     with torch.no_grad():
         stacks["L_level"].layers[0].mlp.gate_up_proj.weight[3, 5] = math.nan
-    broken = native.NativeExecutor(program, weights(stacks), precision=precision).run(latents, x)
+    broken = native.NativeExecutor(program, stacks, precision=precision).run(latents, x)
     assert all(not torch.isfinite(value).any() for value in broken.values())
 
 

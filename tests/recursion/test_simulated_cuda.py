@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from rtm_kernels import program as programs
 from rtm_kernels.errors import InputError
 from rtm_kernels.ops.adam_atan2.api import AdamATan2
 from rtm_kernels.program import INPUT
-from rtm_kernels.recursion import fused, graph, reference
+from rtm_kernels.recursion import fused, reference
 from rtm_kernels.recursion.graph import CudaGraphs, GraphRunner, Tensors
 from rtm_kernels.recursion.persistent.executor import PersistentExecutor
 from rtm_kernels.recursion.train_graph import TrainGraph
-from tests.recursion import test_train_graph
 from tests.recursion.simulated_cuda import Machine, Stream, simulate
-from tests.recursion.support import ODD, bits, random_state, small_stacks
+from tests.recursion.support import bits, random_state, small_stacks
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real device")
@@ -74,24 +75,6 @@ def test_the_graph_runner_captures_warms_up_and_replays(
     assert "3 MiB reserved on the device" in caplog.text
 
 
-def test_a_graph_of_every_prefix_of_a_new_program_has_the_bits_of_its_launches(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(graph, "WARM_UPS", 1)
-    stacks = fused.stacks_of(small_stacks(ODD.stacks, 9, 24))
-    latents, x = random_state(ODD, 2, 9, 24)
-    for n in range(len(ODD) + 1):
-
-        @torch.no_grad()
-        def step(inputs: Tensors, n: int = n) -> Tensors:
-            carried = {name: t for name, t in inputs.items() if name != INPUT}
-            return {name: t.clone() for name, t in reference.run(ODD[:n], carried, inputs[INPUT], stacks).items()}
-
-        inputs = {**latents, INPUT: x}
-        runner = GraphRunner(step, max_batch=2, buckets=(2,))
-        assert bits(runner(inputs)) == bits(step(inputs)), f"after {n} steps"
-
-
 def test_the_persistent_launch_is_captured_with_its_loads(machine: Machine) -> None:
     head = torch.randn(2, 24), torch.zeros(2)
     executor, inputs = PersistentExecutor(PROGRAM, small_stacks(PROGRAM.stacks, 9, 24), head=head), inputs_of(3)
@@ -108,14 +91,6 @@ def test_the_persistent_launch_is_captured_with_its_loads(machine: Machine) -> N
         t.copy_(2 * inputs[name])
     replay()
     assert bits(outputs) == bits(step({name: 2 * t for name, t in inputs.items()}))
-
-
-def test_training_steps_are_captured_with_their_random_numbers(machine: Machine) -> None:
-    ours, theirs = test_train_graph.model_of(), test_train_graph.model_of()
-    graph = TrainGraph(test_train_graph.loss_of(ours), ours.parameters(), sizes=(test_train_graph.SIZE,))
-    losses = test_train_graph.train(ours, test_train_graph.stepping(graph, test_train_graph.sgd(ours)))
-    assert losses == test_train_graph.train(theirs, test_train_graph.eager(theirs, test_train_graph.sgd(theirs)))
-    assert bits(dict(ours.named_parameters())) == bits(dict(theirs.named_parameters()))
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])
@@ -143,13 +118,29 @@ def test_an_adam_step_is_captured_and_its_gradients_must_stay_in_place(machine: 
             optimizer.step()
 
 
-def test_a_step_that_waits_is_stopped_by_the_capture(machine: Machine) -> None:
-    model = test_train_graph.model_of()
+def test_a_training_step_adds_gradients_as_backward_does_and_must_not_wait(machine: Machine) -> None:
+    """That captured training has the bits of eager steps is in tests/train/test_captured."""
+    ours, theirs = (nn.Linear(4, 3) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
 
-    def loss(batch: Tensors) -> tuple[Tensor, Tensors]:
-        value, results = test_train_graph.loss_of(model)(batch)
-        return value * value.item(), results
+    def loss(layer: nn.Module, given: Tensors) -> tuple[Tensor, Tensors]:
+        y = functional.dropout(layer(given["x"]), 0.5)
+        return y.square().sum(), {"y": y}
 
-    graph = TrainGraph(loss, model.parameters(), sizes=(test_train_graph.SIZE,))
+    graph = TrainGraph(partial(loss, ours), ours.parameters(), sizes=(2, 4))
+    for size in (4, 2, 4):
+        inputs = {"x": torch.randn(size, 4)}
+        state = torch.get_rng_state()
+        results = graph(inputs)
+        torch.set_rng_state(state)
+        value, wanted = loss(theirs, inputs)
+        value.backward()
+        assert bits(results) == bits({"loss": value, **wanted})
+        for mine, right in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(mine.grad, right.grad)
+    assert graph.captured == (4, 2)
+    waiting = TrainGraph(
+        lambda given: (ours(given["x"]).sum() * given["x"].sum().item(), {}), ours.parameters(), sizes=(2,)
+    )
     with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
-        graph(test_train_graph.fresh(model, 0))
+        waiting({"x": torch.randn(2, 4)})

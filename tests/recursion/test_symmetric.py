@@ -13,11 +13,8 @@ from torch import Tensor
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.data.sudoku import Sudoku
 from rtm_kernels.engine import executor as executors
-from rtm_kernels.errors import InputError
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.recursion import native, symmetric
-from rtm_kernels.recursion.native_weights import HeadWeights
-from rtm_kernels.recursion.symmetric_weights import sizes_of
 from rtm_kernels.train.symmetry import Symmetry
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=f"{native.why_not()}")
@@ -200,10 +197,3 @@ def test_a_copy_of_the_model_runs_its_own_weights() -> None:
         for parameter in other.parameters():
             parameter.mul_(1.1)
     assert_near(gradients(other, symmetry, other.run)[0], gradients(other, symmetry, None)[0])
-
-
-def test_heads_alone_need_a_weight() -> None:
-    model, _ = board()
-    assert sizes_of(model.config).side == 9
-    with pytest.raises(InputError, match="heads=None is not allowed"):
-        native.NativeExecutor(model.program[:0], {}, HeadWeights())
