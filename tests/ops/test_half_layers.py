@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from rtm_kernels.block import FusedTRMBlock
 from rtm_kernels.errors import BackendUnavailable
 from rtm_kernels.impl import launches
 from tests.ops.support import gradients, half_layer, to, within_budget
@@ -201,3 +204,31 @@ def test_double_backward_is_refused(name: str) -> None:
     (d_x,) = torch.autograd.grad(call(*leaves).sum(), leaves[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="norm_backward"):
         d_x.sum().backward()
+
+
+@pytest.mark.parametrize("mixer", ["mlp", "attention"])
+def test_a_latent_reaches_its_kernel_through_few_files(mixer: str) -> None:
+    """Files of the package that receive the latent or a view of it, from the block to the launch of its first kernel."""
+    block = FusedTRMBlock(16, 5, mixer=mixer, num_heads=2, impl="triton")
+    x, entered = torch.randn(2, 5, 16), dict[str, None]()
+
+    def holds_x(value: object) -> bool:
+        if isinstance(value, (list, tuple)):
+            return any(map(holds_x, value))
+        return isinstance(value, Tensor) and value.untyped_storage().data_ptr() == x.data_ptr()
+
+    def watch(frame: FrameType, event: str, _: object) -> None:
+        path = frame.f_code.co_filename
+        if event == "call" and "/rtm_kernels/" in path and holds_x(tuple(frame.f_locals.values())):
+            entered[path.split("/rtm_kernels/")[-1]] = None
+            if frame.f_code.co_name == "launch":
+                sys.setprofile(None)
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        with torch.no_grad():
+            block(x)
+    finally:
+        sys.setprofile(before)
+    assert "ops/launch.py" in entered and len(entered) <= 8, list(entered)
