@@ -208,7 +208,7 @@ def test_double_backward_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("mixer", ["mlp", "attention"])
 def test_a_latent_reaches_its_kernel_through_few_files(mixer: str) -> None:
-    """Files of the package that receive the latent or a view of it, from the block to the launch of its first kernel."""
+    """Files of the package that receive the latent or a view of it, from the block to its first launch."""
     block = FusedTRMBlock(16, 5, mixer=mixer, num_heads=2, impl="triton")
     x, entered = torch.randn(2, 5, 16), dict[str, None]()
 
