@@ -1,9 +1,12 @@
-"""Launch tables: which row is chosen, and what is refused."""
+"""Launch tables: which row is chosen, how measured rows enter them, and what is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from rtm_kernels.ops.attention_norm import qkv
 from rtm_kernels.ops.launch import LaunchRow, find, select
 from rtm_kernels.ops.swiglu import launchers
 from rtm_kernels.ops.swiglu_norm import op as swiglu_norm
+from rtm_kernels.ops.tuned import entries, tuned
 
 TABLE = (
     LaunchRow("gemm", "hopper", 16, 128, num_warps=1),
@@ -45,13 +49,10 @@ def test_first_row_that_fits(
     assert (row.num_warps if row else None) == warps
 
 
-def test_a_size_without_a_row_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_has_no_row_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "family", lambda: "interpreter")
     with pytest.raises(BackendUnavailable, match=r"no launch row of gemm for interpreter, torch.float32 and size 65"):
         select(TABLE, "gemm", torch.float32, 65)
-
-
-def test_an_unknown_family_is_an_error() -> None:
     with pytest.raises(InputError, match="family='volta'"):
         LaunchRow("gemm", "volta", 16, 1)
 
@@ -87,3 +88,57 @@ def test_nothing_but_the_grid_depends_on_the_batch(op: Callable[[int], None], mo
         by_batch.append(list(chosen))
     assert len(by_batch[0]) >= 4
     assert all(rows == by_batch[0] for rows in by_batch)
+
+
+MEASURED = (
+    LaunchRow("gemm", "hopper", 16, 128, {"BLOCK_M": 64}, 4, 3),
+    LaunchRow("gemm", "hopper", 16, 512, {"BLOCK_M": 128}, 8, 3),
+    LaunchRow("gemm", "hopper", 16, 512, {"BLOCK_M": 128, "GROUP": 8}, 8, 3, variant="tma"),
+    LaunchRow("gemm", "portable", 16, 512, {"BLOCK_M": 32}),
+    LaunchRow("norm", "portable", 0, 512, {"BLOCK_M": 16}),
+)
+
+
+def entry(row: LaunchRow, op: str = "op") -> Mapping[str, Any]:
+    return {"op": op, **asdict(row), "measured": {"gpu": "none", "ratio": 1.1}}
+
+
+def test_a_measured_row_takes_the_place_of_its_variant_and_runs_first() -> None:
+    faster = replace(MEASURED[2], num_warps=4)
+    assert tuned("op", MEASURED, [entry(faster)]) == (MEASURED[0], faster, MEASURED[1], *MEASURED[3:])
+    smaller = replace(MEASURED[0], num_stages=4)
+    assert tuned("op", MEASURED, [entry(smaller)]) == (smaller, *MEASURED[1:])
+    assert tuned("op", MEASURED, [entry(faster, op="another")]) == MEASURED
+
+
+def test_a_row_measured_where_a_fallback_ran_leaves_that_one_to_other_gpus() -> None:
+    here = replace(MEASURED[4], family="hopper", blocks={"BLOCK_M": 8})
+    assert tuned("op", MEASURED, [entry(here)]) == (*MEASURED, here)
+    newer = replace(MEASURED[1], family="blackwell", num_warps=4)
+    found = tuned("op", MEASURED, [entry(newer)])
+    assert set(map(id, MEASURED)) < set(map(id, found)) and newer in found
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        replace(MEASURED[0], kernel="gone"),
+        replace(MEASURED[0], limit=64),
+        replace(MEASURED[0], blocks={"BLOCK_X": 64}),
+        replace(MEASURED[0], variant="tma"),
+        replace(MEASURED[0], family="portable"),
+    ],
+)
+def test_a_row_that_no_table_has_is_refused(row: LaunchRow) -> None:
+    with pytest.raises(InputError, match=r"of tuned\.json is not a row of op"):
+        tuned("op", MEASURED, [entry(row)])
+
+
+@pytest.mark.parametrize("content", ["{}", '[{"op": "x"}]', "[1]"])
+def test_a_file_of_another_form_is_refused(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "tuned.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"tuned\.json"):
+        entries(path)
+    path.with_name("good.json").write_text(json.dumps([entry(MEASURED[0])]))
+    assert len(entries(path.with_name("good.json"))) == 1

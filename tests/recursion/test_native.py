@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -240,30 +241,31 @@ def test_bad_input_is_named() -> None:
         executor.run(latents, x.clone().requires_grad_())
 
 
-def test_without_the_extension_the_reason_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "rtm_kernels._cpu", None)
+@pytest.fixture
+def look_again() -> Iterator[None]:
+    """What is known of the extension is forgotten, and forgotten again."""
     native.why_not.cache_clear()
-    try:
-        assert native.why_not() is not None
-        with pytest.raises(BackendUnavailable, match=r"rtm_kernels\._cpu"):
-            native.isas()
-    finally:
-        native.why_not.cache_clear()
+    yield
+    native.why_not.cache_clear()
+
+
+def test_without_the_extension_the_reason_is_named(monkeypatch: pytest.MonkeyPatch, look_again: None) -> None:
+    monkeypatch.setitem(sys.modules, "rtm_kernels._cpu", None)
+    with pytest.raises(BackendUnavailable, match=r"rtm_kernels\._cpu"):
+        native.isas()
 
 
 @needs_native
-def test_an_extension_of_other_sources_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_extension_of_other_sources_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, look_again: None
+) -> None:
     (tmp_path / "binding.cpp").write_text("// changed since")
     monkeypatch.setattr(native, "CSRC", tmp_path)
+    with pytest.raises(BackendUnavailable, match=r"rtm_kernels\._cpu is older or newer than .*make native"):
+        native.isas()
+    monkeypatch.setattr(native, "CSRC", tmp_path / "none")  # as installed from a wheel
     native.why_not.cache_clear()
-    try:
-        with pytest.raises(BackendUnavailable, match=r"rtm_kernels\._cpu is older or newer than .*make native"):
-            native.isas()
-        monkeypatch.setattr(native, "CSRC", tmp_path / "none")  # as installed from a wheel
-        native.why_not.cache_clear()
-        assert native.why_not() is None and "portable" in native.isas()
-    finally:
-        native.why_not.cache_clear()
+    assert native.why_not() is None and "portable" in native.isas()
 
 
 def test_an_extension_that_is_here_is_of_these_sources() -> None:

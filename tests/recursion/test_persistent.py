@@ -7,6 +7,7 @@ test_persistent_grid.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,6 @@ from rtm_kernels.recursion import reference
 from rtm_kernels.recursion.persistent.executor import PersistentExecutor, why_not
 from rtm_kernels.recursion.persistent.launch import KERNEL
 from rtm_kernels.recursion.persistent.pack import PackedLayers
-from rtm_kernels.recursion.persistent.runner import PersistentRecursion
 from tests.engine.fakes import TASK, config
 from tests.recursion.support import assert_within_budget, bits, random_state, run_persistent, small_stacks
 
@@ -138,61 +138,44 @@ def test_buffers_serve_batches_of_several_sizes_and_nothing_given_is_modified() 
     assert bits(whole.latents) == kept and set(executor._by_size) == {0, 2, 4}
 
 
-def build(stacks: dict, **options: object) -> Callable[[], object]:
-    return lambda: PersistentExecutor(TRM, stacks, **options)
-
-
-def run(change: Callable[[dict[str, Tensor], Tensor], object]) -> Callable[[], object]:
-    def call() -> object:
-        latents, x = random_state(TRM, 2, 9, 24)
-        change(latents, x)
-        return PersistentExecutor(TRM, small_stacks(TRM.stacks, 9, 24)).run(latents, x)
-
-    return call
-
-
+SMALL = small_stacks(TRM.stacks, 9, 24)
 ATTENTION = {"L_level": Stack([FusedTRMBlock(24, mixer="attention", num_heads=2)])}
 LONG = Program("p", (Step("z", ("z",) * 9),), output="z")
 A, B, C = (small_stacks((n,), 9, 24, i, a) for n, i, a in (
     ("A", (20, 40), "sequence"), ("B", (20, 48), "sequence"), ("C", (20, 40), "hidden")
 ))  # fmt: skip
+NARROW = torch.zeros(2, 20), torch.zeros(2)
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (build(ATTENTION), BackendUnavailable, "layer 0 of stack 'L_level' has no MLP mixer"),
-        (build({}), InputError, "the program applies L_level"),
-        (lambda: PersistentExecutor(LONG, small_stacks(LONG.stacks, 9, 24)), BackendUnavailable, "sums 9 latents"),
-        (lambda: PackedLayers({**A, **B}), InputError, r"stacks\['B'\]\[0\] has a weight \(96, 24\).*\(80, 24\)"),
-        (lambda: PackedLayers({**A, **C}), InputError, "the same for all layers"),
-        (
-            lambda: PersistentRecursion(TRM, PackedLayers(small_stacks(TRM.stacks, 9, 24), torch.bfloat16), 1),
-            BackendUnavailable,
-            r"interpreter cannot compute torch\.bfloat16",
-        ),
-        (
-            lambda: PersistentRecursion(RTM, PackedLayers(small_stacks(RTM.stacks, 9, 20)), 1, head=HEAD),
-            InputError,
-            r"head=\(\(2, 24\), \(2,\)\) is not allowed: \[2, D=20\] and \[2\]",
-        ),
-        (run(lambda latents, x: latents.pop("z_H")), InputError, "z_H is read and not given"),
-        (
-            run(lambda latents, x: latents.update(z_H=x[:1])),
-            InputError,
-            r"z_H=\(1, 9, 24\) is not allowed: \[B, L, D\] = \(2, 9, 24\)",
-        ),
-        (run(lambda latents, x: x.requires_grad_()), InputError, "has no backward"),
-    ],
-)
+def run(dtype: torch.dtype | None = None, head: Any = None, **changes: Tensor | None) -> Callable[[], object]:
+    """A run of `TRM` with some of its latents or its input changed, or left out."""
+    latents, x = random_state(TRM, 2, 9, 24)
+    found = {name: t for name, t in {**latents, "x": x, **changes}.items() if t is not None}
+    return lambda: PersistentExecutor(TRM, SMALL, dtype, head).run(found, found["x"])
+
+
+REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
+    (lambda: PersistentExecutor(TRM, ATTENTION), BackendUnavailable, "layer 0 of stack 'L_level' has no MLP mixer"),
+    (lambda: PersistentExecutor(TRM, {}), InputError, "the program applies L_level"),
+    (lambda: PersistentExecutor(LONG, small_stacks(LONG.stacks, 9, 24)), BackendUnavailable, "sums 9 latents"),
+    (lambda: PackedLayers({**A, **B}), InputError, r"stacks\['B'\]\[0\] has a weight \(96, 24\).*\(80, 24\)"),
+    (lambda: PackedLayers({**A, **C}), InputError, "the same for all layers"),
+    (run(torch.bfloat16), BackendUnavailable, r"interpreter cannot compute torch\.bfloat16"),
+    (run(head=NARROW), InputError, r"head=\(\(2, 20\), \(2,\)\) is not allowed: \[2, D=24\] and \[2\]"),
+    (run(z_H=None), InputError, "z_H is read and not given"),
+    (run(z_H=torch.ones(1, 9, 24)), InputError, r"z_H=\(1, 9, 24\) is not allowed: \[B, L, D\] = \(2, 9, 24\)"),
+    (run(x=torch.ones(2, 9, 24).requires_grad_()), InputError, "has no backward"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), REFUSED)
 def test_refusals(call: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
 
 
 def test_why_not() -> None:
-    stacks = small_stacks(TRM.stacks, 9, 24)
-    assert why_not(TRM, stacks, CPU, torch.float32, 9) is None
+    assert why_not(TRM, SMALL, CPU, torch.float32, 9) is None
     assert "no MLP mixer" in str(why_not(TRM, ATTENTION, CPU, torch.float32, 9))
-    assert why_not(TRM, stacks, CPU, torch.float64, 9) == "the persistent kernel does not compute torch.float64"
-    assert "size 129" in str(why_not(TRM, stacks, CPU, torch.float32, 129))
+    assert why_not(TRM, SMALL, CPU, torch.float64, 9) == "the persistent kernel does not compute torch.float64"
+    assert "size 129" in str(why_not(TRM, SMALL, CPU, torch.float32, 129))
