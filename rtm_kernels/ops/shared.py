@@ -8,8 +8,8 @@ of the graph, which autograd runs after the last call, multiplies the whole buff
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from contextvars import ContextVar, Token
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,17 +160,13 @@ class Recursion:
 _current: ContextVar[Recursion | None] = ContextVar("rtm_kernels_recursion", default=None)
 
 
-class _Scope(contextlib.AbstractContextManager[None]):
-    def __init__(self, stack_bytes: int) -> None:
-        self._recursion = Recursion(stack_bytes)
-        self._token: Token[Recursion | None] | None = None
-
-    def __enter__(self) -> None:
-        self._token = _current.set(self._recursion)
-
-    def __exit__(self, *exception: object) -> None:
-        assert self._token is not None
-        _current.reset(self._token)
+@contextlib.contextmanager
+def _scope(stack_bytes: int) -> Iterator[None]:
+    token = _current.set(Recursion(stack_bytes))
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 def shared_weights(stack_bytes: int = STACK_BYTES) -> contextlib.AbstractContextManager[None]:
@@ -185,7 +181,7 @@ def shared_weights(stack_bytes: int = STACK_BYTES) -> contextlib.AbstractContext
     require(stack_bytes >= 0, "stack_bytes", stack_bytes, "an integer of at least 0")
     if torch.compiler.is_compiling() or _current.get() is not None:
         return contextlib.nullcontext()
-    return _Scope(stack_bytes)
+    return _scope(stack_bytes)
 
 
 def recursion() -> Recursion | None:

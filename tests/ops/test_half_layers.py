@@ -22,7 +22,6 @@ from tests.ops.support import gradients, half_layer, to, within_budget
 pytest.importorskip("triton")
 
 EVERY = pytest.mark.parametrize("name", ["channel", "mixer", "mixer hidden", "attention", "attention qk_norm"])
-LATENT = (3, 6, 16)
 LONG = {"channel": (7, 70), "mixer": (70, 9), "mixer hidden": (70, 9)}
 """L and D at which more than one kernel computes the row."""
 WIDE = {"channel": (1, 7, 130), "mixer": (1, 131, 9), "mixer hidden": (1, 131, 9), "attention": (1, 5, 140),
@@ -41,7 +40,7 @@ def test_float64_gradients_are_the_derivatives(name: str) -> None:
     [*WIDE.items(), *((name, (2, 6, 12)) for name in (*WIDE, "attention causal", "attention of one head"))],
 )
 def test_float64_equals_the_reference(name: str, shape: tuple[int, ...]) -> None:
-    call, leaves = half_layer(name, shape, terms=1)
+    call, leaves = half_layer(name, shape, terms=3)  # more than the kernels add
     leaves = to(leaves, torch.float64)
     got, wanted = call(*leaves), call(*leaves, impl="reference")
     pairs = [(got, wanted), *zip(gradients(got, leaves), gradients(wanted, leaves), strict=True)]
@@ -69,15 +68,6 @@ def test_float32_weights_give_float32_gradients_to_half_latents(name: str) -> No
     truth = gradients(call(*exact, impl="reference"), exact)
     for mine, right in zip(found, truth, strict=True):
         torch.testing.assert_close(mine.double(), right, rtol=0, atol=3e-3 * right.abs().max().item())
-
-
-@EVERY
-def test_three_injection_terms_are_summed_from_the_left(name: str) -> None:
-    call, leaves = half_layer(name, LATENT, terms=3)
-    got, wanted = call(*leaves), call(*leaves, impl="reference")
-    torch.testing.assert_close(got, wanted)
-    for a, b in zip(gradients(got, leaves), gradients(wanted, leaves), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
 @EVERY
