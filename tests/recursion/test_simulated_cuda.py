@@ -135,7 +135,7 @@ def test_a_training_step_adds_gradients_as_backward_does_and_must_not_wait(machi
         torch.set_rng_state(state)
         value, wanted = loss(theirs, inputs)
         value.backward()
-        assert bits(results) == bits({"loss": value, **wanted})
+        assert torch.equal(results["loss"], value) and torch.equal(results["y"], wanted["y"])
         for mine, right in zip(ours.parameters(), theirs.parameters(), strict=True):
             assert torch.equal(mine.grad, right.grad)
     assert graph.captured == (4, 2)
