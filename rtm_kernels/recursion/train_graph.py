@@ -49,11 +49,6 @@ class TrainGraph:
         self._loss, self._parameters, self._leaves = loss, tuple(parameters), leaves
         self._runner = GraphRunner(self._step, max_batch=sizes[-1], buckets=sizes, exact=True, capture=capture)
 
-    @property
-    def captured(self) -> tuple[int, ...]:
-        """Batch sizes captured so far."""
-        return self._runner.captured
-
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensors:
         """One step on `batch`; `loss` and the results of the loss function."""
         results = self._runner(batch)

@@ -1,6 +1,6 @@
 """Every executor, every program, every prefix: reference = Triton op by op = persistent = graph = C++.
 
-A new model is a new program: the one below exists nowhere else, and no executor knows of it.
+A new model is a new program: `NEW` exists nowhere else, and no executor knows of it.
 """
 
 from __future__ import annotations

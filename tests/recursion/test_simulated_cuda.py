@@ -138,7 +138,7 @@ def test_a_training_step_adds_gradients_as_backward_does_and_must_not_wait(machi
         assert torch.equal(results["loss"], value) and torch.equal(results["y"], wanted["y"])
         for mine, right in zip(ours.parameters(), theirs.parameters(), strict=True):
             assert torch.equal(mine.grad, right.grad)
-    assert graph.captured == (4, 2)
+    assert len(machine.graphs) == 2
     waiting = TrainGraph(
         lambda given: (ours(given["x"]).sum() * given["x"].sum().item(), {}), ours.parameters(), sizes=(2,)
     )

@@ -19,43 +19,14 @@ def rope_tables(
     return angles.cos(), angles.sin()
 
 
-def rotate_half(x: Tensor) -> Tensor:
-    """`[a, b] -> [-b, a]` over the halves of the last axis."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((-b, a), dim=-1)
-
-
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [B, L, heads, head_dim] by the tables [L, head_dim], computed in float32 or wider."""
-    wide = x.to(torch.promote_types(x.dtype, cos.dtype))
-    return (wide * cos.unsqueeze(-2) + rotate_half(wide) * sin.unsqueeze(-2)).to(x.dtype)
+    """`x cos + [-b, a] sin` with a and b the halves of x [B, L, heads, head_dim], in float32 or wider.
 
-
-def attention(
-    x: Tensor,
-    qkv_weight: Tensor,
-    o_weight: Tensor,
-    *,
-    num_heads: int,
-    cos_sin: tuple[Tensor, Tensor] | None = None,
-    causal: bool = False,
-    qk_norm: bool = False,
-    eps: float = 1e-5,
-) -> Tensor:
-    """`o_proj(softmax(q k^T / sqrt(head_dim)) v)`; x [B, L, D], weights [3D, D] and [D, D].
-
-    `qk_norm` applies a weightless RMSNorm over head_dim to q and k, before RoPE.
+    The tables are [L, head_dim].
     """
-    batch, length, width = x.shape
-    qkv = F.linear(x, qkv_weight.to(x.dtype)).view(batch, length, 3 * num_heads, width // num_heads)
-    query, key, value = qkv.split(num_heads, dim=2)  # [B, L, heads, head_dim] each
-    if qk_norm:
-        query, key = rms_norm(query, eps), rms_norm(key, eps)
-    if cos_sin is not None:
-        query, key = apply_rope(query, *cos_sin), apply_rope(key, *cos_sin)
-    query, key, value = (t.transpose(1, 2) for t in (query, key, value))
-    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
-    return F.linear(mixed.transpose(1, 2).flatten(2), o_weight.to(x.dtype))
+    wide = x.to(torch.promote_types(x.dtype, cos.dtype))
+    a, b = wide.chunk(2, dim=-1)
+    return (wide * cos.unsqueeze(-2) + torch.cat((-b, a), dim=-1) * sin.unsqueeze(-2)).to(x.dtype)
 
 
 def attention_norm(
@@ -70,9 +41,19 @@ def attention_norm(
     injection: tuple[Tensor, ...] = (),
     eps: float = 1e-5,
 ) -> Tensor:
-    """`rms_norm(h + attention(h))` with `h = x + (sum of injection)`; x [B, L, D]."""
+    """`rms_norm(h + o_proj(softmax(q k^T / sqrt(head_dim)) v))` with `h = x + (sum of injection)`.
+
+    x [B, L, D], weights [3D, D] and [D, D]. `qk_norm` applies a weightless RMSNorm over head_dim to q and k, before
+    RoPE.
+    """
     h = inject_sum(x, injection)
-    mixed = attention(
-        h, qkv_weight, o_weight, num_heads=num_heads, cos_sin=cos_sin, causal=causal, qk_norm=qk_norm, eps=eps
-    )
-    return rms_norm(h + mixed, eps)
+    batch, length, width = h.shape
+    qkv = F.linear(h, qkv_weight.to(h.dtype)).view(batch, length, 3 * num_heads, width // num_heads)
+    query, key, value = qkv.split(num_heads, dim=2)  # [B, L, heads, head_dim] each
+    if qk_norm:
+        query, key = rms_norm(query, eps), rms_norm(key, eps)
+    if cos_sin is not None:
+        query, key = apply_rope(query, *cos_sin), apply_rope(key, *cos_sin)
+    query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    return rms_norm(h + F.linear(mixed.transpose(1, 2).flatten(2), o_weight.to(h.dtype)), eps)
