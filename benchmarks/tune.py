@@ -131,7 +131,12 @@ def rows_used(run: Callable[[], object]) -> list[LaunchRow]:
     """The rows that one call launches: those without which it would launch another, or none."""
     before = launches.copy()
     notes: list[LaunchRow] = []
-    with hooked(lambda row: [notes.append(row), row][1]):  # type: ignore[func-returns-value]
+
+    def note(row: LaunchRow) -> LaunchRow:
+        notes.append(row)
+        return row
+
+    with hooked(note):
         run()
     ran = {name for name, count in launches.items() if count > before[name]}
     return list({id(row): row for row in notes if row.kernel in ran}.values())
