@@ -36,7 +36,7 @@ def replay(trace: Trace, model: RecursiveReasoner | str | None = None) -> str | 
     """
     header, threads = trace.header, torch.get_num_threads()
     if model is None:
-        model = header["model"]
+        model = str(header["model"])
         if model not in known_models() and not Path(model).is_dir():
             raise InputError(
                 f"model {model!r:.200} of the trace is neither bundled nor a folder here; name it with --model"

@@ -13,7 +13,7 @@ from rtm_kernels.cli.main import app
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.data.build import build_maze
 from rtm_kernels.data.build_arc import build_arc
-from rtm_kernels.data.dataset import Examples, describe
+from rtm_kernels.data.dataset import Examples
 from rtm_kernels.data.maze import generate as generate_mazes
 from rtm_kernels.data.sudoku import generate
 from rtm_kernels.data.task import get_task
@@ -207,8 +207,7 @@ def test_eval_reads_the_official_layout(rtm, tmp_path: Path, puzzles) -> None:
     task = get_task("sudoku")
     inputs, labels = (np.stack([task.encode(pair[i]) for pair in puzzles]) for i in (0, 1))
     labels[0, :5] = 0  # padding, which does not count
-    sets = {"all": Examples.of_single(inputs, labels)}
-    write_dataset(tmp_path / "data", {"test": (describe(sets, vocab_size=11), sets)})
+    write_dataset(tmp_path / "data", {"test": Examples.of_single(inputs, labels)}, vocab_size=11)
     for path in ("data", "data/test"):
         result = rtm("eval", str(tmp_path / path), "--json", "--executor", "oracle", "--limit", "3")
         assert result.exit_code == 0, result.stderr

@@ -98,13 +98,9 @@ def test_read(tmp_path: Path) -> None:
     raw = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[3, 4]]}]}
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "p.json").write_text(json.dumps(raw))
-    (tmp_path / "challenges.json").write_text(json.dumps({"p": raw}))
-    (tmp_path / "solutions.json").write_text(json.dumps({"p": [[[5, 6]]]}))
+    (tmp_path / "arc_challenges.json").write_text(json.dumps({"p": raw}))
+    (tmp_path / "arc_solutions.json").write_text(json.dumps({"p": [[[5, 6]]]}))
     assert read_arc(tmp_path / "one")["p"]["test"] == []
-    (pair,) = read_arc(tmp_path / "challenges.json", tmp_path / "solutions.json")["p"]["test"]
-    assert [grid.tolist() for grid in pair] == [[[3, 4]], [[5, 6]]]
-    for name in ("challenges", "solutions"):
-        (tmp_path / f"{name}.json").rename(tmp_path / f"arc_{name}.json")
     (pair,) = read_arc(tmp_path / "arc_challenges.json")["p"]["test"]
     assert [grid.tolist() for grid in pair] == [[[3, 4]], [[5, 6]]]
 

@@ -12,7 +12,7 @@ import pytest
 
 from rtm_kernels.data import dataset as module
 from rtm_kernels.data.build import build_maze, build_sudoku
-from rtm_kernels.data.dataset import Examples, Metadata, PuzzleDataset, describe
+from rtm_kernels.data.dataset import Examples, Metadata, PuzzleDataset
 from rtm_kernels.data.maze import Maze
 from rtm_kernels.data.maze import generate as generate_mazes
 from rtm_kernels.data.sudoku import Sudoku, augment, generate, to_text, verify
@@ -34,8 +34,8 @@ def test_round_trip(tmp_path: Path) -> None:
     inputs = np.arange(24, dtype=np.uint8).reshape(6, 4) % 5
     labels = (inputs.astype(np.int32) + 1) % 5
     examples = Examples(inputs, labels, np.array([1, 0, 2]), np.array([0, 1, 3, 6]), np.array([0, 2, 3]))
-    metadata = describe({"all": examples}, 5, num_puzzle_identifiers=3)
-    write_dataset(tmp_path / "d", {"train": (metadata, {"all": examples})}, identifiers=["<blank>", "a", "b"])
+    metadata = Metadata.of(examples, 5, num_puzzle_identifiers=3)
+    write_dataset(tmp_path / "d", {"train": examples}, 5, identifiers=["<blank>", "a", "b"])
     found = PuzzleDataset.open(tmp_path / "d")
     assert found.metadata == metadata and found.identifiers() == ["<blank>", "a", "b"]
     assert (metadata.total_groups, metadata.total_puzzles, metadata.mean_puzzle_examples) == (2, 3, 2.0)

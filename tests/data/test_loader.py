@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from rtm_kernels.data.dataset import Examples, PuzzleDataset, describe
+from rtm_kernels.data.dataset import Examples, Metadata, PuzzleDataset
 from rtm_kernels.data.loader import Batch, TestLoader, TrainLoader
 from rtm_kernels.data.sudoku import Sudoku, generate, verify
 from rtm_kernels.errors import InputError
@@ -17,7 +17,7 @@ PUZZLES, SOLUTIONS = generate(60, seed=1, size=4)
 
 
 def in_memory(examples: Examples, vocab_size: int, num_puzzle_identifiers: int = 1) -> PuzzleDataset:
-    return PuzzleDataset(describe({"all": examples}, vocab_size, num_puzzle_identifiers), {"all": examples})
+    return PuzzleDataset(Metadata.of(examples, vocab_size, num_puzzle_identifiers), {"all": examples})
 
 
 DATASET = in_memory(Examples.of_single(PUZZLES + 1, SOLUTIONS + 1, puzzles_per_group=3), 6)
