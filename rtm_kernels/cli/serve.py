@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rtm_kernels.cli.options import Device, Executor, Halt
+from rtm_kernels.cli.options import Device, Executor, Halt, Host, Port, TokenFile
 
 if TYPE_CHECKING:
     from rtm_kernels.serve.front import Front
@@ -28,12 +28,9 @@ def serve(
             show_default="sudoku",
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address; any but loopback needs a token.", metavar="HOST")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", metavar="PORT")] = 8000,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help="File that holds the token; else the variable RTM_TOKEN.", metavar="FILE"),
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    token_file: TokenFile = None,
     slots: Annotated[int, typer.Option(help="Puzzles of a model in the batch at a time.", metavar="N")] = 16,
     device: Device = None,
     executor: Executor = "auto",
@@ -76,8 +73,7 @@ def serve(
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, end_at_once)
     with bind(host, port, token) as bound:
-        import torch
-
+        from rtm_kernels.cli.load import default_device
         from rtm_kernels.engine import Solver
         from rtm_kernels.model import RecursiveReasoner
         from rtm_kernels.serve.front import Front
@@ -89,7 +85,7 @@ def serve(
             require(cells <= limits.cells, f"model {name}", f"{cells} cells", f"at most {limits.cells} are served")
             solvers[name] = Solver(
                 found, policy=halt, max_steps=limits.steps, batch_size=slots, executor=executor,
-                device=device or ("cuda" if torch.cuda.is_available() else "cpu"), batch_invariant=batch_invariant,
+                device=device or default_device(), batch_invariant=batch_invariant,
             )  # fmt: skip
         front = Front(solvers, limits)
         bound.listen()

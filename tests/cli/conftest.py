@@ -75,9 +75,20 @@ def rtm(model_folder: Path) -> Callable[..., Any]:
 
     def run(command: str, *arguments: str, **options: Any) -> Any:
         extra = ["--model", str(model_folder)] if command in ("solve", "eval") else []
-        return CliRunner().invoke(app, [command, *extra, *arguments], catch_exceptions=False, **options)
+        return invoke(command, *extra, *arguments, **options)
 
     return run
+
+
+def invoke(*arguments: object, **options: Any) -> Any:
+    """Run `rtm` in this process."""
+    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False, **options)
+
+
+def refused(result: Any, named: str) -> None:
+    """Bad input ends in exit code 2 and one line that says what is wrong, and prints nothing else."""
+    assert result.exit_code == 2 and result.stdout == "" and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ") and named in result.stderr and result.stderr[:-1].isprintable()
 
 
 def lines(text: str) -> list[dict[str, Any]]:

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from rtm_kernels.cli.main import app
 from rtm_kernels.data.maze import generate
 from rtm_kernels.data.task import get_task
+from tests.cli.conftest import invoke as rtm
+from tests.cli.conftest import refused
 
 TINY = ["model.hidden_size=16", "model.num_heads=2", "model.expansion=1", "model.L_cycles=1", "model.H_cycles=1",
         "model.forward_dtype=float32", "stages.*.batch_size=8", "stages.*.halt_max_steps=2", "warmup_steps=1",
@@ -18,10 +18,6 @@ TINY = ["model.hidden_size=16", "model.num_heads=2", "model.expansion=1", "model
 SOURCES = ["sudoku-4x4", "symmetric=false", "model.seq_len=25", "stages.0.steps=2", "stages.1.steps=2",
            "sources.all.task=maze", "sources.all.size=5", "sources.all.count=40",
            "test.task=maze", "test.size=5", "test.count=10"]  # fmt: skip
-
-
-def rtm(*arguments: str):
-    return CliRunner().invoke(app, list(arguments), catch_exceptions=False)
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +84,6 @@ def test_recipes_generate_them_too(folder: Path) -> None:
     assert report["n"] == 10
 
 
-@pytest.mark.parametrize("side", ["4", "65"])
-def test_other_sides_and_bundled_mazes_are_refused(side: str, folder: Path, model: Path) -> None:
-    assert rtm("data", "maze", str(folder / side), "--side", side).exit_code == 2
-    result = rtm("eval", "--generate", "task=maze", "--generate", f"size={side}")
-    assert result.exit_code == 2 and f"size={side} is not allowed: a side of a maze: 5 to 64" in result.stderr
-
-    result = rtm("solve", "--model", str(model / "model"))
-    assert result.exit_code == 2
-    assert "no puzzles were given, and there are bundled examples only of sudoku, not of maze9" in result.stderr
+def test_other_sides_and_bundled_mazes_are_refused(model: Path) -> None:
+    refused(rtm("eval", "--generate", "task=maze", "--generate", "size=65"), "size=65 is not allowed: a side of a maze")
+    refused(rtm("solve", "--model", model / "model"), "there are bundled examples only of sudoku, not of maze9")
