@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from typer.testing import CliRunner
 
-from rtm_kernels.cli.main import app
-from rtm_kernels.errors import InputError
-from rtm_kernels.interop.scripts import accelerating, flash_attn_func, missing, run_script
+from rtm_kernels.interop.scripts import accelerating, flash_attn_func, missing
+from tests.cli.conftest import invoke, refused
 from tests.interop import official_structure
 
 SCRIPT = """
@@ -47,8 +45,8 @@ def script(tmp_path: Path) -> str:
     return str(tmp_path / "pretrain.py")
 
 
-def rtm(*arguments: str):
-    return CliRunner().invoke(app, ["run", *arguments], catch_exceptions=False)
+def rtm(*arguments: object):
+    return invoke("run", *arguments)
 
 
 @pytest.mark.skipif(len(missing()) < 2, reason="adam_atan2 or flash_attn is installed")
@@ -69,22 +67,14 @@ def test_a_script_trains_alike_with_fused_blocks(name: str, stacks: str, script:
     assert "adam_atan2" not in sys.modules and sys.argv[0] != script
 
 
-def test_a_dry_run_only_says_what_it_would_do(script: str, tmp_path: Path) -> None:
-    result = rtm("--dry-run", script, "mlp", str(tmp_path / "out.json"))
-    assert result.exit_code == 0 and "would replace" in result.stderr and "as they are built" in result.stderr
-    assert not (tmp_path / "out.json").exists()
-
-
-def test_a_script_that_is_not_there_is_refused() -> None:
-    result = rtm("/nowhere/pretrain.py")
-    assert result.exit_code == 2 and "SCRIPT='/nowhere/pretrain.py'" in result.stderr
-    with pytest.raises(InputError):
-        run_script(Path("/nowhere"), [])
-
-
-def test_installed_packages_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_only_says_what_it_would_do(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "adam_atan2", official_structure)
-    assert "adam_atan2" not in missing()
+    result = rtm("--dry-run", script, "mlp", tmp_path / "out.json")
+    assert result.exit_code == 0 and "would replace" in result.stderr and "as they are built" in result.stderr
+    assert "AdamATan2" not in result.stderr and not (tmp_path / "out.json").exists()
+    monkeypatch.setenv("RANK", "1")  # one rank of torchrun speaks
+    assert rtm("--dry-run", script, "mlp", tmp_path / "out.json").stderr == ""
+    refused(rtm("/nowhere/pretrain.py"), "SCRIPT='/nowhere/pretrain.py'")
 
 
 def test_a_stack_of_other_blocks_stays_as_it_is() -> None:
@@ -166,9 +156,3 @@ def test_a_script_for_cuda_runs_on_the_cpu_when_asked_to(name: str, tmp_path: Pa
     assert found["plain"][1:] == found["fused"][1:] == ["torch.bfloat16", ["cpu"]]
     assert found["fused"][0] == pytest.approx(found["plain"][0], rel=1e-2)
     assert torch.load is load and torch.autocast is autocast
-
-
-def test_one_rank_of_many_speaks(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
-    result = rtm("--dry-run", script, "mlp", str(tmp_path / "out.json"))
-    assert result.exit_code == 0 and result.stderr == ""
