@@ -56,6 +56,7 @@ def test_the_published_mazes_open(tmp_path: Path) -> None:
     )
     pair = tuple(np.array(getattr(train.sets["all"], name)[:20]) for name in ("inputs", "labels"))
     held_out = tuple(np.array(getattr(test.sets["all"], name)[:5]) for name in ("inputs", "labels"))
+    assert Maze().verify_tokens(*pair).all() and not Maze().verify_tokens(pair[0], pair[0]).any()
     assert build_maze(tmp_path / "m", pair, test=held_out) == {"train": 20, "test": 5, "twins_dropped": 0}
     for name in module.FIELDS[:2]:
         written = np.load(tmp_path / "m" / "train" / f"all__{name}.npy")
@@ -104,14 +105,6 @@ def test_csv_without_solutions_is_solved(tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
-def test_maze_builder(tmp_path: Path) -> None:
-    mazes = generate_mazes(12, seed=1, side=9, path_cells=12)
-    counts = build_maze(tmp_path / "m", mazes, test=3, side=9, augmented=True)
-    assert counts == {"train": 72, "test": 3, "twins_dropped": 0}
-    train = PuzzleDataset.open(tmp_path / "m").sets["all"]
-    assert len({bytes(row) for row in train.inputs[:8]}) == 8 and len(train.group_indices) == 10
-
-
 def test_writing_is_all_or_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (folder / "manifest.json").read_bytes()
     with pytest.raises(InputError, match="it exists already"):
@@ -143,8 +136,12 @@ def test_only_a_data_set_is_replaced(folder: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "mine", "sudoku"]
 
 
-def test_mazes_of_a_file_are_named(tmp_path: Path) -> None:
-    (maze, answer), task = generate_mazes(1, seed=1, side=9, path_cells=12), Maze(9)
+def test_mazes_are_turned_or_named(tmp_path: Path) -> None:
+    (maze, answer), task = generate_mazes(12, seed=1, side=9, path_cells=12), Maze(9)
+    counts = build_maze(tmp_path / "m", (maze, answer), test=3, side=9, augmented=True)
+    assert counts == {"train": 72, "test": 3, "twins_dropped": 0}
+    train = PuzzleDataset.open(tmp_path / "m").sets["all"]
+    assert len({bytes(row) for row in train.inputs[:8]}) == 8 and len(train.group_indices) == 10
     texts = task.decode(maze[0]), task.decode(answer[0])
     for rows, named in (
         (f"{texts[0]},", "line 2: no solution"),
