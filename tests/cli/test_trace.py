@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import invoke, refused
+from tests.trace.support import edited, lines, written
 
 
 @pytest.fixture(scope="module")
@@ -31,19 +32,12 @@ def test_replay_says_identical(traced: Path) -> None:
 
 
 def test_replay_names_the_difference(traced: Path, tmp_path: Path) -> None:
-    lines = traced.read_text().splitlines()
-    step = json.loads(lines[4])
-    lines[4] = json.dumps(step | {"p_halt": 0.5})
-    path = tmp_path / "t.jsonl"
-    path.write_text("\n".join(lines) + "\n")
-    result = invoke("trace", "replay", path)
+    result = invoke("trace", "replay", written(tmp_path, edited(lines(traced), 4, p_halt=0.5)))
     assert result.exit_code == 1 and "line 5: puzzle 1, step 1, p_halt: recorded 0.5" in result.stderr
 
 
 def test_bad_input(traced: Path, tmp_path: Path, model_folder: Path) -> None:
-    lines = traced.read_text().splitlines()
-    path = tmp_path / "t.jsonl"
-    path.write_text("\n".join([json.dumps(json.loads(lines[0]) | {"weights_sha256": "0" * 64}), *lines[1:]]) + "\n")
+    path = written(tmp_path, edited(lines(traced), 0, weights_sha256="0" * 64))
     refused(invoke("trace", "replay", path), "weights_sha256 of the model is")
     path.write_text("not a trace\n")
     for command in ("replay", "view", "plot"):

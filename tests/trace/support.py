@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -69,3 +70,14 @@ def played_solver(task_name: str, answers: Sequence[str]) -> Solver:
 
 def lines(path: Path) -> list[str]:
     return path.read_text().splitlines(keepends=True)
+
+
+def edited(text: list[str], number: int, **fields: object) -> list[str]:
+    """The lines of a trace with other fields in one of them."""
+    number %= len(text)
+    return [*text[:number], json.dumps(json.loads(text[number]) | fields) + "\n", *text[number + 1 :]]
+
+
+def written(folder: Path, text: list[str]) -> Path:
+    (folder / "t.jsonl").write_text("".join(text))
+    return folder / "t.jsonl"
