@@ -19,7 +19,6 @@ class Group(TyperGroup):
     """Turns the package's own errors, and files that cannot be read or written, into one line and exit code 2."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that the arguments name."""
         warnings.showwarning = lambda message, *_: typer.echo(f"note: {message}", err=True)
         try:
             return super().invoke(ctx)

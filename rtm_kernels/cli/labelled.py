@@ -44,16 +44,11 @@ def read_labelled(paths: Sequence[Path], task: Task, limit: int | None) -> Label
         return parts[0]
     named = [str(path) for path, part in zip(paths, parts, strict=True) if part.names is not None]
     require(not named, "DATA", ", ".join(named), "a data set with puzzle identifiers is measured by itself")
-    parts = [
-        Labelled(part.inputs, part.labels, part.identifiers, [path.stem] * len(part.inputs))
-        for path, part in zip(paths, parts, strict=True)
-    ]
-    return Labelled(
-        np.concatenate([part.inputs for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate([part.identifiers for part in parts]),
-        [source for part in parts for source in part.sources],
+    stems = [path.stem for path, part in zip(paths, parts, strict=True) for _ in part.sources]
+    inputs, labels, identifiers = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("inputs", "labels", "identifiers")
     )
+    return Labelled(inputs, labels, identifiers, stems)
 
 
 def generated(assignments: Sequence[str], task: Task) -> Labelled:

@@ -37,7 +37,6 @@ def load_solver(options: SolverOptions, *, model: str | None = None, batch_invar
 
 
 def solver_arguments(options: SolverOptions, rank: int = 0) -> dict[str, Any]:
-    """The arguments of `Solver` that every command gives."""
     return {
         "policy": options.halt,
         "max_steps": options.max_steps,

@@ -109,7 +109,6 @@ def split_name(text: str) -> tuple[str, str]:
 
 
 def print_start(address: str, front: Front, guarded: bool) -> None:
-    """The address, the models and the limits as a table on standard error."""
     from rich.console import Console
 
     from rtm_kernels.cli.report import print_table

@@ -153,7 +153,6 @@ def finish(outcome: Outcome, folder: Path, preset: str, json_object: bool) -> No
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """The results of a run, as a table."""
     from rtm_kernels.cli.report import print_result
 
     curve = summary["exact_accuracy_by_step"]
@@ -181,7 +180,6 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def list_presets(json_object: bool) -> None:
-    """Print the names of the recipes, what each is, and its size."""
     from rtm_kernels.cli.report import print_result
     from rtm_kernels.train.recipe import ABOUT, PRESETS
 

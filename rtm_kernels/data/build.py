@@ -133,19 +133,12 @@ def _divide(task: Task, pair: Pair, test: Pair | int, rng: np.random.Generator) 
         rest = np.setdiff1d(np.arange(len(keys)), held_out)
     else:
         test_keys, rest = task.keys(*test), np.arange(len(keys))
-    kept = _without_twins(keys, rest, test_keys)
+    # of twins the first one stays
+    first = np.sort(rest[np.unique(keys[rest], return_index=True)[1]])
+    seen = set(test_keys.tolist())
+    kept = np.array([row for row in first.tolist() if keys[row] not in seen])
+    require(len(kept) > 0, "source", "nothing", "every training puzzle is a twin of a test puzzle")
     return kept, test, len(rest) - len(kept)
-
-
-def _without_twins(keys: np.ndarray, rows: np.ndarray, test_keys: np.ndarray) -> np.ndarray:
-    """Those of `rows` that are no twin of a test puzzle or of an earlier row."""
-    seen, kept = set(test_keys.tolist()), []
-    for row in rows.tolist():
-        if keys[row] not in seen:
-            seen.add(keys[row])
-            kept.append(row)
-    require(bool(kept), "source", "nothing", "every training puzzle is a twin of a test puzzle")
-    return np.array(kept)
 
 
 def _name(source: Boards | int) -> str | int:

@@ -31,7 +31,6 @@ def write_page(trace: Trace, path: str | os.PathLike[str], *, limit: int | None 
 
 
 def page(header: Record, puzzles: list[Traced]) -> str:
-    """The HTML text."""
     assets = files("rtm_kernels") / "assets" / "viewer"
     style, script, text = ((assets / name).read_text("utf-8") for name in ("style.css", "script.js", "page.html"))
     parts = {

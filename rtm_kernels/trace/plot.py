@@ -46,7 +46,6 @@ def right(traced: Traced) -> np.ndarray:
 
 
 def by_step(trace: Trace) -> list[AtStep]:
-    """One row for each step that any puzzle took."""
     depths = np.array([len(traced.steps) for traced in trace.puzzles])
     correct = [right(traced) for traced in trace.puzzles]
     rows = []

@@ -56,7 +56,6 @@ def read_trace(path: str | os.PathLike[str]) -> Trace:
 
 
 def _parse(raw: bytes, first: bool) -> Record:
-    """The record of one line, checked by itself."""
     if len(raw) > MAX_LINE:
         raise InputError(f"longer than {MAX_LINE} bytes")
     if not raw.endswith(b"\n"):

@@ -73,7 +73,6 @@ def replay(trace: Trace, model: RecursiveReasoner | str | None = None) -> str | 
 
 
 def build_solver(header: Record, model: RecursiveReasoner) -> Solver:
-    """The solver that the header describes."""
     for name, here in model_sha256(model).items():
         if header[name] != here:
             raise InputError(f"{name} of the model is {here}, and the trace was recorded with {header[name]}")
