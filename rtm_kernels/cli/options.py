@@ -30,8 +30,9 @@ MaxSteps = Annotated[
 MinSteps = Annotated[int, halting(help="Fewest ACT steps per puzzle.", metavar="N")]
 Halt = Annotated[
     str,
-    halting(help="When a puzzle stops: verified (the rules confirm its answer), q[=P], settle[=N or N/TOL], "
-            "cumulative, cumulative_token, several joined by +, or fixed (always all steps).", metavar="POLICY"),
+    halting(help="When a puzzle stops: verified (the rules confirm its answer), q[=P], q_continue[=P], "
+            "settle[=N or N/TOL], cumulative, cumulative_token, several joined by +, or fixed (always all steps).",
+            metavar="POLICY"),
 ]  # fmt: skip
 Rollouts = Annotated[
     int,
