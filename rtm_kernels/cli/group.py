@@ -33,6 +33,12 @@ class Group(TyperGroup):
             raise typer.Exit(BAD_INPUT) from None
 
 
+def group_of(about: str, **options: Any) -> typer.Typer:
+    """Commands below one name, which alone shows their help."""
+    names = {"help_option_names": ["-h", "--help"]}
+    return typer.Typer(no_args_is_help=True, context_settings=names, help=about, **options)
+
+
 def complain(message: str) -> None:
     """Print `message` as one line on standard error, without control characters."""
     typer.echo(f"error: {one_line(message)}", err=True)
