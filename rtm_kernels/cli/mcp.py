@@ -29,10 +29,10 @@ def mcp(
 ) -> None:  # fmt: skip
     """Serve the solver to an agent over MCP: solve_sudoku, solve_maze, solve_arc_candidates, list_models.
 
-    `verified` means that a rule checker confirmed the answer. Standard output
-    carries only the protocol.
+    `verified` means that a rule checker confirmed the answer. Over stdio only
+    protocol messages go to standard output.
 
-    Exit code: 0 the client ended, 2 bad input.
+    Exit code: 0 the client disconnected, 2 bad input.
 
     Examples:
 
@@ -41,7 +41,7 @@ def mcp(
       rtm mcp --transport http --port 8765
       rtm mcp --transport http --host 0.0.0.0 --token-file token.txt
 
-    For a client that starts it: {"command": "rtm", "args": ["mcp"]}.
+    To let a client start it: {"command": "rtm", "args": ["mcp"]}.
     """
     from rtm_kernels.errors import BackendUnavailable, one_of
 

@@ -31,17 +31,17 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     token_file: TokenFile = None,
-    slots: Annotated[int, typer.Option(help="Puzzles of a model in the batch at a time.", metavar="N")] = 16,
+    slots: Annotated[int, typer.Option(help="Puzzles in the batch of each model.", metavar="N")] = 16,
     device: Device = None,
     executor: Executor = "auto",
     halt: Halt = "verified",
-    batch_invariant: Annotated[bool, typer.Option(help="The same bits whatever else is in the batch.")] = True,
+    batch_invariant: Annotated[bool, typer.Option(help="Results do not depend on what else is in the batch.")] = True,
     json_lines: Annotated[bool, typer.Option("--json", help="Log as JSON lines on standard error.")] = False,
 ) -> None:
     """Serve models over HTTP: solve, stream, models, health, metrics.
 
-    On SIGTERM no more requests are taken and those at work are finished. When
-    the solver fails, the process ends, for its supervisor to start it again.
+    On SIGTERM the server finishes the requests it has and takes no more. If the
+    solver fails, the process exits, so that its supervisor can start it again.
 
     Exit code: 0 after SIGTERM or Ctrl-C, 2 when it cannot start or fails.
 

@@ -155,26 +155,24 @@ def finish(outcome: Outcome, folder: Path, preset: str, json_object: bool) -> No
 def print_summary(summary: dict[str, Any]) -> None:
     from rtm_kernels.cli.report import print_result
 
-    curve = summary["exact_accuracy_by_step"]
-    marks = [n for n in (1, 2, 4, 8, 16) if n <= len(curve)]
+    curve, best, model = summary["exact_accuracy_by_step"], summary["best"], summary["model"]
     unseen = "no test puzzles"
     if curve:
         unseen = f"{100 * summary['exact_accuracy']:.2f} % of {summary['unseen_puzzles']} {summary['unseen']}"
-    speed = f", {summary['steps_per_second']} steps/s" if summary["steps_per_second"] else ""
-    speed += f", {summary['samples_per_second']:.0f} samples/s" if "samples_per_second" in summary else ""
-    speed += f", {summary['joules']:.0f} J" if "joules" in summary else ""
-    best = summary["best"]
+    units = {"steps_per_second": "steps/s", "samples_per_second": "samples/s", "joules": "J"}
+    speed = [f"{summary[name]:.4g} {unit}" for name, unit in units.items() if summary.get(name)]
+    by_step = [f"{n}: {100 * curve[n - 1]:.2f} %" for n in (1, 2, 4, 8, 16) if n <= len(curve)]
     rows = {
         "exact on unseen puzzles": unseen,
         "best": f"{100 * best['exact_accuracy']:.2f} % after step {best['step']}, {best['model']}" if best else "-",
-        "by ACT steps": ", ".join(f"{n}: {100 * curve[n - 1]:.2f} %" for n in marks) or "-",
+        "by ACT steps": ", ".join(by_step) or "-",
         "training loss": "-" if summary["loss"] is None else f"{summary['loss']:.4f} (mean of the last 50 steps)",
         "steps": f"{summary['steps']}, {summary['skipped_steps']} of them skipped",
-        "time": f"{summary['seconds']:.0f} s{speed}",
-        "model": f"{summary['model']}, {summary['parameters']:,} parameters",
+        "time": ", ".join([f"{summary['seconds']:.0f} s", *speed]),
+        "model": f"{model}, {summary['parameters']:,} parameters",
         "picture": summary["picture"] or "none",
-        "again": f"rtm eval {summary['unseen_data']} --model {Path(summary['model']).parent}" if curve else "-",
-        "next": f"rtm solve --model {summary['model']} PUZZLES",
+        "again": f"rtm eval {summary['unseen_data']} --model {Path(model).parent}" if curve else "-",
+        "next": f"rtm solve --model {model} PUZZLES",
     }
     print_result(summary, rows, as_json=False)
 

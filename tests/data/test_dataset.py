@@ -109,13 +109,11 @@ def test_writing_is_all_or_nothing(folder: Path, tmp_path: Path, monkeypatch: py
     before = (folder / "manifest.json").read_bytes()
     with pytest.raises(InputError, match="it exists already"):
         build_sudoku(folder, BOARDS, test=5)
-    for step in ("rename", "fsync"):
-        with monkeypatch.context() as patch:
-            patch.setattr(os, step, lambda *_: (_ for _ in ()).throw(OSError("disk")))
-            with pytest.raises(OSError, match="disk"):
-                build_sudoku(folder, BOARDS, test=5, overwrite=True)
-        assert (folder / "manifest.json").read_bytes() == before
-        assert [p.name for p in tmp_path.iterdir()] == ["sudoku"]
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk"):
+        patch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+        build_sudoku(folder, BOARDS, test=5, overwrite=True)
+    assert (folder / "manifest.json").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["sudoku"]
     build_sudoku(folder, BOARDS, test=5, overwrite=True)
     assert len(PuzzleDataset.open(folder, "test").sets["all"].inputs) == 5
     assert [p.name for p in tmp_path.iterdir()] == ["sudoku"]
