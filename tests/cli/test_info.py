@@ -59,8 +59,3 @@ def test_help_shows_whole_examples_and_json(names: tuple[str, ...]) -> None:
     _, text = re.split("Examples?:\n", COMMANDS[names].callback.__doc__)
     examples = [line.strip() for line in text.splitlines() if "rtm " in line]
     assert examples and all(example in shown for example in examples)
-
-
-def test_a_mistyped_command_is_named_with_the_one_meant(rtm) -> None:
-    result = rtm("solv")
-    assert result.exit_code == 2 and result.stdout == "" and "Did you mean 'solve'?" in result.stderr
