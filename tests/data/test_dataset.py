@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,10 +25,17 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "maze-30x30-h
 BOARDS = generate(24, seed=9)
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("built") / "sudoku"
+    build_sudoku(out, BOARDS, test=4, augmentations=2)
+    return out
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    build_sudoku(tmp_path / "sudoku", BOARDS, test=4, augmentations=2)
-    return tmp_path / "sudoku"
+def folder(built: Path, tmp_path: Path) -> Path:
+    """A copy of a data set, to damage."""
+    return shutil.copytree(built, tmp_path / "sudoku")
 
 
 def test_round_trip(tmp_path: Path) -> None:
