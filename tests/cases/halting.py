@@ -32,7 +32,7 @@ GATE = (  # shape of y, policy, layout
     ((4, 97, 100), "cumulative", "offset"),
     ((3, 17, 64), "cumulative_token", "transposed"),
     ((3, 7, 100), "settle=2/0.06", "plain"),
-    ((300, 1, 1), "fixed", "plain"),
+    ((40, 1, 1), "fixed", "plain"),
     ((0, 9, 24), "q", "plain"),
     ((33, 3, 130), "verified", "plain"),
     ((5, 1, 7), "q_continue", "expanded"),
