@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -27,7 +24,7 @@ from rtm_kernels.recursion.persistent.executor import PersistentExecutor
 from tests.cases import small_cases
 from tests.cases.case import Case, run
 from tests.ops.support import swiglu_weights
-from tests.proof.launching import ROOT, bits
+from tests.proof.launching import bits, process
 from tests.proof.tiles import tiles
 from tests.recursion.support import small_stacks
 
@@ -74,10 +71,7 @@ def test_the_same_bits_in_every_process_with_any_number_of_threads_and_hash_seed
     found: dict[str, set[str]] = {}
     for number in range(PROCESSES):
         threads = number % 2 + 1
-        environment = {**os.environ, "PYTHONHASHSEED": str(number // 2), "TRITON_INTERPRET": "1"}
-        command = [sys.executable, "-c", FRESH, str(threads)]
-        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-        kernels, eager = result.stdout.splitlines()
+        kernels, eager = process("-c", FRESH, str(threads), PYTHONHASHSEED=str(number // 2)).splitlines()
         found.setdefault("kernels", set()).add(kernels)
         found.setdefault(f"eager, {threads} threads", set()).add(eager)  # its products may follow the threads
     assert [len(lines) for lines in found.values()] == [1, 1, 1]
@@ -165,7 +159,7 @@ def halting_op(x: Tensor, impl: str) -> tuple[Tensor, ...]:
     states.rows.copy_(states.fresh.expand(len(x), -1))
     at, head = states.first(len(x)), (torch.randn(2, WIDTH, generator=g).to(x), torch.zeros(2).to(x))
     halting_step_(at, states.policy, Outputs(x[..., :7], x[:, 0, :2], x, x.flip(1), (x,), head), impl=impl)
-    return (states.rows,)
+    return at.rows, at.residual, at.token_accumulated
 
 
 def act_step_op(x: Tensor, impl: str) -> tuple[Tensor, ...]:

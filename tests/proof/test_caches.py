@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
@@ -27,7 +24,7 @@ from rtm_kernels.recursion.graph import GraphRunner
 from rtm_kernels.recursion.native_weights import HeadWeights
 from rtm_kernels.recursion.persistent.executor import PersistentExecutor
 from tests.engine import fakes
-from tests.proof.launching import ROOT, bits, every_launch
+from tests.proof.launching import bits, every_launch, process
 from tests.proof.test_bits import OPS, samples
 from tests.recursion.native_support import make_stacks, weights
 from tests.recursion.support import Recorder, small_stacks
@@ -43,11 +40,9 @@ def test_processes_that_start_cold_together_all_get_the_kernel_that_one_gets_alo
     tmp_path: Path, cells: Callable[[int], None]
 ) -> None:
     """On one empty folder, for two architectures at once, in every other round with one of them killed."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.proof.cold_start", str(tmp_path), str(ROUNDS), str(PROCESSES)]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    (hopper, ampere), *rounds = map(json.loads, result.stdout.splitlines())
+    arguments = str(tmp_path), str(ROUNDS), str(PROCESSES)
+    printed = process("-m", "tests.proof.cold_start", *arguments, interpret=False)
+    (hopper, ampere), *rounds = map(json.loads, printed.splitlines())
     assert hopper["cubin"] != ampere["cubin"] and len(rounds) == ROUNDS
     for number, found in enumerate(rounds):
         assert len(found) >= PROCESSES + 2 - number % 2
@@ -98,7 +93,7 @@ def of_persistent() -> Call:
 def of_graphs() -> Call:
     stacks = small_stacks(PROGRAM.stacks, LENGTH, WIDTH, INNER)
     runner = GraphRunner(
-        lambda given: reference.run(PROGRAM, latents_of(given["x"]), given["x"], stacks), max_batch=8,
+        lambda given: reference.run(PROGRAM, latents_of(given["x"]), given["x"], stacks), max_batch=MOST,
         capture=Recorder(),
     )  # fmt: skip
     return lambda x: tuple(runner({"x": x}).values())

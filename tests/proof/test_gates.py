@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 
@@ -14,7 +11,7 @@ import pytest
 from tests.cases import DIFFERENTIABLE, OPS, gate_cases, name_of
 from tests.cases.case import Case, check
 from tests.gates import compile_table
-from tests.proof.launching import ROOT
+from tests.proof.launching import process
 from tests.proof.test_poison import filled
 
 PRODUCTS = {
@@ -35,12 +32,8 @@ def test_interpreted(case: Case) -> None:
 
 @pytest.mark.proof("compile")
 def test_compiled(cells: Callable[[int], None]) -> None:
-    pytest.importorskip("triton")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.gates.compile_gate", "--table"]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    cells(int(re.findall(r"(\d+) kernels,", result.stdout)[-1]))
+    printed = process("-m", "tests.gates.compile_gate", "--table", interpret=False)
+    cells(int(re.findall(r"(\d+) kernels,", printed)[-1]))
 
 
 @pytest.mark.proof("error")
