@@ -51,7 +51,7 @@ check: .venv/.environment  ## lint, format check, types
 	@$(BIN)/mypy
 
 interpret-gate: .venv/.installed  ## every Triton kernel against its reference, in Triton's interpreter (float32)
-	@$(PYTEST) tests/proof/test_gates.py -k interpreted $(WORKERS) -q --no-header -W ignore
+	@CUDA_VISIBLE_DEVICES= $(PYTEST) tests/proof/test_gates.py -k interpreted $(WORKERS) -q --no-header -W ignore
 
 compile-gate: .venv/.installed  ## every kernel and launch row compiled for sm_90 without a GPU; ARCH=all writes the table
 	@$(PY) -m tests.gates.compile_gate --arch $(or $(ARCH),90)
