@@ -102,7 +102,7 @@ def launch_halting(batch: int, length: int, width: int, text: str, dtype: torch.
     y = meta(batch, length, width, dtype=dtype)
     logits = meta(batch, length, VOCABULARY, dtype=dtype)[:, length - states.seq_len :]
     head = meta(2, width), meta(2)
-    seen = Outputs(logits, meta(batch, 2), y, y, (y,), head, "q_continue" in text)
+    seen = Outputs(logits, meta(batch, length, 2)[:, 0], y, y, (y,), head, "q_continue" in text)
     halting_step(states.first(batch), states.policy, seen, None, False)
     if text == "verified":
         halting_step(states.first(batch), states.policy, None, meta(batch, dtype=torch.bool), False)
