@@ -127,7 +127,7 @@ OP = Op(
     by_batch={f"halting {text}": partial(launch_halting, length=97, width=512, text=text) for text in BY_BATCH},
     tuned=[
         Tuned(f"halting-{text}", lambda b, text=text: halting((b, 97, 512), text, "plain"), 768, torch.float32)
-        for text in ("q", "cumulative_token")
+        for text in ("q", "cumulative_token", "settle")
     ],
     tables={"halting": TABLE},
 )  # fmt: skip
