@@ -51,7 +51,7 @@ check: .venv/.environment  ## lint, format check, types
 	@$(BIN)/mypy
 
 interpret-gate: .venv/.installed  ## every Triton kernel against its reference, in Triton's interpreter (float32)
-	@$(PY) -m tests.gates.interpret_gate
+	@CUDA_VISIBLE_DEVICES= $(PYTEST) tests/proof/test_gates.py -k interpreted $(WORKERS) -q --no-header -W ignore
 
 compile-gate: .venv/.installed  ## every kernel and launch row compiled for sm_90 without a GPU; ARCH=all writes the table
 	@$(PY) -m tests.gates.compile_gate --arch $(or $(ARCH),90)
@@ -60,7 +60,6 @@ gates: .venv/.installed  ## both gates and the proof under another Triton, insta
 	@test -n "$(TRITON)" || { echo "error: name a version: make gates TRITON=3.9.0"; exit 1; }
 	@test -d .triton/$(TRITON) || $(PIP) --no-deps --target .triton/$(TRITON) triton==$(TRITON)
 	@PYTHONPATH=.triton/$(TRITON) $(PY) -c 'import triton; print("Triton", triton.__version__)'
-	@PYTHONPATH=.triton/$(TRITON) $(PY) -m tests.gates.interpret_gate
 	@PYTHONPATH=.triton/$(TRITON) $(PY) -m tests.gates.compile_gate --arch $(or $(ARCH),90)
 	@PYTHONPATH=.triton/$(TRITON) $(PYTEST) tests/proof $(WORKERS) -q --no-header -W ignore
 

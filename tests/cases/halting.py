@@ -32,7 +32,7 @@ GATE = (  # shape of y, policy, layout
     ((4, 97, 100), "cumulative", "offset"),
     ((3, 17, 64), "cumulative_token", "transposed"),
     ((3, 7, 100), "settle=2/0.06", "plain"),
-    ((300, 1, 1), "fixed", "plain"),
+    ((40, 1, 1), "fixed", "plain"),
     ((0, 9, 24), "q", "plain"),
     ((33, 3, 130), "verified", "plain"),
     ((5, 1, 7), "q_continue", "expanded"),
@@ -102,7 +102,7 @@ def launch_halting(batch: int, length: int, width: int, text: str, dtype: torch.
     y = meta(batch, length, width, dtype=dtype)
     logits = meta(batch, length, VOCABULARY, dtype=dtype)[:, length - states.seq_len :]
     head = meta(2, width), meta(2)
-    seen = Outputs(logits, meta(batch, 2), y, y, (y,), head, "q_continue" in text)
+    seen = Outputs(logits, meta(batch, length, 2)[:, 0], y, y, (y,), head, "q_continue" in text)
     halting_step(states.first(batch), states.policy, seen, None, False)
     if text == "verified":
         halting_step(states.first(batch), states.policy, None, meta(batch, dtype=torch.bool), False)
@@ -127,7 +127,7 @@ OP = Op(
     by_batch={f"halting {text}": partial(launch_halting, length=97, width=512, text=text) for text in BY_BATCH},
     tuned=[
         Tuned(f"halting-{text}", lambda b, text=text: halting((b, 97, 512), text, "plain"), 768, torch.float32)
-        for text in ("q", "cumulative_token")
+        for text in ("q", "cumulative_token", "settle")
     ],
     tables={"halting": TABLE},
 )  # fmt: skip

@@ -1,10 +1,16 @@
-"""One interpreted launch as data, so that a proof can run it its own way: other memory, other order, few programs."""
+"""One interpreted launch as data, so that a proof can run it its own way: other memory, other order, few programs.
+
+Also what the proofs share: processes of their own, the kernels' files and names, the bits of a tensor.
+"""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -76,6 +82,17 @@ def every_launch(run: Callable[[Launch], None]) -> Iterator[list[str]]:
         yield seen
     finally:
         interpreter.GridExecutor = original
+
+
+def process(*arguments: str, interpret: bool = True, **environment: str) -> str:
+    """What Python prints with these arguments in a process of its own, whose Triton interprets or compiles."""
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    how = {"TRITON_INTERPRET": "1"} if interpret else {}
+    result = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env={**inherited, **how, **environment}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 def jit_functions(path: Path) -> Iterator[ast.FunctionDef]:

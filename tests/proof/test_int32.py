@@ -134,10 +134,9 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "attention_norm, odd": lambda: launch_attention(500_000, 97, 50, 2, 1, True, True),
     "attention_norm, 2^31 rows": lambda: launch_attention(22_000_000, 97, 300, 2, 0, True, True),
     **{
-        f"halting, {policy} {pool}": partial(launch_halting, batch, 97, 512, policy, pool)
-        for policy, pool, batch in (
-            ("q", "first", 50_000), ("q_continue", "mean", 50_000), ("cumulative_token", "token", 23_000_000),
-            ("settle", "first", 23_000_000),
+        f"halting, {policy}": partial(launch_halting, batch, 97, 512, policy)
+        for policy, batch in (
+            ("q", 50_000), ("q_continue", 50_000), ("cumulative_token", 23_000_000), ("settle=2/0.1", 23_000_000),
         )
     },
     "stablemax": lambda: launch_loss(22_000_000, 97, 11, True),
