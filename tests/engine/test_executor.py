@@ -131,24 +131,6 @@ def test_native_refuses_a_model_that_it_does_not_compute() -> None:
     assert reason is not None and "bfloat16" in reason
 
 
-@pytest.mark.parametrize("name", ["triton", "persistent"])
-def test_the_solver_answers_as_the_reference_does(name: str) -> None:
-    torch.manual_seed(3)
-    reasoner = RecursiveReasoner(config(L_cycles=2))
-    torch.nn.init.normal_(reasoner.q_head.weight)
-    reason = executor.EXECUTORS[name].why_not(reasoner)
-    if reason is not None:
-        pytest.skip(reason)
-    puzzles = ["1234", "7012", "5432"]
-
-    def answers(executor_name: str) -> list[tuple[object, ...]]:
-        solver = Solver(reasoner, task=TASK, executor=executor_name, policy="q=0.6", max_steps=3, batch_size=2)
-        assert solver.executor.name == executor_name
-        return [(s.answer, s.status, s.steps, s.reason) for s in solver.solve(puzzles)]
-
-    assert answers(name) == answers("reference")
-
-
 @pytest.mark.parametrize("mixer", ["mlp", "attention"])
 def test_the_graph_replays_the_whole_act_step_in_any_mode_and_splits_what_is_too_large(
     mixer: str, monkeypatch: pytest.MonkeyPatch

@@ -21,26 +21,19 @@ from rtm_kernels.ops.halting.state import MAX_STEPS, NON_FINITE, SIGNAL, STAYS, 
 class Outputs:
     """What one ACT step computed, one row per sample of the batch; what is None is derived or absent."""
 
-    logits: Tensor
-    """[n, S, V] of a float dtype, the token logits."""
-    q: Tensor | None
-    """[n, 1 or 2] float32, the halting head at position 0: q_halt, q_continue."""
-    output: Tensor
-    """[n, L, D] of a float dtype, the output latent y."""
+    logits: Tensor  # [n, S, V] of a float dtype, the token logits
+    q: Tensor | None  # [n, 1 or 2] float32, the halting head at position 0: q_halt, q_continue
+    output: Tensor  # [n, L, D] of a float dtype, the output latent y
     previous: Tensor | None = None
     """[n, L, D], the output latent before the step; None where the program does not carry it."""
-    others: tuple[Tensor, ...] = ()
-    """The other carried latents after the step."""
+    others: tuple[Tensor, ...] = ()  # The other carried latents after the step
     head: tuple[Tensor, Tensor | None] | None = None
     """Weight [K, D] and bias [K] of the halting head, which `cumulative_token` reads at every position."""
     compares: bool = False
     """Whether the halting logit is q_halt - q_continue (`ModelConfig.halting="q_continue"`), else q_halt."""
-    answers: Tensor | None = None
-    """[n, S] integers, the decoded tokens, where the executor gave them."""
-    finite: Tensor | None = None
-    """[n] bool, whether all of the above is finite, where the executor gave it."""
-    change: Tensor | None = None
-    """[n] float32, |dy| / |y|, where the executor gave it."""
+    answers: Tensor | None = None  # [n, S] integers, the decoded tokens, where the executor gave them
+    finite: Tensor | None = None  # [n] bool, whether all of the above is finite, where the executor gave it
+    change: Tensor | None = None  # [n] float32, |dy| / |y|, where the executor gave it
     token_q: Tensor | None = None
     """[n, L, 1 or 2] float32, the halting head at every position, where the executor gave it."""
 

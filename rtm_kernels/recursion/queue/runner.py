@@ -42,8 +42,8 @@ class HaltingQueue:
         moved: what belongs to a sample, see `Moved`; contiguous, and nothing else is kept while a graph is recorded.
         capacity: samples held, in slots and waiting: C.
         buckets: ascending, the last one S.
-        limit: where a WHILE node repeats one stage until at most `floor` slots are occupied, how many ACT steps a launch
-            takes at most; None: one.
+        limit: None for one ACT step per launch; else a WHILE node repeats the only stage on the device, at most so
+            often, until at most `floor` slots are occupied.
         impl: `reference`, `triton` or `auto`, of the exchange.
         capture: the recorder, or None.
 
