@@ -205,15 +205,3 @@ def test_on_a_cpu_triton_is_never_taken_unasked() -> None:
     assert executor.executor("auto", RecursiveReasoner(config())).name in ("native", "reference")
     reason = executor.EXECUTORS["graph"].why_not(RecursiveReasoner(config()))
     assert reason == "the model is on cpu, and CUDA graphs need a CUDA device"
-
-
-def test_rows_of_the_choice_are_checked_and_found() -> None:
-    for family in ("hopper", "portable"):
-        assert choice.choose_row(1, family).path == "persistent"
-        assert choice.choose_row(10**6, family).path == "graph"
-    with pytest.raises(InputError, match="batch, family=\\(1, 'interpreter'\\)"):
-        choice.choose_row(1, "interpreter")
-    with pytest.raises(InputError, match="path='native'"):
-        choice.ChoiceRow("hopper", 4, "native")
-    with pytest.raises(InputError, match="limit=0"):
-        choice.ChoiceRow("hopper", 0, "graph")

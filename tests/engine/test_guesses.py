@@ -165,6 +165,8 @@ def test_the_noise_is_gumbels_and_depends_on_seed_step_and_place() -> None:
 def test_kinds_are_what_a_task_has() -> None:
     assert Rollouts(4).of(get_task("sudoku")) == "guesses"
     assert Rollouts(4).of(fakes.TASK) == "noise"
+    made, back = Rollouts(3, noise=0.5).rollout(fakes.TASK, Sample("key", fakes.TASK.encode("1234")), 2, 7)
+    assert (made.key, made.noise, made.max_steps, back) == (("key", 2), 0.5, 7, None)
     assert Rollouts(4, kind="twins").of(get_task("sudoku")) == "twins"
     with pytest.raises(InputError, match="kind='guesses' is not allowed: reverse has no blanks"):
         Solver(fakes.model(), task=fakes.TASK, rollouts=Rollouts(4, kind="guesses"))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from rtm_kernels.engine import Service, Solver
+from rtm_kernels.engine import Solver
 from rtm_kernels.engine.executor import executor
 from rtm_kernels.engine.samples import Sample
 from rtm_kernels.engine.slots import Slots
@@ -107,17 +107,6 @@ def test_a_sample_that_waits_in_device_memory_can_be_taken_out() -> None:
     assert waited is not None and (waited.answer, waited.steps, waited.reason) == (None, 0, "deadline")
     assert slots.evict(1, "deadline") is None
     assert [(d.key, d.steps) for _ in range(3) for d in slots.step()] == [(0, 2), (2, 1)]
-
-
-def test_the_service_runs_on_captured_slots() -> None:
-    puzzles = [f"{a}{b}0{c}" for a in range(1, 8) for b in (0, 3) for c in (0, 7)]
-    alone = {p: scripted(batch_size=1).solve([p])[0] for p in puzzles}
-    with Service(captured(scripted(batch_size=5))) as service:
-        futures = {p: service.submit(p, priority=int(p) % 3) for p in random.Random(1).sample(puzzles, len(puzzles))}
-        endless, late = service.submit("7000"), service.submit("7001", max_steps=2)
-        endless.cancel()
-        assert {p: told(f.result(WAIT)) for p, f in futures.items()} == {p: told(s) for p, s in alone.items()}
-        assert late.result(WAIT).steps == 2
 
 
 @pytest.mark.parametrize(("place", "ahead"), [(lambda solver: solver, 2), (captured, 4)])

@@ -14,9 +14,7 @@ from rtm_kernels.data import maze, sudoku
 from rtm_kernels.data.task import Task, get_task
 from rtm_kernels.engine import Rollouts, Solver
 from rtm_kernels.engine.executor import Act, ActStep
-from rtm_kernels.engine.samples import Sample
 from rtm_kernels.model import RecursiveReasoner
-from tests.engine import fakes
 
 WIDTH = 16
 
@@ -36,7 +34,7 @@ class Picky:
     def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         tokens = (x[..., 0] / WIDTH**0.5).round().long().numpy()
         self.seen.extend(tokens)
-        answers = sudoku.solve((tokens - 1).astype(np.uint8))[1].astype(np.int64) + 1
+        answers = sudoku.solve((tokens - 1).clip(0).astype(np.uint8))[1].astype(np.int64) + 1
         answers = np.where(self.lucky(tokens)[:, None], answers, 2)
         logits = torch.nn.functional.one_hot(torch.from_numpy(answers), 6).float()
         return ActStep(dict(latents), logits, None)
@@ -100,14 +98,3 @@ def test_twins_keep_the_rules_and_invert(task: Task) -> None:
         moved += bool((twin != tokens).any())
     assert moved > 16
     assert back(np.zeros_like(tokens)).shape == tokens.shape
-
-
-def test_a_task_without_symmetries_takes_noise() -> None:
-    sample = Sample("key", fakes.TASK.encode("1234"))
-    made, back = Rollouts(3, noise=0.5).rollout(fakes.TASK, sample, 2, 7)
-    assert back is None and made.noise == 0.5 and made.max_steps == 7 and made.key == ("key", 2)
-    assert (made.tokens == sample.tokens).all()
-    twin, back = Rollouts(3, noise=0.5, kind="twins").rollout(
-        get_task("sudoku4"), Sample(0, np.arange(16) % 6), 1, None
-    )
-    assert back is not None and twin.noise == 0.0
