@@ -114,14 +114,15 @@ class Slots:
             capacity=held,
             buckets=(capacity,) if fixed_shape else (*(b for b in BUCKETS if b < capacity), capacity),
             between=self._ask if self._asks else None,
-            loop="while" if loops else "poll",
-            limit=held * policy.max_steps,
+            limit=policy.max_steps if loops else None,
             impl=impl,
             capture=capture if self.captured else None,
         )
         self._samples: dict[int, tuple[Sample, float]] = {}
         self._unused, self._waiting = list(range(held))[::-1], deque[int]()
         self._moved = False
+        with self._queue.exclusive():
+            pass  # a first use on another stream waits for what was written here
 
     @property
     def free(self) -> int:
@@ -146,12 +147,8 @@ class Slots:
             require(may, "noise", sample.noise, "0 in slots that were made without kind='noise'")
             may = self._guesses is not None or sample.open_token == PAD
             require(may, "open_token", sample.open_token, "padding in slots that were made without kind='guesses'")
-        cap, now, own = self.policy.max_steps, time.perf_counter(), []
-        for sample in samples:
-            number = self._unused.pop()
-            self._samples[number] = sample, now
-            self._waiting.append(number)
-            own.append((number, sample.puzzle_identifier, sample.limit(cap), *sample.tokens))
+        cap, now, taken = self.policy.max_steps, time.perf_counter(), self._unused[-len(samples) :]
+        own = [(i, s.puzzle_identifier, s.limit(cap), *s.tokens) for i, s in zip(taken, samples, strict=True)]
         with self._queue.exclusive():
             new = torch.from_numpy(np.array(own, dtype=np.int32)).to(self.model.device)
             numbers = new[:, 0].long()
@@ -163,6 +160,9 @@ class Slots:
             self._entering.limit[numbers] = new[:, 2]
             for fresh in self._fresh_drawn:
                 fresh[numbers] = torch.from_numpy(self._kind.fresh(samples)).to(self.model.device)  # type: ignore[union-attr]
+            del self._unused[-len(samples) :]
+            self._samples |= {number: (sample, now) for number, sample in zip(taken, samples, strict=True)}
+            self._waiting.extend(taken)
             self._queue.schedule.wait(self._waiting)
             self._changed()
 
@@ -201,7 +201,8 @@ class Slots:
             self._exchange()
         n = self.capacity if self.fixed_shape else self.active
         self._queue.run(n)
-        finished = self._take(~self._alive[:n] & (self._queue.schedule.owner[:n] >= 0))
+        halted = self.states.first(n).reason != STAYS
+        finished = self._take(halted & (self._queue.schedule.owner[:n] >= 0))
         self._moved = bool(finished)
         return finished
 
@@ -232,9 +233,11 @@ class Slots:
     def _take(self, leaving: Tensor, reason: str | None = None) -> list[Finished]:
         """Empty the slots where bool leaving [n] holds; the host waits for it."""
         slots = leaving.nonzero()[:, 0]
+        if not len(slots):
+            return []
         rows = self.states.rows[slots].cpu()
         self._queue.schedule.owner[slots] = -1
-        return self._finish(rows, reason) if len(rows) else []
+        return self._finish(rows, reason)
 
     def _observe(self, n: int) -> None:
         """An ACT step of the first n slots, and the answers that the verifier has to see, one after the other."""
@@ -252,10 +255,10 @@ class Slots:
             self._guesses.take(at.steps, step.logits, latents, self._x[:n])
         if self._asks:
             asks = (at.asks != 0) & (self._queue.schedule.owner[:n] >= 0)
-            place = (asks.cumsum(0) - 1).masked_fill(~asks, self.capacity)  # a row that nobody reads
-            self._place[:n].copy_(place)
+            count, place = asks.cumsum(0), self._place[:n]
+            torch.sub(count, 1, out=place).masked_fill_(~asks, self.capacity)  # the last row, which nobody reads
             self._asked[place] = torch.cat([at.sample[:, None], at.answers], 1)
-            self._asking.copy_(asks.sum())
+            self._asking.copy_(count[-1:])
         if self.observer is not None:
             self._report(self.observer, n, step.q, changes)
 
@@ -279,12 +282,13 @@ class Slots:
 
     def _decide(self, n: int) -> None:
         at = self.states.first(n)
-        halting_step_(at, self.policy, None, self._verdict[self._place[:n]], impl=self._impl)
-        self._alive[:n].copy_(at.reason == STAYS)
+        if self._asks:
+            halting_step_(at, self.policy, None, self._verdict[self._place[:n]], impl=self._impl)
+        torch.eq(at.reason, STAYS, out=self._alive[:n])
 
     def _observe_and_decide(self, n: int) -> None:
         self._observe(n)
-        self._alive[:n].copy_(self.states.first(n).reason == STAYS)
+        self._decide(n)
 
     def _report(self, observer: Observer, n: int, q: Tensor | None, changes: Mapping[str, Tensor]) -> None:
         now, head = time.perf_counter(), None if q is None else q.tolist()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rtm_kernels.errors import BackendUnavailable, require
+from rtm_kernels.errors import BackendUnavailable
 
 MINIMUM = 12040
 """CUDA 12.4, the first version with WHILE nodes, of the driver and of the runtime the extension is built with."""
@@ -29,27 +29,17 @@ def why_not() -> str | None:
     return None if torch.cuda.is_available() else "no CUDA device is available"
 
 
-class RawGraph(Protocol):
-    """A captured `torch.cuda.CUDAGraph(keep_graph=True)`."""
-
-    def raw_cuda_graph(self) -> int:
-        """Its cudaGraph_t."""
-        ...
-
-
-def while_active(graph: RawGraph, active: Tensor, steps: Tensor, max_steps: int) -> Callable[[], None]:
+def while_active(graph: torch.cuda.CUDAGraph, active: Tensor, steps: Tensor, max_steps: int) -> Callable[[], None]:
     """A launch that replays `graph` while any element of `active` is set, at most `max_steps` times.
 
-    `active` is a bool tensor on the device that the graph clears in place; `steps` [1] int32 receives how often it
-    ran. `graph` and the tensors must outlive the launches.
+    `active` is a contiguous bool tensor on the device that the graph clears in place; `steps` [1] int32 receives how
+    often it ran. `graph`, captured with `keep_graph=True`, and the tensors must outlive the launches.
 
-    Errors: `BackendUnavailable` when WHILE nodes cannot run; `InputError` for tensors of another dtype or layout.
+    Errors: `BackendUnavailable` when WHILE nodes cannot run.
     """
-    for name, tensor, dtype in (("active", active, torch.bool), ("steps", steps, torch.int32)):
-        require(tensor.dtype == dtype and tensor.is_contiguous(), name, tensor.dtype, f"a contiguous {dtype} tensor")
     reason = why_not()
     if reason is not None:
-        raise BackendUnavailable(f"loop='while' cannot run: {reason}")
+        raise BackendUnavailable(f"a WHILE node cannot run: {reason}")
     extension: Any = importlib.import_module("rtm_kernels._cuda")
     loop = extension.WhileGraph(
         step=graph.raw_cuda_graph(), active=active.data_ptr(), count=active.numel(), steps=steps.data_ptr(),

@@ -131,24 +131,6 @@ def test_native_refuses_a_model_that_it_does_not_compute() -> None:
     assert reason is not None and "bfloat16" in reason
 
 
-@pytest.mark.parametrize("name", ["triton", "persistent"])
-def test_the_solver_answers_as_the_reference_does(name: str) -> None:
-    torch.manual_seed(3)
-    reasoner = RecursiveReasoner(config(L_cycles=2))
-    torch.nn.init.normal_(reasoner.q_head.weight)
-    reason = executor.EXECUTORS[name].why_not(reasoner)
-    if reason is not None:
-        pytest.skip(reason)
-    puzzles = ["1234", "7012", "5432"]
-
-    def answers(executor_name: str) -> list[tuple[object, ...]]:
-        solver = Solver(reasoner, task=TASK, executor=executor_name, policy="q=0.6", max_steps=3, batch_size=2)
-        assert solver.executor.name == executor_name
-        return [(s.answer, s.status, s.steps, s.reason) for s in solver.solve(puzzles)]
-
-    assert answers(name) == answers("reference")
-
-
 @pytest.mark.parametrize("mixer", ["mlp", "attention"])
 def test_the_graph_replays_the_whole_act_step_in_any_mode_and_splits_what_is_too_large(
     mixer: str, monkeypatch: pytest.MonkeyPatch
@@ -223,15 +205,3 @@ def test_on_a_cpu_triton_is_never_taken_unasked() -> None:
     assert executor.executor("auto", RecursiveReasoner(config())).name in ("native", "reference")
     reason = executor.EXECUTORS["graph"].why_not(RecursiveReasoner(config()))
     assert reason == "the model is on cpu, and CUDA graphs need a CUDA device"
-
-
-def test_rows_of_the_choice_are_checked_and_found() -> None:
-    for family in ("hopper", "portable"):
-        assert choice.choose_row(1, family).path == "persistent"
-        assert choice.choose_row(10**6, family).path == "graph"
-    with pytest.raises(InputError, match="batch, family=\\(1, 'interpreter'\\)"):
-        choice.choose_row(1, "interpreter")
-    with pytest.raises(InputError, match="path='native'"):
-        choice.ChoiceRow("hopper", 4, "native")
-    with pytest.raises(InputError, match="limit=0"):
-        choice.ChoiceRow("hopper", 0, "graph")

@@ -9,20 +9,10 @@ from rtm_kernels.errors import InputError
 @pytest.mark.parametrize(
     "text",
     [
-        "verified",
-        "fixed",
-        "q",
-        "q=0.9",
-        "settle",
-        "settle=5",
-        "q=0.75+settle=2",
-        "cumulative",
-        "cumulative_token+verified",
-        "settle=3/0.001",
-        "settle=2/1e-06",
-        "settle=5/0.25+q=0.9",
+        "verified", "fixed", "q", "q=0.9", "settle", "settle=5", "q=0.75+settle=2",
+        "cumulative", "cumulative_token+verified", "settle=3/0.001", "settle=2/1e-06", "settle=5/0.25+q=0.9",
     ],
-)
+)  # fmt: skip
 def test_text_round_trip(text: str) -> None:
     assert str(HaltingPolicy.parse(text)) == text
 
@@ -35,25 +25,10 @@ def test_parse_reads_numbers_and_caps() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "Q",
-        "q=",
-        "q=1.5",
-        "q=0",
-        "q=1..2",
-        "settle=1.5",
-        "settle=0",
-        "fixed+q",
-        "verified=2",
-        "q+",
-        "nope",
-        "q=0.9/3",
-        "settle=/0.1",
-        "settle=3/0.1/2",
-        "settle=3/1.5",
-        "cumulative_token=1",
+        "", "Q", "q=", "q=1.5", "q=0", "q=1..2", "settle=1.5", "settle=0", "fixed+q",
+        "verified=2", "q+", "nope", "q=0.9/3", "settle=/0.1", "settle=3/0.1/2", "settle=3/1.5", "cumulative_token=1",
     ],
-)
+)  # fmt: skip
 def test_bad_text_is_one_clear_error(text: str) -> None:
     with pytest.raises(InputError, match="is not allowed"):
         HaltingPolicy.parse(text)

@@ -1,18 +1,17 @@
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 
 import pytest
 import torch
 from torch import Tensor
 
-from rtm_kernels.engine import Rollouts, Solution, Solver
+from rtm_kernels.engine import Rollouts, Service, Solution, Solver
 from rtm_kernels.engine.executor import Act, ActStep
 from rtm_kernels.engine.rollouts import preference
 from rtm_kernels.engine.samples import Finished
 from rtm_kernels.errors import InputError
-from rtm_kernels.model import RecursiveReasoner
+from tests.engine import fakes, test_guesses, test_twins
 from tests.engine.fakes import TASK, ScriptedExecutor, model
 
 
@@ -62,34 +61,10 @@ def test_a_puzzle_that_one_run_solves_gets_no_further_rollouts() -> None:
     assert [(s.status, s.rollout, s.total_steps) for s in solutions] == [("verified", 0, 1)] * 2
 
 
-def test_the_choice_does_not_depend_on_batch_size_or_order() -> None:
-    puzzles = ["5012", "1000", "5555", "5000", "2345", "5021", "5012"]
-    expected = {p: chosen(solver(6, batch_size=1).solve([p])[0]) for p in puzzles}
-    assert len({v[3] for v in expected.values()}) > 2
-    for size, shift in itertools.product((2, 5, 64), (0, 3)):
-        order = puzzles[shift:] + puzzles[:shift]
-        assert [chosen(s) for s in solver(6, batch_size=size).solve(order)] == [expected[p] for p in order]
-
-
 def test_the_seed_changes_the_rollouts() -> None:
     puzzles = [f"50{i}{j}" for i in range(4) for j in range(4)]
     runs = [[chosen(s) for s in solver(4, seed=seed, batch_size=32).solve(puzzles)] for seed in (0, 0, 1)]
     assert runs[0] == runs[1] != runs[2]
-
-
-def test_more_rollouts_solve_more() -> None:
-    puzzles = [f"50{i}{j}" for i in range(4) for j in range(4)]
-
-    def solved(count: int) -> int:
-        return sum(s.status == "verified" for s in solver(count, batch_size=32, max_steps=3).solve(puzzles))
-
-    assert solved(1) == 0 < solved(2) < solved(8)
-
-
-def test_once_confirmed_the_others_stop_at_its_depth() -> None:
-    (wide,) = solver(16, batch_size=64).solve(["5012"])
-    assert wide.status == "verified"
-    assert wide.total_steps <= 8 + 15 * (wide.steps + 1)
 
 
 def finished(rollout: int, **changes: object) -> Finished:
@@ -126,11 +101,26 @@ def test_twins_of_a_task_without_symmetries_are_refused() -> None:
         Rollouts(4, kind="luck")
 
 
-def test_noise_on_a_real_model_is_repeatable_and_spreads() -> None:
-    torch.manual_seed(5)
-    reasoner = RecursiveReasoner(model().config)
-    runs = []
-    for batch_size in (3, 3, 7):
-        wide = Solver(reasoner, task=TASK, rollouts=Rollouts(5, 0.5), batch_size=batch_size, max_steps=3)
-        runs.append([chosen(s)[:4] for s in wide.solve(["0123", "7654"])])
-    assert runs[0] == runs[1] == runs[2]
+@pytest.mark.parametrize("kind", ["noise", "twins", "guesses"])
+def test_the_choice_does_not_depend_on_batch_size_order_capture_or_service(kind: str) -> None:
+    texts = {"twins": test_twins.puzzles(), "guesses": test_guesses.PUZZLES}.get(kind, ["5012", "1000", "2345", "5021"])
+
+    def made(batch_size: int) -> Solver:
+        torch.manual_seed(0)
+        if kind == "noise":
+            return solver(9, batch_size=batch_size)
+        return (test_twins if kind == "twins" else test_guesses).solver(9, batch_size=batch_size)
+
+    def choices(found: list[Solution]) -> dict[str, tuple[object, ...]]:
+        return {s.input: chosen(s) for s in found}
+
+    expected = {text: choices(made(1).solve([text]))[text] for text in texts}
+    assert len({values[3 if kind != "guesses" else 2] for values in expected.values()}) > 1
+    for size, order, place in (
+        (2, texts, fakes.captured),
+        (5, texts[::-1], lambda solver: solver),
+        (64, texts, fakes.captured),
+    ):
+        assert choices(place(made(size)).solve(order)) == {**expected}
+    with Service(fakes.captured(made(3))) as service:
+        assert choices([future.result(60) for future in service.submit_all(texts)]) == expected

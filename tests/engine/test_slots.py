@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
-from rtm_kernels.engine import Service, Solver
+from rtm_kernels.engine import Solver
 from rtm_kernels.engine.executor import executor
 from rtm_kernels.engine.samples import Sample
 from rtm_kernels.engine.slots import Slots
 from rtm_kernels.errors import InputError
 from rtm_kernels.model import RecursiveReasoner
-from tests.engine import test_twins
 from tests.engine.fakes import TASK, captured, config, scripted, told
-from tests.engine.test_rollouts import NoisyExecutor
 from tests.recursion.support import Recorder
 
 PUZZLES = ["1000", "5200", "3007", "2140", "6030", "1007", "7000", "4450", "0110", "3777", "2222", "6540"]
@@ -110,41 +109,8 @@ def test_a_sample_that_waits_in_device_memory_can_be_taken_out() -> None:
     assert [(d.key, d.steps) for _ in range(3) for d in slots.step()] == [(0, 2), (2, 1)]
 
 
-def test_the_service_runs_on_captured_slots() -> None:
-    puzzles = [f"{a}{b}0{c}" for a in range(1, 8) for b in (0, 3) for c in (0, 7)]
-    alone = {p: scripted(batch_size=1).solve([p])[0] for p in puzzles}
-    with Service(captured(scripted(batch_size=5))) as service:
-        futures = {p: service.submit(p, priority=int(p) % 3) for p in random.Random(1).sample(puzzles, len(puzzles))}
-        endless, late = service.submit("7000"), service.submit("7001", max_steps=2)
-        endless.cancel()
-        assert {p: told(f.result(WAIT)) for p, f in futures.items()} == {p: told(s) for p, s in alone.items()}
-        assert late.result(WAIT).steps == 2
-
-
-def test_the_highest_priority_enters_the_next_free_slot() -> None:
-    order: list[str] = []
-    with Service(captured(scripted(batch_size=1))) as service:
-        blocker = service.submit("7000")
-        for text, priority in (("1001", 0), ("1002", 5), ("1003", 0)):
-            service.submit(text, priority=priority).add_done_callback(lambda f, text=text: order.append(text))
-        assert blocker.result(WAIT).steps == 7
-    assert order == ["1002", "1001", "1003"]
-
-
-@pytest.mark.parametrize("kind", ["twins", "noise"])
-def test_rollouts_choose_the_same(kind: str) -> None:
-    found = []
-    for place in (lambda solver: solver, captured):
-        if kind == "twins":
-            solver, puzzles = test_twins.solver(6, batch_size=4)[0], test_twins.puzzles()
-        else:
-            solver, puzzles = scripted(rollouts=8, batch_size=4), ["5012", "1000", "5555", "5021"]
-            solver.executor = NoisyExecutor(solver.model)
-        found.append([told(s) for s in place(solver).solve(puzzles)])
-    assert found[0] == found[1] and any(solution[-3] for solution in found[0]), "some other rollout than the first"
-
-
-def test_what_is_read_ahead_is_one_batch() -> None:
+@pytest.mark.parametrize(("place", "ahead"), [(lambda solver: solver, 2), (captured, 4)])
+def test_a_stream_reads_what_fits_and_one_batch_ahead_where_steps_are_captured(place: Any, ahead: int) -> None:
     read: list[str] = []
 
     def puzzles() -> Iterator[str]:
@@ -152,9 +118,21 @@ def test_what_is_read_ahead_is_one_batch() -> None:
             read.append(text)
             yield text
 
-    stream = captured(scripted(batch_size=2)).stream(puzzles())
-    assert read == [] and next(stream)[0] == 1 and len(read) == 4
+    stream = place(scripted(batch_size=2)).stream(puzzles())
+    assert read == [] and next(stream)[0] == 1 and len(read) == ahead
     assert sorted(index for index, _ in stream) == [0, 2, 3, 4, 5]
+
+
+def test_an_admission_that_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for slots in (scripted().slots(), slots_of(scripted(), 2)):
+        free, sample = slots.free, Sample(0, TASK.encode("1000"))
+        with monkeypatch.context() as patch:
+            patch.setattr(RecursiveReasoner, "embed", lambda *_: torch.zeros(7, 7))
+            with pytest.raises(RuntimeError):
+                slots.admit([sample])
+        assert (slots.free, slots.active) == (free, 0)
+        slots.admit([sample])
+        assert [done.steps for done in slots.step()] == [1]
 
 
 @pytest.mark.parametrize(("field", "value"), [("noise", 0.5), ("open_token", 1)])

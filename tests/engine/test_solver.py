@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,13 +17,6 @@ def outcome(solution: Solution) -> tuple[object, ...]:
     return solution.input, solution.answer, solution.status, solution.steps, solution.reason
 
 
-def test_leaves_when_the_verifier_confirms_whatever_the_head_says() -> None:
-    early, late, head_lies = scripted().solve(["1000", "5000", "4100"])
-    assert outcome(early) == ("1000", "0001", "verified", 1, "verified")
-    assert outcome(late) == ("5000", "0005", "verified", 5, "verified")
-    assert outcome(head_lies) == ("4100", "0014", "verified", 4, "verified")
-
-
 def test_a_refused_answer_goes_on_to_the_cap_and_says_so() -> None:
     (solution,) = scripted(max_steps=4).solve(["7200"])
     assert outcome(solution) == ("7200", "1111", "unverified", 4, "max_steps")
@@ -35,6 +27,12 @@ def test_a_refused_answer_goes_on_to_the_cap_and_says_so() -> None:
 @pytest.mark.parametrize(
     ("policy", "puzzle", "expected"),
     [
+        ("verified", "1000", ("0001", "verified", 1, "verified")),
+        ("verified", "5000", ("0005", "verified", 5, "verified")),
+        ("verified", "4100", ("0014", "verified", 4, "verified")),
+        (HaltingPolicy(("verified",), min_steps=5, max_steps=8), "2000", ("0002", "verified", 5, "verified")),
+        (HaltingPolicy(("verified",), max_steps=1), "1000", ("0001", "verified", 1, "verified")),
+        (HaltingPolicy(("verified",), max_steps=1), "2000", ("1111", "unverified", 1, "max_steps")),
         ("q", "2300", ("0032", "verified", 3, "q")),
         ("q", "6300", ("1111", "unverified", 3, "q")),
         ("q=0.95", "2300", ("0032", "verified", 8, "max_steps")),
@@ -49,21 +47,11 @@ def test_a_refused_answer_goes_on_to_the_cap_and_says_so() -> None:
         ("cumulative", "4300", ("1111", "unverified", 3, "cumulative")),
     ],
 )
-def test_policies(policy: str, puzzle: str, expected: tuple[object, ...]) -> None:
+def test_policies(policy: HaltingPolicy | str, puzzle: str, expected: tuple[object, ...]) -> None:
     # p is 0.12 before the head says halt and 0.88 after: "4300" accumulates 0.12 + 0.12 + 0.88
     (solution,) = scripted(policy).solve([puzzle])
     assert (solution.answer, solution.status, solution.steps, solution.reason) == expected
-
-
-def test_min_steps_holds_a_confirmed_answer_until_it_may_leave() -> None:
-    (solution,) = scripted(HaltingPolicy(("verified",), min_steps=5, max_steps=8)).solve(["2000"])
-    assert (solution.answer, solution.steps, solution.answer_step, solution.status) == ("0002", 5, 2, "verified")
-
-
-def test_max_steps_one() -> None:
-    solved, unsolved = scripted(max_steps=1).solve(["1000", "2000"])
-    assert outcome(solved) == ("1000", "0001", "verified", 1, "verified")
-    assert outcome(unsolved) == ("2000", "1111", "unverified", 1, "max_steps")
+    assert policy != "verified" or solution.answer_step == solution.steps
 
 
 def test_slots_are_refilled_at_once_and_the_batch_shrinks_at_the_end() -> None:
@@ -106,34 +94,10 @@ def test_nan_anywhere_in_a_sample_is_seen(where: str) -> None:
     assert [s.status for s in solver.solve(["1000", "1001", "1002"])] == ["verified", "non_finite", "verified"]
 
 
-def test_order_and_batch_size_do_not_matter() -> None:
-    puzzles = ["1000", "5000", "3007", "2100", "6000", "1007", "7000", "4000"]
-    expected = {p: outcome(scripted().solve([p])[0]) for p in puzzles}
-    for size, shift in itertools.product((1, 2, 3, 8, 20), range(0, 8, 3)):
-        order = puzzles[shift:] + puzzles[:shift]
-        solutions = scripted(batch_size=size).solve(order)
-        assert [outcome(s) for s in solutions] == [expected[p] for p in order]
-
-
 def test_duplicates_and_empty_list() -> None:
     assert scripted().solve([]) == []
     solutions = scripted().solve(["3000"] * 7)
     assert [outcome(s) for s in solutions] == [("3000", "0003", "verified", 3, "verified")] * 7
-
-
-def test_stream_yields_as_they_finish_and_reads_only_what_fits() -> None:
-    read: list[str] = []
-
-    def puzzles() -> Iterator[str]:
-        for text in ("4000", "1000", "2000", "1000"):
-            read.append(text)
-            yield text
-
-    stream = scripted(batch_size=2).stream(puzzles())
-    assert read == []
-    assert next(stream)[0] == 1
-    assert len(read) == 2
-    assert [index for index, _ in stream] == [2, 0, 3]
 
 
 def test_invalid_puzzles_are_reported_in_place_without_control_characters() -> None:
@@ -226,12 +190,6 @@ def test_fixed_steps_equal_the_official_evaluation() -> None:
     assert [s.steps for s in solutions] == [4] * 4
     expected = torch.sigmoid(outputs["q_halt_logits"]).tolist()
     assert [s.halt_probability for s in solutions] == pytest.approx(expected)
-
-
-def test_settle_tolerance_waits_for_the_latent() -> None:
-    # the scripted latent grows by 1 per step, so |dy| / |y| = 1 / step falls below 0.3 at step 4
-    policy = HaltingPolicy(("settle",), settle_steps=1, settle_tolerance=0.3)
-    assert scripted(policy).solve(["1000"])[0].steps == 4
 
 
 def test_a_program_that_carries_nothing_is_solved_in_one_step() -> None:

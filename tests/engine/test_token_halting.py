@@ -59,17 +59,6 @@ def test_tokens_halt_when_the_reference_lets_them(prefix: int, min_steps: int) -
     assert len(depths) > 1 and min(depths) >= min_steps
 
 
-def test_tokens_differ_from_the_sequence_and_combine_with_other_signals() -> None:
-    model = reasoner()
-
-    def depths(policy: str) -> list[int]:
-        return [s.steps for s in Solver(model, task=TASK, policy=policy, max_steps=12, batch_size=2).solve(PUZZLES)]
-
-    token, sequence, both = depths("cumulative_token"), depths("cumulative"), depths("cumulative_token+cumulative")
-    assert token != sequence
-    assert both == [min(pair) for pair in zip(token, sequence, strict=True)]
-
-
 def test_the_observer_sees_halted_tokens_stay_and_the_smallest_sum_grow() -> None:
     model = reasoner()
     seen: list[Step] = []

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from rtm_kernels.errors import InputError
 from rtm_kernels.recursion.queue import schedule as by_torch
 from rtm_kernels.recursion.queue.runner import HaltingQueue
 from rtm_kernels.recursion.queue.schedule import ACTIVE, Moved, Schedule
@@ -69,31 +68,19 @@ def test_every_sample_enters_once_and_leaves_once_with_its_own_row(impl: str, de
         assert sorted(seen) == list(range(total))
 
 
-class TestRefusals:
-    def make(self, **changes: Any) -> HaltingQueue:
-        options = {"capacity": 3, "buckets": (1, 2), "capture": Recorder()} | changes
-        return HaltingQueue(
-            [lambda n: None] * options.pop("stages", 1), torch.zeros(2, dtype=torch.bool), [], **options
-        )
+def test_a_recording_that_fails_leaves_every_sample_where_it_was() -> None:
+    def broken(n: int) -> None:
+        latents.fill_(torch.nan)
+        raise RuntimeError("out of memory")
 
-    def test_buckets_beside_the_slots(self) -> None:
-        with pytest.raises(InputError, match=r"buckets=\(1, 4\) is not allowed: up to the number of slots, 2"):
-            self.make(buckets=(1, 4))
-
-    def test_no_room(self) -> None:
-        with pytest.raises(InputError, match="capacity=0"):
-            self.make(capacity=0)
-
-    def test_more_than_a_bucket_holds(self) -> None:
-        queue = self.make()
-        with queue.exclusive(), pytest.raises(InputError, match="batch=3"):
-            queue.launch(3)
-
-    def test_a_host_that_takes_part_in_a_loop_on_the_device(self) -> None:
-        with pytest.raises(InputError, match="loop='while' is not allowed: poll where the host takes part"):
-            self.make(loop="while", stages=2)
-
-    def test_while_with_another_recorder(self) -> None:
-        queue = self.make(loop="while")
-        with queue.exclusive(), pytest.raises(InputError, match="it nests CUDA graphs"):
-            queue.launch(1)
+    latents = torch.arange(6.0).view(2, 3)
+    queue = HaltingQueue(
+        [broken], torch.zeros(2, dtype=torch.bool), [Moved(latents, latents[:1])], capacity=3, buckets=(1, 2),
+        capture=Recorder(),
+    )  # fmt: skip
+    queue.schedule.owner.copy_(torch.tensor([2, 0]))
+    queue.schedule.wait([1])
+    with pytest.raises(RuntimeError, match="out of memory"), queue.exclusive():
+        queue.launch(2)
+    assert torch.equal(latents, torch.arange(6.0).view(2, 3))
+    assert queue.schedule.owner.tolist() == [2, 0] and queue.schedule.line.tolist()[:3] == [0, 1, 1]

@@ -17,14 +17,10 @@ class HaltingState:
     A unit is what halts on its own: the sequence (U = 1), or each position (U = L) under `cumulative_token`.
     """
 
-    steps: Tensor
-    """int32, ACT steps the unit has taken."""
-    active: Tensor
-    """bool, whether the unit takes the next step."""
-    accumulated: Tensor
-    """float32, the weights of its steps so far; they sum to 1 when a cumulative policy has halted."""
-    weight: Tensor
-    """float32, weight of the step just taken in the halting mixture; 0 for a unit that did not take it."""
+    steps: Tensor  # int32, ACT steps the unit has taken
+    active: Tensor  # bool, whether the unit takes the next step
+    accumulated: Tensor  # float32, the weights of its steps so far; they sum to 1 when a cumulative policy has halted
+    weight: Tensor  # float32, weight of the step just taken in the halting mixture; 0 for a unit that did not take it
     remainder: Tensor
     """float32, `1 - accumulated` before the unit's last step: Graves' R(t) once it halted, ponder cost steps + R."""
 

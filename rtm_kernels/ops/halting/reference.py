@@ -14,33 +14,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rtm_kernels.ops.halting.policy import HaltingPolicy
-from rtm_kernels.ops.halting.state import MAX_STEPS, NON_FINITE, SIGNAL, SlotState
+from rtm_kernels.ops.halting.state import MAX_STEPS, NON_FINITE, SIGNAL, STAYS, SlotState
 
 
 @dataclass(frozen=True)
 class Outputs:
     """What one ACT step computed, one row per sample of the batch; what is None is derived or absent."""
 
-    logits: Tensor
-    """[n, S, V] of a float dtype, the token logits."""
-    q: Tensor | None
-    """[n, 1 or 2] float32, the halting head at position 0: q_halt, q_continue."""
-    output: Tensor
-    """[n, L, D] of a float dtype, the output latent y."""
+    logits: Tensor  # [n, S, V] of a float dtype, the token logits
+    q: Tensor | None  # [n, 1 or 2] float32, the halting head at position 0: q_halt, q_continue
+    output: Tensor  # [n, L, D] of a float dtype, the output latent y
     previous: Tensor | None = None
     """[n, L, D], the output latent before the step; None where the program does not carry it."""
-    others: tuple[Tensor, ...] = ()
-    """The other carried latents after the step."""
+    others: tuple[Tensor, ...] = ()  # The other carried latents after the step
     head: tuple[Tensor, Tensor | None] | None = None
     """Weight [K, D] and bias [K] of the halting head, which `cumulative_token` reads at every position."""
     compares: bool = False
     """Whether the halting logit is q_halt - q_continue (`ModelConfig.halting="q_continue"`), else q_halt."""
-    answers: Tensor | None = None
-    """[n, S] integers, the decoded tokens, where the executor gave them."""
-    finite: Tensor | None = None
-    """[n] bool, whether all of the above is finite, where the executor gave it."""
-    change: Tensor | None = None
-    """[n] float32, |dy| / |y|, where the executor gave it."""
+    answers: Tensor | None = None  # [n, S] integers, the decoded tokens, where the executor gave them
+    finite: Tensor | None = None  # [n] bool, whether all of the above is finite, where the executor gave it
+    change: Tensor | None = None  # [n] float32, |dy| / |y|, where the executor gave it
     token_q: Tensor | None = None
     """[n, L, 1 or 2] float32, the halting head at every position, where the executor gave it."""
 
@@ -84,15 +77,9 @@ def sigmoid(logits: Tensor) -> Tensor:
 
 def all_finite(seen: Outputs) -> Tensor:
     """bool [n], whether logits, halting logits and carried latents of a sample are all finite."""
-    finite = torch.isfinite(_peak(seen.logits))
-    for latent in seen.others if seen.previous is None else (seen.output, *seen.others):
-        finite = finite & torch.isfinite(_peak(latent))
-    return finite if seen.q is None else finite & torch.isfinite(seen.q).all(-1)
-
-
-def _peak(values: Tensor) -> Tensor:
-    """Largest magnitude of each sample [B], which is NaN or infinite when one of its values is."""
-    return torch.linalg.vector_norm(values.flatten(1), ord=math.inf, dim=1)
+    found = (seen.logits, seen.q, None if seen.previous is None else seen.output, *seen.others)
+    peaks = [torch.linalg.vector_norm(t.flatten(1), ord=math.inf, dim=1) for t in found if t is not None]
+    return torch.isfinite(torch.stack(peaks)).all(0)  # a peak is NaN or infinite when one of its values is
 
 
 def observe(state: SlotState, policy: HaltingPolicy, seen: Outputs, sums: bool = False) -> None:
@@ -110,7 +97,7 @@ def observe(state: SlotState, policy: HaltingPolicy, seen: Outputs, sums: bool =
         state.token_halted.copy_((state.token_halted != 0) | (may & (state.token_accumulated >= 1)))
     changed = (answers != state.answers).any(1)
     state.answers.copy_(answers)
-    state.stable.copy_((state.stable + 1).masked_fill(changed, 0))
+    state.stable.add_(1).masked_fill_(changed, 0)
     state.finite.copy_(finite)
     if "verified" in policy.on:
         state.asks.copy_(changed & finite & (state.verified == 0))
@@ -145,15 +132,15 @@ def decide(state: SlotState, policy: HaltingPolicy, confirmed: Tensor | None = N
     better = ~(state.logit < state.best_logit)
     if confirmed is not None:
         better = (better & (state.verified == 0)) | confirmed
-        state.verified.copy_((state.verified != 0) | confirmed)
-    state.best.copy_(torch.where(better[:, None], state.answers, state.best))
-    state.best_step.copy_(torch.where(better, state.steps, state.best_step))
-    state.best_logit.copy_(torch.where(better, state.logit, state.best_logit))
-    reason = torch.zeros_like(state.reason).masked_fill(state.steps >= state.limit, MAX_STEPS)
+        state.verified.masked_fill_(confirmed, 1)
+    torch.where(better[:, None], state.answers, state.best, out=state.best)
+    torch.where(better, state.steps, state.best_step, out=state.best_step)
+    torch.where(better, state.logit, state.best_logit, out=state.best_logit)
+    state.reason.fill_(STAYS).masked_fill_(state.steps >= state.limit, MAX_STEPS)
     may = state.steps >= policy.min_steps
     for place, name in reversed(list(enumerate(policy.on))):
-        reason = reason.masked_fill(may & _signal(name, state, policy), SIGNAL + place)
-    state.reason.copy_(reason.masked_fill(state.finite == 0, NON_FINITE))
+        state.reason.masked_fill_(may & _signal(name, state, policy), SIGNAL + place)
+    state.reason.masked_fill_(state.finite == 0, NON_FINITE)
 
 
 def _signal(name: str, state: SlotState, policy: HaltingPolicy) -> Tensor:

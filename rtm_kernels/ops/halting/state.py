@@ -17,62 +17,28 @@ STAYS, MAX_STEPS, NON_FINITE, SIGNAL = range(4)
 class SlotState(NamedTuple):
     """Rows [n, W] int32 and their columns, each a view of its own dtype: [n] where no other shape is given."""
 
-    rows: Tensor
-    """[n, W], contiguous: all columns that follow."""
-    accumulated: Tensor
-    """float64, the sum of p so far."""
-    logit: Tensor
-    """float32, the halting logit of the last step, NaN without a head."""
-    best_logit: Tensor
-    """float32, the halting logit of the step whose answer is `best`."""
-    residual: Tensor
-    """float32, |dy| / |y| of the last step, NaN where y is not carried."""
-    sample: Tensor
-    """Number that the caller recognises the sample by; int32, as all below but one."""
-    limit: Tensor
-    """Its cap of steps."""
-    steps: Tensor
-    """ACT steps so far."""
-    best_step: Tensor
-    """The step whose answer is `best`."""
-    stable: Tensor
-    """Steps since the answer changed."""
-    finite: Tensor
-    """Whether all values of the last step were finite."""
-    asks: Tensor
-    """Whether the verifier has to see the answer."""
-    verified: Tensor
-    """Whether the verifier has confirmed `best`."""
-    reason: Tensor
-    """Why the sample leaves, or STAYS."""
-    token_accumulated: Tensor
-    """[n, P] float64, the sum of p of every position under `cumulative_token`; else P = 0."""
-    answers: Tensor
-    """[n, S], tokens decoded in the last step."""
-    best: Tensor
-    """[n, S], the confirmed answer, or the one that the head was most sure of, the latest among equals."""
-    token_halted: Tensor
-    """[n, P], whether a position has halted."""
+    rows: Tensor  # [n, W], contiguous: all columns that follow
+    accumulated: Tensor  # float64, the sum of p so far
+    logit: Tensor  # float32, the halting logit of the last step, NaN without a head
+    best_logit: Tensor  # float32, the halting logit of the step whose answer is `best`
+    residual: Tensor  # float32, |dy| / |y| of the last step, NaN where y is not carried
+    sample: Tensor  # Number that the caller recognises the sample by; int32, as all below but one
+    limit: Tensor  # Its cap of steps
+    steps: Tensor  # ACT steps so far
+    best_step: Tensor  # The step whose answer is `best`
+    stable: Tensor  # Steps since the answer changed
+    finite: Tensor  # Whether all values of the last step were finite
+    asks: Tensor  # Whether the verifier has to see the answer
+    verified: Tensor  # Whether the verifier has confirmed `best`
+    reason: Tensor  # Why the sample leaves, or STAYS
+    token_accumulated: Tensor  # [n, P] float64, the sum of p of every position under `cumulative_token`; else P = 0
+    answers: Tensor  # [n, S], tokens decoded in the last step
+    best: Tensor  # [n, S], the confirmed answer, or the one that the head was most sure of, the latest among equals
+    token_halted: Tensor  # [n, P], whether a position has halted
 
 
 WIDE = ("accumulated", "token_accumulated")
 FLOATS = ("logit", "best_logit", "residual")
-
-
-def columns(rows: Tensor, seq_len: int, positions: int) -> SlotState:
-    """The columns of rows [n, W], on any device."""
-    found, start = [rows], 0
-    for name in SlotState._fields[1:]:
-        width = {"answers": seq_len, "best": seq_len, "token_halted": positions, "token_accumulated": positions}
-        size = width.get(name, 1) * (2 if name in WIDE else 1)
-        column = rows[:, start : start + size]
-        start += size
-        if name in WIDE:
-            column = column.view(torch.float64)
-        elif name in FLOATS:
-            column = column.view(torch.float32)
-        found.append(column if name in width else column[:, 0])
-    return SlotState(*found)
 
 
 def on_host(state: SlotState) -> Any:
@@ -104,8 +70,18 @@ class SlotStates:
         new.limit.fill_(policy.max_steps)
 
     def read(self, rows: Tensor) -> SlotState:
-        """The columns of some rows, on any device."""
-        return columns(rows, self.seq_len, self.positions)
+        """The columns of rows [n, W], on any device."""
+        several = {"answers": self.seq_len, "best": self.seq_len}
+        several |= {"token_halted": self.positions, "token_accumulated": self.positions}
+        found, start = [rows], 0
+        for name in SlotState._fields[1:]:
+            size = several.get(name, 1) * (2 if name in WIDE else 1)
+            column = rows[:, start : start + size]
+            start += size
+            if name in WIDE or name in FLOATS:
+                column = column.view(torch.float64 if name in WIDE else torch.float32)
+            found.append(column if name in several else column[:, 0])
+        return SlotState(*found)
 
     @torch.inference_mode(False)
     def first(self, n: int) -> SlotState:

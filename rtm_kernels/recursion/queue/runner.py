@@ -10,15 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rtm_kernels.errors import InputError, one_of, require
 from rtm_kernels.ops.launch import choose
 from rtm_kernels.recursion.conditional import while_active
 from rtm_kernels.recursion.graph import Capture, CudaGraphs, bucket_of, record
 from rtm_kernels.recursion.queue import schedule as by_torch
 from rtm_kernels.recursion.queue.schedule import ACTIVE, FINISHED, WAITING, Moved, Schedule
-
-LOOPS = ("poll", "while")
-"""`poll`: the host reads one counter after each ACT step; `while`: one launch repeats the step on the device."""
 
 Stage = Callable[[int], None]
 """Launches over the first b slots of the caller's tensors, in place, with no wait for the device."""
@@ -46,12 +42,12 @@ class HaltingQueue:
         moved: what belongs to a sample, see `Moved`; contiguous, and nothing else is kept while a graph is recorded.
         capacity: samples held, in slots and waiting: C.
         buckets: ascending, the last one S.
-        loop: `poll`, one launch per ACT step, or `while`, one launch until no more than `floor` slots are occupied.
-        limit: ACT steps of one launch at most; only for `while`.
+        limit: None for one ACT step per launch; else a WHILE node repeats the only stage on the device, at most so
+            often, until at most `floor` slots are occupied.
         impl: `reference`, `triton` or `auto`, of the exchange.
         capture: the recorder, or None.
 
-    Errors: `BackendUnavailable` for `while` without what `conditional.why_not` names.
+    Errors: `BackendUnavailable` for a `limit` without what `conditional.why_not` names.
     """
 
     @torch.inference_mode(False)
@@ -64,16 +60,11 @@ class HaltingQueue:
         capacity: int,
         buckets: Sequence[int],
         between: Callable[[], None] | None = None,
-        loop: str = "poll",
-        limit: int = 1,
+        limit: int | None = None,
         impl: str = "auto",
         capture: Capture | None = None,
     ) -> None:
-        one_of("loop", loop, LOOPS)
-        require(buckets[-1] == len(alive), "buckets", tuple(buckets), f"up to the number of slots, {len(alive)}")
-        require(capacity >= 1, "capacity", capacity, "at least 1")
-        require(loop == "poll" or len(stages) == 1, "loop", loop, "poll where the host takes part in each step")
-        self.stages, self.between, self.loop, self.limit = tuple(stages), between, loop, limit
+        self.stages, self.between, self.limit = tuple(stages), between, limit
         self.alive, self.moved, self.buckets = alive, tuple(moved), tuple(buckets)
         self._capture = capture
         self._how = _kernels() if choose(impl, alive.device, torch.float32) == "triton" else by_torch
@@ -106,12 +97,12 @@ class HaltingQueue:
             stage(n)
 
     def launch(self, active: int, floor: int = 0) -> Counts:
-        """One launch over the bucket of `active` >= 1 occupied slots: an ACT step, or with `while` as many as it takes
-        until at most `floor` slots are occupied. The host waits for its counts."""
+        """One launch over the bucket of `active` >= 1 occupied slots: an ACT step, or with a `limit` as many as it
+        takes until at most `floor` slots are occupied. The host waits for its counts."""
         self._recorded(self.buckets[-1])  # first, so that its memory serves all others
         first, *others = self._recorded(bucket_of(active, self.buckets))
         self.schedule.counts[FINISHED].zero_()
-        if self.loop == "while":
+        if self.limit is not None:
             self.schedule.floor.fill_(floor)
             self.schedule.more.fill_(True)  # it was decided for the bucket before
         first()
@@ -128,9 +119,11 @@ class HaltingQueue:
             before = [tensor.clone() for tensor in kept]
             self.schedule.owner.fill_(-1)  # while it is recorded nobody leaves or enters
             self.schedule.line.zero_()
-            self._launches[bucket] = [self._record(stage, bucket) for stage in self.stages]
-            for tensor, value in zip(kept, before, strict=True):
-                tensor.copy_(value)
+            try:
+                self._launches[bucket] = [self._record(stage, bucket) for stage in self.stages]
+            finally:
+                for tensor, value in zip(kept, before, strict=True):
+                    tensor.copy_(value)
         return self._launches[bucket]
 
     def _record(self, stage: Stage, bucket: int) -> Callable[[], None]:
@@ -141,10 +134,9 @@ class HaltingQueue:
             return {}
 
         assert self._capture is not None, "nothing is recorded without a recorder"
-        if self.loop == "poll":
+        if self.limit is None:
             return record(self._capture, step, (), f"a step of the queue, batch {bucket}")[0]
-        if not isinstance(self._capture, CudaGraphs):
-            raise InputError("loop='while' is not allowed: it nests CUDA graphs, and `capture` records others")
+        assert isinstance(self._capture, CudaGraphs), "a WHILE node nests CUDA graphs"
         graph, _ = self._capture.record(step)
         self._graphs.append(graph)  # a loop reads the memory of its graph
         return while_active(graph, self.schedule.more, self._steps, self.limit)

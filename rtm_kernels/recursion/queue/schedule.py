@@ -26,18 +26,14 @@ class Schedule:
     A sample is a number from 0 to C - 1, the row of its tables; C is how many are held, in slots and waiting.
     """
 
-    owner: Tensor
-    """[S], the sample in a slot, -1 in a free one."""
-    line: Tensor
-    """[2 + C], how many of the line have entered slots, its length, and the samples in it."""
+    owner: Tensor  # [S], the sample in a slot, -1 in a free one
+    line: Tensor  # [2 + C], how many of the line have entered slots, its length, and the samples in it
     pairs: Tensor
     """[3, 2, S]: LEAVE (slot, row of the results), MOVE (from, to) with `to` ascending, FRESH (sample, slot)."""
     counts: Tensor
     """[6], lengths of the three lists; occupied slots; samples finished since the host set it to 0; samples waiting."""
-    floor: Tensor
-    """[1], up to how many occupied slots a WHILE loop ends."""
-    more: Tensor
-    """[1] bool, whether more are occupied."""
+    floor: Tensor  # [1], up to how many occupied slots a WHILE loop ends
+    more: Tensor  # [1] bool, whether more are occupied
 
     @classmethod
     def empty(cls, slots: int, capacity: int, device: torch.device) -> Schedule:
