@@ -13,7 +13,7 @@ from rtm_kernels.data.dataset import IGNORE_LABEL, PuzzleDataset
 from rtm_kernels.data.task import Task
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.train.configure import source_of
-from rtm_kernels.train.pools import load_pool, task_of_sources
+from rtm_kernels.train.stream import load_pool, task_of_sources
 
 MAX_ORIGINS = 40
 """Values of a csv file's source column that are still reported one by one."""

@@ -119,18 +119,6 @@ def substituted(old: LaunchRow, new: LaunchRow) -> Iterator[None]:
         _substitutes[:] = [pair for pair in _substitutes if pair[0] is not old or pair[1] is not new]
 
 
-@contextlib.contextmanager
-def preferring(variant: str, table: Sequence[LaunchRow]) -> Iterator[None]:
-    """The rows of this variant run instead of the first ones of their shape classes."""
-    first: dict[tuple[str, str, str, int, int], LaunchRow] = {}
-    with contextlib.ExitStack() as stack:
-        for row in table:
-            default = first.setdefault(row.shape_class, row)
-            if row.variant == variant and default is not row:
-                stack.enter_context(substituted(default, row))
-        yield
-
-
 def select(table: Iterable[LaunchRow], kernel: str, dtype: torch.dtype, size: int) -> LaunchRow:
     """The first row of `table` for this kernel, GPU, dtype and size. Errors: `BackendUnavailable` without one."""
     row = find(table, kernel, dtype, size)

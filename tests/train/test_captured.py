@@ -138,7 +138,7 @@ def test_a_gradient_that_is_not_finite_leaves_every_bit_and_three_end_the_run(op
 def test_muon_stays_outside_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         made = Trainer(embedded("muon"), capture=Recorder())
-    assert made.captured is not None and made.captured_update is None
+    assert made.gradients.capture is not None and made.captured_update is None
     assert (
         "the optimiser's step is not captured: torch.optim.Muon computes its learning rate on the host" in caplog.text
     )

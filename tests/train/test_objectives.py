@@ -20,7 +20,7 @@ from rtm_kernels.train.loop import PATIENCE, Diverged, Trainer
 from rtm_kernels.train.objective import CumulativeHalting, DeepSupervision, FinalLoss, StochasticRounds
 from rtm_kernels.train.recipe import PRESETS
 from rtm_kernels.train.schema import Recipe, Stage
-from tests.train.support import MODEL, TINY, same, weights
+from tests.train.support import MODEL, TINY, fit, same, weights
 
 ARCHS: dict[str, tuple[dict, object]] = {
     "trm": ({}, DeepSupervision()),
@@ -60,8 +60,7 @@ def recipe_of(name: str, steps: int = 30, **changes) -> Recipe:
 
 @pytest.mark.parametrize("name", ARCHS)
 def test_every_contract_learns(name: str) -> None:
-    losses: list[float] = []
-    Trainer(recipe_of(name)).fit(lambda _, metrics: losses.append(metrics["lm_loss"]))
+    losses = [metrics["lm_loss"] for metrics in fit(Trainer(recipe_of(name)))]
     assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
 
 
@@ -103,8 +102,7 @@ def test_the_options_that_crash_in_the_official_code_train(option: dict, loss: s
     recipe = dataclasses.replace(
         TINY, model=model, loss=loss, stages=(Stage(steps=30, batch_size=16, mix={"all": 1.0}, halt_max_steps=2),)
     )
-    seen: list[dict[str, float]] = []
-    Trainer(recipe).fit(lambda _, metrics: seen.append(metrics))
+    seen = fit(Trainer(recipe))
     assert all(metric in step for step in seen)
     assert sum(step["lm_loss"] for step in seen[-5:]) < 0.95 * sum(step["lm_loss"] for step in seen[:5])
 
@@ -215,9 +213,7 @@ def test_options_of_one_architecture_are_refused_elsewhere() -> None:
 
 def test_rounds_are_drawn_from_all_of_one_to_r() -> None:
     trainer = Trainer(recipe_of("rins", steps=40))
-    seen: set[float] = set()
-    trainer.fit(lambda _, metrics: seen.add(metrics["steps"]))
-    assert seen == {1.0, 2.0, 3.0}
+    assert {metrics["steps"] for metrics in fit(trainer)} == {1.0, 2.0, 3.0}
 
 
 def test_a_stage_sets_the_depth_of_the_model() -> None:

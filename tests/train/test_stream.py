@@ -14,10 +14,9 @@ from rtm_kernels.data.maze import Maze, solve
 from rtm_kernels.data.sudoku import generate, to_text
 from rtm_kernels.data.sudoku.canonical import canonical
 from rtm_kernels.errors import InputError
-from rtm_kernels.train.pools import load_pool
 from rtm_kernels.train.recipe import SUDOKU_4X4
 from rtm_kernels.train.schema import Source
-from rtm_kernels.train.stream import DatasetStream, PoolStream, Prefetch
+from rtm_kernels.train.stream import DatasetStream, PoolStream, Prefetch, load_pool
 
 
 def keys(inputs, labels) -> set[bytes]:

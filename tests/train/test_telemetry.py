@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +13,9 @@ from rtm_kernels.config import ModelConfig
 from rtm_kernels.energy import EnergyCounter
 from rtm_kernels.flops import act_step_flops, layer_flops
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.train.evaluate import curves
 from rtm_kernels.train.loop import Trainer
-from rtm_kernels.train.speed import Speed
+from rtm_kernels.train.observe import curves
+from rtm_kernels.train.telemetry import Speed
 from tests.train.support import MODEL, TINY
 
 
@@ -71,13 +70,13 @@ def test_flops_are_those_that_torch_counts(mixer: str) -> None:
     assert act_step_flops(config, train=True) - act_step_flops(config) == 2 * 2 * with_grad * layer_flops(config)
 
 
-def test_joules_are_logged_where_a_counter_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_joules_are_logged_where_a_counter_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     used = iter(range(10))
     counter = EnergyCounter("a fake", [(lambda: next(used) / 2, 0)])
-    monkeypatch.setattr("rtm_kernels.train.speed.energy_counter", lambda kind, index: counter)
+    monkeypatch.setattr("rtm_kernels.train.telemetry.energy_counter", lambda kind, index: counter)
     trainer = Trainer(TINY)
     trainer.device = torch.device("cuda:0")
-    speed = Speed(tmp_path / "speed.csv")
+    speed = Speed()
     speed.start(trainer)
     for step in range(3):
         trainer.step_seconds, trainer.step_count = 0.5, step + 1
