@@ -97,7 +97,7 @@ class RecursiveReasoner(nn.Module):
             self.register_buffer(init_name(latent), start)
         self._rope: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.run: Run | None = None
-        """What executes programs, set by `run_with`."""
+        """What executes programs instead of the stacks one by one; None for the stacks."""
         self._rank, self._world_size = 0, 1
         self.register_load_state_dict_pre_hook(_drop_official_prefixes)
 
@@ -140,10 +140,6 @@ class RecursiveReasoner(nn.Module):
         fits = pretrained.shapes(tensor_specs(config)).items() <= own.items()
         require(fits, "config", config, "one whose weights the model has")
         self.config, self.program = config, config.program
-
-    def run_with(self, run: Run | None) -> None:
-        """Let `run` execute programs instead of the stacks one by one; None undoes it."""
-        self.run = run
 
     def share_batch(self, rank: int, world_size: int) -> None:
         """Take part `rank` of each batch of `world_size` equal parts: random numbers are drawn for the whole batch."""

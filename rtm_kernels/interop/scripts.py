@@ -6,7 +6,7 @@ import importlib
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -162,16 +162,12 @@ def run_script(script: Path, arguments: list[str], *, accelerated: bool = True, 
     """
     require(script.is_file(), "script", str(script), "a Python file, e.g. the pretrain.py of an official checkout")
     report: list[str] = []
-    before = sys.argv, sys.path[:]
-    sys.argv, sys.path[:] = [str(script), *arguments], [str(script.resolve().parent), *sys.path]
-    try:
-        with ExitStack() as around:
-            around.enter_context(standing_in(missing()))
-            if on_cpu:
-                around.enter_context(cuda_on_cpu())
-            if accelerated:
-                around.enter_context(accelerating(report))
-            runpy.run_path(str(script), run_name="__main__")
-    finally:
-        sys.argv, sys.path[:] = before
+    with (
+        patch.object(sys, "argv", [str(script), *arguments]),
+        patch.object(sys, "path", [str(script.resolve().parent), *sys.path]),
+        standing_in(missing()),
+        cuda_on_cpu() if on_cpu else nullcontext(),
+        accelerating(report) if accelerated else nullcontext(),
+    ):
+        runpy.run_path(str(script), run_name="__main__")
     return report

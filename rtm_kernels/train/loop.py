@@ -85,7 +85,7 @@ class Trainer:
             capture = capture or CudaGraphs(self.device)
             self._capture_update(capture)
         self.gradients = Gradients(self.model, self.head, self.deepest, capture if recipe.graph else None)
-        self.model.run_with(self._symmetric_run())
+        self.model.run = self._symmetric_run()
         if recipe.compile and self.model.run is None:
             compile_stacks(self.model)
 

@@ -59,7 +59,7 @@ def answers(model: RecursiveReasoner, puzzles: np.ndarray) -> tuple[Tensor, Tens
 def assert_commutes(model: RecursiveReasoner, size: int) -> None:
     """In float64, so that what is left is that of the weights; a trained model amplifies rounding."""
     model = copy.deepcopy(model).double()
-    model.run_with(None)
+    model.run = None
     model.set_depth(dataclasses.replace(model.config, forward_dtype="float64"))
     rng = np.random.default_rng(5)
     puzzles = boards(size, 6, rng)
