@@ -136,7 +136,7 @@ def _read_weights(path: Path, specs: Mapping[str, Tensor], digests: Mapping[str,
         with safe_open(path, "pt") as header:
             _check_header(path, header, specs)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
         raise InputError(f"{path}: not a valid safetensors file ({error})") from error
     state: dict[str, Tensor] = _verified(path, size, digests, safetensors.load)

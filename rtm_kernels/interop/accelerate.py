@@ -189,10 +189,15 @@ def _probe(stack: nn.Module, device: torch.device) -> dict[str, Any]:
     return inputs
 
 
-@functools.cache
-def _subclass(mixin: Any, official: Any) -> Any:
+_subclasses: dict[tuple[Any, Any], Any] = {}
+
+
+def _subclass(mixin: type[Accelerated], official: type[nn.Module]) -> Any:
     """The class with the forward of `mixin` and everything else of `official`; the same one every time."""
-    return type(f"Accelerated{official.__name__}", (mixin, official), {"official": official})
+    key = (mixin, official)
+    if key not in _subclasses:
+        _subclasses[key] = type(f"Accelerated{official.__name__}", key, {"official": official})
+    return _subclasses[key]
 
 
 def _swap(stack: nn.Module, norm_axis: str, impl: str, attention: str) -> None:

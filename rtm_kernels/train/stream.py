@@ -56,23 +56,18 @@ class Prefetch:
 
     def __init__(self, stream: PoolStream | DatasetStream) -> None:
         self.stream = stream
-        self._drawn: tuple[int, dict[str, float], dict[str, Tensor]] | None = None
+        self._drawn: dict[str, Tensor] | None = None
         self._before = ""
 
     def prepare(self, size: int, mix: Mapping[str, float]) -> None:
-        """Draw the batch that the next call of `batch` with these arguments gives."""
+        """Draw the batch that the next call of `batch` gives, which must ask for the same."""
         self._before = self.state()
-        self._drawn = (size, dict(mix), self.batch(size, mix))
+        self._drawn = self.batch(size, mix)
 
     def batch(self, size: int, mix: Mapping[str, float]) -> dict[str, Tensor]:
-        """The prepared batch if it has these arguments, else a new one from the same position."""
+        """The prepared batch, or a new one."""
         drawn, self._drawn = self._drawn, None
-        if drawn is None:
-            return self.stream.batch(size, mix)
-        if drawn[:2] == (size, dict(mix)):
-            return drawn[2]
-        self.stream.load_state(self._before)
-        return self.stream.batch(size, mix)
+        return self.stream.batch(size, mix) if drawn is None else drawn
 
     def state(self) -> str:
         """The position, as text, before a batch that was prepared and not taken."""
