@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import machine, report, rows
+from benchmarks import machine, report
 from benchmarks.cases import Case, dtype_on
 from benchmarks.harness import run_case
 from benchmarks.providers import PROVIDERS, Provider
@@ -67,9 +67,7 @@ def _write(path: Path, found: Found, device: str) -> tuple[ChoiceRow, ...]:
         for batch, both in found.items()
         for name, row in both.items()
     ]
-    facts = machine.facts(device) | {"versions": machine.versions()}
-    rows.replace(path, json.dumps(facts | {"table": [vars(r) for r in chosen], "rows": measured}, indent=1) + "\n")
-    report.refresh(path.parent)
+    report.save(path, device, table=[vars(r) for r in chosen], rows=measured)
     return chosen
 
 
