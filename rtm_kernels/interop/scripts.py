@@ -66,10 +66,8 @@ def missing() -> dict[str, str]:
 def standing_in(names: dict[str, str]) -> Iterator[None]:
     """Inside, the packages `names` can be imported, with the content of `STAND_INS`."""
     for name in names:
-        module = ModuleType(name, "A stand-in of rtm_kernels")
-        for key, value in STAND_INS[name].items():
-            setattr(module, key, value)
-        sys.modules[name] = module
+        sys.modules[name] = ModuleType(name, "A stand-in of rtm_kernels")
+        vars(sys.modules[name]).update(STAND_INS[name])
     try:
         yield
     finally:
@@ -85,11 +83,8 @@ def accelerating(report: list[str]) -> Iterator[None]:
     """
 
     def hook(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-        if (
-            child is None
-            or isinstance(child, Accelerated)
-            or not isinstance(getattr(child, "layers", None), nn.ModuleList)
-        ):
+        layers = getattr(child, "layers", None)
+        if child is None or isinstance(child, Accelerated) or not isinstance(layers, nn.ModuleList):
             return
         label = f"{type(parent).__name__}.{name}"
         try:

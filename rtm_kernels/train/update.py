@@ -14,8 +14,7 @@ from rtm_kernels.ops.adam_atan2.api import AdamATan2, sign_sgd_
 from rtm_kernels.recursion.graph import Capture, Recorded, record
 from rtm_kernels.recursion.train_graph import fill_state, state_of
 from rtm_kernels.train.schema import Recipe
-from rtm_kernels.train.symmetric_muon import SymmetricMuon
-from rtm_kernels.train.symmetry import Symmetry
+from rtm_kernels.train.symmetry import SymmetricMuon, Symmetry
 
 Rows = tuple[Tensor, Tensor]
 """Puzzle embeddings of a step: their ids [R] and gradients [R, D]."""
