@@ -50,7 +50,6 @@ class Gradients:
         return (after.current_data["puzzle_identifiers"], gradients[0]) if gradients else None
 
     def _compute(self, carry: Carry, batch: Tensors) -> tuple[Carry, Tensor, Sums]:
-        """The carry after one part of a batch, the loss summed over it, and sums of its metrics."""
         after, loss, metrics, outputs, _ = self.head(("q_halt_logits",), carry=carry, batch=batch)
         observed = observe(self.model, carry, after, outputs, self.deepest)
         return after, loss, {**metrics, **observed, "loss": loss.detach()}

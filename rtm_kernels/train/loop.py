@@ -122,7 +122,6 @@ class Trainer:
         return None
 
     def _capture_update(self, capture: Capture) -> None:
-        """Capture the update where its optimiser allows it."""
         reason = why_not_captured(self.recipe)
         if reason is None:
             self.captured_update = CapturedUpdate(self.update, capture)

@@ -127,7 +127,6 @@ class PoolStream:
         return np.where(order < counts, solutions, puzzles), solutions
 
     def _twins(self, pool: Pair, rng: np.random.Generator) -> Arrays:
-        """A batch of twins of puzzles and solutions."""
         puzzles, solutions = self.task.augment(*pool, rng) if self.task.one_solution else pool
         inputs, labels = puzzles.astype(np.int32), solutions.astype(np.int32)
         return {"inputs": inputs, "labels": labels, "puzzle_identifiers": np.zeros(len(inputs), dtype=np.int32)}

@@ -20,8 +20,7 @@ from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.recursion import symmetric as symmetric_cpp
 from rtm_kernels.recursion.symmetric_weights import expanded, mean_blocks
 from rtm_kernels.train.loop import Trainer
-from rtm_kernels.train.symmetric_muon import SymmetricMuon
-from rtm_kernels.train.symmetry import Symmetry
+from rtm_kernels.train.symmetry import SymmetricMuon, Symmetry
 from tests.train.support import MODEL, TINY, weights
 
 NARROW = dataclasses.replace(MODEL, forward_dtype="float32")
