@@ -30,12 +30,11 @@ from benchmarks import (
     tune,
 )
 from benchmarks.problem import make
-from benchmarks.rows import Row
 from benchmarks.timing import interleave
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.energy import EnergyCounter
 from rtm_kernels.engine.executor import EXECUTORS
-from rtm_kernels.recursion.choice import ANY, ChoiceRow
+from rtm_kernels.recursion.choice import ANY
 from tests.cases import small_cases
 from tests.cases.case import Tuned
 from tests.recursion.simulated_cuda import OnCpu, simulate
@@ -80,18 +79,6 @@ def test_choose_measures_both_paths_and_prints_rows(
     ]
     assert found["table"][-1]["limit"] == ANY and "Simulated GPU at abc" in found["table"][-1]["measured"]
     assert "ChoiceRow(family=" in capsys.readouterr().out
-
-
-def test_the_rows_follow_from_the_winners() -> None:
-    winners = {1: "persistent", 2: "persistent", 4: "graph", 8: "persistent", 16: "graph", 32: "graph"}
-    assert choose.table(winners, "hopper", "here") == (
-        ChoiceRow("hopper", 2, "persistent", "here"),
-        ChoiceRow("hopper", 4, "graph", "here"),
-        ChoiceRow("hopper", 8, "persistent", "here"),
-        ChoiceRow("hopper", ANY, "graph", "here"),
-    )
-    both = {"graph": Row("c", "g", "measured", ratio=1.0), "persistent": Row("c", "p", "measured", ratio=0.7)}
-    assert choose.winner(both) == "graph" and choose.winner({"graph": Row("c", "g", "refused")}) is None
 
 
 @pytest.mark.parametrize(
