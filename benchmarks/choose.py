@@ -8,7 +8,6 @@ measured again.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,11 +72,8 @@ def _write(path: Path, found: Found, device: str) -> tuple[ChoiceRow, ...]:
 
 def _earlier(path: Path) -> Found:
     """Buckets of which a file of this very commit holds measurements of both paths."""
-    if not path.exists() or machine.commit().endswith("+"):
-        return {}
-    content = json.loads(path.read_text())
     found: Found = {}
-    for row in content["rows"] if content["commit"] == machine.commit() else ():
+    for row in (report.earlier(path) or {"rows": ()})["rows"]:
         found.setdefault(row["batch"], {})[row["path"]] = Row.of(row)
     return {batch: both for batch, both in found.items() if all(row.status == "measured" for row in both.values())}
 

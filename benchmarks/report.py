@@ -183,6 +183,12 @@ def save(path: Path, device: str, **content: Any) -> None:
     refresh(path.parent)
 
 
+def earlier(path: Path) -> Any:
+    """What a file of `save` holds of an interrupted run of this very commit, None without one."""
+    content = None if machine.commit().endswith("+") else _load(path)
+    return content if content and content["commit"] == machine.commit() else None
+
+
 def refresh(folder: Path) -> None:
     """Write the page anew after something else was written to its folder; nothing where there is no summary."""
     found = _load(folder / "summary.json")
