@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from rtm_kernels.ops.launch import preferring
+from rtm_kernels.ops.launch import LaunchRow, substituted
 from rtm_kernels.ops.swiglu.launch import TABLE
 from rtm_kernels.ops.swiglu_norm.api import mixer_norm, swiglu_norm
 from rtm_kernels.ops.swiglu_norm.op import backward, forward
@@ -87,8 +87,20 @@ def _given(t: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     return (t["x"], t["gate_up_weight"], t["down_weight"]), tuple(t[name] for name in ("i0", "i1") if name in t)
 
 
+@contextmanager
+def preferring(variant: str) -> Iterator[None]:
+    """The rows of this variant run instead of the first ones of their shape classes."""
+    first: dict[tuple[str, str, str, int, int], LaunchRow] = {}
+    with ExitStack() as stack:
+        for row in TABLE:
+            default = first.setdefault(row.shape_class, row)
+            if row.variant == variant and default is not row:
+                stack.enter_context(substituted(default, row))
+        yield
+
+
 def _scope(variant: str) -> Callable[[], AbstractContextManager[object]]:
-    return partial(preferring, variant, TABLE) if variant else nullcontext
+    return partial(preferring, variant) if variant else nullcontext
 
 
 def channel(shape: tuple[int, ...], inner: int, terms: int, layout: str, variant: str = "") -> Case:

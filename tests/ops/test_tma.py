@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
 
 from rtm_kernels.impl import launches
-from rtm_kernels.ops.launch import LaunchRow, substituted
+from rtm_kernels.ops.launch import LaunchRow
 from rtm_kernels.ops.swiglu import launchers
-from rtm_kernels.ops.swiglu.launch import TABLE
+from tests.cases.swiglu import preferring
 from tests.ops.support import gradients, half_layer, to, within_budget
 
 pytest.importorskip("triton")
-
-
-@contextlib.contextmanager
-def by_tma() -> Iterator[None]:
-    """The rows with TMA run instead of the first ones of their shape classes."""
-    first: dict[tuple[str, str, str, int, int], LaunchRow] = {}
-    with contextlib.ExitStack() as stack:
-        for row in TABLE:
-            default = first.setdefault(row.shape_class, row)
-            if row.variant == "tma" and default is not row:
-                stack.enter_context(substituted(default, row))
-        yield
 
 
 @pytest.mark.parametrize(
@@ -56,7 +41,7 @@ def test_values_and_gradients_stay_within_the_budget(
     monkeypatch.setattr(
         launchers, "launch", lambda kernel, row, *a, **k: ran.append(row) or original(kernel, row, *a, **k)
     )
-    with by_tma():
+    with preferring("tma"):
         got = run(leaves, "triton")
     assert {row.kernel for row in ran if row.variant == "tma"} == kernels
     assert all(row.variant == "tma" or row.kernel not in kernels for row in ran)
@@ -68,7 +53,7 @@ def test_bits_depend_neither_on_the_batch_nor_on_how_many_programs_share_the_til
     programs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     call, (x, *weights) = half_layer("channel", (5, 23, 100), inner=40)
-    with torch.no_grad(), by_tma():
+    with torch.no_grad(), preferring("tma"):
         whole = call(x, *weights)
         monkeypatch.setattr(launchers, "programs", lambda device: programs)
         assert torch.equal(call(x, *weights), whole)
@@ -79,7 +64,7 @@ def test_a_weight_that_starts_off_the_grid_is_copied() -> None:
     call, (x, gate_up, down) = half_layer("channel", (2, 9, 80), inner=48)
     off = torch.cat([gate_up.detach().new_zeros(1), gate_up.detach().flatten()])[1:].view(gate_up.shape)
     assert off.data_ptr() % 16 != 0
-    with torch.no_grad(), by_tma():
+    with torch.no_grad(), preferring("tma"):
         launches.clear()
         assert torch.equal(call(x, off, down), call(x, gate_up, down))
         assert launches["gate_up"] == 2
