@@ -153,24 +153,21 @@ def test_initial_values() -> None:
     assert 0.7 < model.H_init.std() < 1.3
 
 
-def test_refusals() -> None:
-    model, batch = make(), batch_of()
-    carry = model.initial_carry(batch)
-    for wrong, message in (
-        ({"inputs": batch["inputs"]}, "batch has no 'puzzle_identifiers'; it has .'inputs'."),
-        ({"puzzle_identifiers": batch["puzzle_identifiers"]}, "batch has no 'inputs'"),
-        (batch | {"inputs": batch["inputs"][:, 1:]}, r"'inputs'. has shape \(4, 5\); expected \[B, seq_len=6\]"),
-        (batch | {"inputs": batch["inputs"][0]}, r"'inputs'. has shape \(6,\)"),
-        (
-            batch | {"puzzle_identifiers": torch.zeros(4, 1)},
-            r"'puzzle_identifiers'. has shape \(4, 1\); expected .B. = \(4,\)",
-        ),
-    ):
-        with pytest.raises(InputError, match=message):
-            model(carry, wrong)
-        with pytest.raises(InputError, match=message):
-            model.initial_carry(wrong)
-    with pytest.raises(InputError, match="the carry is of 4 samples, but the batch of 2"):
-        model(carry, batch_of(2))
-    with pytest.raises(InputError, match=r"the carry holds .*, but the batch \['inputs', 'labels', "):
-        model(carry, batch | {"labels": batch["inputs"]})
+INPUTS, IDS = batch_of()["inputs"], batch_of()["puzzle_identifiers"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"inputs": INPUTS}, "batch has no 'puzzle_identifiers'; it has .'inputs'."),
+        ({"puzzle_identifiers": IDS}, "batch has no 'inputs'"),
+        ({"inputs": INPUTS[:, 1:], "puzzle_identifiers": IDS}, r"has shape \(4, 5\); expected \[B, seq_len=6\]"),
+        ({"inputs": INPUTS, "puzzle_identifiers": IDS[:, None]}, r"has shape \(4, 1\); expected .B. = \(4,\)"),
+        (batch_of(2), "the carry is of 4 samples, but the batch of 2"),
+        (batch_of() | {"labels": INPUTS}, r"the carry holds .*, but the batch \['inputs', 'labels', "),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused(wrong: dict[str, Tensor], message: str) -> None:
+    model = make()
+    with pytest.raises(InputError, match=message):
+        model(model.initial_carry(batch_of()), wrong)
