@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from rtm_kernels.model import Carry, RecursiveReasoner
@@ -57,12 +56,14 @@ class Gradients:
     def _eagerly(self, key: Hashable, carry: Carry, batch: Tensors, scale: float) -> tuple[Carry, Sums, Rows | None]:
         after, loss, sums = self._compute(carry, batch)
         parameters = list(self.model.parameters())
-        found = torch.autograd.grad(loss / scale, [*parameters, *self._leaves()], allow_unused=True)
-        used = [(p, gradient) for p, gradient in zip(parameters, found, strict=False) if gradient is not None]
-        self._used[key] = [p for p, _ in used]
-        for parameter, gradient in used:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        return after, sums, self._rows(after, found[len(parameters) :])
+        before = [p.grad for p in parameters]
+        self.model.zero_grad(set_to_none=True)
+        (loss / scale).backward()
+        self._used[key] = [p for p in parameters if p.grad is not None]
+        for parameter, held in zip(parameters, before, strict=True):
+            if held is not None:
+                parameter.grad = held if parameter.grad is None else held + parameter.grad
+        return after, sums, self._rows(after, [leaf.grad for leaf in self._leaves() if leaf.grad is not None])
 
     def _loss(self, named: Tensors, scale: float) -> tuple[Tensor, Tensors]:
         carry = unpack(named)
