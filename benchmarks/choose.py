@@ -8,14 +8,13 @@ measured again.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks import machine, report, rows
+from benchmarks import machine, report
 from benchmarks.cases import Case, dtype_on
 from benchmarks.harness import run_case
 from benchmarks.providers import PROVIDERS, Provider
@@ -67,19 +66,14 @@ def _write(path: Path, found: Found, device: str) -> tuple[ChoiceRow, ...]:
         for batch, both in found.items()
         for name, row in both.items()
     ]
-    facts = machine.facts(device) | {"versions": machine.versions()}
-    rows.replace(path, json.dumps(facts | {"table": [vars(r) for r in chosen], "rows": measured}, indent=1) + "\n")
-    report.refresh(path.parent)
+    report.save(path, device, table=[vars(r) for r in chosen], rows=measured)
     return chosen
 
 
 def _earlier(path: Path) -> Found:
     """Buckets of which a file of this very commit holds measurements of both paths."""
-    if not path.exists() or machine.commit().endswith("+"):
-        return {}
-    content = json.loads(path.read_text())
     found: Found = {}
-    for row in content["rows"] if content["commit"] == machine.commit() else ():
+    for row in (report.earlier(path) or {"rows": ()})["rows"]:
         found.setdefault(row["batch"], {})[row["path"]] = Row.of(row)
     return {batch: both for batch, both in found.items() if all(row.status == "measured" for row in both.values())}
 

@@ -7,14 +7,13 @@ The counter is that of the GPU board (NVML) or of the processor packages (RAPL);
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import machine, report, rows
+from benchmarks import machine, report
 from benchmarks.cases import Case, dtype_on
 from benchmarks.harness import run_case
 from benchmarks.providers import BASELINE, PROVIDERS
@@ -74,15 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = args.folder or report.default_folder(device)
     idle = machine.idle_watts(device)
     found: list[dict[str, Any]] = []
-    if machine.energy_counter(device) is not None:
+    counter = machine.energy_counter(device)
+    if counter is not None:
         found = [*measure(case, args.impl or [BASELINE.name, "rtm_triton_graph" if gpu else "rtm_native"], args.window)]
         solver = Solver(RecursiveReasoner.from_pretrained("sudoku"), device=device)
         found.append(measure_solver(solver, example_puzzles(), args.window))
-    facts = machine.facts(device) | {"versions": machine.versions(), "idle_watts": idle, "rows": found}
-    rows.replace(folder / "energy.json", json.dumps(facts, indent=1) + "\n")
-    report.refresh(folder)
+    report.save(folder / "energy.json", device, idle_watts=idle, rows=found)
     read = [row for row in found if row["energy"] is not None]
-    counter = machine.energy_counter(device)
     covers = counter.covers if counter else "none can be read"
     print(f"{len(read)} of {len(found)} measured, idle {idle} W, counter: {covers}")
     return int(not read or len(read) < len(found))

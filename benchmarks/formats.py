@@ -8,7 +8,6 @@ under every policy. `python -m benchmarks.run --peers` measures speed. Writes pr
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,9 +15,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine, report
+from benchmarks import report
 from benchmarks.evaluation.report import wilson
-from benchmarks.rows import replace
 from rtm_kernels.data.sudoku import generate
 from rtm_kernels.engine.solver import Solver
 from rtm_kernels.model import RecursiveReasoner
@@ -69,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 found.append(row)
                 print(f"{data:26} {policy:9} {row['impl']:16} solved {row['solved']:5} of {row['n']}, agrees on "
                       f"{row['agree_of_solved']} of {row['solved_float32']}", flush=True)  # fmt: skip
-    facts = machine.facts("cpu") | {"versions": machine.versions(), "rows": found}
-    target = (args.folder or report.default_folder("cpu")) / "formats.json"
-    replace(target, json.dumps(facts, indent=1) + "\n")
+    report.save((args.folder or report.default_folder("cpu")) / "formats.json", "cpu", rows=found)
     return 0
 
 

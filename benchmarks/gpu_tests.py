@@ -8,7 +8,6 @@ not tested again.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -22,8 +21,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine, rows
+from benchmarks import machine, report
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FIRST = ("tests/gpu/test_tiny.py", "tests/recursion/test_persistent_gpu.py", "tests/recursion/test_graph.py",
          "tests/gpu/test_block.py")  # fmt: skip
 """What is worth most when time is short; the other files follow."""
@@ -70,14 +70,13 @@ def run(chosen: Sequence[str], logs: Path, limit: float, jobs: int, write: Path)
     """Test the files within `limit` seconds, `jobs` at a time; file -> what `run_file` says."""
     logs.mkdir(parents=True, exist_ok=True)
     ended, until = earlier(write), time.monotonic() + limit
-    facts = {"machine": _machine(), "commit": machine.commit(), "versions": machine.versions()}
     with ThreadPoolExecutor(jobs) as pool:
         waiting = [file for file in chosen if file not in ended]
         running = {pool.submit(run_file, f, logs / (f.replace("/", "-") + ".log"), until): f for f in waiting}
         for one in as_completed(running):
             file, result = running[one], one.result()
             ended[file] = result
-            rows.replace(write, json.dumps({**facts, "files": ended}, indent=1) + "\n")
+            report.save(write, DEVICE, files=ended)
             bad = [f"\n  {name}" for name, outcome in result["tests"].items() if outcome in ("failed", "error")]
             told = f"{file}: {result['ended']} in {result['seconds']} s: {count(result['tests'])}"
             print(told + "".join(bad), flush=True)
@@ -86,15 +85,9 @@ def run(chosen: Sequence[str], logs: Path, limit: float, jobs: int, write: Path)
 
 def earlier(path: Path) -> dict[str, dict[str, Any]]:
     """What `path` holds of files that succeeded at this very commit on this machine."""
-    if not path.exists() or machine.commit().endswith("+"):
-        return {}
-    known = json.loads(path.read_text())
-    same = (known["machine"], known["commit"]) == (_machine(), machine.commit())
-    return {file: one for file, one in known["files"].items() if same and one["ended"] == "ok"}
-
-
-def _machine() -> str:
-    return machine.device_name("cuda" if torch.cuda.is_available() else "cpu")
+    known = report.earlier(path)
+    same = known is not None and known["machine"] == machine.device_name(DEVICE)
+    return {file: one for file, one in known["files"].items() if one["ended"] == "ok"} if same else {}
 
 
 def count(tests: dict[str, str]) -> str:

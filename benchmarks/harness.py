@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,8 +43,10 @@ def _run_case(case: Case, providers: Sequence[Provider], seconds: float, energy_
         row.reason = refusal(provider, problem) or ""
         row.status = "refused" if row.reason else "measured"
         if row.status == "measured":
-            with _reported(row):
+            try:
                 calls[provider.name], row.facts["peak_memory_bytes"] = _prepared(provider, problem)
+            except Exception as error:
+                row.status, row.reason = "not run", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if calls:
         clock = Clock(case.device, flush=case.task in LATENT_TASKS)
         timed = interleave(calls, clock, seconds=seconds)
@@ -60,15 +61,6 @@ def _run_case(case: Case, providers: Sequence[Provider], seconds: float, energy_
 
 def _row(case: Case, impl: str, reason: str) -> Row:
     return Row(case.name, impl, "not run", reason, facts={"commit": machine.commit()})
-
-
-@contextlib.contextmanager
-def _reported(row: Row) -> Any:
-    """Turns an error while a provider is prepared into its reason not to run."""
-    try:
-        yield
-    except Exception as error:
-        row.status, row.reason = "not run", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _prepared(provider: Provider, problem: Problem) -> tuple[Call, int | None]:

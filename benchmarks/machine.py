@@ -156,18 +156,14 @@ def why_not_threads(threads: int) -> str | None:
     Threads that wait for a core that another program uses make a call hundreds of times slower.
     """
     a, out = torch.randn(768, 768), torch.empty(768, 768)
-    calls = {n: _product(n, a, out) for n in (1, threads)}
+
+    def product(n: int) -> Any:
+        return lambda i: (torch.set_num_threads(n), torch.mm(a, a, out=out))
+
+    calls = {n: product(n) for n in (1, threads)}
     best = {n: min(times) for n, times in interleave(calls, Clock("cpu"), seconds=0.5).items()}  # type: ignore[arg-type,type-var]
     gain = best[1] / best[threads]
     return None if gain > 1.2 else f"{threads} threads do a matrix product {gain:.2f} times as fast as one here, now"
-
-
-def _product(threads: int, a: torch.Tensor, out: torch.Tensor) -> Any:
-    def run(i: int) -> None:
-        torch.set_num_threads(threads)
-        torch.mm(a, a, out=out)
-
-    return run
 
 
 def _synchronize(device: str) -> None:

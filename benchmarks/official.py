@@ -11,15 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.problem import Inputs, Problem
-from rtm_kernels.config import ModelConfig
 from tests.interop import official_structure as official
-
-ARCHS = ("trm", "hrm")
-
-
-def why_not(config: ModelConfig) -> str | None:
-    """Why the stand-in for the official code does not cover `config`, or None."""
-    return None if config.arch in ARCHS else f"no official structure for arch={config.arch}"
 
 
 def inner(problem: Problem) -> Any:
@@ -61,12 +53,6 @@ class HalfLayer(nn.Module):
             return official.rms_norm(h + block.self_attn(cos_sin=cos_sin, hidden_states=h), block.norm_eps)
         h = h.transpose(1, 2)
         return official.rms_norm(h + block.mlp_t(h), block.norm_eps).transpose(1, 2)
-
-
-def precast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Store every parameter in `dtype`, so that the casts on use do nothing."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
 
 
 def act_step(model: Any, inputs: Inputs) -> tuple[Inputs, Tensor, Tensor]:

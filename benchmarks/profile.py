@@ -6,16 +6,15 @@ By PyTorch's profiler, in self times, so that the rows add up; on a GPU the kern
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks import machine, report, rows
+from benchmarks import report
 from benchmarks.cases import MODELS, Case, dtype_on
 from benchmarks.harness import caller
 from benchmarks.problem import make
@@ -27,23 +26,11 @@ OUTSIDE = "outside of PyTorch operators (native code, Python)"
 TOOL = "torch.profiler"
 
 
-@dataclass(frozen=True)
-class OpRow:
-    """One row of an ACT step: microseconds by itself, calls, share of its level.
+def operators(call: Call, impl: str, gpu: bool, repeats: int) -> list[dict[str, Any]]:
+    """Rows of one call, the mean of `repeats`: microseconds by itself, calls, and share of its level.
 
     `level` is `op` (an operator; on a GPU the time of the kernels that it launched) or `kernel`.
     """
-
-    impl: str
-    level: str
-    op: str
-    calls: float
-    microseconds: float
-    share: float
-
-
-def operators(call: Call, impl: str, gpu: bool, repeats: int) -> list[OpRow]:
-    """Rows of one call, the mean of `repeats`: operators, and on a GPU the kernels too."""
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
         for i in range(repeats):
             with record_function(OUTSIDE):
@@ -60,18 +47,22 @@ def operators(call: Call, impl: str, gpu: bool, repeats: int) -> list[OpRow]:
     for level, times in found.items():
         total = sum(microseconds for _, microseconds in times.values())
         ordered = sorted(times.items(), key=lambda item: -item[1][1])
-        made += [OpRow(impl, level, op, calls, time, time / total) for op, (calls, time) in ordered]
+        made += [
+            {"impl": impl, "level": level, "op": op, "calls": calls, "microseconds": time, "share": time / total}
+            for op, (calls, time) in ordered
+        ]
     return made
 
 
-def table(found: Sequence[OpRow], top: int) -> str:
+def table(found: Sequence[dict[str, Any]], top: int) -> str:
     """The largest rows as text, and what remains."""
     lines = [f"{'op or kernel':<60} {'calls':>8} {'us':>10} {'share':>7}"]
     for row in found[:top]:
-        lines.append(f"{row.op[:60]:<60} {row.calls:>8.1f} {row.microseconds:>10.1f} {row.share:>6.1%}")
-    rest, total = sum(r.microseconds for r in found[top:]), sum(r.microseconds for r in found)
+        calls, time, share = row["calls"], row["microseconds"], row["share"]
+        lines.append(f"{row['op'][:60]:<60} {calls:>8.1f} {time:>10.1f} {share:>6.1%}")
+    rest, total = sum(r["microseconds"] for r in found[top:]), sum(r["microseconds"] for r in found)
     lines.append(f"{f'{len(found[top:])} more':<60} {'':>8} {rest:>10.1f}")
-    return "\n".join([*lines, f"{'sum':<60} {sum(r.calls for r in found):>8.1f} {total:>10.1f}"])
+    return "\n".join([*lines, f"{'sum':<60} {sum(r['calls'] for r in found):>8.1f} {total:>10.1f}"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,20 +91,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RTMError as error:
         parser.error(str(error))
     path = (args.folder or report.default_folder(device)) / f"act_step_{case.name}.json"
-    facts = machine.facts(device) | {"case": case.name, "tool": TOOL, "versions": machine.versions()}
-    found: list[dict[str, object]] = []
+    found: list[dict[str, Any]] = []
     whole: dict[str, float] = {}
     for name in chosen:
         call = caller(runnable[name], problem)
         timed = interleave({name: call}, Clock(device), seconds=0, min_rounds=max(3, args.repeats))
         whole[name] = 1e6 * median_interval(timed[name])[0]
         mine = operators(call, name, gpu, args.repeats)
-        for level in dict.fromkeys(row.level for row in mine):
+        for level in dict.fromkeys(row["level"] for row in mine):
             print(f"\n{case.name}, {name}: one ACT step in {whole[name]:.1f} us; by {level}, {TOOL}")
-            print(table([row for row in mine if row.level == level], args.top))
-        found += [asdict(row) for row in mine]
-        rows.replace(path, json.dumps({**facts, "iteration_us": whole, "rows": found}, indent=1) + "\n")
-    report.refresh(path.parent)
+            print(table([row for row in mine if row["level"] == level], args.top))
+        found += mine
+        report.save(path, device, case=case.name, tool=TOOL, iteration_us=whole, rows=found)
     print(f"\nwritten to {path}")
     return 0
 

@@ -176,6 +176,19 @@ def write(found: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
     return whole
 
 
+def save(path: Path, device: str, **content: Any) -> None:
+    """Write `content` with where and on what it was measured as JSON, and the page of its folder anew."""
+    facts = machine.facts(device) | {"versions": machine.versions()} | content
+    rows.replace(path, json.dumps(facts, indent=1) + "\n")
+    refresh(path.parent)
+
+
+def earlier(path: Path) -> Any:
+    """What a file of `save` holds of an interrupted run of this very commit, None without one."""
+    content = None if machine.commit().endswith("+") else _load(path)
+    return content if content and content["commit"] == machine.commit() else None
+
+
 def refresh(folder: Path) -> None:
     """Write the page anew after something else was written to its folder; nothing where there is no summary."""
     found = _load(folder / "summary.json")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from benchmarks import machine, rows
+from benchmarks import machine, report
 from benchmarks.gpu_tests import pytest_command
 
 FOUND = 9
@@ -81,18 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             told = f"{tool}: exit {done.returncode}: {last}"
             print(told + (f"\n{text[-3000:]}" if done.returncode else ""), flush=True)
             found[tool] = done.returncode == 0
-            _write(args.folder, found)
-    _write(args.folder, found)
+            if args.folder is not None:
+                report.save(args.folder / "sanitizer.json", "cuda", clean=found)
     wrong = [name for name, clean in found.items() if not clean]
     told = f"{len(found) - len(wrong)} of {len(TOOLS)} tools find nothing"
     print(told + (f"; not {', '.join(wrong)}" if wrong else ""))
     return int(bool(wrong) or not found)
-
-
-def _write(folder: Path | None, found: Mapping[str, bool]) -> None:
-    if folder is not None:
-        facts = {"commit": machine.commit(), "versions": machine.versions(), "clean": dict(found)}
-        rows.replace(folder / "sanitizer.json", json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

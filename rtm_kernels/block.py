@@ -1,4 +1,4 @@
-"""FusedTRMBlock: the post-norm block of TRM, HRM and RSM as two fused half layers, with the official names."""
+"""The modules of a model, with the official names: FusedTRMBlock (two fused half layers), stacks, embeddings."""
 
 from __future__ import annotations
 
@@ -37,6 +37,41 @@ class Linear(nn.Module):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(trunc_normal(out_features, in_features, std=in_features**-0.5))
+
+
+class Embedding(nn.Module):
+    """A table [num, dim] cast to the compute dtype on use (official name `embedding_weight`)."""
+
+    def __init__(self, num: int, dim: int, std: float) -> None:
+        super().__init__()
+        self.embedding_weight = nn.Parameter(trunc_normal(num, dim, std=std))
+
+
+class SparseEmbedding(nn.Module):
+    """Puzzle embeddings [num, dim], zero-initialised, trained row by row outside the dense optimiser.
+
+    In training the rows of the batch are copied to `local_weights` [B, dim], which receives the gradient, and
+    their ids to `local_ids` [B]; the sign-SGD optimiser writes the touched rows back (HRM `sparse_embedding.py`).
+    """
+
+    weights: Tensor
+    local_weights: Tensor
+    local_ids: Tensor
+
+    def __init__(self, num: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.zeros(num, dim))
+        self.register_buffer("local_weights", torch.zeros(0, dim), persistent=False)
+        self.register_buffer("local_ids", torch.zeros(0, dtype=torch.int32), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows [B, dim] of `ids` [B]."""
+        rows = self.weights[ids]
+        if self.training and torch.is_grad_enabled():
+            self.local_weights = rows.detach().requires_grad_()
+            self.local_ids = ids.detach()
+            return self.local_weights
+        return rows
 
 
 class SwiGLU(nn.Module):

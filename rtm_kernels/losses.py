@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,8 +56,8 @@ class Head(nn.Module):
     def __init__(self, model: RecursiveReasoner, loss_type: str) -> None:
         super().__init__()
         one_of("loss_type", loss_type, LOSSES)
-        self.model = model
-        self.loss_type = loss_type
+        self.model, self.loss_type = model, loss_type
+        self.drawn: Any = None
 
     def initial_carry(self, batch: Batch) -> Carry:
         """The model's carry in which every sample is halted."""
@@ -66,7 +67,14 @@ class Head(nn.Module):
         """The trainer calls this before each step with the share of the run that is done; most heads ignore it."""
 
     def draw(self) -> Hashable:
-        """Draw what later calls do at random, and return it: it names the operations of a captured step."""
+        """Draw what calls do at random from now on, and return it: it names the operations of a captured step.
+
+        Without it each call draws its own, as officially.
+        """
+        self.drawn = self._random()
+        return self.drawn
+
+    def _random(self) -> Any:
         return None
 
     def _labels(self, data: Batch) -> Tensor:
@@ -138,16 +146,10 @@ class LossHead(Head):
     def __init__(self, model: RecursiveReasoner, loss_type: str, prob_detach_prev_H: float) -> None:
         super().__init__(model, loss_type)
         self.prob_detach_prev_H = prob_detach_prev_H
-        self.drawn: bool | None = None
-
-    def draw(self) -> bool:
-        """Draw whether calls detach from now on, and return it; without it each call draws its own, as officially."""
-        self.drawn = self._random()
-        return self.drawn
 
     def _random(self) -> bool:
-        detaches = self.prob_detach_prev_H > 0 and torch.rand(1).item() < self.prob_detach_prev_H
-        return bool(detaches)
+        """Whether a call detaches."""
+        return self.prob_detach_prev_H > 0 and bool(torch.rand(1).item() < self.prob_detach_prev_H)
 
     def forward(
         self, return_keys: Sequence[str], *, carry: Carry, batch: Batch, override_H_cycles: int | None = None
@@ -206,10 +208,8 @@ class CumulativeHead(Head):
         latents = model.initial_latents(size)
         token = policy == "cumulative_token"
         state = initial_state(size, config.latent_len if token else 1, x.device)
-        lm_loss, ponder, entropy = (torch.zeros((), device=x.device) for _ in range(3))
-        answer = torch.zeros_like(labels, dtype=torch.int64)
-        taken = config.halt_max_steps
-        confidence, change = torch.zeros((), device=x.device), torch.zeros((), device=x.device)
+        lm_loss, ponder, entropy, confidence, change = (torch.zeros((), device=x.device) for _ in range(5))
+        answer, taken = torch.zeros_like(labels, dtype=torch.int64), config.halt_max_steps
         for _ in range(taken):
             previous = latents[model.program.output].detach()
             latents, logits, _ = model.act_step(latents, x)
@@ -248,14 +248,9 @@ class RoundsHead(Head):
     def __init__(self, model: RecursiveReasoner, loss_type: str, keep: float) -> None:
         super().__init__(model, loss_type)
         self.keep = keep
-        self.drawn: int | None = None
-
-    def draw(self) -> int:
-        """Draw the number of rounds that calls take from now on, and return it; without it each call draws its own."""
-        self.drawn = self._random()
-        return self.drawn
 
     def _random(self) -> int:
+        """The number of rounds of a call."""
         return 1 + int((torch.rand(self.model.config.H_cycles - 1) < self.keep).sum())
 
     def forward(self, return_keys: Sequence[str], *, carry: Carry, batch: Batch) -> Result:

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rtm_kernels import pretrained
-from rtm_kernels.block import Adapter, FusedTRMBlock, Linear, Stack, trunc_normal
+from rtm_kernels.block import Adapter, Embedding, FusedTRMBlock, Linear, SparseEmbedding, Stack, trunc_normal
 from rtm_kernels.config import ModelConfig
-from rtm_kernels.embedding import Embedding, SparseEmbedding
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.ops.attention_norm.reference import rope_tables
 from rtm_kernels.ops.halting.reference import halt_logit
@@ -49,6 +48,13 @@ def tensor_specs(config: ModelConfig) -> dict[str, Tensor]:
     """
     with torch.device("meta"):
         return RecursiveReasoner(config).tensors()
+
+
+def bare_name(key: str) -> str:
+    """A parameter's name without what torch.compile, the loss head and the ACT wrapper put before it."""
+    for prefix in ("_orig_mod.", "model.", "inner."):  # outermost first
+        key = key.removeprefix(prefix)
+    return key
 
 
 def init_name(latent: str) -> str:
@@ -91,7 +97,7 @@ class RecursiveReasoner(nn.Module):
             self.register_buffer(init_name(latent), start)
         self._rope: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.run: Run | None = None
-        """What executes programs, set by `run_with`."""
+        """What executes programs instead of the stacks one by one; None for the stacks."""
         self._rank, self._world_size = 0, 1
         self.register_load_state_dict_pre_hook(_drop_official_prefixes)
 
@@ -130,14 +136,10 @@ class RecursiveReasoner(nn.Module):
 
         Errors: `InputError` for a config with other weights.
         """
-        own = self.state_dict()
-        fits = all(name in own and own[name].shape == spec.shape for name, spec in tensor_specs(config).items())
+        own = pretrained.shapes(self.state_dict())
+        fits = pretrained.shapes(tensor_specs(config)).items() <= own.items()
         require(fits, "config", config, "one whose weights the model has")
         self.config, self.program = config, config.program
-
-    def run_with(self, run: Run | None) -> None:
-        """Let `run` execute programs instead of the stacks one by one; None undoes it."""
-        self.run = run
 
     def share_batch(self, rank: int, world_size: int) -> None:
         """Take part `rank` of each batch of `world_size` equal parts: random numbers are drawn for the whole batch."""
@@ -316,11 +318,7 @@ class RecursiveReasoner(nn.Module):
 
 def _drop_official_prefixes(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     for key in [k for k in state if k.startswith(prefix)]:
-        name = key.removeprefix(prefix)
-        for official in ("_orig_mod.", "model.", "inner."):
-            name = name.removeprefix(official)
-        if prefix + name != key:
-            state[prefix + name] = state.pop(key)
+        state[prefix + bare_name(key.removeprefix(prefix))] = state.pop(key)
     tied = prefix + "lm_head.weight"
     if getattr(module.config, "tied_lm_head", False) and tied not in state:
         embedding = state.get(prefix + "embed_tokens.embedding_weight")

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import BackendUnavailable, InputError
-from rtm_kernels.files import new_folder
+from rtm_kernels.files import new_folder, read_parsed
 
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
+KINDS = {WEIGHTS: "a safetensors file", CONFIG: "JSON", MANIFEST: "JSON"}
 MODELS = Path(__file__).parent / "assets" / "models"
 """Folder of the bundled models."""
 
@@ -45,11 +46,7 @@ def known_models() -> tuple[str, ...]:
 def save(
     config: ModelConfig, tensors: Mapping[str, Tensor], folder: str | os.PathLike[str], *, overwrite: bool = False
 ) -> Path:
-    """Write `config` and the named `tensors` to `folder` and return its path; it appears complete or not at all.
-
-    Errors: `InputError` when the folder exists and is not empty (without `overwrite`), is a file, or when a
-    tensor is not finite.
-    """
+    """Write `config` and the named `tensors` to `folder`, as `RecursiveReasoner.save_pretrained` says."""
     target = Path(folder).absolute()
     if target.exists() and not target.is_dir():
         raise InputError(f"cannot save to {os.fspath(folder)!r}: it is a file")
@@ -72,15 +69,9 @@ def load(
     name_or_path: str | os.PathLike[str], specs: Callable[[ModelConfig], Mapping[str, Tensor]],
     revision: str | None = None,
 ) -> tuple[ModelConfig, dict[str, Tensor]]:  # fmt: skip
-    """The config and the tensors on the CPU of the saved model of that name.
+    """The config and the tensors on the CPU of a saved model, named as in `RecursiveReasoner.from_pretrained`.
 
-    `name_or_path`: a bundled name (`known_models()`), a folder, or a hub id `owner/name` (fetched through
-    huggingface_hub at `revision`). A bundled name wins over a folder of that name; write `./name` for the folder.
     `specs` gives the tensors that a config asks for, as meta tensors.
-
-    Errors: `InputError` for an unknown name (listing the known ones), and for a folder whose files are missing,
-    truncated, altered since they were saved, or do not fit its config; `BackendUnavailable` for a hub id when
-    huggingface_hub is not installed.
     """
     folder = _resolve(name_or_path, revision)
     manifest = _read_json(folder / MANIFEST)
@@ -117,26 +108,19 @@ def _download(hub_id: str, revision: str | None) -> Path:
     return Path(path)
 
 
-def _read(path: Path, limit: int, digests: Mapping[str, Any] | None) -> bytes:
-    """The bytes of a file of at most `limit` bytes, equal in sha256 to its entry in the manifest."""
-    try:
-        size = path.stat().st_size
-        if size > limit:
-            raise InputError(f"{path}: {size} bytes, more than the {limit} allowed")
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
-    if digests is not None and hashlib.sha256(content).hexdigest() != digests.get(path.name):
-        raise InputError(f"{path}: sha256 differs from {MANIFEST}; the file was altered or damaged")
-    return content
+def _verified(path: Path, limit: int, digests: Mapping[str, Any] | None, parse: Callable[[bytes], Any]) -> Any:
+    """What `parse` makes of a file of at most `limit` bytes, equal in sha256 to its entry in the manifest."""
+
+    def checked(content: bytes) -> Any:
+        if digests is not None and hashlib.sha256(content).hexdigest() != digests.get(path.name):
+            raise InputError(f"{path}: sha256 differs from {MANIFEST}; the file was altered or damaged")
+        return parse(content)
+
+    return read_parsed(path, limit, checked, KINDS[path.name], SafetensorError)
 
 
 def _read_json(path: Path, digests: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    content = _read(path, MAX_JSON, digests)
-    try:
-        values = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
+    values = _verified(path, MAX_JSON, digests, json.loads)
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a JSON object")
     return values
@@ -151,30 +135,43 @@ def _read_weights(path: Path, specs: Mapping[str, Tensor], digests: Mapping[str,
             raise InputError(f"{path}: its header of {length} bytes is not at most {MAX_HEADER}")
         with safe_open(path, "pt") as header:
             _check_header(path, header, specs)
-        state: dict[str, Tensor] = safetensors.load(_read(path, size, digests))
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
         raise InputError(f"{path}: not a valid safetensors file ({error})") from error
+    state: dict[str, Tensor] = _verified(path, size, digests, safetensors.load)
     _check_finite(state, str(path))
     return state
 
 
 def _check_header(path: Path, header: Any, specs: Mapping[str, Tensor]) -> None:
     """Refuse other names, shapes or dtypes than those of `specs`."""
-    declared = set(header.keys())
+    declared = list(header.keys())
     if len(declared) > MAX_TENSORS:
         raise InputError(f"{path}: {len(declared)} tensors, more than the {MAX_TENSORS} allowed")
-    for problem, names in (("lacks", set(specs) - declared), ("has unexpected", declared - set(specs))):
-        if names:
-            raise InputError(f"{path}: {problem} {', '.join(f'{name!r:.80}' for name in sorted(names)[:8])}")
+    stored = {name: header.get_slice(name) for name in declared}
+    check_fits(str(path), {name: tuple(slice_.get_shape()) for name, slice_ in stored.items()}, specs)
     for name, spec in specs.items():
-        stored = header.get_slice(name)
-        shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
-        if shape != tuple(spec.shape):
-            raise InputError(f"{path}: {name} has shape {shape!r:.60}; the config asks for {tuple(spec.shape)}")
+        dtype = stored[name].get_dtype()
         if dtype not in DTYPES and not (dtype == "F64" and spec.dtype == torch.float64):
             raise InputError(f"{path}: {name} has dtype {dtype}; expected one of {', '.join(DTYPES)}")
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape."""
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+def check_fits(where: str, found: Mapping[str, tuple[int, ...]], specs: Mapping[str, Tensor]) -> None:
+    """Refuse tensors of the shapes `found` that differ from `specs` in names or shapes (`InputError`)."""
+    wanted, problems = shapes(specs), []
+    for problem, names in (("missing", wanted.keys() - found), ("unexpected", found.keys() - wanted.keys())):
+        problems += [f"{problem} {', '.join(f'{name!r:.80}' for name in sorted(names)[:8])}"] if names else []
+    wrong = [name for name in wanted if name in found and found[name] != wanted[name]]
+    for name in wrong[:1]:
+        problems.append(f"{name} has shape {found[name]!r:.60}; the config asks for {wanted[name]}")
+    if problems:
+        raise InputError(f"{where}: {'; '.join(problems)}")
 
 
 def _check_finite(state: Mapping[str, Tensor], where: str) -> None:

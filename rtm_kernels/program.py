@@ -92,37 +92,30 @@ def averaged(program: Program, keep: float) -> Program:
     return replace(program, steps=tuple(replace(step, keep=keep) for step in program.steps))
 
 
+def _schedule(H_cycles: int, *cycle: Step) -> tuple[Step, ...]:
+    """`cycle` H_cycles times, the last time with grad."""
+    return tuple(replace(step, grad=False) for step in cycle) * (H_cycles - 1) + cycle
+
+
 def trm(H_cycles: int, L_cycles: int) -> Program:
     """TRM (arXiv 2510.04871): H_cycles x [L_cycles x `z <- f(z + (y + x))`; `y <- f(y + z)`], last cycle with grad."""
-    steps = []
-    for h in range(H_cycles):
-        grad = h == H_cycles - 1
-        steps += [Step("z_L", ("z_L",), ("z_H", INPUT), grad=grad)] * L_cycles
-        steps += [Step("z_H", ("z_H",), ("z_L",), grad=grad)]
-    return Program("trm", tuple(steps), output="z_H")
+    inner, outer = Step("z_L", ("z_L",), ("z_H", INPUT)), Step("z_H", ("z_H",), ("z_L",))
+    return Program("trm", _schedule(H_cycles, *[inner] * L_cycles, outer), output="z_H")
 
 
 def trm_singlez(H_cycles: int, L_cycles: int) -> Program:
     """TRM with one latent: H_cycles x [L_cycles x `z <- f(z + x)`; `z <- f(z)`], last cycle with grad."""
-    steps = []
-    for h in range(H_cycles):
-        grad = h == H_cycles - 1
-        steps += [Step("z_L", ("z_L",), (INPUT,), grad=grad)] * L_cycles
-        steps += [Step("z_L", ("z_L",), grad=grad)]
-    return Program("trm_singlez", tuple(steps), output="z_L")
+    inner, outer = Step("z_L", ("z_L",), (INPUT,)), Step("z_L", ("z_L",))
+    return Program("trm_singlez", _schedule(H_cycles, *[inner] * L_cycles, outer), output="z_L")
 
 
 def trm_hier6(H_cycles: int, L_cycles: int) -> Program:
     """TRM with six low-level latents: `z_i <- f(sum z + (y + x))` for i = 1..6, then `y <- f(y + sum z)`."""
     require(L_cycles <= 6, "L_cycles", L_cycles, "trm_hier6 has six low-level latents, one per L cycle")
     z = tuple(f"z_L{i}" for i in range(1, 7))
-    steps = []
-    for h in range(H_cycles):
-        grad = h == H_cycles - 1
-        steps += [Step(z[i], z, ("z_H", INPUT), grad=grad) for i in range(L_cycles)]
-        # the official code adds the *sum* of the z to y, so the sum is what is injected
-        steps += [Step("z_H", ("z_H",), z, grad=grad)]
-    return Program("trm_hier6", tuple(steps), output="z_H")
+    inner = [Step(name, z, ("z_H", INPUT)) for name in z[:L_cycles]]
+    # the official code adds the *sum* of the z to y, so the sum is what is injected
+    return Program("trm_hier6", _schedule(H_cycles, *inner, Step("z_H", ("z_H",), z)), output="z_H")
 
 
 def hrm(H_cycles: int, L_cycles: int) -> Program:

@@ -18,10 +18,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "rtm_kernels"
 MAX_LINES = 350
+SUFFIXES = {".py", ".cpp", ".cu", ".h", ".cuh"}
 
 LEVELS = (
     "errors", "ranges", "energy", "access", "files", "program", "config", "impl", "flops", "shared", "kernel", "api",
-    "block", "embedding", "recursion", "pretrained", "model", "data", "losses", "engine", "interop", "train", "trace",
+    "block", "recursion", "pretrained", "model", "data", "losses", "engine", "interop", "train", "trace",
     "distributed", "serve", "agent", "cli",
 )  # fmt: skip
 """Lowest first: a module imports what is below it, and its own package. `shared`, `kernel` and `api` are parts of
@@ -34,23 +35,13 @@ CORE = {"torch", "numpy", "safetensors"}
 """Packages that a module may import at its top, besides triton in kernels; every other one when first needed."""
 
 EXTRAS = {
-    f"{PACKAGE}.cli": {"typer", "rich", "click"},
-    f"{PACKAGE}.serve": {"fastapi", "h11", "pydantic", "pydantic_core", "starlette", "uvicorn", "prometheus_client"},
+    f"{PACKAGE}.cli": {"typer", "rich"},
+    f"{PACKAGE}.serve": {"fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client"},
     f"{PACKAGE}.trace": {"pydantic"},
-    f"{PACKAGE}.agent": {"mcp", "mcp_types", "pydantic", "starlette", "uvicorn"},
+    f"{PACKAGE}.agent": {"mcp", "mcp_types", "pydantic", "uvicorn"},
     f"{PACKAGE}.train": {"pydantic"},
 }
 """Folders that are themselves imported when first needed, and the packages of their extra."""
-
-KNOWN_CIRCLES = {f"{PACKAGE}.serve.worker"}
-KNOWN_LOST = {
-    f"{PACKAGE}.{folder}.compile_cases"
-    for folder in (*(f"ops.{op}" for op in ("adam_atan2", "attention_norm", "halting", "mixer_norm", "swiglu_norm",
-                                            "token_loss")), "recursion.persistent", "recursion.queue")
-}  # fmt: skip
-KNOWN_UNUSED: set[str] = set()
-"""What breaks a rule below and is still to be wired or deleted: modules in a circle, modules that only tests or
-benchmarks reach, and public functions that only they call. These sets only shrink."""
 
 DEFERRED = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -93,14 +84,10 @@ def unit(name: str) -> str:
     return ".".join(name.split(".")[:3]) if level(name) in ("kernel", "api") else level(name)
 
 
-def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-
-
 def find_imports(tree: ast.AST, name: str, known: frozenset[str], at_top: bool = True) -> Iterator[Import]:
     """Every import below `tree`, the ones for type checkers alone left out."""
     for node in ast.iter_child_nodes(tree):
-        if is_type_checking(node):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
             continue
         if isinstance(node, ast.Import):
             yield from (Import(alias.name, node.lineno, at_top) for alias in node.names)
@@ -172,8 +159,6 @@ def test_every_package_has_a_level() -> None:
 def test_no_import_cycles() -> None:
     """Imports inside functions count, too."""
     graph = {name: {i.target for i in imports(name) if i.target in modules()} - {name} for name in modules()}
-    for name in KNOWN_CIRCLES:
-        graph[name] = set()
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -183,17 +168,10 @@ def test_no_import_cycles() -> None:
 @cache
 def names_in(name: str) -> Counter[str]:
     """How often a module mentions each name: variables, attributes, imported names and strings."""
-    found: Counter[str] = Counter()
-    for node in ast.walk(ast.parse(modules()[name].read_text())):
-        if isinstance(node, ast.Name):
-            found[node.id] += 1
-        elif isinstance(node, ast.Attribute):
-            found[node.attr] += 1
-        elif isinstance(node, ast.alias):
-            found[node.name] += 1
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 100:
-            found[node.value] += 1
-    return found
+    field = {ast.Name: "id", ast.Attribute: "attr", ast.alias: "name", ast.Constant: "value"}
+    nodes = ast.walk(ast.parse(modules()[name].read_text()))
+    values = (getattr(node, field[type(node)]) for node in nodes if type(node) in field)
+    return Counter(value for value in values if isinstance(value, str) and len(value) < 100)
 
 
 def named_modules(text: str) -> set[str]:
@@ -226,15 +204,15 @@ def reached() -> set[str]:
 
 def test_every_module_is_reached_from_what_users_call() -> None:
     lost = modules().keys() - reached() - {f"{PACKAGE}.cli.__main__"}
-    assert lost <= KNOWN_LOST, f"only tests or benchmarks reach {sorted(lost - KNOWN_LOST)}"
+    assert not lost, f"only tests or benchmarks reach {sorted(lost)}"
 
 
 def test_every_public_function_of_the_inner_packages_has_a_caller_in_the_package() -> None:
     mentions: Counter[str] = Counter()
-    for name in modules().keys() - KNOWN_LOST:
+    for name in modules():
         mentions += names_in(name)
     lost = set()
-    for name in modules().keys() - KNOWN_LOST:
+    for name in modules():
         if name.split(".")[1:2] not in (["ops"], ["recursion"], ["engine"]):
             continue
         for node in ast.parse(modules()[name].read_text()).body:
@@ -242,7 +220,7 @@ def test_every_public_function_of_the_inner_packages_has_a_caller_in_the_package
                 own = sum(isinstance(n, ast.Name) and n.id == node.name for n in ast.walk(node))
                 if mentions[node.name] <= own:
                     lost.add(f"{name.removeprefix(PACKAGE + '.')}:{node.name}")
-    assert lost <= KNOWN_UNUSED, f"only tests or benchmarks call {sorted(lost - KNOWN_UNUSED)}"
+    assert not lost, f"only tests or benchmarks call {sorted(lost)}"
 
 
 @pytest.mark.parametrize(
@@ -251,46 +229,22 @@ def test_every_public_function_of_the_inner_packages_has_a_caller_in_the_package
         ("ops.swiglu_norm.reference", "ops.attention_norm.reference", False),
         ("ops.swiglu_norm.reference", "ops.swiglu_norm.api", False),
         ("ops.swiglu_norm.api", "ops.swiglu_norm.reference", True),
-        ("ops.swiglu_norm.api", "ops.attention_norm.api", False),
-        ("ops.swiglu_norm.reference", "ops.primitives", True),
         ("ops.primitives", "ops.swiglu_norm.reference", False),
-        ("errors", "config", False),
-        ("config", "program", True),
         ("config", "impl", False),
-        ("block", "ops.swiglu_norm.api", True),
         ("block", "recursion.reference", False),
-        ("recursion.reference", "block", True),
         ("model", "recursion.reference", True),
-        ("recursion.reference", "model", False),
         ("model", "data", False),
-        ("data", "model", True),
-        ("losses", "model", True),
         ("model", "pretrained", True),
-        ("pretrained", "model", False),
-        ("engine", "train", False),
         ("interop", "train", False),
-        ("train", "interop", True),
         ("serve", "agent", False),
-        ("data", "cli", False),
     ],
 )
 def test_the_arrows_are_the_ones_of_the_design(source: str, target: str, allowed: bool) -> None:
     assert (arrow_error(f"{PACKAGE}.{source}", f"{PACKAGE}.{target}") is None) is allowed
 
 
-def test_imports_are_found_wherever_they_stand() -> None:
-    text = "import a.b\nfrom . import c\nfrom pkg.d import e, F\ndef f():\n    if f:\n        import g\n"
-    found = list(find_imports(ast.parse(text), "pkg.here", frozenset({"pkg.c", "pkg.d.e"})))
-    assert [(i.target, i.at_top) for i in found] == [
-        ("a.b", True), ("pkg.c", True), ("pkg.d.e", True), ("pkg.d", True), ("g", False),
-    ]  # fmt: skip
-
-
 def test_files_stay_short() -> None:
-    suffixes = {".py", ".cpp", ".cu", ".h", ".cuh"}
-    long = {}
-    for folder in (PACKAGE, "csrc", "tests", "benchmarks"):
-        for path in (ROOT / folder).rglob("*"):
-            if path.suffix in suffixes and len(path.read_text().splitlines()) > MAX_LINES:
-                long[str(path.relative_to(ROOT))] = len(path.read_text().splitlines())
+    paths = (path for folder in (PACKAGE, "csrc", "tests", "benchmarks") for path in (ROOT / folder).rglob("*"))
+    counts = {path: len(path.read_text().splitlines()) for path in paths if path.suffix in SUFFIXES}
+    long = {str(path.relative_to(ROOT)): count for path, count in counts.items() if count > MAX_LINES}
     assert not long, f"longer than {MAX_LINES} lines: {long}"

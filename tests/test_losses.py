@@ -11,60 +11,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rtm_kernels import program
-from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import InputError
 from rtm_kernels.impl import launches
 from rtm_kernels.losses import CumulativeHead, RoundsHead, official_loss_head
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.token_loss.api import LOSSES, token_loss
 from rtm_kernels.ops.token_loss.reference import stablemax_cross_entropy
+from tests import small_models
+from tests.small_models import make
 
 IGNORE = -100
 EPS = torch.finfo(torch.float32).eps
 
 
-def config(**changes) -> ModelConfig:
-    values = {
-        "vocab_size": 7, "seq_len": 6, "hidden_size": 16, "num_heads": 2, "H_cycles": 2, "L_cycles": 2,
-        "puzzle_emb_ndim": 16, "num_puzzle_identifiers": 3, "halt_max_steps": 3, "halt_exploration_prob": 0.0,
-    }  # fmt: skip
-    return ModelConfig(**values | changes)
-
-
-def rsm_config(**changes) -> ModelConfig:
-    tied = {"arch": "rsm", "layers": {"core": 2}, "norm_axis": "hidden", "tied_lm_head": True, "halting": "settle"}
-    return config(**tied | changes)
-
-
-def model_of(c: ModelConfig) -> RecursiveReasoner:
-    torch.manual_seed(0)
-    model = RecursiveReasoner(c, impl="reference")
-    if c.has_q_head:
-        with torch.no_grad():
-            model.q_head.weight.normal_()
-            model.q_head.bias.zero_()
-    return model
-
-
-def batch_of(size: int = 5, seed: int = 0) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(1, 7, (size, 6), generator=generator)
+def batch_of(size: int = 5) -> dict[str, Tensor]:
+    """A batch in which some positions, and one whole sample, have no label."""
+    labels = torch.randint(1, 7, (size, 6), generator=torch.Generator().manual_seed(0))
     labels[:, :2] = IGNORE
-    if size > 1:
-        labels[1] = IGNORE
-    return {
-        "inputs": torch.randint(0, 7, (size, 6), generator=generator),
-        "labels": labels,
-        "puzzle_identifiers": torch.randint(0, 3, (size,), generator=generator),
-    }
+    labels[1:2] = IGNORE if size > 1 else labels[1:2]
+    return small_models.batch_of(size) | {"labels": labels}
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_loss_and_metrics_of_a_hand_worked_step(loss_type: str) -> None:
-    model = model_of(config())
+    model = make()
     batch = batch_of()
     with torch.no_grad():  # two samples answer correctly
         _, outputs = model.eval()(model.initial_carry(batch), batch)
+        model.q_head.bias[0] += 0.1 - outputs["q_halt_logits"][3]  # one of them halts
         answers = outputs["logits"].argmax(-1)
         batch["labels"][3:] = torch.where(batch["labels"][3:] == IGNORE, IGNORE, answers[3:])
     head = official_loss_head(model, loss_type).train()
@@ -104,10 +78,7 @@ def test_loss_and_metrics_of_a_hand_worked_step(loss_type: str) -> None:
 
 
 def test_q_continue_target_is_trained_on() -> None:
-    model = model_of(
-        config(arch="hrm", layers={"H_level": 1, "L_level": 1}, halting="q_continue", q_continue_target=True)
-    )
-    head, batch = official_loss_head(model).train(), batch_of()
+    head, batch = official_loss_head(make("hrm")).train(), batch_of()
     keys = ["q_continue_logits", "target_q_continue"]
     _, loss, metrics, kept, _ = head(keys, carry=head.initial_carry(batch), batch=batch)
     expected = F.binary_cross_entropy_with_logits(*(kept[key] for key in keys), reduction="sum")
@@ -119,35 +90,21 @@ def test_q_continue_target_is_trained_on() -> None:
     assert "q_continue_loss" not in metrics and "target_q_continue" not in kept
 
 
-@pytest.mark.parametrize("size", [0, 1])
-@pytest.mark.parametrize("make", [config, rsm_config])
-def test_small_batches(make, size: int) -> None:
-    head, batch = official_loss_head(model_of(make())).train(), batch_of(size)
-    _, loss, metrics, _, all_halted = head([], carry=head.initial_carry(batch), batch=batch)
+@pytest.mark.parametrize("size", [0, 1, 5])
+@pytest.mark.parametrize("arch", ["trm", "rsm"])
+def test_small_and_unlabelled_batches(arch: str, size: int) -> None:
+    head, batch = official_loss_head(make(arch)).train(), batch_of(size)
+    if size == 5:
+        batch["labels"].fill_(IGNORE)
+    _, loss, metrics, _, finished = head([], carry=head.initial_carry(batch), batch=batch)
     loss.backward()
-    assert loss.isfinite() and metrics["accuracy"].isfinite() and all_halted.dtype == torch.bool
-    assert (loss == 0) == (size == 0)
-
-
-def test_labels_all_ignored_cost_nothing() -> None:
-    head, batch = official_loss_head(model_of(rsm_config())).train(), batch_of()
-    batch["labels"].fill_(IGNORE)
-    _, loss, metrics, _, _ = head([], carry=None, batch=batch)
-    assert loss == 0 and metrics["count"] == 1 and metrics["accuracy"] == 0 and metrics["exact_accuracy"] == 0
-
-
-def test_rsm_starts_afresh_and_is_always_finished() -> None:
-    model, batch = model_of(rsm_config()), batch_of()
-    head = official_loss_head(model).eval()
-    carry, loss, metrics, kept, finished = head(["logits"], carry=None, batch=batch)
-    assert bool(finished) and metrics.keys() == {"count", "accuracy", "exact_accuracy", "lm_loss"}
-    assert metrics["count"] == 4.0
-    _, again, _, more, _ = head(["logits"], carry=carry, batch=batch)
-    assert torch.equal(loss, again) and torch.equal(kept["logits"], more["logits"])
+    assert loss.isfinite() and metrics["accuracy"].isfinite() and finished.dtype == torch.bool
+    assert (metrics["lm_loss"] == 0) == (size != 1)
+    assert bool(finished) or arch == "trm", "RSM is always finished"
 
 
 def test_rsm_depth_and_gradient_contract() -> None:
-    model, batch = model_of(rsm_config()), batch_of()
+    model, batch = make("rsm"), batch_of()
 
     def logits(depth: int) -> torch.Tensor:
         with torch.no_grad():
@@ -185,17 +142,12 @@ HEADS: dict[str, Callable[[RecursiveReasoner, str], nn.Module]] = {
     "rtm": lambda model, loss: CumulativeHead(model, loss, ponder=0.2, entropy=0.1, min_steps=1, anneal=0.0),
     "rins": lambda model, loss: RoundsHead(model, loss, keep=1.0),
 }
-CONFIGS = {
-    "trm": config(),
-    "rsm": rsm_config(),
-    "rtm": config(arch="rtm", layers={"core": 1}, halting="cumulative_token"),
-    "rins": config(arch="rins", layers={"A": 1, "B": 1}, halting="fixed"),
-}
 
 
 def trained(name: str, loss: str, impl: str, dtype: str = "float32") -> tuple[Tensor, dict[str, Tensor], list[Tensor]]:
     """Loss, metrics and gradients of one training step whose loss alone runs in `impl`."""
-    model = model_of(dataclasses.replace(CONFIGS[name], forward_dtype=dtype))
+    options = {"halting": "cumulative_token"} if name == "rtm" else {}
+    model = make(name, forward_dtype=dtype, halt_max_steps=3, **options)
     model = model.double() if dtype == "float64" else model
     model.impl = impl
     head, batch = HEADS[name](model, loss).train(), batch_of()
@@ -213,7 +165,7 @@ def test_heads_run_the_kernel_within_the_error_budget(name: str, loss: str) -> N
     base, truth = trained(name, loss, "reference"), trained(name, loss, "reference", "float64")
     assert not launches
     found = trained(name, loss, "triton")
-    steps = CONFIGS[name].halt_max_steps if name == "rtm" else 1
+    steps = 3 if name == "rtm" else 1
     assert launches == {"token_loss.forward": steps, "token_loss.backward": steps}
     assert found[0].dtype == base[0].dtype
     for key, value in found[1].items():
@@ -229,7 +181,7 @@ def test_heads_run_the_kernel_within_the_error_budget(name: str, loss: str) -> N
 def test_under_autocast_the_loss_is_that_of_the_rounded_logits(impl: str, dtype: torch.dtype) -> None:
     """Triton's interpreter has no bfloat16, so the kernel is shown float16 here; `tests/gpu` runs bfloat16."""
     pytest.importorskip("triton")
-    model = model_of(config())
+    model = make()
     model.impl = impl
     head, batch = official_loss_head(model).train(), batch_of()
     with torch.autocast("cpu", dtype=dtype):
@@ -244,7 +196,7 @@ def test_under_autocast_the_loss_is_that_of_the_rounded_logits(impl: str, dtype:
 @pytest.mark.gpu
 @pytest.mark.parametrize("loss", LOSSES)
 def test_on_a_gpu_heads_run_the_kernel_under_autocast(loss: str) -> None:
-    model = model_of(config()).cuda()
+    model = make().cuda()
     model.impl = "auto"
     head, batch = official_loss_head(model, loss).train(), {k: v.cuda() for k, v in batch_of().items()}
     launches.clear()
@@ -257,9 +209,9 @@ def test_on_a_gpu_heads_run_the_kernel_under_autocast(loss: str) -> None:
 
 
 def test_refusals() -> None:
-    model = model_of(config())
+    model = make()
     unlabelled = {key: value for key, value in batch_of().items() if key != "labels"}
-    for head in (official_loss_head(model), official_loss_head(model_of(rsm_config()))):
+    for head in (official_loss_head(model), official_loss_head(make("rsm"))):
         with pytest.raises(InputError, match="batch has no 'labels'; it has"):
             head([], carry=head.initial_carry(unlabelled), batch=unlabelled)
     with pytest.raises(InputError, match="loss_type='mse' is not allowed: expected one of stablemax_cross_entropy"):

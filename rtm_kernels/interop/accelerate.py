@@ -7,8 +7,8 @@ subclass whose forward is the fused one, so parameters, buffers, state_dict keys
 
 from __future__ import annotations
 
+import functools
 import inspect
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -47,48 +47,24 @@ class AcceleratedBlock(Accelerated):
 
 
 class AcceleratedStack(Accelerated):
-    """What the forwards of accelerated stacks share."""
+    """The forward of an official stack of any kind in `STACKS`, with the injection folded into the first block."""
 
     layers: nn.ModuleList
 
-    def run(self, hidden_states: Tensor, injection: tuple[Tensor, ...], cos_sin: CosSin | None) -> Tensor:
-        """All blocks on `hidden_states + (sum of injection)`, [B, L, D]."""
+    def forward(
+        self, hidden_states: Tensor, injection: Tensor | None = None, cos_sin: CosSin | None = None, *,
+        input_injection: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """All blocks on the sum of what is injected and `hidden_states`, [B, L, D]."""
+        injected = tuple(given for given in (injection, input_injection) if given is not None)
         for layer in self.layers:
-            hidden_states = layer(cos_sin=cos_sin, hidden_states=hidden_states, injection=injection)
-            injection = ()
+            hidden_states = layer(cos_sin=cos_sin, hidden_states=hidden_states, injection=injected)
+            injected = ()
         return hidden_states
 
 
-class InputInjectionStack(AcceleratedStack):
-    """A stack of TRM or HRM: forward(hidden_states, input_injection, cos_sin=...)."""
-
-    def forward(self, hidden_states: Tensor, input_injection: Tensor, cos_sin: CosSin | None = None) -> Tensor:
-        """All blocks on the sum, [B, L, D]."""
-        return self.run(hidden_states, (input_injection,), cos_sin)
-
-
-class InjectionStack(AcceleratedStack):
-    """A stack of RSM: forward(hidden_states, injection, cos_sin)."""
-
-    def forward(self, hidden_states: Tensor, injection: Tensor, cos_sin: CosSin | None = None) -> Tensor:
-        """All blocks on the sum, [B, L, D]."""
-        return self.run(hidden_states, (injection,), cos_sin)
-
-
-class PlainStack(AcceleratedStack):
-    """A stack of single-z TRM, which adds nothing itself: forward(hidden_states, cos_sin=...)."""
-
-    def forward(self, hidden_states: Tensor, cos_sin: CosSin | None = None) -> Tensor:
-        """All blocks, [B, L, D]."""
-        return self.run(hidden_states, (), cos_sin)
-
-
-STACKS: dict[tuple[str, ...], type[AcceleratedStack]] = {
-    ("hidden_states", "input_injection"): InputInjectionStack,
-    ("hidden_states", "injection"): InjectionStack,
-    ("hidden_states",): PlainStack,
-}
-"""Parameters of an official stack's forward, cos_sin left out, -> the class whose forward replaces it."""
+STACKS = (("hidden_states", "input_injection"), ("hidden_states", "injection"), ("hidden_states",))
+"""Parameters of the forward of a stack of TRM and HRM, of RSM, and of single-z TRM, cos_sin left out."""
 
 
 def accelerate(model: Model, *, impl: str = "auto", attention: str = "auto") -> Model:
@@ -137,7 +113,7 @@ def _holds_blocks(module: nn.Module) -> bool:
 
 def _check_blocks(name: str, stack: nn.Module) -> None:
     """Refuse a stack whose forward or whose blocks have other parameters than the official ones."""
-    if _stack_class(stack) is None:
+    if _parameters(stack) not in STACKS:
         signature = inspect.signature(type(stack).forward)
         raise InputError(f"{name}.forward{signature} is not that of an official stack: {' or '.join(map(str, STACKS))}")
     for index, layer in enumerate(stack.layers):  # type: ignore[arg-type]
@@ -166,17 +142,9 @@ def _oddities(layer: Any) -> str:
     return ""
 
 
-def _stack_class(stack: nn.Module) -> type[AcceleratedStack] | None:
+def _parameters(stack: nn.Module) -> tuple[str, ...]:
     parameters = list(inspect.signature(type(stack).forward).parameters.values())[1:]
-    named = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "cos_sin")
-    return STACKS.get(named)
-
-
-def _options(layer: nn.Module, norm_axis: str, impl: str, attention: str) -> dict[str, Any]:
-    mixer: Any = getattr(layer, "self_attn", None)
-    heads, causal = (mixer.num_heads, bool(mixer.causal)) if mixer is not None else (1, False)
-    values = (norm_axis, heads, causal, False, layer.norm_eps, impl, attention)
-    return dict(zip(OPTIONS, values, strict=True))
+    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "cos_sin")
 
 
 def _norm_axis(name: str, stack: nn.Module) -> str:
@@ -211,9 +179,8 @@ def _probe(stack: nn.Module, device: torch.device) -> dict[str, Any]:
     attends = hasattr(layer, "self_attn")
     dtype = torch.bfloat16 if attends and device.type == "cuda" else torch.float32
     length, width = 6 if attends else layer.mlp_t.down_proj.weight.shape[0], layer.mlp.down_proj.weight.shape[0]
-    draw = partial(torch.randn, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-    names = next(key for key, value in STACKS.items() if value is _stack_class(stack))
-    inputs: dict[str, Any] = {n: draw(2, length, width).to(device, dtype) for n in names}
+    draw = functools.partial(torch.randn, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+    inputs: dict[str, Any] = {name: draw(2, length, width).to(device, dtype) for name in _parameters(stack)}
     inputs["cos_sin"] = None
     if attends:
         head_dim = layer.self_attn.o_proj.weight.shape[1] // layer.self_attn.num_heads
@@ -234,10 +201,11 @@ def _subclass(mixin: type[Accelerated], official: type[nn.Module]) -> Any:
 
 
 def _swap(stack: nn.Module, norm_axis: str, impl: str, attention: str) -> None:
-    cls = _stack_class(stack)
-    assert cls is not None
     for layer in stack.layers:  # type: ignore[union-attr]
-        for option, value in _options(layer, norm_axis, impl, attention).items():
+        mixer: Any = getattr(layer, "self_attn", None)
+        heads, causal = (1, False) if mixer is None else (mixer.num_heads, bool(mixer.causal))
+        values = (norm_axis, heads, causal, False, layer.norm_eps, impl, attention)
+        for option, value in zip(OPTIONS, values, strict=True):
             setattr(layer, option, value)
         layer.__class__ = _subclass(AcceleratedBlock, type(layer))
-    stack.__class__ = _subclass(cls, type(stack))
+    stack.__class__ = _subclass(AcceleratedStack, type(stack))

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import InputError, one_of
-from rtm_kernels.model import RecursiveReasoner, tensor_specs
+from rtm_kernels.model import RecursiveReasoner, bare_name, tensor_specs
+from rtm_kernels.pretrained import check_fits, shapes
 
 ALIASES = {"transformers_baseline": "transformer"}
 """Official module names that differ from the architecture names of `rtm_kernels.program`."""
@@ -25,9 +26,6 @@ STACK_LAYERS = {
     "rsm": {"core": "L_layers"},
 }
 """Architecture -> stack of blocks -> official config field that holds its number of layers."""
-
-PREFIXES = ("_orig_mod.", "model.", "inner.")
-"""What torch.compile, the loss head and the ACT wrapper put before a parameter name, outermost first."""
 
 
 def model_config(arch: str, config: Mapping[str, Any]) -> ModelConfig:
@@ -139,9 +137,7 @@ def strip_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     state: dict[str, Tensor] = {}
     for key, value in state_dict.items():
-        name = key
-        for prefix in PREFIXES:
-            name = name.removeprefix(prefix)
+        name = bare_name(key)
         if name in state:
             raise InputError(f"the state dict holds {name!r} twice, under different prefixes")
         state[name] = value
@@ -157,18 +153,12 @@ def check_state(state: Mapping[str, Any], config: ModelConfig) -> None:
     head, table = "lm_head.weight", "embed_tokens.embedding_weight"
     if config.tied_lm_head and head in state:
         specs[head] = specs[table]
-    problems = []
-    for problem, names in (("missing", set(specs) - set(state)), ("unexpected", set(state) - set(specs))):
-        problems += [f"{problem} {', '.join(f'{name!r:.80}' for name in sorted(names))}"] if names else []
-    if problems:
-        raise InputError(f"the state dict does not fit the config: {'; '.join(problems)}")
     for name, value in state.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
             kind = value.layout if isinstance(value, Tensor) else type(value).__name__
             raise InputError(f"{name} is not a dense tensor but {kind}")
         if not value.dtype.is_floating_point:
             raise InputError(f"{name} has dtype {value.dtype}; expected a floating-point one")
-        if value.shape != specs[name].shape:
-            raise InputError(f"{name} has shape {tuple(value.shape)}; the config asks for {tuple(specs[name].shape)}")
+    check_fits("the state dict does not fit the config", shapes(state), specs)
     if config.tied_lm_head and head in state and not torch.equal(state[head], state[table]):
         raise InputError(f"{head} differs from {table}, but the model ties them")

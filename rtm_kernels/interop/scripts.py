@@ -6,7 +6,7 @@ import importlib
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,10 +66,8 @@ def missing() -> dict[str, str]:
 def standing_in(names: dict[str, str]) -> Iterator[None]:
     """Inside, the packages `names` can be imported, with the content of `STAND_INS`."""
     for name in names:
-        module = ModuleType(name, "A stand-in of rtm_kernels")
-        for key, value in STAND_INS[name].items():
-            setattr(module, key, value)
-        sys.modules[name] = module
+        sys.modules[name] = ModuleType(name, "A stand-in of rtm_kernels")
+        vars(sys.modules[name]).update(STAND_INS[name])
     try:
         yield
     finally:
@@ -85,11 +83,8 @@ def accelerating(report: list[str]) -> Iterator[None]:
     """
 
     def hook(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-        if (
-            child is None
-            or isinstance(child, Accelerated)
-            or not isinstance(getattr(child, "layers", None), nn.ModuleList)
-        ):
+        layers = getattr(child, "layers", None)
+        if child is None or isinstance(child, Accelerated) or not isinstance(layers, nn.ModuleList):
             return
         label = f"{type(parent).__name__}.{name}"
         try:
@@ -162,16 +157,12 @@ def run_script(script: Path, arguments: list[str], *, accelerated: bool = True, 
     """
     require(script.is_file(), "script", str(script), "a Python file, e.g. the pretrain.py of an official checkout")
     report: list[str] = []
-    before = sys.argv, sys.path[:]
-    sys.argv, sys.path[:] = [str(script), *arguments], [str(script.resolve().parent), *sys.path]
-    try:
-        with ExitStack() as around:
-            around.enter_context(standing_in(missing()))
-            if on_cpu:
-                around.enter_context(cuda_on_cpu())
-            if accelerated:
-                around.enter_context(accelerating(report))
-            runpy.run_path(str(script), run_name="__main__")
-    finally:
-        sys.argv, sys.path[:] = before
+    with (
+        patch.object(sys, "argv", [str(script), *arguments]),
+        patch.object(sys, "path", [str(script.resolve().parent), *sys.path]),
+        standing_in(missing()),
+        cuda_on_cpu() if on_cpu else nullcontext(),
+        accelerating(report) if accelerated else nullcontext(),
+    ):
+        runpy.run_path(str(script), run_name="__main__")
     return report

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rtm_kernels.errors import InputError
 from rtm_kernels.files import new_folder, read_json, sha256, write_json
-from rtm_kernels.model import Carry
+from rtm_kernels.train.gradients import pack, part, unpack
 from rtm_kernels.train.loop import Trainer
 
 TENSORS, SCALARS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
@@ -38,7 +38,10 @@ def save_checkpoint(trainer: Trainer, root: Path, keep: int = 2) -> Path:
         try:
             with new_folder(folder) as aside:
                 save_file(_shared_tensors(trainer) | local, aside / TENSORS)
-                write_json(aside / SCALARS, _scalars(trainer))
+                names = ("skipped", "in_a_row", "score", "world_size")
+                scalars = {"step": trainer.step_count, **{name: getattr(trainer, name) for name in names}}
+                scalars |= {"stream": trainer.prefetch.state(), "accumulate": trainer.recipe.accumulate}
+                write_json(aside / SCALARS, scalars)
                 digests = {name: sha256(aside / name) for name in (TENSORS, SCALARS)}
                 write_json(aside / MANIFEST, {"sha256": digests})
         except SafetensorError as error:
@@ -58,23 +61,25 @@ def load_checkpoint(trainer: Trainer, root: Path) -> Path:
     folder = newest(root)
     scalars = read_json(folder / SCALARS)
     for name in ("world_size", "accumulate"):
-        own = trainer.world_size if name == "world_size" else trainer.recipe.accumulate
-        if scalars.get(name) != own:
-            raise InputError(f"{folder}: it was saved with {name}={scalars.get(name)}; this run has {own}")
+        wanted = trainer.world_size if name == "world_size" else trainer.recipe.accumulate
+        if scalars.get(name) != wanted:
+            raise InputError(f"{folder}: it was saved with {name}={scalars.get(name)}; this run has {wanted}")
     tensors = load_file(folder / TENSORS)
     wrong = [k for k, v in tensors.items() if k.startswith(("model.", "average.")) and not v.isfinite().all()]
     if wrong:
         raise InputError(f"{folder}: {wrong[0]} holds values that are not finite")
     try:
-        trainer.model.load_state_dict(_part(tensors, "model."))
-        trainer.average.load_state_dict(_part(tensors, "average."))
+        trainer.model.load_state_dict(part(tensors, "model."))
+        trainer.average.load_state_dict(part(tensors, "average."))
     except RuntimeError as error:
         raise InputError(f"{folder}: the state does not fit the recipe: {str(error).splitlines()[-1]}") from None
     _load_optimizers(trainer, tensors)
     if trainer.captured_update is not None:
         trainer.captured_update.forget()
-    own_part = _part(tensors, f"rank{trainer.rank}.")
-    trainer.carries = [_carry(_part(own_part, f"carry{i}."), trainer.device) for i in range(len(trainer.carries))]
+    own = part(tensors, f"rank{trainer.rank}.")
+    carries = (part(own, f"carry{i}.") for i in range(len(trainer.carries)))
+    moved = ({name: value.to(trainer.device) for name, value in carry.items()} for carry in carries)
+    trainer.carries = [unpack(carry) if carry else None for carry in moved]
     try:
         trainer.step_count, trainer.score = int(scalars["step"]), float(scalars["score"])
         trainer.skipped, trainer.in_a_row = int(scalars["skipped"]), int(scalars["in_a_row"])
@@ -82,25 +87,20 @@ def load_checkpoint(trainer: Trainer, root: Path) -> Path:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / SCALARS}: not the state of a run: {type(error).__name__}: {error}") from None
     trainer.last_good = str(folder)
-    torch.set_rng_state(own_part["rng"])
-    if "rng_cuda" in own_part:
-        torch.cuda.set_rng_state(own_part["rng_cuda"], trainer.device)
+    torch.set_rng_state(own["rng"])
+    if "rng_cuda" in own:
+        torch.cuda.set_rng_state(own["rng_cuda"], trainer.device)
     return folder
 
 
 def newest(root: Path) -> Path:
     """The latest state in `root` whose files match its manifest. Errors: `InputError` without one."""
-    states = _states(root)
-    for folder in reversed(states):
+    found = states(root)
+    for folder in reversed(found):
         if _complete(folder):
             return folder
-    found = f"{len(states)} damaged ones" if states else "none"
-    raise InputError(f"checkpoint={str(root)!r} is not allowed: a folder with a whole step-N state; it holds {found}")
-
-
-def has_states(root: Path) -> bool:
-    """Whether `root` holds any state, complete or not."""
-    return bool(_states(root))
+    held = f"{len(found)} damaged ones" if found else "none"
+    raise InputError(f"checkpoint={str(root)!r} is not allowed: a folder with a whole step-N state; it holds {held}")
 
 
 def clean(root: Path) -> None:
@@ -109,8 +109,8 @@ def clean(root: Path) -> None:
         shutil.rmtree(orphan, ignore_errors=True)
 
 
-def _states(root: Path) -> list[Path]:
-    """Folders of states in `root`, by step."""
+def states(root: Path) -> list[Path]:
+    """Folders of states in `root`, complete or not, by step."""
     found = [(int(m[1]), path) for path in root.glob("step-*") if (m := NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
@@ -125,25 +125,12 @@ def _complete(folder: Path) -> bool:
 
 def _prune(root: Path, keep: int) -> None:
     """Remove all states but the last `keep` and the best one."""
-    states = _states(root)
-    scores = [(float(read_json(path / SCALARS)["score"]), i) for i, path in enumerate(states) if _complete(path)]
+    found = states(root)
+    scores = [(float(read_json(path / SCALARS)["score"]), i) for i, path in enumerate(found) if _complete(path)]
     score, place = max(scores, default=(-1.0, 0))
-    best = states[place] if score >= 0 else None
-    for path in states[:-keep]:
-        if path != best:
+    for path in found[:-keep]:
+        if score < 0 or path != found[place]:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _scalars(trainer: Trainer) -> dict[str, Any]:
-    return {
-        "step": trainer.step_count,
-        "stream": trainer.prefetch.state(),
-        "skipped": trainer.skipped,
-        "in_a_row": trainer.in_a_row,
-        "score": trainer.score,
-        "world_size": trainer.world_size,
-        "accumulate": trainer.recipe.accumulate,
-    }
 
 
 def _shared_tensors(trainer: Trainer) -> dict[str, Tensor]:
@@ -163,9 +150,7 @@ def _gather_local(trainer: Trainer) -> dict[str, Tensor]:
         state["rng_cuda"] = torch.cuda.get_rng_state(trainer.device)
     for i, carry in enumerate(trainer.carries):
         if carry is not None:
-            state |= {f"carry{i}.latent.{k}": v for k, v in carry.latents.items()}
-            state |= {f"carry{i}.data.{k}": v for k, v in carry.current_data.items()}
-            state |= {f"carry{i}.steps": carry.steps, f"carry{i}.halted": carry.halted}
+            state |= {f"carry{i}.{k}": v for k, v in pack(carry).items()}
     own = _stored(state)
     ranks: list[Any] = [own]
     if trainer.world_size > 1:
@@ -178,21 +163,10 @@ def _stored(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.detach().cpu().clone().contiguous() for k, v in state.items()}
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
 def _load_optimizers(trainer: Trainer, tensors: dict[str, Tensor]) -> None:
     for i, optimizer in enumerate(trainer.optimizers):
         slots: dict[int, dict[str, Any]] = {}
-        for key, value in _part(tensors, f"optimizer{i}.").items():
+        for key, value in part(tensors, f"optimizer{i}.").items():
             index, name = key.split(".", 1)
             slots.setdefault(int(index), {})[name] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
-
-
-def _carry(tensors: dict[str, Tensor], device: torch.device) -> Carry | None:
-    if not tensors:
-        return None
-    moved = {k: v.to(device) for k, v in tensors.items()}
-    return Carry(_part(moved, "latent."), moved["steps"], moved["halted"], _part(moved, "data."))

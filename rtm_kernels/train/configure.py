@@ -65,8 +65,8 @@ def load_recipe(path: Path) -> Recipe:
         raise InputError(f"{path}: {error}") from None
 
 
-def override(recipe: Recipe, assignments: list[str]) -> Recipe:
-    """The recipe with every `key=value` of `assignments` applied in order.
+def override(part: Part, assignments: Sequence[str]) -> Part:
+    """A recipe, or a source, with every `key=value` of `assignments` applied in order.
 
     A key is a field, or a dotted path to one: `lr`, `model.hidden_size`, `stages.0.steps`, `objective.ponder`,
     `sources.easy.count`, `stages.*.batch_size` for all stages. Values are JSON, or bare words for text; `none` is
@@ -75,23 +75,18 @@ def override(recipe: Recipe, assignments: list[str]) -> Recipe:
     Errors: `InputError` naming the key, its value and what is allowed; also for steps of a stage that `epochs` counts
     again.
     """
-    values = to_dict(recipe)
+    values = to_dict(part)
     for assignment in assignments:
-        _assign(values, assignment)
-    changed = build(Recipe, values)
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise InputError(f"override {assignment!r} is not allowed: expected key=value, e.g. lr=0.001")
+        _set(values, key, key.split("."), _parse(text))
+    changed = build(type(part), values)
     steps = [a for a in assignments if re.fullmatch(r"stages\.[^.]+\.steps=.*", a, re.DOTALL)]
-    if steps and changed.epochs is not None:
+    if steps and isinstance(changed, Recipe) and changed.epochs is not None:
         allowed = f"epochs={changed.epochs} counts the steps; add epochs=none"
         raise InputError(f"override {steps[0]!r} is not allowed: {allowed}")
     return changed
-
-
-def source_of(assignments: Sequence[str]) -> Source:
-    """A source with every `key=value` of `assignments`, as in `override`. Errors: `InputError` naming the key."""
-    values = to_dict(Source())
-    for assignment in assignments:
-        _assign(values, assignment)
-    return build(Source, values)
 
 
 def fit_to_data(recipe: Recipe) -> Recipe:
@@ -117,13 +112,6 @@ def fit_to_data(recipe: Recipe) -> Recipe:
         for stage, start, end in zip(recipe.stages, [0, *ends], ends, strict=False)
     )
     return replace(recipe, model=model, stages=stages, eval_every=math.ceil(recipe.eval_every * factor))
-
-
-def _assign(values: Any, assignment: str) -> None:
-    key, equals, text = assignment.partition("=")
-    if not equals or not key:
-        raise InputError(f"override {assignment!r} is not allowed: expected key=value, e.g. lr=0.001")
-    _set(values, key, key.split("."), _parse(text))
 
 
 def _parse(text: str) -> Any:

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import logging
-from collections.abc import Callable
+import warnings
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rtm_kernels.block import FusedTRMBlock
 from rtm_kernels.errors import BackendUnavailable, RTMError, require
 from rtm_kernels.losses import CONFIDENCE, DELTA
 from rtm_kernels.model import Carry, RecursiveReasoner, Run
+from rtm_kernels.ops.launch import choose
+from rtm_kernels.pretrained import check_fits, shapes
 from rtm_kernels.recursion import symmetric
 from rtm_kernels.recursion.graph import Capture, CudaGraphs, why_not
-from rtm_kernels.train.captured import CapturedLoss, compute
-from rtm_kernels.train.compiling import compile_stacks
-from rtm_kernels.train.observe import DEPTH
-from rtm_kernels.train.optim import Average, why_not_captured
+from rtm_kernels.train.gradients import Gradients
+from rtm_kernels.train.observe import DEPTH, Sums
 from rtm_kernels.train.schema import Recipe, Stage
 from rtm_kernels.train.stream import Prefetch, build_stream
 from rtm_kernels.train.symmetry import Symmetry
-from rtm_kernels.train.update import CapturedUpdate, Rows, Update
+from rtm_kernels.train.update import CapturedUpdate, Rows, Update, why_not_captured
 
 logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 PATIENCE = 3
 """Steps in a row whose gradient may be non-finite; the last of them ends the run."""
+VARIANTS = 64
+"""Compiled versions of a block: with and without gradient, each number of injected latents, each batch size."""
 
 
 class Diverged(RTMError):
@@ -46,11 +51,12 @@ class Trainer:
     """
 
     def __init__(self, recipe: Recipe, device: torch.device | str = "cpu", capture: Capture | None = None) -> None:
-        reason = why_not_graph(torch.device(device)) if recipe.graph and capture is None else None
-        if reason is not None:
-            raise BackendUnavailable(f"graph=True cannot run: {reason}")
-        torch.manual_seed(recipe.seed)
         self.recipe, self.device = recipe, torch.device(device)
+        if recipe.graph and capture is None:
+            reason = why_not() or (None if self.device.type == "cuda" else f"the device is {self.device.type}")
+            if reason is not None:
+                raise BackendUnavailable(f"graph=True cannot run: {reason}")
+        torch.manual_seed(recipe.seed)
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         shares = self.world_size * recipe.accumulate
         for stage in recipe.stages:
@@ -61,6 +67,7 @@ class Trainer:
         self.head = recipe.objective.head(self.model, recipe.loss).to(self.device)
         self.stream = build_stream(recipe)
         self.update = Update(self.model, recipe, self._symmetry())
+        self.optimizers, self.average = self.update.optimizers, self.update.average
         self.prefetch = Prefetch(self.stream)
         self.carries: list[Carry | None] = [None] * recipe.accumulate
         self.step_count = self.skipped = self.in_a_row = 0
@@ -73,11 +80,12 @@ class Trainer:
         self.deepest = max(stage.halt_max_steps for stage in recipe.stages)
         """Most ACT steps that a sample takes in any stage."""
         self._stage: Stage | None = None
-        self.captured: CapturedLoss | None = None
         self.captured_update: CapturedUpdate | None = None
         if recipe.graph:
-            self._capture(CudaGraphs(self.device) if capture is None else capture)
-        self.model.run_with(self._symmetric_run())
+            capture = capture or CudaGraphs(self.device)
+            self._capture_update(capture)
+        self.gradients = Gradients(self.model, self.head, self.deepest, capture if recipe.graph else None)
+        self.model.run = self._symmetric_run()
         if recipe.compile and self.model.run is None:
             compile_stacks(self.model)
 
@@ -113,9 +121,7 @@ class Trainer:
             logger.warning("symmetric weights are trained as whole matrices: %s", reason)
         return None
 
-    def _capture(self, capture: Capture) -> None:
-        """Capture forward and backward passes, and the update where its optimiser allows it."""
-        self.captured = CapturedLoss(self.model, self.head, self.deepest, capture)
+    def _capture_update(self, capture: Capture) -> None:
         reason = why_not_captured(self.recipe)
         if reason is None:
             self.captured_update = CapturedUpdate(self.update, capture)
@@ -139,40 +145,23 @@ class Trainer:
             stage, _ = self.recipe.stage_at(following)
             self.prefetch.prepare(stage.batch_size, stage.mix)
 
-    def _gradients(self, stage: Stage) -> tuple[dict[str, Tensor], Rows | None]:
+    def _gradients(self, stage: Stage) -> tuple[Sums, Rows | None]:
         """Backward over the parts of a global batch: sums of metrics, and puzzle rows with gradients."""
         batch = self.prefetch.batch(stage.batch_size, stage.mix)
         whole = zip(*(v.chunk(self.recipe.accumulate) for v in batch.values()), strict=True)
-        sums: dict[str, Tensor] = {}
+        sums: Sums = {}
         rows: list[Rows] = []
         for i, values in enumerate(whole):
             share = (value.chunk(self.world_size)[self.rank].to(self.device) for value in values)
             part = dict(zip(batch, share, strict=True))
-            carry = self.carries[i]
-            if carry is None:
-                carry = self.model.initial_carry(part)
-            self.carries[i], found, own = self._part(stage, carry, part)
+            carry, key = self.carries[i] or self.model.initial_carry(part), (id(stage), self.head.draw())
+            self.carries[i], found, own = self.gradients(key, carry, part, stage.batch_size)
             for name, value in found.items():
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=self.device)) + value
             rows += [] if own is None else [own]
         return self._reduce(sums, rows)
 
-    def _part(
-        self, stage: Stage, carry: Carry, part: dict[str, Tensor]
-    ) -> tuple[Carry, dict[str, Tensor], Rows | None]:
-        """Add up the gradients of one part; its new carry, sums of metrics and puzzle rows."""
-        drawn = self.head.draw()
-        if self.captured is not None:
-            return self.captured((id(stage), drawn), carry, part, stage.batch_size)
-        after, loss, sums = compute(self.model, self.head, carry, part, self.deepest)
-        (loss / stage.batch_size).backward()
-        if self.recipe.model.puzzle_emb_ndim == 0:
-            return after, sums, None
-        table = self.model.puzzle_emb
-        assert table.local_weights.grad is not None
-        return after, sums, (table.local_ids, table.local_weights.grad)
-
-    def _reduce(self, sums: dict[str, Tensor], rows: list[Rows]) -> tuple[dict[str, Tensor], Rows | None]:
+    def _reduce(self, sums: Sums, rows: list[Rows]) -> tuple[Sums, Rows | None]:
         """Sums over all ranks of gradients and metrics, and the puzzle rows of all of them."""
         if self.world_size > 1:
             for parameter in self.model.parameters():
@@ -183,7 +172,7 @@ class Trainer:
             rows = [(_gather(ids), _gather(grad)) for ids, grad in rows]
         return sums, (torch.cat([ids for ids, _ in rows]), torch.cat([grad for _, grad in rows])) if rows else None
 
-    def _finish(self, sums: dict[str, Tensor], rows: Rows | None) -> tuple[Metrics, float]:
+    def _finish(self, sums: Sums, rows: Rows | None) -> tuple[Metrics, float]:
         """Apply the update, or skip it if a gradient is not finite; sums of metrics and the gradient's norm."""
         self.update.schedule(self.step_count)
         capture = self.captured_update if self.average.started else None
@@ -210,30 +199,10 @@ class Trainer:
                 f"last good state: {good}"
             )
 
-    def fit(self, on_step: Callable[[Trainer, Metrics], None]) -> None:
-        """Train to the end of the recipe, calling `on_step(trainer, metrics)` after each step."""
-        while self.step_count < self.recipe.total_steps:
-            on_step(self, self.step())
-
-    @property
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        """The optimisers of the recipe."""
-        return self.update.optimizers
-
-    @property
-    def average(self) -> Average:
-        """The moving average of the weights."""
-        return self.update.average
-
     @property
     def averaged(self) -> RecursiveReasoner:
         """The model with the moving average of the weights."""
         return self.average.model
-
-
-def why_not_graph(device: torch.device) -> str | None:
-    """What keeps training steps from being captured on `device`, or None."""
-    return why_not() or (None if device.type == "cuda" else f"the device is {device.type}")
 
 
 def build_model(recipe: Recipe) -> RecursiveReasoner:
@@ -244,10 +213,7 @@ def build_model(recipe: Recipe) -> RecursiveReasoner:
     model = RecursiveReasoner(recipe.model)
     if recipe.init is not None:
         weights = RecursiveReasoner.from_pretrained(recipe.init).state_dict()
-        own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        other = {name: tuple(value.shape) for name, value in weights.items()}
-        differ = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))
-        require(not differ, "init", recipe.init, f"a model with the recipe's weights; different: {', '.join(differ)}")
+        check_fits(f"init={recipe.init!r} is not allowed", shapes(weights), model.state_dict())
         model.load_state_dict(weights)
     return model
 
@@ -268,3 +234,33 @@ def _means(sums: Metrics, batch_size: int) -> Metrics:
         return batch_size if name.endswith("loss") or name in (CONFIDENCE, DELTA) else count
 
     return {name: value / divisor(name) for name, value in sums.items()}
+
+
+@functools.cache
+def why_not_compile(device: str) -> str | None:
+    """What keeps torch.compile from working on `device`, or None."""
+    if device != "cpu":
+        return None
+    try:
+        importlib.import_module("torch._inductor.cpp_builder").get_cpp_compiler()
+    except Exception as error:
+        return f"no C++ compiler ({type(error).__name__})"
+    return None
+
+
+def compile_stacks(model: RecursiveReasoner) -> None:
+    """Compile every stack of blocks in place; without a compiler, warn once and stay eager.
+
+    Where the Triton kernels run there is nothing left to fuse, and a compiled stack could not share the weights of its
+    calls (`ops.shared`), so the stacks stay as they are.
+    """
+    blocks = (module for module in model.modules() if isinstance(module, FusedTRMBlock))
+    if all(choose(block.impl, model.device, model.dtype) == "triton" for block in blocks):
+        return
+    reason = why_not_compile(model.device.type)
+    if reason is not None:
+        warnings.warn(f"training runs uncompiled: {reason}", RuntimeWarning, stacklevel=2)
+        return
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+    for name in model.config.layers:
+        model.get_submodule(name).compile(dynamic=False)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.train.objective import CumulativeHalting, DeepSupervision, FinalLoss, StochasticRounds
-from rtm_kernels.train.schema import OPTIMIZERS, Recipe, Source, Stage
-
-__all__ = ["ABOUT", "OPTIMIZERS", "PRESETS", "Recipe", "Source", "Stage"]
+from rtm_kernels.train.schema import Recipe, Source, Stage
 
 SUDOKU_4X4 = Recipe(
     model=ModelConfig(
@@ -131,12 +130,7 @@ def official(
     )  # fmt: skip
 
 
-def arc(model: ModelConfig, groups: int, optimizer: str = "adam_atan2", ema: float = 0.999) -> Recipe:
-    """An official run on ARC."""
-    return official(
-        model, 100_000, 10_000, puzzle_lr=1e-2, decay=0.1, groups=groups, optimizer=optimizer, ema=ema,
-    )  # fmt: skip
-
+ARC: dict[str, Any] = {"epochs": 100_000, "eval_epochs": 10_000, "puzzle_lr": 1e-2, "decay": 0.1}
 
 HRM_SUDOKU_FULL = replace(
     official(replace(HRM, L_cycles=8, pos_encodings="learned", halt_max_steps=8), 100, 10, batch_size=2304, lr=3e-4,
@@ -257,16 +251,16 @@ PRESETS: dict[str, Recipe] = {
     "trm-sudoku-attention": official(TRM, 50_000, 5_000),
     "trm-maze-paper": official(TRM_MAZE, 60_000, 6_000, optimizer="adamw"),
     "trm-maze-repo": official(replace(TRM_MAZE, L_cycles=4), 50_000, 5_000),
-    "trm-arc-paper": arc(TRM_ARC, 960, optimizer="adamw"),
-    "trm-arc-repo": arc(replace(TRM_ARC, L_cycles=4), 960),
-    "trm-arc2-paper": arc(TRM_ARC, 1280, optimizer="adamw"),
-    "trm-arc2-repo": arc(replace(TRM_ARC, L_cycles=4), 1280),
+    "trm-arc-paper": official(TRM_ARC, **ARC, groups=960, optimizer="adamw"),
+    "trm-arc-repo": official(replace(TRM_ARC, L_cycles=4), **ARC, groups=960),
+    "trm-arc2-paper": official(TRM_ARC, **ARC, groups=1280, optimizer="adamw"),
+    "trm-arc2-repo": official(replace(TRM_ARC, L_cycles=4), **ARC, groups=1280),
     "hrm-sudoku": official(HRM, 20_000, 2_000, ema=0.0),
     "hrm-sudoku-laptop": official(HRM, 20_000, 2_000, batch_size=384, lr=7e-5, puzzle_lr=7e-5, ema=0.0),
     "hrm-sudoku-full": HRM_SUDOKU_FULL,
     "hrm-maze": official(HRM_MAZE, 20_000, 2_000, ema=0.0),
-    "hrm-arc": arc(HRM_ARC, 960, ema=0.0),
-    "hrm-arc2": arc(HRM_ARC, 1120, ema=0.0),
+    "hrm-arc": official(HRM_ARC, **ARC, groups=960, ema=0.0),
+    "hrm-arc2": official(HRM_ARC, **ARC, groups=1120, ema=0.0),
     "transformer-sudoku": official(TRANSFORMER, 20_000, 2_000),
     "rsm-sudoku": RSM_SUDOKU,
     "rsm-maze": RSM_MAZE,

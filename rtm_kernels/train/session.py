@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,22 +19,17 @@ import torch.distributed as dist
 from rtm_kernels import pretrained
 from rtm_kernels.errors import BackendUnavailable, InputError, require
 from rtm_kernels.files import replace_text
-from rtm_kernels.train.checkpoint import clean, has_states, load_checkpoint, save_checkpoint
+from rtm_kernels.train.checkpoint import clean, load_checkpoint, save_checkpoint, states
 from rtm_kernels.train.configure import fit_to_data, load_recipe, save_recipe
-from rtm_kernels.train.evaluate import Curves, curves
 from rtm_kernels.train.loop import Metrics, Trainer
-from rtm_kernels.train.observe import DEPTH
-from rtm_kernels.train.plot import plot_run
+from rtm_kernels.train.observe import DEPTH, Curves, curves
 from rtm_kernels.train.schema import Recipe
-from rtm_kernels.train.speed import Speed
 from rtm_kernels.train.stream import Arrays, DatasetStream
-from rtm_kernels.train.telemetry import MEASURED, Callback, CsvLog, read_csv
+from rtm_kernels.train.telemetry import MEASURED, Callback, CsvLog, Speed, plot_run, read_csv
 
-RECIPE, METRICS, STATES, MODEL, BEST, PICTURE, SUMMARY, UNSEEN, SPEED, CURVES = (
+RECIPE, METRICS, STATES, MODEL, BEST, PICTURE, SUMMARY, UNSEEN = (
     "recipe.json", "metrics.csv", "checkpoints", "model", "best", "curve.png", "summary.json", "unseen.csv",
-    "speed.csv", "evaluations.jsonl",
 )  # fmt: skip
-
 
 STOPPING = b"stopping after this step, which is saved; once more to stop at once, without it\n"
 """Printed on standard error at the first signal, because a first step may build data or compile for minutes."""
@@ -87,7 +82,7 @@ def run(
     """
     began = time.monotonic()
     trainer = Trainer(recipe, device)
-    if resume and has_states(out / STATES):
+    if resume and states(out / STATES):
         load_checkpoint(trainer, out / STATES)
     leading, test = trainer.rank == 0, trainer.stream.test_arrays(recipe.eval_limit)
     if leading:
@@ -95,12 +90,10 @@ def run(
         if not resume:
             save_recipe(recipe, out / RECIPE)
         clean(out / STATES)
-    speed = Speed(out / SPEED)
+    speed = Speed()
     watchers: list[Callback] = [CsvLog(out / METRICS), speed, *callbacks] if leading else []
     started, last_save, done = time.monotonic(), time.monotonic(), trainer.step_count
     measured: Curves | None = None
-    if leading:
-        forget_later(out / CURVES, trainer.step_count)
 
     def after(trainer: Trainer, metrics: Metrics) -> None:
         nonlocal last_save, measured
@@ -110,11 +103,8 @@ def run(
             measured = curves(trainer.averaged, test, recipe.eval_steps)
             trainer.score = measured.exact[-1]
             metrics |= {name: row[-1] for name, row in zip(MEASURED, astuple(measured), strict=True) if row}
-            if leading:
-                if trainer.score > best_evaluation(out / CURVES)[1]:
-                    export(trainer, out / BEST)
-                with (out / CURVES).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": trainer.step_count, **asdict(measured)}) + "\n")
+            if leading and trainer.score > best_evaluation(read_csv(out / METRICS))[1]:
+                export(trainer, out / BEST)
         for watcher in watchers:
             watcher.log(trainer, metrics)
         if due or final or any_rank(time.monotonic() - last_save > save_every, trainer):
@@ -148,27 +138,10 @@ def export(trainer: Trainer, folder: Path) -> None:
     pretrained.save(config, trainer.averaged.tensors(), folder, overwrite=True)
 
 
-def best_evaluation(path: Path) -> tuple[int, float]:
-    """Step and exact accuracy of the best evaluation so far, the first of equals; (0, -1) before any."""
-    return max(((step, exact) for step, exact, _ in evaluations(path)), key=lambda row: row[1], default=(0, -1.0))
-
-
-def evaluations(path: Path) -> list[tuple[int, float, str]]:
-    """Step, exact accuracy and line of every evaluation, without an incomplete last line. Errors: `InputError`."""
-    if not path.is_file():
-        return []
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        rows = [(json.loads(line), line) for line in lines]
-        return [(int(row["step"]), float(row["exact"][-1]), line) for row, line in rows]
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not the evaluations of a run: {type(error).__name__}: {error}") from None
-
-
-def forget_later(path: Path, step: int) -> None:
-    """Drop the evaluations of steps that a resumed run takes again."""
-    if path.is_file():
-        replace_text(path, "".join(f"{line}\n" for at, _, line in evaluations(path) if at <= step))
+def best_evaluation(rows: list[dict[str, Any]]) -> tuple[int, float]:
+    """Step and exact accuracy of the best evaluation in rows of the metrics, the first of equals; (0, -1) without."""
+    found = ((int(row["step"]), row[MEASURED[0]]) for row in rows if row.get(MEASURED[0]) is not None)
+    return max(found, key=lambda pair: pair[1], default=(0, -1.0))
 
 
 def _fit(trainer: Trainer, after: Callable[[Trainer, Metrics], None], requested: Callable[[], bool]) -> bool:
@@ -199,8 +172,8 @@ def _finish(
     """Export the moving average, write summary and picture."""
     notes, by_step = [], measured.exact
     export(trainer, out / MODEL)
-    step, exact = best_evaluation(out / CURVES)
     rows = read_csv(out / METRICS)
+    step, exact = best_evaluation(rows)
     taken = trainer.step_count - done
     tail = [row["loss"] for row in rows[-50:]]
     summary = {

@@ -3,60 +3,71 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rtm_kernels.data import maze, sudoku
 from rtm_kernels.data.dataset import PuzzleDataset
-from rtm_kernels.data.loader import Batch, TrainLoader
+from rtm_kernels.data.loader import Batch, TestLoader, TrainLoader
 from rtm_kernels.data.task import Pair, Task, find_tasks
 from rtm_kernels.errors import require
-from rtm_kernels.train.pools import load_pool, task_of_sources
 from rtm_kernels.train.schema import Recipe, Source
 
 Arrays = dict[str, np.ndarray]
 
 
-class Stream(Protocol):
-    """Where batches come from; `state` and `load_state` make it resumable."""
+def load_pool(source: Source) -> Pair:
+    """Tokens of the puzzles and of the solutions of a source, uint8 [N, seq_len] each.
 
-    def batch(self, size: int, mix: Mapping[str, float]) -> dict[str, Tensor]:
-        """`inputs` and `labels` [size, seq_len], `puzzle_identifiers` [size], int32."""
+    Errors: `InputError` when a csv file cannot be read, or holds a Sudoku without a unique solution or a maze without
+    a path.
+    """
+    size, path = source.size, source.path
+    if source.task == "maze":
+        if path is None:
+            return maze.generate(source.count, seed=source.seed, side=size, path_cells=source.path_cells)
+        task = maze.Maze(size)
+        mazes = np.stack([task.encode(puzzle.text) for puzzle in task.read(path)])[: source.count]
+        return mazes, maze.solve(mazes.reshape(-1, size, size)).reshape(mazes.shape)
+    if path is None:
+        puzzles, solutions = sudoku.generate(
+            source.count, seed=source.seed, difficulty=source.difficulty, clues=source.clues, size=size
+        )
+    else:
+        puzzles, solutions = sudoku.solve_missing(*sudoku.read_boards(path, size=size), path)
+    return puzzles[: source.count] + np.uint8(1), solutions[: source.count] + np.uint8(1)
 
-    def state(self) -> str:
-        """The position of the stream as text."""
 
-    def load_state(self, state: str) -> None:
-        """Continue from a position that `state` returned."""
+def task_of_sources(sources: Sequence[Source]) -> Task:
+    """The task that all sources share. Errors: `InputError` when they differ."""
+    kinds = sorted({(source.task, source.size) for source in sources})
+    require(len(kinds) == 1, "sources", kinds, "one task and size for all sources and the test")
+    kind, size = kinds[0]
+    return maze.Maze(size) if kind == "maze" else sudoku.Sudoku(size)
 
 
 class Prefetch:
     """A stream that draws its next batch while the device still works; its position ignores a batch not yet taken."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: PoolStream | DatasetStream) -> None:
         self.stream = stream
-        self._drawn: tuple[int, dict[str, float], dict[str, Tensor]] | None = None
+        self._drawn: dict[str, Tensor] | None = None
         self._before = ""
 
     def prepare(self, size: int, mix: Mapping[str, float]) -> None:
-        """Draw the batch that the next call of `batch` with these arguments gives."""
+        """Draw the batch that the next call of `batch` gives, which must ask for the same."""
         self._before = self.state()
-        self._drawn = (size, dict(mix), self.batch(size, mix))
+        self._drawn = self.batch(size, mix)
 
     def batch(self, size: int, mix: Mapping[str, float]) -> dict[str, Tensor]:
-        """The prepared batch if it has these arguments, else a new one from the same position."""
+        """The prepared batch, or a new one."""
         drawn, self._drawn = self._drawn, None
-        if drawn is None:
-            return self.stream.batch(size, mix)
-        if drawn[:2] == (size, dict(mix)):
-            return drawn[2]
-        self.stream.load_state(self._before)
-        return self.stream.batch(size, mix)
+        return self.stream.batch(size, mix) if drawn is None else drawn
 
     def state(self) -> str:
         """The position, as text, before a batch that was prepared and not taken."""
@@ -80,8 +91,9 @@ class PoolStream:
         self.sources, self.test = sources, test
         self.task = task_of_sources([*sources.values(), *([test] if test else [])])
         self.pools: dict[str, Pair] = {}
-        plain = (without_hints(source) for source in sources.values())
-        self._lists = {source: load_pool(source) for source in dict.fromkeys(plain) if source.path is not None}
+        self._plain = {name: replace(source, hints=(0, 0)) for name, source in sources.items()}
+        plain = dict.fromkeys(self._plain.values())
+        self._lists = {source: load_pool(source) for source in plain if source.path is not None}
         self.held_out: Pair | None = None
         self._held_keys: set[object] = set()
         self.rng = np.random.default_rng(seed)
@@ -115,14 +127,13 @@ class PoolStream:
         return np.where(order < counts, solutions, puzzles), solutions
 
     def _twins(self, pool: Pair, rng: np.random.Generator) -> Arrays:
-        """A batch of twins of puzzles and solutions."""
         puzzles, solutions = self.task.augment(*pool, rng) if self.task.one_solution else pool
         inputs, labels = puzzles.astype(np.int32), solutions.astype(np.int32)
         return {"inputs": inputs, "labels": labels, "puzzle_identifiers": np.zeros(len(inputs), dtype=np.int32)}
 
     def _pool(self, name: str) -> Pair:
         if name not in self.pools:
-            source = without_hints(self.sources[name])
+            source = self._plain[name]
             pool = self._lists[source] if source in self._lists else load_pool(source)
             if self._held_keys:
                 kept = [i for i, key in enumerate(self.task.keys(*pool).tolist()) if key not in self._held_keys]
@@ -181,8 +192,6 @@ class DatasetStream:
 
     def test_arrays(self, limit: int) -> Arrays | None:
         """Up to `limit` examples of the split `test`, None when the data set has none."""
-        from rtm_kernels.data.loader import TestLoader
-
         if not Path(self.path, "test").exists():
             return None
         dataset = PuzzleDataset.open(self.path, "test")
@@ -220,11 +229,6 @@ def build_stream(recipe: Recipe) -> PoolStream | DatasetStream:
     used = dict.fromkeys(name for stage in recipe.stages for name in stage.mix)
     sources = {name: source for name, source in (recipe.sources or {}).items() if name in used}
     return PoolStream(sources, recipe.seed, recipe.test)
-
-
-def without_hints(source: Source) -> Source:
-    """The same source without hints."""
-    return replace(source, hints=(0, 0))
 
 
 def tensors(arrays: Arrays) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.evaluation import report, run
 from benchmarks.evaluation.__main__ import main
 from benchmarks.evaluation.cost import sample_flops, step_flops, training_flops
-from benchmarks.evaluation.measure import FIXED, points, trajectory
+from benchmarks.evaluation.measure import points, trajectory
 from benchmarks.evaluation.studies import CPU, GPU, STUDIES, Scale, Study, recipes
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.train.loop import Trainer
@@ -31,23 +31,17 @@ def arms(study: str) -> dict[str, Recipe]:
 
 @pytest.mark.parametrize(
     ("study", "arm"),
-    [("mixer", "mlp"), ("mixer", "attention"), ("compute-aligned", "fixed, FLOPs of 1 step"), ("halting", "per token"),
-     ("halting", "per sequence"), ("no-regret", "4 rounds, fixed"), ("workspace", "prefix 4"), ("sharing", "partial")],
+    [("mixer", "attention"), ("compute-aligned", "fixed, FLOPs of 1 step"), ("halting", "per token"),
+     ("no-regret", "4 rounds, fixed"), ("workspace", "prefix 4")],
 )  # fmt: skip
 def test_training_flops_are_those_that_pytorch_counts(study: str, arm: str) -> None:
-    recipe = arms(study)[arm]
+    recipe = replace(arms(study)[arm], optimizer="adam_atan2")
     trainer = Trainer(recipe)
     trainer.step()  # the first one also draws the puzzles
     with FlopCounterMode(display=False) as counter:
         trainer.step()
-    stage = recipe.stages[0]
-    orthogonal = 0
-    for group in trainer.optimizers[0].param_groups:  # Muon's products are the optimiser's, not the model's
-        for p in group["params"]:
-            small, large = sorted(p.shape)
-            orthogonal += 5 * (2 * small * small * large * 2 + 2 * small**3)
-    expected = stage.batch_size * sample_flops(recipe, stage)
-    assert abs(counter.get_total_flops() - orthogonal - expected) < 0.06 * expected
+    expected = recipe.stages[0].batch_size * sample_flops(recipe, recipe.stages[0])
+    assert abs(counter.get_total_flops() - expected) < 0.06 * expected
 
 
 OTHER_DATA = replace(GPU.base, data=None, sources=PRESETS["sudoku-small"].sources,
@@ -67,53 +61,24 @@ def test_the_arms_of_a_study_cost_the_same_to_train(name: str, scale: Scale) -> 
     assert len(told) == len(found)
 
 
-def test_baselines_match_in_parameters_and_in_flops() -> None:
-    found = arms("compute-aligned")
-    with torch.device("meta"):
-        sizes = {n: sum(p.numel() for p in RecursiveReasoner(r.model).parameters()) for n, r in found.items()}
-    assert sizes["fixed, same parameters"] == sizes["recursive"]
-    step = step_flops(found["recursive"].model)
-    assert step_flops(found["fixed, FLOPs of 1 step"].model) == step
-    assert step_flops(found["fixed, FLOPs of 2 steps"].model) == pytest.approx(2 * step, rel=0.01)
-    for scale in (CPU, GPU):
-        assert len({layers * outer * (inner + 1) for layers, outer, inner in scale.depths}) == 1
-
-
-def model_of(study: str, arm: str) -> tuple[RecursiveReasoner, Recipe, dict[str, np.ndarray]]:
-    recipe = arms(study)[arm]
-    torch.manual_seed(0)
-    model = RecursiveReasoner(recipe.model)
-    with torch.no_grad():
-        if recipe.model.has_q_head:
-            model.q_head.weight.normal_(std=0.5)
-            model.q_head.bias.fill_(3.0 if recipe.model.halting == "cumulative_token" else 0.0)
-    return model, recipe, run.test_puzzles(recipe, 20)
-
-
-@pytest.mark.parametrize("arm", ["per token", "per sequence", "q head"])
+@pytest.mark.parametrize("arm", ["per token", "q head"])
 def test_halting_keeps_the_answer_of_the_last_step_a_unit_took(arm: str) -> None:
-    model, recipe, arrays = model_of("halting", arm)
+    recipe, token = arms("halting")[arm], arm == "per token"
+    torch.manual_seed(0)
+    model, arrays = RecursiveReasoner(recipe.model), run.test_puzzles(recipe, 20)
+    torch.nn.init.normal_(model.q_head.weight, std=0.5)
+    torch.nn.init.constant_(model.q_head.bias, 3.0 if token else 0.0)
     steps, halted, taken = trajectory(model, arrays, 5, batch_size=7)
-    assert halted is not None and len(steps) == 5 and taken.min() >= 1 and taken.max() <= 5
+    assert halted is not None and len(steps) == 5
     assert len(set(taken.tolist())) > 1, "the head must tell these puzzles apart, or nothing is tested"
-    if arm == "per token":
+    if token:
         own = np.stack([(halted == step) & (t < taken)[:, None] for t, step in enumerate(steps)])
         assert own.any(0).all(), "every token has an answer of a step that its puzzle took"
     else:
-        chosen = np.stack([steps[t - 1][i] for i, t in enumerate(taken)])
-        assert (halted == chosen).all()
+        assert (halted == np.stack([steps[t - 1][i] for i, t in enumerate(taken)])).all()
     found = points(model, recipe, arrays, 5)
     assert [p.depth for p in found] == [1, 2, 3, 4, 5, 5] and found[-1].policy == model.config.halting
     assert found[-1].flops == pytest.approx(taken.mean() * step_flops(model.config))
-
-
-def test_regret_is_what_an_arm_lacks_at_a_budget() -> None:
-    points = [("a", 1, 0.3, 1e6), ("a", 2, 0.8, 2e6), ("b", 1, 0.6, 1.5e6)]
-    rows = [{"arm": arm, "policy": FIXED, "depth": depth, "exact_accuracy": exact, "flops_per_puzzle": flops}
-            for arm, depth, exact, flops in points]  # fmt: skip
-    found = report.regrets(rows)
-    assert found["a"] == [(1e6, 0.0), (1.5e6, pytest.approx(0.3)), (2e6, 0.0)]
-    assert found["b"] == [(1e6, pytest.approx(0.3)), (1.5e6, 0.0), (2e6, pytest.approx(0.2))]
 
 
 def test_a_study_from_the_command_line(

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -31,12 +30,11 @@ from benchmarks import (
     tune,
 )
 from benchmarks.problem import make
-from benchmarks.rows import Row
 from benchmarks.timing import interleave
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.energy import EnergyCounter
 from rtm_kernels.engine.executor import EXECUTORS
-from rtm_kernels.recursion.choice import ANY, ChoiceRow
+from rtm_kernels.recursion.choice import ANY
 from tests.cases import small_cases
 from tests.cases.case import Tuned
 from tests.recursion.simulated_cuda import OnCpu, simulate
@@ -81,20 +79,6 @@ def test_choose_measures_both_paths_and_prints_rows(
     ]
     assert found["table"][-1]["limit"] == ANY and "Simulated GPU at abc" in found["table"][-1]["measured"]
     assert "ChoiceRow(family=" in capsys.readouterr().out
-    monkeypatch.setattr(choose, "measure", lambda *args: pytest.fail("measured again"))
-    assert choose.main(arguments) == 0
-
-
-def test_the_rows_follow_from_the_winners() -> None:
-    winners = {1: "persistent", 2: "persistent", 4: "graph", 8: "persistent", 16: "graph", 32: "graph"}
-    assert choose.table(winners, "hopper", "here") == (
-        ChoiceRow("hopper", 2, "persistent", "here"),
-        ChoiceRow("hopper", 4, "graph", "here"),
-        ChoiceRow("hopper", 8, "persistent", "here"),
-        ChoiceRow("hopper", ANY, "graph", "here"),
-    )
-    both = {"graph": Row("c", "g", "measured", ratio=1.0), "persistent": Row("c", "p", "measured", ratio=0.7)}
-    assert choose.winner(both) == "graph" and choose.winner({"graph": Row("c", "g", "refused")}) is None
 
 
 @pytest.mark.parametrize(
@@ -153,39 +137,6 @@ def test_the_sanitizer_must_find_what_is_planted(monkeypatch: pytest.MonkeyPatch
     assert sanitize.main([]) == 1
 
 
-def test_only_ok_everywhere_is_a_pass_and_what_succeeded_is_not_repeated(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setattr(gpu, "STATE", tmp_path)
-    monkeypatch.setattr(machine, "commit", lambda: "abc")
-
-    def stage(name: str, code: str, seconds: int = 60, reason: str | None = None) -> gpu.Stage:
-        return gpu.Stage(name, ("-c", code), seconds, lambda: reason)
-
-    found = (
-        stage("good", "print('done')"),
-        stage("bad", "raise SystemExit(3)"),
-        stage("slow", "import time; time.sleep(60)", seconds=1),
-        stage("none", "pass", reason="a tool is missing"),
-    )
-    monkeypatch.setattr(gpu, "stages", lambda folder: found)
-    assert gpu.main(["--pack", str(tmp_path / "all.tgz")]) == 1 and (tmp_path / "all.tgz").exists()
-    status = {o["stage"]: o["status"] for o in json.loads((tmp_path / "stages.json").read_text())}
-    assert status == {"good": "ok", "bad": "failed", "slow": "timed out", "none": "not run"}
-    assert "a tool is missing" in capsys.readouterr().out
-    monkeypatch.setattr(gpu, "stages", lambda folder: found[:2])
-    assert gpu.main([]) == 1 and "good ..." not in capsys.readouterr().out
-    assert gpu.main(["--stage", "good"]) == 0
-
-
-def test_the_stages_fit_into_the_time_and_say_what_they_lack() -> None:
-    found = gpu.stages(Path("folder"))
-    assert [s.name for s in found][:5] == ["build", "tests", "choose", "bench", "train"]
-    assert sum(s.seconds for s in found) <= gpu.LIMIT < 600
-    if not torch.cuda.is_available():
-        assert all(s.why_not() == "PyTorch finds no CUDA device here" for s in found)
-
-
 BARE = """
 import sys
 from importlib.machinery import PathFinder
@@ -207,28 +158,3 @@ def test_stages_import_and_gpu_tests_are_collected_on_a_bare_machine() -> None:
     done = subprocess.run(command, cwd=machine.ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
     assert not [file for file in files if f"{file}::" not in done.stdout]
-
-
-def test_gpu_tests_end_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mark = f"import os, time, pytest\npytestmark = pytest.mark.{'gpu'}\n"
-    for name, body in {
-        "good": "def test_a(): pass\ndef test_b(): pytest.skip('no tool')",
-        "bad": "def test_c(): assert False",
-        "dies": "def test_d(): pass\ndef test_e(): os._exit(9)",
-        "slow": "def test_f(): pass\ndef test_g(): time.sleep(600)",
-    }.items():
-        (tmp_path / f"test_{name}.py").write_text(mark + body)
-    (tmp_path / "conftest.py").write_text("")
-    monkeypatch.setattr(machine, "ROOT", tmp_path)
-    monkeypatch.setattr(machine, "commit", lambda: "abc")
-    begin = time.monotonic()
-    gpu_tests.run(["test_good.py"], tmp_path / "logs", 300.0, 1, tmp_path / "tests.json")
-    limit = 2 + 4 * (time.monotonic() - begin)  # a machine that is busy starts processes slowly
-    chosen = ["test_good.py", "test_bad.py", "test_dies.py", "test_slow.py"]
-    ended = gpu_tests.run(chosen, tmp_path / "logs", limit, 4, tmp_path / "tests.json")
-    assert {file: one["ended"] for file, one in ended.items()} == {
-        "test_good.py": "ok", "test_bad.py": "exit 1", "test_dies.py": "exit 9", "test_slow.py": "out of time",
-    }  # fmt: skip
-    assert ended["test_good.py"]["tests"] == {"test_good.py::test_a": "passed", "test_good.py::test_b": "skipped"}
-    assert ended["test_slow.py"]["tests"] == {"test_slow.py::test_f": "passed"}
-    assert set(gpu_tests.earlier(tmp_path / "tests.json")) == {"test_good.py"}, "the others are tested again"

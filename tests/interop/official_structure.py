@@ -302,7 +302,7 @@ class RSM(Embeddings):
 
 
 class LossHead(nn.Module):
-    """A loss head as the official ones wrap a model: head(return_keys, carry=, batch=), softmax cross entropy."""
+    """The official loss heads, head(return_keys, carry=, batch=): each sample's mean softmax cross entropy, summed."""
 
     def __init__(self, model):
         super().__init__()
@@ -314,10 +314,11 @@ class LossHead(nn.Module):
     def forward(self, return_keys, **model_kwargs):
         carry, outputs = self.model(**model_kwargs)
         logits, labels = outputs["logits"], carry.current_data["labels"].to(torch.long)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum")
-        solved = (logits.argmax(-1) == labels).all(-1)
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
+        counted = labels != IGNORE
+        loss = (losses.view(labels.shape) / counted.sum(-1, keepdim=True).clamp_min(1)).sum()
         if "q_halt_logits" in outputs:
-            q = outputs["q_halt_logits"]
+            q, solved = outputs["q_halt_logits"], ((logits.argmax(-1) == labels) | ~counted).all(-1)
             loss = loss + 0.5 * F.binary_cross_entropy_with_logits(q, solved.to(q.dtype), reduction="sum")
         kept = {k: outputs[k].detach() for k in return_keys if k in outputs}
         halted = torch.tensor(True) if carry.halted is None else carry.halted.all()

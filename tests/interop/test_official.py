@@ -86,37 +86,39 @@ def test_half_precision_weights_become_float32_parameters() -> None:
 def refuses(message: str, arch="trm", config=None, state=None) -> None:
     default_config, default_state = official()
     with pytest.raises(InputError, match=message) as error:
-        from_official(arch, config or default_config, state if state is not None else default_state)
+        from_official(arch, default_config | (config or {}), state if state is not None else default_state)
     assert "\n" not in str(error.value)
+
+
+KEY = "_orig_mod.model.inner.lm_head.weight"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "missing 'lm_head.weight'"),
+        (torch.ones(11, 31), r"lm_head.weight has shape \(11, 31\); the config asks for \(11, 32\)"),
+        (torch.ones(11, 32).to_sparse(), "lm_head.weight is not a dense tensor but torch.sparse_coo"),
+        ([1.0], "lm_head.weight is not a dense tensor but list"),
+        (torch.ones(11, 32, dtype=torch.int64), "lm_head.weight has dtype torch.int64"),
+    ],
+)
+def test_a_weight_that_does_not_fit_is_refused(value: object, message: str) -> None:
+    state = official()[1] | {KEY: value}
+    refuses(message, state={key: kept for key, kept in state.items() if kept is not None})
 
 
 def test_refusals() -> None:
     config, state = official()
-    key = "_orig_mod.model.inner.lm_head.weight"
     refuses(r"arch='foo' is not allowed: expected one of trm, ", arch="foo")
-    refuses(
-        "lacks L_cycles, vocab_size", config={k: v for k, v in config.items() if k not in ("L_cycles", "vocab_size")}
-    )
-    refuses("hidden_size=0", config=config | {"hidden_size": 0})
-    refuses("missing 'lm_head.weight'", state={k: v for k, v in state.items() if k != key})
+    with pytest.raises(InputError, match="lacks L_cycles, vocab_size"):
+        from_official("trm", {k: v for k, v in config.items() if k not in ("L_cycles", "vocab_size")}, state)
+    refuses("hidden_size=0", config={"hidden_size": 0})
     refuses("unexpected 'extra.bias'", state=state | {"extra.bias": torch.zeros(1)})
-    refuses(
-        r"lm_head.weight has shape \(11, 31\); the config asks for \(11, 32\)", state=state | {key: torch.ones(11, 31)}
-    )
-    refuses(
-        "lm_head.weight is not a dense tensor but torch.sparse_coo", state=state | {key: torch.ones(11, 32).to_sparse()}
-    )
-    refuses("lm_head.weight is not a dense tensor but list", state=state | {key: [1.0]})
-    refuses("lm_head.weight has dtype torch.int64", state=state | {key: torch.ones(11, 32, dtype=torch.int64)})
-    refuses("holds 'lm_head.weight' twice", state=state | {"lm_head.weight": state[key]})
-    refuses("act_inference=True is not supported", arch="transformer", config=config | {"act_inference": True})
-
-
-def test_a_huge_config_is_refused_before_anything_is_allocated() -> None:
-    config, state = official()
-    refuses(
-        "has shape", config=config | {"vocab_size": 1 << 20, "hidden_size": 1 << 20, "num_heads": 1 << 10}, state=state
-    )
+    refuses("holds 'lm_head.weight' twice", state=state | {"lm_head.weight": state[KEY]})
+    refuses("act_inference=True is not supported", arch="transformer", config={"act_inference": True})
+    huge = {"vocab_size": 1 << 20, "hidden_size": 1 << 20, "num_heads": 1 << 10}  # nothing is allocated for it
+    refuses("has shape", config=huge, state=state)
 
 
 def test_tied_heads_must_agree() -> None:

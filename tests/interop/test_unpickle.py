@@ -29,18 +29,8 @@ MEMORY_ALLOWED = 64 << 20
 """Growth of this process that no refused file of a few kilobytes may cause."""
 
 
-class Runs:
-    """A pickle that makes a file when it is loaded as pickles are."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (os.mkdir, (str(self.path),))
-
-
-class Repeated:
-    """A pickle that calls a tensor builder of torch with what only an attacker would write."""
+class Calls:
+    """A pickle that calls a function when it is loaded as pickles are."""
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
         self.call = (function, arguments)
@@ -66,28 +56,6 @@ def sizes_raised(name: str, content: bytes) -> bytes:
 def raised_storage(path: Path) -> None:
     torch.save({"w": torch.ones(258)}, path)
     rewritten(path, sizes_raised)
-
-
-def expanded(path: Path) -> None:
-    torch.save({"w": torch.zeros(1).expand(1 << 40)}, path)
-
-
-def sparse(path: Path) -> None:
-    huge = torch.sparse_coo_tensor(torch.tensor([[0], [0]]), torch.ones(1), (1 << 20, 1 << 20))
-    torch.save({"w": huge}, path)
-
-
-def meta(path: Path) -> None:
-    torch.save({"w": torch.empty(1 << 40, device="meta")}, path)
-
-
-def shared(path: Path) -> None:
-    one = torch.ones(1 << 16)
-    torch.save({f"w{i}": one for i in range(1000)}, path)
-
-
-def too_many(path: Path) -> None:
-    torch.save({f"w{i}": torch.ones(1) for i in range(1025)}, path)
 
 
 def compressed(path: Path) -> None:
@@ -118,57 +86,56 @@ def old_format(path: Path) -> None:
     torch.save({"w": torch.zeros(8)}, path, _use_new_zipfile_serialization=False)
 
 
-def plain_pickle(path: Path) -> None:
-    path.write_bytes(pickle.dumps({"w": [1.0, 2.0]}))
+def quantized() -> torch.Tensor:
+    return torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8)
 
 
-def quantized(path: Path) -> None:
-    torch.save({"w": torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8)}, path)
+def sparse() -> torch.Tensor:
+    return torch.sparse_coo_tensor(torch.tensor([[0], [0]]), torch.ones(1), (1 << 20, 1 << 20))
 
 
-def no_tensor(path: Path) -> None:
-    torch.save({"w": torch.ones(1), "note": 3}, path)
+def shared() -> dict[str, torch.Tensor]:
+    return dict.fromkeys((f"w{i}" for i in range(1000)), torch.ones(1 << 16))
 
 
-def no_state(path: Path) -> None:
-    torch.save([1, 2], path)
+SAVED: dict[str, tuple[Callable[[], object], str]] = {
+    "expanded": (lambda: torch.zeros(1).expand(1 << 40), r"has the shape \(1099511627776,\), but 4 bytes are stored"),
+    "sparse": (sparse, "'w' is not a dense tensor"),
+    "meta": (lambda: torch.empty(1 << 40, device="meta"), "'w' is not a dense tensor"),
+    "quantized": (quantized, "'w' is not a dense tensor"),
+    "shared": (shared, "its tensors have 262144000 bytes"),
+    "too many": (lambda: {f"w{i}": torch.ones(1) for i in range(1025)}, "1025 tensors, more than the 1024"),
+    "no tensor": (lambda: {"w": torch.ones(1), "note": 3}, "'note' is not a dense tensor"),
+    "no state": (lambda: [1, 2], "holds no state dict"),
+    "built": (lambda: Calls(torch.zeros, 1 << 40), "more than tensors and plain containers"),
+}
+"""What is saved, a tensor under the name w, and why it is refused."""
 
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def built(path: Path) -> None:
-    torch.save({"w": Repeated(torch.zeros, 1 << 40)}, path)
-
-
-HOSTILE: dict[Callable[[Path], None], str] = {
-    raised_storage: "not a torch file|bytes are stored|tensors have",
-    expanded: r"has the shape \(1099511627776,\), but 4 bytes are stored",
-    sparse: "'w' is not a dense tensor",
-    meta: "'w' is not a dense tensor",
-    quantized: "'w' is not a dense tensor",
-    shared: "its tensors have 262144000 bytes",
-    too_many: "1025 tensors, more than the 1024",
-    compressed: "is compressed",
-    overlapping: "records declare",
-    doubled: "stands in it twice",
-    old_format: "not a torch file",
-    plain_pickle: "not a torch file",
-    no_tensor: "'note' is not a dense tensor",
-    no_state: "holds no state dict",
-    empty: "is truncated or not a torch file",
-    built: "more than tensors and plain containers",
+FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "raised storage": (raised_storage, "not a torch file|bytes are stored|tensors have"),
+    "compressed": (compressed, "is compressed"),
+    "overlapping": (overlapping, "records declare"),
+    "doubled": (doubled, "stands in it twice"),
+    "old format": (old_format, "not a torch file"),
+    "plain pickle": (lambda path: path.write_bytes(pickle.dumps({"w": [1.0, 2.0]})), "not a torch file"),
+    "empty": (lambda path: path.write_bytes(b""), "is truncated or not a torch file"),
 }
 
 
-@pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("name", [*SAVED, *FILES])
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks", "ignore:torch.quantize_per_tensor")
-def test_hostile_files_are_refused_and_cost_nothing(make: Callable[[Path], None], tmp_path: Path) -> None:
-    make(tmp_path / "step_1")
+def test_hostile_files_are_refused_and_cost_nothing(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "step_1"
+    if name in SAVED:
+        make, message = SAVED[name]
+        content = make()
+        torch.save(content if isinstance(content, (dict, list)) else {"w": content}, path)
+    else:
+        write, message = FILES[name]
+        write(path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(Refused, match=HOSTILE[make]) as refusal:
-        read_state(tmp_path / "step_1")
+    with pytest.raises(Refused, match=message) as refusal:
+        read_state(path)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
     assert "\n" not in str(refusal.value) and grown < MEMORY_ALLOWED
 
@@ -199,7 +166,7 @@ def test_damage_is_refused_or_changes_numbers_alone(tmp_path: Path) -> None:
 
 def test_no_code_runs_in_the_reader_either(tmp_path: Path) -> None:
     _, state = official()
-    torch.save(state | {"evil": Runs(tmp_path / "ran")}, tmp_path / "step_1")
+    torch.save(state | {"evil": Calls(os.mkdir, str(tmp_path / "ran"))}, tmp_path / "step_1")
     with pytest.raises(InputError, match="is refused: it holds more than tensors and plain containers"):
         load_official_checkpoint(tmp_path / "step_1")
     assert not (tmp_path / "ran").exists()
@@ -242,13 +209,6 @@ def test_a_system_without_limits_says_where_to_convert(tmp_path: Path, monkeypat
         load_official_checkpoint(tmp_path / "step_1")
 
 
-def data_set(folder: Path, config: dict) -> Path:
-    (folder / "train").mkdir(parents=True)
-    fields = ("seq_len", "vocab_size", "num_puzzle_identifiers")
-    (folder / "train" / "dataset.json").write_text(json.dumps({name: config[name] for name in fields}))
-    return folder
-
-
 def test_convert(tmp_path: Path) -> None:
     """A run folder as the official training leaves it becomes a folder that loads to the same weights."""
     yaml = pytest.importorskip("yaml")
@@ -258,7 +218,9 @@ def test_convert(tmp_path: Path) -> None:
     torch.save(state, run / "step_65100")
     saved = {k: v for k, v in config.items() if k not in ("seq_len", "vocab_size", "num_puzzle_identifiers")}
     (run / "all_config.yaml").write_text(yaml.safe_dump({"arch": saved, "lr": 1e-4, "data_paths": ["x"]}))
-    data = data_set(tmp_path / "data", config)
+    data = tmp_path / "data"
+    (data / "train").mkdir(parents=True)
+    (data / "train" / "dataset.json").write_text(json.dumps({name: config[name] for name in config.keys() - saved}))
     command = ["convert", str(run / "step_65100"), str(out)]
 
     def rtm(*options: str) -> object:

@@ -58,7 +58,7 @@ def gradients(model: RecursiveReasoner, symmetry: Symmetry, run: Any) -> tuple[d
     tokens = torch.randint(0, model.config.vocab_size, (3, cells), generator=generator)
     latents = {n: torch.randn(3, cells, model.config.hidden_size, generator=generator) for n in model.program.carried}
     weights = torch.randn(3, cells, model.config.hidden_size, generator=generator)
-    model.run_with(run)
+    model.run = run
     model.zero_grad()
     values, logits, _ = model.act_step(latents, model.embed(tokens, torch.zeros(3, dtype=torch.int32)))
     (logits.square().mean() + sum((v * weights).mean() for v in values.values())).backward()  # type: ignore[union-attr]
@@ -190,7 +190,7 @@ def test_a_copy_of_the_model_runs_its_own_weights() -> None:
     import copy
 
     model, symmetry = board()
-    model.run_with(symmetric.TrainingRun(model))
+    model.run = symmetric.TrainingRun(model)
     other = copy.deepcopy(model)
     assert other.run is not model.run
     with torch.no_grad():

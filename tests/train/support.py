@@ -32,3 +32,8 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Whether two sets of tensors are equal in every bit."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def fit(trainer: Trainer) -> list[dict[str, float]]:
+    """Train to the end; the metrics of every step."""
+    return [trainer.step() for _ in range(trainer.recipe.total_steps)]

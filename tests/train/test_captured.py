@@ -20,6 +20,7 @@ from tests.recursion.simulated_cuda import Graph, simulate
 from tests.recursion.support import Recorder
 from tests.train.support import MODEL, TINY, same, weights
 from tests.train.test_objectives import ARCHS
+from tests.train.test_symmetry import RECIPE as SYMMETRIC
 
 NAMES = [name for name in ARCHS if name != "rtm-token"]
 EMBEDDED = dataclasses.replace(MODEL, puzzle_emb_ndim=16, num_puzzle_identifiers=3)
@@ -28,6 +29,8 @@ CAPTURED = ("adam_atan2", "adamw")
 
 
 def recipe_of(name: str, **changes: Any) -> Recipe:
+    if name == "symmetric":
+        return dataclasses.replace(SYMMETRIC, graph=True, **changes)
     model, objective = ARCHS[name]
     stages = tuple(dataclasses.replace(stage, batch_size=4) for stage in TINY.stages)
     made = dataclasses.replace(
@@ -60,7 +63,7 @@ def states(trainer: Trainer) -> dict[str, torch.Tensor]:
     return weights(trainer) | {name: t.clone() for name, t in kept.items()}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "symmetric"])
 def test_replayed_steps_train_as_eager_ones(name: str) -> None:
     recipe = recipe_of(name, optimizer="adam_atan2")
     eager = Trainer(dataclasses.replace(recipe, graph=False))
@@ -68,7 +71,7 @@ def test_replayed_steps_train_as_eager_ones(name: str) -> None:
     recorder = Recorder()
     captured = Trainer(recipe, capture=recorder)
     found = [captured.step() for _ in range(recipe.total_steps)]
-    assert recorder.runs > 4
+    assert recorder.runs > 2
     assert [step["loss"] for step in found] == pytest.approx([step["loss"] for step in expected], rel=1e-5)
     assert found[-1].keys() == expected[-1].keys()
     for (key, value), other in zip(weights(eager).items(), weights(captured).values(), strict=True):
@@ -76,7 +79,7 @@ def test_replayed_steps_train_as_eager_ones(name: str) -> None:
 
 
 @pytest.mark.parametrize("optimizer", CAPTURED)
-@pytest.mark.parametrize("cut", [None, 1, 2, 5])
+@pytest.mark.parametrize("cut", [None, 1, 5])
 def test_stages_puzzle_rows_and_a_resumed_run_have_the_bits_of_eager_steps(
     optimizer: str, cut: int | None, tmp_path: Path
 ) -> None:
@@ -135,16 +138,11 @@ def test_a_gradient_that_is_not_finite_leaves_every_bit_and_three_end_the_run(op
             one.step()
 
 
-def test_muon_stays_outside_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_captured_is_told_or_refused(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         made = Trainer(embedded("muon"), capture=Recorder())
-    assert made.captured is not None and made.captured_update is None
-    assert (
-        "the optimiser's step is not captured: torch.optim.Muon computes its learning rate on the host" in caplog.text
-    )
-
-
-def test_what_cannot_be_captured_is_refused_by_name() -> None:
+    assert made.gradients.capture is not None and made.captured_update is None
+    assert "step is not captured: torch.optim.Muon computes its learning rate on the host" in caplog.text
     with pytest.raises(BackendUnavailable, match="graph=True cannot run"):
         Trainer(dataclasses.replace(TINY, graph=True))
 

@@ -112,21 +112,18 @@ def test_a_damaged_state_is_passed_over_for_an_older_whole_one(trainer: Trainer,
     save_checkpoint(trainer, tmp_path)
     trainer.step()
     folder = save_checkpoint(trainer, tmp_path)
-    rng, flips = random.Random(0), 0
+    rng = random.Random(0)
     for name in (checkpoint.TENSORS, checkpoint.SCALARS, checkpoint.MANIFEST):
         content = (folder / name).read_bytes()
-        for position in [0, len(content) - 1, *(rng.randrange(len(content)) for _ in range(60))]:
-            flipped = bytearray(content)
-            flipped[position] ^= 1 << rng.randrange(8)
-            (folder / name).write_bytes(flipped)
-            assert newest(tmp_path).name == "step-1", (name, position)
-            flips += 1
-        for cut in (0, 1, len(content) // 2, len(content) - 1):
-            (folder / name).write_bytes(content[:cut])
-            assert newest(tmp_path).name == "step-1", (name, cut)
+        damaged = [content[:cut] for cut in (0, 1, len(content) // 2, len(content) - 1)]
+        for position in [0, len(content) - 1, *(rng.randrange(len(content)) for _ in range(30))]:
+            flipped = content[position] ^ 1 << rng.randrange(8)
+            damaged.append(content[:position] + bytes([flipped]) + content[position + 1 :])
+        for wrong in damaged:
+            (folder / name).write_bytes(wrong)
+            assert newest(tmp_path).name == "step-1", (name, wrong[:40])
         (folder / name).write_bytes(content)
         assert newest(tmp_path) == folder
-    assert flips == 3 * 62
 
 
 def test_states_that_do_not_fit_are_refused_by_name(trainer: Trainer, tmp_path: Path) -> None:

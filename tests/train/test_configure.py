@@ -13,8 +13,7 @@ from rtm_kernels import train
 from rtm_kernels.data.build import build_sudoku
 from rtm_kernels.data.sudoku import generate
 from rtm_kernels.errors import BackendUnavailable, InputError
-from rtm_kernels.model import tensor_specs
-from rtm_kernels.train.configure import fit_to_data, load_recipe, override, save_recipe
+from rtm_kernels.train.configure import fit_to_data, load_recipe, override, save_recipe, to_dict
 from rtm_kernels.train.objective import CumulativeHalting
 from rtm_kernels.train.recipe import PRESETS
 from tests.train.support import TINY
@@ -26,44 +25,29 @@ def test_every_recipe_survives_its_file(name: str, tmp_path: Path) -> None:
     assert load_recipe(tmp_path / "recipe.json") == PRESETS[name]
 
 
-def test_a_file_with_an_unknown_or_missing_field_is_refused_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "recipe.json"
-    for change, named in (
-        (lambda r: r["model"].update(hiden=1), "model.hiden=1 is not allowed: Unexpected keyword"),
-        (lambda r: r["stages"][0].update(step=1), "stages.0.step=1"),
-        (lambda r: r["objective"].update(ponder=1), "objective.deep_supervision.ponder=1"),
-        (lambda r: r["sources"]["all"].pop("task") and r["model"].pop("seq_len"), "expected a value for seq_len"),
-    ):
-        save_recipe(TINY, path)
-        values = json.loads(path.read_text())
-        change(values)
-        path.write_text(json.dumps(values))
-        with pytest.raises(InputError) as caught:
-            load_recipe(path)
-        assert f"{path}: " in str(caught.value) and named in str(caught.value)
+@pytest.mark.parametrize(
+    ("part", "change", "named"),
+    [
+        ("model", {"hiden": 1}, "model.hiden=1 is not allowed: Unexpected keyword"),
+        ("objective", {"ponder": 1}, "objective.deep_supervision.ponder=1"),
+        ("model", {"seq_len": None}, "expected a value for seq_len"),
+    ],
+)
+def test_a_file_with_an_unknown_or_missing_field_is_refused_by_name(
+    part: str, change: dict[str, int | None], named: str, tmp_path: Path
+) -> None:
+    values, path = to_dict(TINY), tmp_path / "recipe.json"
+    values[part] = {key: value for key, value in (values[part] | change).items() if value is not None}
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError) as caught:
+        load_recipe(path)
+    assert f"{path}: " in str(caught.value) and named in str(caught.value)
 
 
 def test_without_pydantic_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(BackendUnavailable, match=r"training needs the package pydantic: pip install .*\[cli\]"):
         runpy.run_path(str(train.__file__))
-
-
-def test_a_recipe_that_goes_on_from_another_fits_its_weights() -> None:
-    first, second = PRESETS["sudoku-full"], PRESETS["sudoku-full-halting"]
-    shapes = [
-        {name: (tuple(spec.shape), spec.dtype) for name, spec in tensor_specs(recipe.model).items()}
-        for recipe in (first, second)
-    ]
-    assert shapes[0] == shapes[1] and second.init == "runs/sudoku-full/model"
-    assert first.total_steps == 15_000 and {stage.batch_size for stage in first.stages} == {512}
-
-
-def test_the_stages_of_a_published_recipe_halt_where_its_model_does() -> None:
-    for name, recipe in PRESETS.items():
-        if recipe.epochs is not None and recipe.model.has_q_head:
-            assert {stage.halt_max_steps for stage in recipe.stages} == {recipe.model.halt_max_steps}, name
-    assert PRESETS["hrm-sudoku-full"].model.halt_max_steps == 8
 
 
 def test_overrides_reach_every_kind_of_field() -> None:
@@ -95,18 +79,12 @@ def test_overrides_reach_every_kind_of_field() -> None:
         ("lr.x=1", "leads into a value"),
         ("lr=fast", "lr='fast' is not allowed: expected a valid number"),
         ("model.hidden_size=1.5", "model.hidden_size=1.5 is not allowed: expected a valid integer"),
-        ("model.hidden_size=0", "model.hidden_size=0 is not allowed"),
-        ("compile=1", "compile=1 is not allowed: expected a valid boolean"),
         ("betas=[0.9]", "betas=[0.9] is not allowed: expected a value for 1"),
         ("optimizer=sgd", "optimizer='sgd' is not allowed: expected one of adamw"),
         ("objective=fast", "objective={'kind': 'fast'} is not allowed: Input tag 'fast' found using 'kind'"),
         ("objective=final_loss", "arch='trm'"),
-        ("stages.0.batch_size=0", "batch_size=0 is not allowed"),
-        ("lr=none", "lr='none' is not allowed: expected a valid number"),
         ("model.pos_encodings=null", "model.pos_encodings=None is not allowed: expected a valid string"),
         ("sources.all.size=5", "size=5 is not allowed: a side of a sudoku"),
-        ("sources.all.task=chess", "task='chess' is not allowed: expected one of sudoku, maze"),
-        ("ema=2", "ema=2.0 is not allowed: 0 to 1"),
         ("accumulate=3", "a divisor of batch_size=4"),
     ],
 )

@@ -108,6 +108,8 @@ def test_a_published_run_is_as_long_as_officially(name: str) -> None:
     epochs, puzzles, batch_size, every = STEPS[name]
     recipe = PRESETS[name]
     assert recipe.total_steps == int(epochs * puzzles / batch_size)
+    if recipe.model.has_q_head:
+        assert {stage.halt_max_steps for stage in recipe.stages} == {recipe.model.halt_max_steps}
     if every is not None:
         assert recipe.eval_every == int(every * puzzles / batch_size)
 

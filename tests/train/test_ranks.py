@@ -98,13 +98,7 @@ def rank_of_two(rank: int, port: int, folder: str) -> None:
     while not stops or stops[-1] < SHORT.total_steps:  # a clock that only the second rank looks at stops both
         outcome = run(SHORT, folder_of_run, device="cpu", resume=bool(stops), callbacks=[], minutes=0 if rank else None)
         stops.append(int(outcome.summary["steps"]))
-    state = {
-        "stops": stops,
-        "sharded": sharded,
-        "found": found,
-        "again": again,
-        "weights": weights(parts),
-    }
+    state = {"stops": stops, "sharded": sharded, "found": found, "again": again, "weights": weights(parts)}
     torch.save(state, Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()
 

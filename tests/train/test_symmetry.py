@@ -1,4 +1,4 @@
-"""Symmetric weights: the model answers a twin with the twin's answer, and stays so through training."""
+"""Symmetric weights: a twin gets the twin's answer, also after training, and Muon's step is that of whole matrices."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from rtm_kernels.data.sudoku import Sudoku, random_grids
 from rtm_kernels.data.sudoku.symmetry import Symmetry as Element
 from rtm_kernels.errors import InputError
 from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.recursion import symmetric as symmetric_cpp
+from rtm_kernels.recursion.symmetric_weights import expanded, mean_blocks
 from rtm_kernels.train.loop import Trainer
-from rtm_kernels.train.symmetry import Symmetry, copies
-from tests.recursion.support import Recorder
+from rtm_kernels.train.symmetry import SymmetricMuon, Symmetry
 from tests.train.support import MODEL, TINY, weights
 
 NARROW = dataclasses.replace(MODEL, forward_dtype="float32")
@@ -59,7 +60,7 @@ def answers(model: RecursiveReasoner, puzzles: np.ndarray) -> tuple[Tensor, Tens
 def assert_commutes(model: RecursiveReasoner, size: int) -> None:
     """In float64, so that what is left is that of the weights; a trained model amplifies rounding."""
     model = copy.deepcopy(model).double()
-    model.run_with(None)
+    model.run = None
     model.set_depth(dataclasses.replace(model.config, forward_dtype="float64"))
     rng = np.random.default_rng(5)
     puzzles = boards(size, 6, rng)
@@ -95,48 +96,6 @@ def test_training_keeps_it(optimizer: str) -> None:
         assert_commutes(model.eval(), 4)
 
 
-def test_the_mean_over_orbits_is_the_projection_on_what_commutes() -> None:
-    model, symmetry = symmetric(NINE)
-    found = Sudoku(9).generators()
-    positions = found.positions
-    down = model.get_parameter("L_level.layers.0.mlp_t.down_proj.weight")
-    groups = copies(found.groups, down.shape[1])
-    torch.nn.init.normal_(down)
-    random = down.detach().clone()
-    symmetry.weights_(model)
-    mean = down.detach().clone()
-    for p, g in zip(positions, groups, strict=True):
-        assert torch.equal(mean[p][:, g], mean)
-    symmetry.weights_(model)
-    torch.testing.assert_close(down.detach(), mean)
-    assert abs(((random - mean) * mean).sum().item()) < 1e-2  # orthogonal: nothing is nearer
-
-
-def test_fresh_weights_keep_their_norm_and_have_equal_singular_values() -> None:
-    torch.manual_seed(0)
-    model = RecursiveReasoner(NINE)
-    norms = {name: p.norm().item() for name, p in model.named_parameters()}
-    Symmetry(model, Sudoku(9)).fresh_(model)
-    for name, p in model.named_parameters():
-        assert p.norm().item() == pytest.approx(norms[name], rel=1e-3)
-        if p.dim() == 2 and norms[name] > 0:
-            values = torch.linalg.svdvals(p.detach())
-            kept = values[values > 1e-3 * values[0]]
-            assert len(kept) > 1 and (kept.max() / kept.min()).item() < 1.01, name
-
-
-def test_a_recorded_update_has_the_bits_of_an_eager_one() -> None:
-    recipe = dataclasses.replace(RECIPE, optimizer="adam_atan2", graph=True)
-    recorder = Recorder()
-    captured, eager = Trainer(recipe, capture=recorder), Trainer(dataclasses.replace(recipe, graph=False))
-    for _ in range(recipe.total_steps):
-        captured.step()
-        eager.step()
-    assert recorder.runs > 2
-    for name, value in weights(eager).items():
-        torch.testing.assert_close(weights(captured)[name], value, rtol=1e-4, atol=1e-5, msg=name)
-
-
 def test_weights_that_a_run_starts_from_are_made_symmetric(tmp_path: Path) -> None:
     model = RecursiveReasoner(WIDE)
     model.save_pretrained(tmp_path / "model")
@@ -146,22 +105,70 @@ def test_weights_that_a_run_starts_from_are_made_symmetric(tmp_path: Path) -> No
     assert 0 < torch.nn.functional.cosine_similarity(own.flatten(), given.flatten(), dim=0) < 1
 
 
-REFUSED = [
-    ({"mixer": "attention"}, "mixer='attention' is not allowed"),
-    ({"pos_encodings": "learned"}, "pos_encodings='learned' is not allowed"),
-    ({"puzzle_emb_ndim": 16}, "puzzle_emb_ndim=16 is not allowed"),
-    ({"hidden_size": 2}, "hidden_size=2 is not allowed"),
-]
-
-
-@pytest.mark.parametrize(("change", "message"), REFUSED)
-def test_a_model_that_cannot_carry_the_symmetries_is_refused(change: dict[str, object], message: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mixer": "attention"}, "mixer='attention' is not allowed"),
+        ({"pos_encodings": "learned"}, "pos_encodings='learned' is not allowed"),
+        ({"puzzle_emb_ndim": 16}, "puzzle_emb_ndim=16 is not allowed"),
+        ({"hidden_size": 2}, "hidden_size=2 is not allowed"),
+        ({}, "symmetric=True is not allowed: a task with symmetries; maze"),
+    ],
+)
+def test_what_cannot_carry_symmetries_is_refused(change: dict[str, object], message: str) -> None:
     model = RecursiveReasoner(dataclasses.replace(MODEL, **change))
     with pytest.raises(InputError, match=message):
-        Symmetry(model, Sudoku(4))
+        Symmetry(model, Sudoku(4) if change else Maze(4))
 
 
-def test_a_task_without_symmetries_is_refused() -> None:
-    model = RecursiveReasoner(dataclasses.replace(MODEL, vocab_size=6, seq_len=16))
-    with pytest.raises(InputError, match="symmetric=True is not allowed: a task with symmetries; maze"):
-        Symmetry(model, Maze(4))
+def polar(grad: Tensor, *_: object) -> Tensor:
+    """What Newton-Schulz approximates: all singular values that are not zero become 1."""
+    u, values, v = torch.linalg.svd(grad.double(), full_matrices=False)
+    return ((u * (values > 1e-5 * values[0])) @ v).to(grad.dtype)
+
+
+def test_the_step_is_that_of_the_whole_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.optim._muon._zeropower_via_newtonschulz", polar)
+    model, symmetry = symmetric(NINE)
+    weights = symmetry.channel_mixes(model)
+    whole = {name: torch.nn.Parameter(w.detach().clone()) for name, w in weights.items()}
+    ours = SymmetricMuon(weights, symmetry.values, lr=0.02, weight_decay=0.1)
+    theirs = torch.optim.Muon(whole.values(), lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    before = {name: w.detach().clone() for name, w in weights.items()}
+    for _ in range(3):
+        for weight in weights.values():
+            weight.grad = torch.randn_like(weight)
+        symmetry.gradients_(model)
+        for name, weight in whole.items():
+            weight.grad = weights[name].grad
+        ours.step()
+        theirs.step()
+    assert len(whole) == 4
+    for name, weight in whole.items():
+        moved = torch.linalg.vector_norm(weight - before[name])
+        assert torch.linalg.vector_norm(weight - weights[name]) < 1e-3 * moved and moved > 0.1, name
+
+
+def test_blocks_stay_on_the_device_of_their_weight() -> None:
+    """On the meta device, where mixing devices fails as it does on a GPU."""
+    weights = {"L_level.layers.0.mlp.gate_up_proj.weight": torch.nn.Parameter(torch.empty(40, 20, device="meta"))}
+    (weight,) = weights.values()
+    weight.grad = torch.empty_like(weight)
+    optimizer = SymmetricMuon(weights, 9, lr=0.02, weight_decay=0.1)
+    optimizer.step()
+    assert {p.device.type for group in optimizer.param_groups for p in group["params"]} == {"meta"}
+    assert weight.device.type == "meta" and expanded(*mean_blocks(weight, 9), 9).device.type == "meta"
+
+
+def test_training_in_cpp_follows_that_of_whole_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = dataclasses.replace(RECIPE, optimizer="muon")
+    own = Trainer(recipe)
+    assert isinstance(own.model.run, symmetric_cpp.TrainingRun)
+    found = [own.step() for _ in range(3)]
+    monkeypatch.setattr(symmetric_cpp, "why_not_structure", lambda model: "it is not asked to")
+    other = Trainer(recipe)
+    assert other.model.run is None
+    expected = [other.step() for _ in range(3)]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-2)
