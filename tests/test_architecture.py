@@ -22,7 +22,7 @@ MAX_LINES = 350
 LEVELS = (
     "errors", "ranges", "energy", "access", "files", "program", "config", "impl", "flops", "shared", "kernel", "api",
     "block", "embedding", "recursion", "pretrained", "model", "data", "losses", "engine", "interop", "train", "trace",
-    "distributed", "serve", "agent", "cli",
+    "serve", "agent", "distributed", "cli",
 )  # fmt: skip
 """Lowest first: a module imports what is below it, and its own package. `shared`, `kernel` and `api` are parts of
 `ops`: what several ops share, one op, and the public function of an op."""
