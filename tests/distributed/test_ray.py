@@ -169,17 +169,18 @@ def test_a_deployment_of_two_replicas_outlives_one(model_folder: str, texts, exp
         serve.shutdown()
 
 
-def test_the_block_of_the_readme(cluster: None, puzzles: list[tuple[str, str]], tmp_path: Path) -> None:
+def test_the_block_of_the_docs(cluster: None, puzzles: list[tuple[str, str]], tmp_path: Path) -> None:
     """As it stands there, but for the folder of its file (workers have their own) and an end of its deployment."""
     from ray import serve
 
     texts = [text for text, _ in puzzles[:3]]
     (tmp_path / "puzzles.csv").write_text("\n".join(["puzzle", *texts]))
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "import ray" in block]
+    root = Path(__file__).resolve().parents[2]
+    text = "".join(path.read_text(encoding="utf-8") for path in (root / "README.md", *root.glob("docs/*.md")))
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "import ray" in block]
     names: dict[str, Any] = {"puzzles": texts}
     try:
-        exec(compile(code.replace("puzzles.csv", str(tmp_path / "puzzles.csv")), "README.md", "exec"), names)
+        exec(compile(code.replace("puzzles.csv", str(tmp_path / "puzzles.csv")), "docs", "exec"), names)
     finally:
         serve.shutdown()
     expected = [
