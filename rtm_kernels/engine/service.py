@@ -73,11 +73,12 @@ class Service:
     the executor's rounding (`Solver(batch_invariant=True)`: not at all).
 
     Use as a context manager, or call `close`. `closing` says why no more puzzles are taken; `failure` says the same,
-    but only when solving itself has failed.
+    but only when solving itself has failed. `turns` counts steps of all batches: it grows while puzzles are solved.
     """
 
     closing: str | None = None
     failure: str | None = None
+    turns: int = 0
 
     def __init__(self, solvers: Solver | Mapping[str, Solver], *, max_queued: int = 1024) -> None:
         require(isinstance(max_queued, int) and max_queued >= 1, "max_queued", max_queued, "an integer of at least 1")
@@ -188,7 +189,7 @@ class Service:
     def _work(self) -> None:
         try:
             while self._turn():
-                pass
+                self.turns += 1
         except Exception as error:
             with self._changed:
                 self.closing = self.failure = f"the service failed: {error}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from typing import Any
@@ -12,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from rtm_kernels import __version__, engine
@@ -68,10 +68,11 @@ def build_app(front: Front, token: Token | None) -> Guard:
         last, data = "done", {"model": model.name, "solutions": len(futures)}
         try:
             async for solution in front.outcomes(model, futures):
-                yield f"event: solution\ndata: {json.dumps(vars(solution))}\n\n"
+                yield f"event: solution\ndata: {to_json(solution, inf_nan_mode='null').decode()}\n\n"
         except Refused as error:
             last, data = "error", {"code": error.code, "message": error.message}
-        yield f"event: {last}\ndata: {json.dumps(data | {'request_id': request.state.request_id})}\n\n"
+        data["request_id"] = request.state.request_id
+        yield f"event: {last}\ndata: {to_json(data).decode()}\n\n"
 
     @app.post("/v1/stream", response_class=StreamingResponse, responses=EVENTS, operation_id="stream")
     async def stream(request: Request, asked: SolveRequest) -> StreamingResponse:

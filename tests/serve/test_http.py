@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -77,6 +78,8 @@ def test_health_notices_other_bits_and_a_stuck_solver(launch: Callable[..., Runn
     server = launch(probe=0.3)
     server.hold()
     assert server.code("GET", "/healthz") == (503, "probe_timeout")
+    threading.Timer(0.1, server.open, [1]).start()
+    assert server.ask("GET", "/healthz")[0] == 200  # a busy solver is not a stuck one
     server.open()
     until(lambda: server.ask("GET", "/healthz")[0] == 200)
     server.front._golden["reverse"] = ("0001", "verified")
