@@ -184,7 +184,7 @@ class Trainer:
         return sums, (torch.cat([ids for ids, _ in rows]), torch.cat([grad for _, grad in rows])) if rows else None
 
     def _finish(self, sums: dict[str, Tensor], rows: Rows | None) -> tuple[Metrics, float]:
-        """Apply the update unless a gradient is not finite; sums of metrics and the gradient norm as numbers."""
+        """Apply the update, or skip it if a gradient is not finite; sums of metrics and the gradient's norm."""
         self.update.schedule(self.step_count)
         capture = self.captured_update if self.average.started else None
         found = self.update.clip(rows) if capture is None else capture(rows)
