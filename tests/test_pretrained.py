@@ -181,19 +181,11 @@ def test_missing_files(saved, name: str) -> None:
 def test_every_truncation_and_flip_is_noticed(saved) -> None:
     weights = saved / pretrained.WEIGHTS
     whole, draw = weights.read_bytes(), random.Random(0)
-    cuts = [0, 1, 7, 8, 9, 100, len(whole) - 1, *(draw.randrange(len(whole)) for _ in range(12))]
-    for cut in cuts:
-        weights.write_bytes(whole[:cut])
-        refused(saved, "not a valid safetensors file|header of")
-    weights.write_bytes(whole + b"\0")
-    refused(saved, "not a valid safetensors file")
-    for place in [*range(12), *(draw.randrange(len(whole)) for _ in range(24))]:
-        flipped = bytearray(whole)
-        flipped[place] ^= 1 << draw.randrange(8)
-        weights.write_bytes(flipped)
+    places = [*range(12), *(draw.randrange(len(whole)) for _ in range(24))]
+    flipped = [whole[:i] + bytes([whole[i] ^ 1 << draw.randrange(8)]) + whole[i + 1 :] for i in places]
+    for damaged in (*(whole[:place] for place in (*places, 100, len(whole) - 1)), whole + b"\0", *flipped):
+        weights.write_bytes(damaged)
         refused(saved, "sha256|header|lacks|shape|dtype|not a valid safetensors file")
-    weights.write_bytes(whole)
-    RecursiveReasoner.from_pretrained(saved)
 
 
 def write_header(folder, header: object, body: bytes = b"") -> None:
