@@ -139,25 +139,6 @@ def test_eval_step_from_recorded_latents(name: str, step: int) -> None:
 
 
 @pytest.mark.parametrize("name", ACT_MODELS)
-def test_eval_hands_over_the_carry(name: str) -> None:
-    golden = load(name)
-    model, batch = golden.model(), golden.part("eval.batch.")
-    carry = model.initial_carry(batch)
-    latents = None
-    for step in range(golden.config["halt_max_steps"]):
-        expected = eval_step(model, batch, latents)
-        with torch.no_grad():
-            carry, outputs = model(carry=carry, batch=batch)
-        latents = carry.latents
-        assert all(torch.equal(value, expected[key]) for key, value in {**outputs, **latents}.items())
-        assert carry.steps.tolist() == [step + 1] * len(carry.steps)
-        assert carry.halted.tolist() == [step + 1 == golden.config["halt_max_steps"]] * len(carry.steps)
-        if golden.is_exact and step < 3:
-            for key, value in golden.part(f"eval.step{step}.").items():
-                assert torch.equal({**outputs, **latents}[key], value), f"step {step} {key}"
-
-
-@pytest.mark.parametrize("name", ACT_MODELS)
 def test_train_steps(name: str) -> None:
     golden = load(name)
     model = golden.model()

@@ -139,46 +139,36 @@ def test_every_module_imports_and_solves_where_the_system_is_another(platform: s
     assert output(code).splitlines() == ["['verified']"]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
-def test_four_forked_workers_agree() -> None:
-    code = """
-import multiprocessing, torch
-from rtm_kernels import FusedTRMBlock
-torch.set_num_threads(1)
-torch.manual_seed(0)
-block = FusedTRMBlock(hidden_size=16, seq_len=5)
-x = torch.randn(2, 5, 16)
-def work(_):
-    with torch.no_grad():
-        return block(x).sum().item()
-with multiprocessing.get_context("fork").Pool(4) as pool:
-    print(set(pool.map(work, range(8), chunksize=2)) == {work(0)})
-"""
-    assert output(code).strip() == "True"
-
-
-def test_eight_threads_a_thousand_calls_each() -> None:
-    """One block used by all of them at once: every result has the bits that one thread alone computes."""
-    code = """
-import threading, torch
+SHARED = """
+import multiprocessing, threading, torch
 from rtm_kernels import FusedTRMBlock
 torch.set_num_threads(1)
 torch.manual_seed(0)
 block = FusedTRMBlock(hidden_size=16, seq_len=5)
 inputs = torch.randn(50, 2, 5, 16)
-wrong, calls = [], []
-with torch.no_grad():
-    alone = [block(x) for x in inputs]
 def work(offset):
     with torch.no_grad():
-        for i in range(1000):
-            which = (7 * offset + i) % len(inputs)
-            if not torch.equal(block(inputs[which]), alone[which]):
-                wrong.append(which)
-    calls.append(1000)
-threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+        return [(i, block(inputs[i])) for i in ((7 * offset + n) % 50 for n in range(1000))]
+alone = dict(work(0))
+def agrees(offset):
+    return all(torch.equal(y, alone[i]) for i, y in work(offset))
+"""
+FORKED = """
+with multiprocessing.get_context("fork").Pool(4) as pool:
+    print(pool.map(agrees, range(8), chunksize=2) == [True] * 8)
+"""
+THREADS = """
+found = []
+threads = [threading.Thread(target=lambda i=i: found.append(agrees(i))) for i in range(8)]
 [t.start() for t in threads]
 [t.join() for t in threads]
-print(sum(calls), wrong)
+print(found == [True] * 8)
 """
-    assert output(code).strip() == "8000 []"
+
+
+@pytest.mark.parametrize("code", [FORKED, THREADS], ids=["forked", "threads"])
+def test_workers_share_a_block_and_agree(code: str) -> None:
+    """Eight times a thousand calls: every result has the bits that one thread alone computes."""
+    if code == FORKED and not hasattr(os, "fork"):
+        pytest.skip("this platform does not fork")
+    assert output(SHARED + code).strip() == "True"

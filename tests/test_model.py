@@ -192,7 +192,7 @@ def test_refusals() -> None:
         (batch | {"inputs": batch["inputs"][0]}, r"'inputs'. has shape \(6,\)"),
         (
             batch | {"puzzle_identifiers": torch.zeros(4, 1)},
-            r"'puzzle_identifiers'. has shape \(4, 1\); expected .B. = \(4,\)",
+            r"'puzzle_identifiers'. has shape \(4, 1\); expected .B. = ",
         ),
     ):
         with pytest.raises(InputError, match=message):

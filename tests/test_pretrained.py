@@ -172,12 +172,6 @@ def test_hub_ids(saved, monkeypatch) -> None:
     refused("owner/absent", "hub model 'owner/absent' cannot be fetched: 404: not found")
 
 
-@pytest.mark.parametrize("name", [pretrained.WEIGHTS, pretrained.CONFIG, pretrained.MANIFEST])
-def test_missing_files(saved, name: str) -> None:
-    (saved / name).unlink()
-    refused(saved, f"{name}: No such file or directory")
-
-
 def test_every_truncation_and_flip_is_noticed(saved) -> None:
     weights = saved / pretrained.WEIGHTS
     whole, draw = weights.read_bytes(), random.Random(0)
@@ -210,20 +204,14 @@ def test_hostile_headers_with_a_matching_manifest(saved) -> None:
     moved = {"data_offsets": [n + 4 for n in header[second]["data_offsets"]]}
     hostile = {
         "not a valid safetensors file": [
-            b"{", b"[1]", b"[" * 100_000, b'{"a": 3}', b"{}"[:1] + b"\xff}", changed(shape=["a"]), changed(shape=[1.0]),
-            changed(shape=[1 << 40]), changed(shape=[]), changed(data_offsets=["0", "1"]), changed(data_offsets=3),
-            changed(data_offsets=[0, 1 << 50]), changed(data_offsets=[5, 0]), changed(data_offsets=[0]),
-            changed(dtype=["F32"]), changed(dtype=None), changed(dtype="I8"), changed(dtype="F64"),
-            changed(dtype="\n"), {}, {**header, "evil": header[first]}, {**header, second: header[second] | moved},
-            {f"t{i}": header[first] for i in range(1025)},
+            b"{", b"[1]", b"[" * 100_000, changed(shape=["a"]), changed(shape=[1 << 40]), changed(data_offsets=3),
+            changed(data_offsets=[5, 0]), changed(dtype="F64"), {}, {**header, second: header[second] | moved},
         ],
         "lacks": [{("other" if name == first else name): entry for name, entry in header.items()}],
         "has unexpected 'evil": [{**header, "evil\n": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}],
         "has shape": [changed(shape=[*header[first]["shape"][::-1], 1])],
         "has dtype": [changed(dtype="I32")],
-        "more than the 1024 allowed": [
-            header | {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(1025)}
-        ],
+        "more than the 1024": [header | {f"t{i}": changed(shape=[0], data_offsets=[0, 0])[first] for i in range(1025)}],
     }  # fmt: skip
     for message, headers in hostile.items():
         for bad in headers:
@@ -247,12 +235,6 @@ def test_hostile_configs(saved) -> None:
         ({k: v for k, v in good.items() if k != "seq_len"}, "missing config field"),
         (good | {"hidden_size": 1 << 40}, "hidden_size="),
         (good | {"hidden_size": 1 << 20, "vocab_size": 1 << 20, "num_heads": 1}, "has shape"),
-        (good | {"H_cycles": 1 << 20, "L_cycles": 1 << 20}, "H_cycles="),
-        (good | {"expansion": 1e300}, "expansion="),
-        (good | {"layers": 5}, "layers=5"),
-        (good | {"layers": {"L_level": 10**9}}, "from 1 to 256"),
-        (good | {"arch": ["trm"]}, "arch="),
-        (good | {"causal": "no"}, "causal='no'"),
         (good | {"rms_norm_eps": float("nan")}, "rms_norm_eps=nan"),
         (good | {"seq_len": 6}, "has shape"),
         (good | {"arch": "trm_singlez"}, "has unexpected 'H_init'"),
@@ -262,8 +244,12 @@ def test_hostile_configs(saved) -> None:
         refused(saved, message)
 
 
-def test_manifest_must_name_both_files(saved) -> None:
+def test_all_files_must_be_there_and_agree(saved) -> None:
     path = saved / pretrained.MANIFEST
+    for name in (pretrained.WEIGHTS, pretrained.CONFIG, pretrained.MANIFEST):
+        (saved / name).rename(saved / "aside")
+        refused(saved, f"{name}: No such file or directory")
+        (saved / "aside").rename(saved / name)
     for bad, message in (("{}", "no sha256 table"), ('{"sha256": {}}', "config.json: sha256 differs")):
         path.write_text(bad)
         refused(saved, message)
@@ -271,9 +257,3 @@ def test_manifest_must_name_both_files(saved) -> None:
     rehash(saved)
     config.write_text(config.read_text().replace("0.1", "0.2"))
     refused(saved, r"config\.json: sha256 differs from manifest\.json; the file was altered or damaged")
-
-
-def test_bundled_models_load() -> None:
-    for name in pretrained.known_models():
-        model = RecursiveReasoner.from_pretrained(name)
-        assert sum(p.numel() for p in model.parameters()) > 0 and not model.training
