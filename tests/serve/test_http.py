@@ -52,6 +52,7 @@ def test_stream_sends_each_solution_when_it_is_done(server: Running) -> None:
         server.open(steps)
         ((kind, data),) = events(b"".join(response.readline() for _ in range(3)).decode())
         assert (kind, data["index"], data["status"]) == ("solution", index, "verified")
+    server.open()
     ((kind, data),) = events(response.read().decode())
     assert kind == "done" and data["solutions"] == 3
 
@@ -75,8 +76,9 @@ def test_models_health_metrics_and_the_document(launch: Callable[..., Running]) 
 
 
 def test_health_notices_other_bits_and_a_stuck_solver(launch: Callable[..., Running]) -> None:
-    server = launch(probe=0.3)
+    server = launch(probe=0.3, request=1.0, read=0.2)
     server.hold()
+    assert server.code("POST", "/v1/solve", {"puzzles": ["1000"]}) == (503, "deadline")
     assert server.code("GET", "/healthz") == (503, "probe_timeout")
     threading.Timer(0.1, server.open, [1]).start()
     assert server.ask("GET", "/healthz")[0] == 200  # a busy solver is not a stuck one
@@ -85,12 +87,6 @@ def test_health_notices_other_bits_and_a_stuck_solver(launch: Callable[..., Runn
     server.front._golden["reverse"] = ("0001", "verified")
     server.front._healthy_at -= 10
     until(lambda: server.code("GET", "/healthz") == (503, "golden_mismatch"))
-
-
-def test_a_stuck_solver_is_told(launch: Callable[..., Running]) -> None:
-    server = launch(request=1.0, read=0.2)
-    server.hold()
-    assert server.code("POST", "/v1/solve", {"puzzles": ["1000"]}) == (503, "deadline")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +170,7 @@ def test_a_full_queue_refuses_a_request_as_a_whole(launch: Callable[..., Running
         assert answers == ["0001"] * count
 
 
-def test_requests_at_work_are_bounded_but_health_is_answered(launch: Callable[..., Running]) -> None:
+def test_running_requests_are_bounded_but_health_is_answered(launch: Callable[..., Running]) -> None:
     server = launch(requests=3)
     server.hold()
     busy = [server.post("/v1/solve", ["1000"]) for _ in range(3)]
@@ -220,10 +216,10 @@ def test_draining_answers_what_it_can_and_refuses_the_rest(launch: Callable[...,
 def test_a_failing_solver_ends_the_server(launch: Callable[..., Running]) -> None:
     server = launch()
 
-    def broken(*_: Any) -> Any:
+    def broken(**_: Any) -> Any:
         raise RuntimeError("device lost")
 
-    server.executor.step = broken  # type: ignore[method-assign]
+    server.executor.gate.acquire = broken  # type: ignore[method-assign]
     assert server.code("POST", "/v1/solve", {"puzzles": ["1000"]}) == (503, "stopping")
     server.thread.join(WAIT)
     assert not server.thread.is_alive() and server.service.failure == "the service failed: device lost"
