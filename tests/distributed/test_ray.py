@@ -57,27 +57,15 @@ def outcome(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def workers(title: str) -> set[int]:
     """Processes of that title that descend from this one."""
-
-    def parent(pid: int) -> int:
+    found, todo = set(), [os.getpid()]
+    while todo:
+        process = Path(f"/proc/{todo.pop()}")
         try:
-            return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            todo += [int(child) for file in process.glob("task/*/children") for child in file.read_text().split()]
+            if title in (process / "cmdline").read_text(errors="replace"):
+                found.add(int(process.name))
         except OSError:
-            return 0
-
-    def mine(pid: int) -> bool:
-        while pid > 1 and pid != os.getpid():
-            pid = parent(pid)
-        return pid == os.getpid()
-
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                name = (entry / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            if title in name and mine(int(entry.name)):
-                found.add(int(entry.name))
+            continue
     return found
 
 
