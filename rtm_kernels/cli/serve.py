@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rtm_kernels.cli.options import Device, Executor, Halt
+from rtm_kernels.cli.options import Device, Executor, Halt, Host, Port, TokenFile
 
 PACKAGES = ("fastapi", "pydantic", "uvicorn", "prometheus_client")
 
@@ -21,22 +20,20 @@ def serve(
             show_default="sudoku",
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address; any but loopback needs a token.", metavar="HOST")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", metavar="PORT")] = 8000,
-    token_file: Annotated[
-        Path | None, typer.Option(help="File that holds the token; else the variable RTM_TOKEN.", metavar="FILE"),
-    ] = None,
-    slots: Annotated[int, typer.Option(help="Puzzles of a model in the batch at a time.", metavar="N")] = 16,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    token_file: TokenFile = None,
+    slots: Annotated[int, typer.Option(help="Puzzles in the batch of each model.", metavar="N")] = 16,
     device: Device = None,
     executor: Executor = "auto",
     halt: Halt = "verified",
-    batch_invariant: Annotated[bool, typer.Option(help="The same bits whatever else is in the batch.")] = True,
+    batch_invariant: Annotated[bool, typer.Option(help="Results do not depend on what else is in the batch.")] = True,
     json_lines: Annotated[bool, typer.Option("--json", help="Log as JSON lines on standard error.")] = False,
 ) -> None:  # fmt: skip
     """Serve models over HTTP: solve, stream, models, health, metrics.
 
-    On SIGTERM no more requests are taken and those at work are finished. When
-    the solver fails, the process ends, for its supervisor to start it again.
+    On SIGTERM the server finishes the requests it has and takes no more. If the
+    solver fails, the process exits, so that its supervisor can start it again.
 
     Exit code: 0 after SIGTERM or Ctrl-C, 2 when it cannot start or fails.
 
@@ -64,8 +61,7 @@ def serve(
     sources, token = names(model or ["sudoku"]), Token.find(token_file)
     end_on_signals()
     with bind(host, port, token) as bound:
-        import torch
-
+        from rtm_kernels.cli.load import default_device
         from rtm_kernels.serve.app import build_app
         from rtm_kernels.serve.front import Front
         from rtm_kernels.serve.limits import Limits
@@ -73,6 +69,6 @@ def serve(
 
         front = Front.load(
             sources, Limits(), policy=halt, batch_size=slots, executor=executor, batch_invariant=batch_invariant,
-            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            device=device or default_device(),
         )  # fmt: skip
         Server(build_app(front, token), front.limits, front.service, lifespan="off").run_on(bound)
