@@ -7,13 +7,13 @@ quick look. Answers are compared bit for bit with those of a `Solver` in this pr
 from __future__ import annotations
 
 import argparse
+import http.client
 import importlib.metadata
 import json
 import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,17 +34,29 @@ from rtm_kernels.data.sudoku import generate, to_text
 from rtm_kernels.serve.limits import Limits
 
 BITS = ("answer", "status", "steps", "halt_probability", "residual")
-HEAD = b"POST /v1/solve HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
 TIMEOUT, STEPS, SAMPLES, LIMITS = 300.0, 2, 10, Limits()
 
 
 @dataclass
 class Request:
-    """The bytes of a request, the status it must get, and the bits of its solutions."""
+    """A request with a body or a GET, the status it must get, and the bits of its solutions."""
 
-    data: bytes
     status: int
+    body: bytes | None = None
+    path: str = "/v1/solve"
     bits: list[tuple[Any, ...]] | None = None
+
+    def ask(self, connection: http.client.HTTPConnection) -> tuple[int, bytes]:
+        """(status, body) of the answer."""
+        method = "GET" if self.body is None else "POST"
+        connection.request(method, self.path, self.body, {"content-type": "application/json"})
+        response = connection.getresponse()
+        return response.status, response.read()
+
+
+def post(status: int, bits: list[tuple[Any, ...]] | None = None, **values: Any) -> Request:
+    """A request to solve; to the tiny model unless it says otherwise."""
+    return Request(status, json.dumps({"puzzles": ["1"], "model": "tiny"} | values).encode(), bits=bits)
 
 
 @dataclass
@@ -67,25 +79,6 @@ class Tally:
             "statuses": {str(status): n for status, n in sorted(self.statuses.items())},
             **{f"p{q}_ms": round(1000 * float(np.percentile(self.seconds, q)), 3) for q in (50, 99) if self.seconds},
         }  # fmt: skip
-
-
-class Connection:
-    """One keep-alive connection; reads answers with a Content-Length."""
-
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT)
-        self.file = self.socket.makefile("rb")
-
-    def ask(self, data: bytes) -> tuple[int, bytes]:
-        """(status, body). Errors: `OSError` when the connection ends before the answer."""
-        self.socket.sendall(data)
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
-            line = self.file.readline()
-            if not line:
-                raise ConnectionError("closed")
-            head += line
-        return int(head.split(b" ", 2)[1]), self.file.read(int(head.lower().split(b"content-length: ")[1].split()[0]))
 
 
 class Server:
@@ -111,35 +104,25 @@ class Server:
         return {"rss_mib": round(rss / 1024, 3), "fds": len(os.listdir(proc / "fd")), "cpu_seconds": round(cpu, 2)}
 
 
-def post(body: bytes | dict[str, Any]) -> bytes:
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return HEAD + b"%d\r\n\r\n" % len(data) + data
-
-
-def get(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
-
-
 def refusals() -> dict[str, Request]:
     """Limit -> a request over it."""
     full = LIMITS.body - 64
     return {
-        "body": Request(post(b" " * (LIMITS.body + 1)), 413),
-        "depth": Request(post(b'{"puzzles":' + b"[" * full), 400),
-        "values": Request(post(b'{"puzzles":[' + b"[]," * (full // 3) + b"[]]}"), 422),
-        "puzzles": Request(post({"puzzles": ["1"] * (LIMITS.puzzles + 1), "model": "tiny"}), 422),
-        "text": Request(post({"puzzles": ["1" * full], "model": "tiny"}), 422),
-        "steps": Request(post({"puzzles": ["1"], "max_steps": LIMITS.steps + 1, "model": "tiny"}), 422),
-        "deadline": Request(post({"puzzles": ["1"], "deadline": LIMITS.request + 1, "model": "tiny"}), 422),
-        "field": Request(post({"puzzles": ["1"], "k" * 1000: 1}), 422),
-        "model": Request(post({"puzzles": ["1"], "model": "none"}), 404),
-        "route": Request(get("/nope"), 404),
+        "body": Request(413, b" " * (LIMITS.body + 1)),
+        "depth": Request(400, b'{"puzzles":' + b"[" * full),
+        "values": Request(422, b'{"puzzles":[' + b"[]," * (full // 3) + b"[]]}"),
+        "puzzles": post(422, puzzles=["1"] * (LIMITS.puzzles + 1)),
+        "text": post(422, puzzles=["1" * full]),
+        "steps": post(422, max_steps=LIMITS.steps + 1),
+        "field": post(422, **{"k" * 1000: 1}),
+        "model": post(404, model="none"),
+        "route": Request(404, path="/nope"),
     }
 
 
 def requests_of(rng: random.Random, tiny: Path) -> list[Request]:
     """Different requests, whose bits are those of a solver in this process; most go to the tiny model."""
-    found = [Request(get(path), 200) for path in ("/healthz", "/v1/models", "/metrics")]
+    found = [Request(200, path=path) for path in ("/healthz", "/v1/models", "/metrics")]
     found += [request for name, request in refusals().items() if name in ("puzzles", "model", "route", "steps")]
     for name, source, puzzles, count in (
         ("tiny", str(tiny), [to_text(board) for board in generate(64, seed=1, size=4)[0]], 380),
@@ -149,8 +132,7 @@ def requests_of(rng: random.Random, tiny: Path) -> list[Request]:
         bits = {s.input: tuple(getattr(s, name) for name in BITS) for s in solved}
         for _ in range(count):
             chosen = rng.sample(puzzles, rng.choice((1, 1, 1, 2, 5)) if name == "tiny" else 1)
-            data = post({"puzzles": chosen, "model": name, "max_steps": STEPS})
-            found.append(Request(data, 200, [bits[text] for text in chosen]))
+            found.append(post(200, [bits[text] for text in chosen], puzzles=chosen, model=name, max_steps=STEPS))
     rng.shuffle(found)
     return found
 
@@ -166,17 +148,18 @@ def judge(request: Request, status: int, body: bytes) -> str:
 
 
 def drive(port: int, requests: list[Request], count: int, clients: int, tally: Tally) -> list[threading.Thread]:
-    """Threads that send `count` requests in all, each on one connection until that ends."""
+    """Threads that send `count` requests in all, each until its connection breaks."""
 
     def work(offset: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
         try:
-            connection = Connection(port)
             for i in range(offset, count, clients):
                 request, began = requests[i % len(requests)], time.perf_counter()
-                status, body = connection.ask(request.data)
+                status, body = request.ask(connection)
                 tally.add(status, judge(request, status, body), time.perf_counter() - began)
-        except OSError:
+        except (OSError, http.client.HTTPException):
             tally.verdicts["broken"] += 1
+        connection.close()
 
     threads = [threading.Thread(target=work, args=(offset,), daemon=True) for offset in range(clients)]
     for thread in threads:
@@ -231,16 +214,13 @@ def run(count: int, clients: int = 12, seed: int = 0) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     config = ModelConfig(vocab_size=6, seq_len=16, hidden_size=16, num_heads=1, H_cycles=1, L_cycles=1)
-    large = Request(post({"puzzles": ["1..4.4.1.1.44.1."] * 64, "model": "tiny", "max_steps": 64}), 200)
+    large = post(200, puzzles=["1..4.4.1.1.44.1."] * 64, max_steps=64)
     with tempfile.TemporaryDirectory() as name:
         tiny = RecursiveReasoner(config).save_pretrained(Path(name) / "tiny")
         requests, server = requests_of(random.Random(seed), tiny), Server(Path(name))
         try:
             result = {"steady": steady(server, requests, count, clients)}
-            result["refusals"] = {
-                name: {"status": request.status} | driven(server, [request], 40, 1).summary()
-                for name, request in refusals().items()
-            }
+            result["refusals"] = {name: driven(server, [r], 40, 1).summary() for name, r in refusals().items()}
             result["overload"] = driven(server, [large], max(100, count // 200), 24).summary()
             result["drain"] = drain(server, requests, clients)
             result["unexpected_log_lines"] = server.log.read_text().count("request failed")

@@ -29,7 +29,7 @@ README = ROOT / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 PAGES = ["README.md", "rtm_kernels/assets/examples/README.md", "rtm_kernels/assets/models/sudoku/README.md",
-         "rtm_kernels/serve/README.md", "tests/golden/README.md"]  # fmt: skip
+         "docs/serving.md", "tests/golden/README.md"]  # fmt: skip
 
 
 def block(part: str) -> str:

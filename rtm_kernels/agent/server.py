@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import socket
-import sys
 from collections.abc import Callable
 from typing import Any
 
-import uvicorn
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
@@ -19,10 +16,10 @@ import rtm_kernels
 from rtm_kernels.access import Token, is_loopback
 from rtm_kernels.agent.solvers import Solvers
 from rtm_kernels.agent.tools import Tools
-from rtm_kernels.errors import RTMError, printable
+from rtm_kernels.errors import RTMError
 from rtm_kernels.serve.guard import Guard
 from rtm_kernels.serve.limits import Limits
-from rtm_kernels.serve.server import address_of, config
+from rtm_kernels.serve.refusal import explained
 
 LIMITS = Limits(body=1 << 20, request=3600.0)  # a stream to a client is cut after an hour; it opens another one
 MAX_SESSIONS = 256
@@ -44,18 +41,10 @@ class Server(MCPServer):
             return await super().call_tool(name, arguments, context)
         except ToolError as error:
             if isinstance(error.__cause__, ValidationError):
-                raise ToolError(f"{name}: {explained(error.__cause__)}") from error.__cause__
+                raise ToolError(f"{name}: {explained(error.__cause__.errors(include_url=False))}") from error.__cause__
             if isinstance(error.__cause__, RTMError):
                 raise ToolError(f"{name}: {error.__cause__}") from error.__cause__
             raise
-
-
-def explained(error: ValidationError) -> str:
-    """Each argument at fault and what is wrong with it, on one line, at most five."""
-    found = error.errors(include_url=False, include_input=False)
-    parts = [f"{'.'.join(map(str, e['loc']))[:80] or 'arguments'}: {e['msg']}" for e in found[:5]]
-    more = [f"{len(found) - 5} more faults"] if len(found) > 5 else []
-    return printable("; ".join(parts + more))
 
 
 def tool(function: Callable[..., Any]) -> Tool:
@@ -83,10 +72,3 @@ def http_app(server: Server, host: str, token: Token | None) -> Guard:
         streamable_http_path=PATH, max_sessions=MAX_SESSIONS, transport_security=security, host=host
     )
     return Guard(app, LIMITS, token)
-
-
-def serve_http(server: Server, bound: socket.socket, token: Token | None) -> None:
-    """Serve on a bound socket until interrupted; prints the address on standard error."""
-    print(f"listening on {address_of(bound)}{PATH}", file=sys.stderr, flush=True)
-    app = http_app(server, bound.getsockname()[0], token)
-    uvicorn.Server(config(app, LIMITS, lifespan="on")).run(sockets=[bound])

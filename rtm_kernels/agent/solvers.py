@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rtm_kernels.data.task import Task, get_task, has_task
@@ -19,49 +18,38 @@ DEADLINE = 30.0
 MAX_QUEUED = 256
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model by the name it was asked for, and its solver."""
-
-    name: str
-    solver: Solver
-
-
 class Solvers:
     """Solvers by task. `models`: names of `from_pretrained`, each alone or as `TASK=NAME`; none: the bundled ones.
 
-    Answers do not depend on who else asks at the time (`batch_invariant`). Use as a context manager, or `close`.
+    Answers do not depend on who else asks at the time (`batch_invariant`). Use as a context manager.
 
     Errors: `InputError` for an unknown model, a model that does not fit its task, and two models of one task.
     """
 
     def __init__(self, models: Sequence[str] = (), **options: Any) -> None:
-        self.loaded: dict[str, Loaded] = {}
+        self.loaded: dict[str, Solver] = {}
+        self.names: dict[str, str] = {}
         for text in models or known_models():
             task, name = split(text)
             solver = Solver(RecursiveReasoner.from_pretrained(name), task=task, batch_invariant=True, **options)
-            known = self.loaded.get(solver.task.name)
-            require(known is None, "model", text, f"the task {solver.task.name} has a model already")
-            self.loaded[solver.task.name] = Loaded(name, solver)
-        self.service = Service({name: found.solver for name, found in self.loaded.items()}, max_queued=MAX_QUEUED)
+            loaded = solver.task.name
+            require(loaded not in self.loaded, "model", text, f"the task {loaded} has a model already")
+            self.loaded[loaded], self.names[loaded] = solver, name
+        self.service = Service(self.loaded, max_queued=MAX_QUEUED)
 
-    def of(self, task: str) -> Loaded:
+    def of(self, task: str) -> Solver:
         """The model of `task`. Raises `InputError` that says which there are, and how to give one."""
         if task not in self.loaded:
             others = ", ".join(self.loaded)
             raise InputError(f"no model for {task} is loaded (there are: {others}); start with --model {task}=FOLDER")
         return self.loaded[task]
 
-    def missing(self) -> list[str]:
-        """Tasks that a tool exists for and no model."""
-        return [task for task in ("sudoku", "maze", "arc") if task not in self.loaded]
-
     async def solve(self, task: str, puzzles: Sequence[str], max_steps: int | None) -> list[Solution]:
         """The solutions in order, within the deadline.
 
         Errors: `InputError` for a puzzle that cannot be read and for too much work, `BackendUnavailable` when busy.
         """
-        solver = self.of(task).solver
+        solver = self.of(task)
         steps = min(max_steps or solver.policy.max_steps, solver.policy.max_steps)
         cells, runs = solver.task.seq_len, solver.rollouts.count * len(puzzles)
         fits = cells * steps * runs <= MAX_WORK
@@ -75,15 +63,11 @@ class Solvers:
                 raise InputError(printable(solution.error))
         return solutions
 
-    def close(self) -> None:
-        """Cancel what is running and end."""
-        self.service.close(drain=False)
-
     def __enter__(self) -> Solvers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self.service.close(drain=False)
 
 
 def split(text: str) -> tuple[Task | None, str]:

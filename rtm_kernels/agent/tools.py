@@ -16,7 +16,6 @@ from rtm_kernels.agent.schemas import (
     Augmentations,
     Candidates,
     Grid,
-    ModelInfo,
     Models,
     Pairs,
     Solved,
@@ -31,6 +30,7 @@ from rtm_kernels.data.maze import Maze
 from rtm_kernels.data.task import Task
 from rtm_kernels.engine import Solution
 from rtm_kernels.errors import require
+from rtm_kernels.serve.schema import Model
 
 ARC_NOTE = "ARC has no rule that checks an answer: these are candidates, none is verified"
 
@@ -57,8 +57,8 @@ class Tools:
         size = math.isqrt(sum(not character.isspace() and character not in "|-+" for character in puzzle))
         task = "sudoku" if size not in (4, 16, 25) else f"sudoku{size}"
         (solution,) = await self._solvers.solve(task, [puzzle], max_steps)
-        solver = self._solvers.of(task).solver
-        return told(solver.task, solution, Solved(**common(solver.task, solution)))
+        found = self._solvers.of(task).task
+        return told(found, solution, Solved(**common(found, solution)))
 
     async def solve_maze(self, maze: MazeText, max_steps: Steps = None) -> Annotated[CallToolResult, SolvedMaze]:
         """Find a shortest path through a maze with a small recursive model and check it.
@@ -68,7 +68,7 @@ class Tools:
         """
         name = maze_task(maze, self._solvers)
         (solution,) = await self._solvers.solve(name, [maze], max_steps)
-        task = self._solvers.of(name).solver.task
+        task = self._solvers.of(name).task
         assert isinstance(task, Maze)
         marked, shortest = task.path_steps(solution.input, solution.answer)
         values = common(task, solution) | {"path_steps": marked, "shortest_steps": shortest}
@@ -109,20 +109,10 @@ class Tools:
 
     async def list_models(self) -> Annotated[CallToolResult, Models]:
         """The models that are loaded here, by task, and the tasks that have none."""
-        models = [
-            ModelInfo(
-                name=found.name,
-                task=task,
-                parameters=sum(p.numel() for p in found.solver.model.parameters()),
-                max_steps=found.solver.policy.max_steps,
-                rollouts=found.solver.rollouts.count,
-                executor=found.solver.executor.name,
-                device=str(found.solver.model.device),
-            )
-            for task, found in self._solvers.loaded.items()
-        ]
-        missing = self._solvers.missing()
-        lines = [f"{m.task}: {m.name}, {m.parameters:,} parameters, at most {m.max_steps} steps" for m in models]
+        loaded, names = self._solvers.loaded, self._solvers.names
+        models = [Model.of(names[task], solver) for task, solver in loaded.items()]
+        missing = [task for task in ("sudoku", "maze", "arc") if task not in loaded]
+        lines = [f"{m.task}: {m.name}, {m.parameters:,} parameters, {m.default_max_steps} steps" for m in models]
         lines += [f"{task}: no model (start with --model {task}=FOLDER)" for task in missing]
         return result("\n".join(lines), Models(models=models, tasks_without_model=missing))
 
@@ -131,12 +121,11 @@ def maze_task(maze: str, solvers: Solvers) -> str:
     """The maze task whose side fits the text, or `maze` when none that is loaded does."""
     lines = [line for line in maze.splitlines() if line]
     cells = len(lines) ** 2 if len(lines) > 1 else len(maze.strip("\n"))
-    for name, found in solvers.loaded.items():
-        if isinstance(found.solver.task, Maze) and found.solver.task.seq_len == cells:
-            return name
-    sides = [str(f.solver.task.side) for f in solvers.loaded.values() if isinstance(f.solver.task, Maze)]
-    require(not sides, "maze", f"{cells} cells", f"the loaded models take a side of {', '.join(sides)}")
-    return "maze"
+    mazes = [solver.task for solver in solvers.loaded.values() if isinstance(solver.task, Maze)]
+    fits = [task.name for task in mazes if task.seq_len == cells]
+    sides = ", ".join(str(task.side) for task in mazes)
+    require(bool(fits) or not mazes, "maze", f"{cells} cells", f"the loaded models take a side of {sides}")
+    return fits[0] if fits else "maze"
 
 
 def common(task: Task, solution: Solution) -> dict[str, Any]:

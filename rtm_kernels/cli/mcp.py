@@ -52,7 +52,8 @@ def mcp(
     from rtm_kernels.agent import server
     from rtm_kernels.agent.solvers import Solvers
     from rtm_kernels.cli.load import solver_arguments
-    from rtm_kernels.serve.server import bind
+    from rtm_kernels.serve import logs
+    from rtm_kernels.serve.server import Server, bind
 
     token = Token.find(token_file)
     bound = bind(host, port, token) if transport == "http" else None
@@ -61,4 +62,6 @@ def mcp(
         if bound is None:
             built.run("stdio")
         else:
-            server.serve_http(built, bound, token)
+            logs.configure(as_json=False)
+            app = server.http_app(built, host, token)
+            Server(app, server.LIMITS, solvers.service, lifespan="on").run_on(bound)

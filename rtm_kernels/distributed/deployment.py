@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from rtm_kernels.engine import Overloaded, Service, Solver
-from rtm_kernels.errors import BackendUnavailable, InputError, printable, require
+from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.model import RecursiveReasoner
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 MAX_ONGOING = 256
-MAX_BODY = 1 << 20
-MAX_PUZZLES = 64
 RETRIES = 8
 DEADLINE = 30.0
 """Seconds until a puzzle is answered with the best answer so far."""
@@ -35,44 +33,35 @@ class SolverReplica:
         return (await self._service.solve(puzzle, max_steps=max_steps, deadline=deadline)).to_dict()
 
     async def __call__(self, request: Request) -> Response:
-        """POST {"puzzles": [...], "max_steps": N?} to {"solutions": [...]}; 400 says what is wrong, 503 when busy."""
+        """POST a `SolveRequest` to {"solutions": [...]}; 400 says what is wrong, 503 when busy, as `rtm serve` does."""
+        from pydantic import ValidationError
         from starlette.responses import JSONResponse
 
+        from rtm_kernels.serve.refusal import Refused, explained, unavailable
+        from rtm_kernels.serve.schema import LIMITS, SolveRequest
+
+        body, refused = bytearray(), Refused(413, "body_too_large", f"a body has at most {LIMITS.body} bytes")
+        async for part in request.stream():
+            body += part
+            if len(body) > LIMITS.body:
+                return refused.response(uuid4().hex)
         try:
-            puzzles, max_steps = await read(request)
-            solutions = await self._service.solve_all(puzzles, max_steps=max_steps, deadline=DEADLINE)
+            asked = SolveRequest.model_validate_json(bytes(body))
+            options = {"max_steps": asked.max_steps, "deadline": asked.deadline or DEADLINE}
+            solutions = await self._service.solve_all(asked.puzzles, solver=asked.model, **options)
+            return JSONResponse({"solutions": [solution.to_dict() for solution in solutions]})
+        except ValidationError as error:
+            refused = Refused(400, "invalid_request", explained(error.errors()))
         except InputError as error:
-            return JSONResponse({"error": printable(str(error))}, status_code=400)
+            refused = Refused(400, "invalid_request", str(error))
         except Overloaded as error:
-            return JSONResponse({"error": str(error)}, status_code=503, headers={"Retry-After": "1"})
-        return JSONResponse({"solutions": [solution.to_dict() for solution in solutions]})
+            refused = unavailable("overloaded", str(error))
+        return refused.response(uuid4().hex)
 
     def check_health(self) -> None:
         """Raise when the solver's thread has ended, so that Ray replaces the replica."""
         if self._service.failure is not None:
             raise BackendUnavailable(self._service.failure)
-
-
-async def read(request: Request) -> tuple[list[str], int | None]:
-    """The puzzles and the cap of a request. Raises `InputError` for anything else."""
-    size = 0
-    parts: list[bytes] = []
-    async for part in request.stream():
-        size += len(part)
-        require(size <= MAX_BODY, "body", f"{size} bytes", f"at most {MAX_BODY}")
-        parts.append(part)
-    try:
-        body = json.loads(b"".join(parts))
-    except (ValueError, RecursionError):
-        raise InputError("the body is not JSON") from None
-    fits = isinstance(body, dict) and set(body) <= {"puzzles", "max_steps"} and isinstance(body.get("puzzles"), list)
-    require(fits, "body", "...", 'expected {"puzzles": [...], "max_steps": N}')
-    puzzles, max_steps = body["puzzles"], body.get("max_steps")
-    require(1 <= len(puzzles) <= MAX_PUZZLES, "puzzles", len(puzzles), f"from 1 to {MAX_PUZZLES}")
-    require(all(isinstance(puzzle, str) for puzzle in puzzles), "puzzles", "...", "expected strings")
-    whole = isinstance(max_steps, int) and not isinstance(max_steps, bool)
-    require(max_steps is None or whole, "max_steps", max_steps, "an integer")
-    return puzzles, max_steps
 
 
 def application(
@@ -107,16 +96,12 @@ def solve_all(handle: DeploymentHandle, puzzles: Sequence[str], **options: Any) 
     from ray.exceptions import RayActorError
 
     solutions: dict[int, dict[str, Any]] = {}
-    failure: Exception | None = None
-    for _ in range(RETRIES + 1):
+    for attempt in range(RETRIES + 1):
         asked = {i: handle.solve.remote(text, **options) for i, text in enumerate(puzzles) if i not in solutions}
-        if not asked:
-            return [solutions[i] for i in range(len(puzzles))]
         for index, response in asked.items():
             try:
                 solutions[index] = response.result()
-            except RayActorError as error:
-                failure = error
-    if failure is not None and len(solutions) < len(puzzles):
-        raise failure
+            except RayActorError:
+                if attempt == RETRIES:
+                    raise
     return [solutions[i] for i in range(len(puzzles))]

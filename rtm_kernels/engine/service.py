@@ -32,7 +32,6 @@ class _Request:
     """One puzzle; `rank` is (-priority, turn, arrival), the lowest goes first."""
 
     rank: tuple[int, int, int]
-    text: str = field(compare=False)
     sample: Sample = field(compare=False)
     deadline: float = field(compare=False)
     future: Future[Solution] = field(compare=False)
@@ -55,12 +54,11 @@ class _Bucket:
 
     def drop(self, now: float) -> list[_Request]:
         """Take out what is late or was cancelled."""
-        every = [*self.queue, *self.running.values()]
-        gone = [r for r in every if r.deadline <= now or r.future.cancelled()]
+        waiting, going = list(self.queue), list(self.running.values())
+        gone = [r for r in (*waiting, *going) if r.deadline <= now or r.future.cancelled()]
         if gone:
-            keys = {request.sample.key for request in gone}
-            self.queue = [r for r in self.queue if r.sample.key not in keys]
-            self.running = {key: r for key, r in self.running.items() if key not in keys}
+            self.queue = [r for r in waiting if r not in gone]
+            self.running = {r.sample.key: r for r in going if r not in gone}
             heapq.heapify(self.queue)
         return gone
 
@@ -74,8 +72,13 @@ class Service:
     Cancelling a future frees its slot with the next step. An answer does not depend on priorities or arrival, beyond
     the executor's rounding (`Solver(batch_invariant=True)`: not at all).
 
-    Use as a context manager, or call `close`.
+    Use as a context manager, or call `close`. `closing` says why no more puzzles are taken; `failure` says the same,
+    but only when solving itself has failed. `turns` counts steps of all batches: it grows while puzzles are solved.
     """
+
+    closing: str | None = None
+    failure: str | None = None
+    turns: int = 0
 
     def __init__(self, solvers: Solver | Mapping[str, Solver], *, max_queued: int = 1024) -> None:
         require(isinstance(max_queued, int) and max_queued >= 1, "max_queued", max_queued, "an integer of at least 1")
@@ -84,8 +87,6 @@ class Service:
         self._buckets = {name: _Bucket(solver) for name, solver in named.items()}
         self._max_queued, self._number = max_queued, 0
         self._changed = threading.Condition()
-        self._closing: str | None = None
-        self._failure: str | None = None
         self._thread = threading.Thread(target=self._work, name="rtm-service", daemon=True)
         self._thread.start()
 
@@ -123,17 +124,16 @@ class Service:
         samples = [bucket.solver.encode(first + i, puzzle) for i, puzzle in enumerate(puzzles)]
         latest, readable = time.monotonic() + deadline, sum(isinstance(sample, Sample) for sample in samples)
         with self._changed:
-            if self._closing:
-                raise Closed(self._closing)
+            if self.closing:
+                raise Closed(self.closing)
             if priority <= 0 and readable and self.queued + readable > self._max_queued:
                 raise Overloaded(f"{self.queued} puzzles are waiting, of at most {self._max_queued}")
             for i, (sample, future) in enumerate(zip(samples, futures, strict=True)):
                 if isinstance(sample, Solution):
                     future.set_result(sample)
                     continue
-                rank, text = (-priority, bucket.turn + i, first + i), bucket.solver.task.decode(sample.tokens)
-                request = _Request(rank, text, replace(sample, max_steps=cap), latest, future)
-                heapq.heappush(bucket.queue, request)
+                rank = (-priority, bucket.turn + i, first + i)
+                heapq.heappush(bucket.queue, _Request(rank, replace(sample, max_steps=cap), latest, future))
             self._changed.notify_all()
         return futures
 
@@ -167,16 +167,10 @@ class Service:
         with self._changed:
             return sum(not r.future.cancelled() for b in self._buckets.values() for r in b.running.values())
 
-    @property
-    def failure(self) -> str | None:
-        """Why no puzzle is solved any more, when the work itself failed; None while it goes on, and after `close`."""
-        with self._changed:
-            return self._failure
-
     def close(self, *, drain: bool = True, timeout: float | None = None) -> None:
         """Take no more puzzles and end: after those already taken (`drain`), or cancelling them."""
         with self._changed:
-            self._closing = self._closing or "the service is closed"
+            self.closing = self.closing or "the service is closed"
             if not drain:
                 for request in self._requests():
                     request.future.cancel()
@@ -195,13 +189,13 @@ class Service:
     def _work(self) -> None:
         try:
             while self._turn():
-                pass
+                self.turns += 1
         except Exception as error:
             with self._changed:
-                self._closing = self._failure = f"the service failed: {error}"
+                self.closing = self.failure = f"the service failed: {error}"
                 for request in self._requests():
                     if request.future.set_running_or_notify_cancel():
-                        failure = Closed(self._closing)
+                        failure = Closed(self.closing)
                         failure.__cause__ = error
                         request.future.set_exception(failure)
                 self._changed.notify_all()
@@ -209,36 +203,34 @@ class Service:
     def _turn(self) -> bool:
         """One ACT step of every bucket that has work; False once the service is closed and has none.
 
-        Slots are used by this thread alone and outside the lock, so that no caller waits for a step.
+        Only this thread uses the slots, outside the lock, so that no caller waits for a step.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._closing or self._requests())
+            self._changed.wait_for(lambda: self.closing or self._requests())
             if not self._requests():
                 return False
         for bucket in self._buckets.values():
             with self._changed:
                 gone = bucket.drop(time.monotonic())
             for request in gone:
-                self._resolve(bucket, request, bucket.slots.evict(request.sample.key, "deadline"))
+                _resolve(bucket.solver, request, bucket.slots.evict(request.sample.key, "deadline"))
             with self._changed:
                 batch = bucket.take(bucket.slots.free)
             bucket.slots.admit(batch)
-        for bucket in self._buckets.values():
             left = bucket.slots.step()
             with self._changed:
                 ended = [(bucket.running.pop(done.key), done) for done in left]
             for request, done in ended:
-                self._resolve(bucket, request, done)
+                _resolve(bucket.solver, request, done)
         return True
 
-    def _resolve(self, bucket: _Bucket, request: _Request, done: Finished | None) -> None:
-        if done is None:
-            name = bucket.solver.task.name
-            solution = Solution(task=name, input=request.text, status="unverified", reason="deadline")
-        else:
-            solution = bucket.solver.solution(request.text, done)
-        if request.future.set_running_or_notify_cancel():
-            request.future.set_result(solution)
+
+def _resolve(solver: Solver, request: _Request, done: Finished | None) -> None:
+    """Set the future of a request; `done` is None for a puzzle that its deadline met in the queue."""
+    text = solver.task.decode(request.sample.tokens)
+    late = Solution(task=solver.task.name, input=text, status="unverified", reason="deadline")
+    if request.future.set_running_or_notify_cancel():
+        request.future.set_result(late if done is None else solver.solution(text, done))
 
 
 def _cancel(futures: Sequence[Future[Solution]]) -> None:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from typing import Any
 
+from rtm_kernels import engine
 from rtm_kernels.data.examples import example_names, example_puzzles
-from rtm_kernels.engine import Closed, Overloaded, Service, Solution, Solver
+from rtm_kernels.engine import Closed, Overloaded, Service, Solver
 from rtm_kernels.engine.service import finished
-from rtm_kernels.errors import BackendUnavailable
+from rtm_kernels.errors import BackendUnavailable, require
+from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.serve.limits import Limits
 from rtm_kernels.serve.metrics import Metrics
 from rtm_kernels.serve.refusal import Refused, unavailable
-from rtm_kernels.serve.schema import Model, SolveRequest
+from rtm_kernels.serve.schema import Model, Solution, SolveRequest
+
+log = logging.getLogger("rtm.serve")
 
 GOLDEN_STEPS = 4
 PROBE_AGE = 1.0
@@ -29,14 +37,28 @@ class Front:
 
     def __init__(self, solvers: Mapping[str, Solver], limits: Limits) -> None:
         self.limits, self.solvers = limits, dict(solvers)
-        self.models = {name: describe(name, solver) for name, solver in solvers.items()}
+        self.models = {name: Model.of(name, solver) for name, solver in solvers.items()}
         self.service = Service(solvers, max_queued=limits.queued)
         self.metrics = Metrics(self.service)
         try:
             self._golden = {name: self._bits(name, self._ask(name).result(limits.request)) for name in solvers}
         except (Closed, FutureTimeout):
             raise BackendUnavailable(self.service.failure or "a golden puzzle was not solved in time") from None
-        self._probing, self._healthy_at, self._stopped = asyncio.Lock(), -PROBE_AGE, False
+        self._probing, self._healthy_at = asyncio.Lock(), -PROBE_AGE
+
+    @classmethod
+    def load(cls, sources: Mapping[str, str], limits: Limits, **options: Any) -> Front:
+        """The models of `from_pretrained` by name; `options` go to `Solver`. Errors: `InputError` for a large model."""
+        solvers = {}
+        for name, source in sources.items():
+            model = RecursiveReasoner.from_pretrained(source)
+            cells = model.config.seq_len
+            require(cells <= limits.cells, f"model {name}", f"{cells} cells", f"at most {limits.cells} are served")
+            solvers[name] = Solver(model, max_steps=limits.steps, **options)
+        front = cls(solvers, limits)
+        for found in front.models.values():
+            log.info("model", extra={"fields": found.model_dump(exclude={"vocabulary"})})
+        return front
 
     def choose(self, name: str | None) -> Model:
         """The model of that name, or the only one. Errors: `Refused` with 404."""
@@ -46,16 +68,15 @@ class Front:
             raise Refused(404, "unknown_model", f"name one of: {', '.join(self.models)}")
         return self.models[name]
 
-    async def submit(self, model: Model, asked: SolveRequest) -> list[Future[Solution]]:
+    async def submit(self, model: Model, asked: SolveRequest) -> list[Future[engine.Solution]]:
         """Queue all puzzles of a request or none.
 
         Errors: `Refused` with 413 for too much work, with 503 when the queue is full or the service has ended.
         """
         steps = asked.max_steps or model.default_max_steps
-        work = len(asked.puzzles) * model.cells * steps
+        work, seconds = len(asked.puzzles) * model.cells * steps, asked.deadline or self.limits.request
         if work > self.limits.work:
             raise Refused(413, "too_much_work", f"puzzles x cells x steps is {work}, at most {self.limits.work}")
-        seconds = asked.deadline or self.limits.request
         try:
             return await self.service.queue_all(asked.puzzles, solver=model.name, max_steps=steps, deadline=seconds)
         except Overloaded as error:
@@ -63,17 +84,17 @@ class Front:
         except Closed:
             raise stopping() from None
 
-    async def outcomes(self, model: Model, futures: Sequence[Future[Solution]]) -> AsyncIterator[tuple[int, Solution]]:
-        """(index, solution) as they finish; leaving early cancels the others.
+    async def outcomes(self, model: Model, futures: Sequence[Future[engine.Solution]]) -> AsyncIterator[Solution]:
+        """The solutions as they finish; leaving early cancels the others.
 
         Errors: `Refused` with 503 when the server stops.
         """
         try:
             async for index, solution in finished(futures):
                 self.metrics.solved(model.name, solution)
-                yield index, solution
-        except (asyncio.CancelledError, Closed) as error:
-            if self._stopped or isinstance(error, Closed):
+                yield Solution(index=index, **vars(solution))
+        except (asyncio.CancelledError, Closed):
+            if self.service.closing:
                 raise stopping() from None
             raise  # the client disconnected
         finally:
@@ -83,56 +104,53 @@ class Front:
     async def probe(self) -> None:
         """Solve the golden puzzle of every model, unless that was done within the last second.
 
-        Errors: `Refused` with 503 when that takes too long, or when the bits differ from those of the first time.
+        A puzzle that is not solved in time is no error as long as the solver makes steps: then the server is busy.
+        Errors: `Refused` with 503 when the solver stands still, or when the bits differ from those of the first time.
         """
-        loop = asyncio.get_running_loop()
+        now, turns = asyncio.get_running_loop().time, self.service.turns
         async with self._probing:
-            if loop.time() - self._healthy_at < PROBE_AGE:
+            if now() - self._healthy_at < PROBE_AGE:
                 return
             for name, expected in self._golden.items():
                 try:
                     found = await asyncio.wait_for(asyncio.wrap_future(self._ask(name)), self.limits.probe)
                 except asyncio.TimeoutError:
+                    if self.service.turns > turns:
+                        return
                     raise unavailable("probe_timeout", "the golden puzzle was not solved in time") from None
                 except Closed:
                     raise stopping() from None
                 if self._bits(name, found) != expected:
                     raise unavailable("golden_mismatch", "the golden puzzle was not solved as before")
-            self._healthy_at = loop.time()
+            self._healthy_at = now()
 
-    def stop(self) -> None:
-        """Refuse all unsolved puzzles."""
-        self._stopped = True
-        self.service.close(drain=False, timeout=0)
-
-    def _ask(self, name: str) -> Future[Solution]:
+    def _ask(self, name: str) -> Future[engine.Solution]:
         task = self.solvers[name].task
         text = example_puzzles(task.name)[0].text if task.name in example_names() else task.vocabulary[0] * task.seq_len
         return self.service.submit(text, solver=name, priority=1, max_steps=GOLDEN_STEPS)
 
-    def _bits(self, name: str, found: Solution) -> tuple[object, ...]:
+    def _bits(self, name: str, found: engine.Solution) -> tuple[object, ...]:
         """The fields that must be equal in every run; numbers only where rounding does not depend on the batch."""
         exact = self.solvers[name].batch_invariant
         return (found.answer, found.status, *((found.steps, found.halt_probability, found.residual) if exact else ()))
 
 
+def names(models: Sequence[str]) -> dict[str, str]:
+    """Name -> source of the options --model: `sudoku`, `maze=runs/maze/model`; a folder alone is named by its end.
+
+    Errors: `InputError` for a name with other characters, and for a name that comes twice.
+    """
+    found: dict[str, str] = {}
+    for text in models:
+        name, equals, source = text.partition("=")
+        name, source = (name, source) if equals else (Path(text).name, text)
+        valid = re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) and source
+        require(bool(valid), "model", text, "a name of letters, digits, . _ and -, or NAME=FOLDER")
+        require(name not in found, "model", text, "each name once (NAME=FOLDER gives another one)")
+        found[name] = source
+    return found
+
+
 def stopping() -> Refused:
     """503: the service has ended, or is about to."""
     return unavailable("stopping", "the server is stopping", retry_after=5)
-
-
-def describe(name: str, solver: Solver) -> Model:
-    """What GET /v1/models says of a model."""
-    model, task = solver.model, solver.task
-    return Model(
-        name=name,
-        task=task.name,
-        arch=model.config.arch,
-        parameters=sum(p.numel() for p in model.parameters()),
-        cells=task.seq_len,
-        vocabulary=task.vocabulary,
-        default_max_steps=min(model.config.halt_max_steps, solver.policy.max_steps),
-        executor=solver.executor.name,
-        device=str(model.device),
-        halting=str(solver.policy),
-    )

@@ -7,27 +7,25 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rtm_kernels.access import Token, is_local_name
 from rtm_kernels.serve.limits import Limits
-from rtm_kernels.serve.refusal import Message, Refused, Send, unavailable
-
-if TYPE_CHECKING:
-    from rtm_kernels.serve.metrics import Metrics
+from rtm_kernels.serve.refusal import Refused, unavailable
 
 log = logging.getLogger("rtm.serve")
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_ROUTE = "/healthz"
 """The one route that needs no token and is answered however busy the server is."""
 
 ROUTES = ("/v1/solve", "/v1/stream", "/v1/models", "/metrics", "/openapi.json", "/mcp", OPEN_ROUTE)
 COMMON = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+
+Record = Callable[[str, int, str, float], None]
+"""Counts a request: route, status (0: the client had no answer), error code, seconds."""
 
 
 class Gone(Exception):
@@ -40,65 +38,69 @@ class Guard:
     Without a `token` the Host header must be a loopback name, so that no web page reaches the server through DNS.
     """
 
-    def __init__(self, app: App, limits: Limits, token: Token | None, metrics: Metrics | None = None) -> None:
-        self.app, self.limits, self.token, self.metrics = app, limits, token, metrics
-        self.at_work = 0
+    def __init__(self, app: ASGIApp, limits: Limits, token: Token | None, record: Record | None = None) -> None:
+        self.app, self.limits, self.token, self.record, self.at_work = app, limits, token, record, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        began, request_id, status, code = time.monotonic(), uuid.uuid4().hex, 0, ""
-        state = scope.setdefault("state", {})
-        state["request_id"] = request_id
+        began, request_id, status, unread = time.monotonic(), uuid.uuid4().hex, 0, True
+        route = scope["path"] if scope["path"] in ROUTES else "other"
+        fields = {"request_id": request_id, "route": route, "method": scope["method"][:10], "code": ""}
+        scope.setdefault("state", {}).update(request_id=request_id, log=fields)
 
         async def tagged(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode()), *COMMON]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                    *COMMON,
+                ]
             await send(message)
 
-        try:
-            await self._answer(scope, receive, tagged)
-        except Gone:
-            code = "client_gone"
-        except Exception as error:
-            if not isinstance(error, Refused):
-                log.exception("request failed", extra={"request_id": request_id})
-                error = Refused(500, "internal", "the server failed on this request")
-            code = error.code
-            if not status:
-                await self._refuse(error, request_id, receive if "read" not in state else None, tagged)
-        finally:
-            self._record(scope, request_id, status, state.get("code", code), time.monotonic() - began)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.at_work += 1
         try:
-            if self.at_work > self.limits.requests and scope["path"] != OPEN_ROUTE:
-                raise unavailable("overloaded", f"{self.limits.requests} requests are at work already")
-            self._check_head(scope)
-            try:
-                body = await asyncio.wait_for(self._read(receive), self.limits.read)
-            except asyncio.TimeoutError:
-                raise Refused(408, "read_timeout", f"no whole body within {self.limits.read:g} s") from None
-            scope["state"]["read"] = True
-            await self._run(scope, body, receive, send)
+            body = await self._admit(scope, receive)
+            unread = False
+            await self._run(scope, body, receive, tagged)
+        except Gone:
+            fields["code"] = "client_gone"
+        except Exception as error:
+            if not isinstance(error, Refused):
+                log.exception("request failed", extra={"fields": {"request_id": request_id}})
+                error = Refused(500, "internal", "the server failed on this request")
+            fields["code"] = error.code
+            if not status:
+                await self._refuse(error.response(request_id), receive if unread else None, tagged)
         finally:
             self.at_work -= 1
+            seconds = time.monotonic() - began
+            if self.record is not None:
+                self.record(route, status, fields["code"], seconds)
+            log.info("request", extra={"fields": fields | {"status": status, "seconds": round(seconds, 4)}})
 
-    def _check_head(self, scope: Scope) -> None:
+    async def _admit(self, scope: Scope, receive: Receive) -> bytes:
+        """The body of a request that keeps to the limits."""
+        if self.at_work > self.limits.requests and scope["path"] != OPEN_ROUTE:
+            raise unavailable("overloaded", f"the server already works on {self.limits.requests} requests")
         found = dict(scope["headers"])
-        if self.token is not None:
-            if scope["path"] != OPEN_ROUTE and not self.token.opens(scope["headers"]):
-                raise Refused(401, "unauthorized", "send the token as Authorization: Bearer TOKEN")
-        elif not is_local_name(found.get(b"host", b"")):
+        if self.token is None and not is_local_name(found.get(b"host", b"")):
             raise Refused(421, "wrong_host", "without a token the Host header must be a loopback name")
+        opens = self.token is None or self.token.opens(found.get(b"authorization", b""))
+        if not opens and scope["path"] != OPEN_ROUTE:
+            text = "send the token as Authorization: Bearer TOKEN"
+            raise Refused(401, "unauthorized", text, {"www-authenticate": "Bearer"})
         if scope["method"] == "POST":
             if found.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
                 raise Refused(415, "not_json", "send Content-Type: application/json")
             self._check_size(int(found.get(b"content-length", b"0")))
+        try:
+            return await asyncio.wait_for(self._read(receive), self.limits.read)
+        except asyncio.TimeoutError:
+            raise Refused(408, "read_timeout", f"the body did not arrive within {self.limits.read:g} s") from None
 
     def _check_size(self, size: int) -> None:
         if size > self.limits.body:
@@ -117,18 +119,14 @@ class Guard:
 
     async def _run(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """The app with the body already read; cancelled when the client disconnects or the time is over."""
-        gone, unread = asyncio.Event(), [{"type": "http.request", "body": body, "more_body": False}]
+        unread = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:
-            if unread:
-                return unread.pop()
-            await gone.wait()
-            return {"type": "http.disconnect"}
+            return unread.pop() if unread else await asyncio.Future()
 
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
-            gone.set()
 
         tasks = [asyncio.ensure_future(self.app(scope, replay, send)), asyncio.ensure_future(watch())]
         try:
@@ -144,33 +142,19 @@ class Guard:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _refuse(self, error: Refused, request_id: str, unread: Receive | None, send: Send) -> None:
-        """Answer with `error`, then read and drop the rest of the body: a client that sends all before it reads would
-        lose the answer if the connection closed before that."""
-        body, headers = error.body(request_id), [(k.encode(), v.encode()) for k, v in error.headers().items()]
-        headers.append((b"content-length", str(len(body)).encode()))
-        await send({"type": "http.response.start", "status": error.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+    async def _refuse(self, response: Response, unread: Receive | None, send: Send) -> None:
+        await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+        await send({"type": "http.response.body", "body": response.body, "more_body": True})
         if unread is not None:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._drop(unread), self.limits.read)
         await send({"type": "http.response.body", "body": b""})
 
     async def _drop(self, receive: Receive) -> None:
+        """Read the rest of the body: a client that sends all before it reads would lose the answer if the connection
+        closed before that."""
         left, more = self.limits.dropped, True
         while more and left > 0:
             message = await receive()
             left -= len(message.get("body", b""))
             more = message.get("more_body", False)
-
-    def _record(self, scope: Scope, request_id: str, status: int, code: str, seconds: float) -> None:
-        route = scope["path"] if scope["path"] in ROUTES else "other"
-        if self.metrics is not None:
-            self.metrics.record(route, status, code, seconds)
-        log.info(
-            "request",
-            extra={
-                "request_id": request_id, "route": route, "method": scope["method"][:10], "status": status,
-                "code": code, "seconds": round(seconds, 4), **scope["state"].get("log", {}),
-            },
-        )  # fmt: skip

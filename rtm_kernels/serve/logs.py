@@ -6,39 +6,34 @@ import io
 import json
 import logging
 import sys
-import time
 import traceback
 
 from rtm_kernels.errors import one_line
 
 log = logging.getLogger("rtm.serve")
 
-FIELDS = ("request_id", "route", "method", "status", "code", "seconds", "model", "puzzles", "reason", "address")
-
 
 class Lines(logging.Formatter):
-    """One line per record: its message and the known extra fields, in this order."""
+    """One line per record: its message and the mapping that it carries as `fields`."""
 
     def __init__(self, as_json: bool) -> None:
-        super().__init__()
+        super().__init__(datefmt="%H:%M:%S")
         self.as_json = as_json
 
     def format(self, record: logging.LogRecord) -> str:
         """JSON with `time` in seconds since 1970, or `time level message field=value ...`."""
-        values = {name: getattr(record, name) for name in FIELDS if getattr(record, name, "") != ""}
+        values = {name: value for name, value in getattr(record, "fields", {}).items() if value != ""}
         if record.exc_info and record.exc_info[1] is not None:
             last = traceback.extract_tb(record.exc_info[2])[-1]
             values["error"] = f"{type(record.exc_info[1]).__name__} in {last.name}:{last.lineno}"
+        level, text = record.levelname.lower(), record.getMessage()
         if self.as_json:
-            head = {"time": round(record.created, 3), "level": record.levelname.lower(), "event": record.getMessage()}
-            return json.dumps(head | values)
-        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        said = " ".join(f"{name}={value}" for name, value in values.items())
-        return f"{clock} {record.levelname.lower()} {record.getMessage()} {said}".rstrip()
+            return json.dumps({"time": round(record.created, 3), "level": level, "event": text} | values)
+        return " ".join([self.formatTime(record, self.datefmt), level, text, *(f"{k}={v}" for k, v in values.items())])
 
 
 class AsEvents(io.TextIOBase):
-    """A standard error whose every line becomes a log line with the event `stderr` and the text as its `reason`."""
+    """Standard error for `--json`: each line becomes a log line with the event `stderr` and the text as `reason`."""
 
     begun = ""
 
@@ -46,13 +41,12 @@ class AsEvents(io.TextIOBase):
         """See `io.TextIOBase.write`."""
         *lines, self.begun = (self.begun + text).split("\n")
         for line in filter(str.strip, lines):
-            log.warning("stderr", extra={"reason": one_line(line.strip())})
+            log.warning("stderr", extra={"fields": {"reason": one_line(line.strip())}})
         return len(text)
 
 
 def configure(as_json: bool) -> None:
-    """Send the server's log to standard error, with `as_json` also what Python code writes there; uvicorn's own and
-    asyncio's only when something is wrong."""
+    """Send the log to standard error, uvicorn's and asyncio's only errors; with `as_json` also what Python writes."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines(as_json))
     if as_json:

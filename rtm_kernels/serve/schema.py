@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,14 +11,13 @@ from rtm_kernels import engine
 from rtm_kernels.serve.limits import Limits
 
 LIMITS = Limits()
-Status = Literal["verified", "unverified", "non_finite", "invalid"]
 Puzzle = Annotated[str, Field(min_length=1, max_length=LIMITS.text)]
 
 
 class Strict(BaseModel):
     """No unknown fields, no coercion of one type into another."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
 
 class SolveRequest(Strict):
@@ -26,45 +26,21 @@ class SolveRequest(Strict):
     puzzles: list[Puzzle] = Field(
         min_length=1,
         max_length=LIMITS.puzzles,
-        description="The puzzles, each as one string.",
         examples=[["53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"]],
     )
-    model: Annotated[str, Field(min_length=1, max_length=64)] | None = Field(
-        default=None, description="A name that GET /v1/models lists; may be left out where only one is served."
-    )
-    max_steps: int | None = Field(
-        default=None, ge=1, le=LIMITS.steps, description="Cap on ACT steps per puzzle; default the model's own."
-    )
-    deadline: float | None = Field(
-        default=None,
-        gt=0,
-        le=LIMITS.request,
-        allow_inf_nan=False,
-        description="Seconds after which a puzzle comes back `unverified` with its best answer so far.",
-    )
+    model: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """A name that GET /v1/models lists; may be left out where only one is served."""
+    max_steps: int | None = Field(None, ge=1, le=LIMITS.steps)
+    """Cap on ACT steps per puzzle; default the model's own."""
+    deadline: float | None = Field(None, gt=0, le=LIMITS.request, allow_inf_nan=False)
+    """Seconds after which a puzzle comes back `unverified` with its best answer so far."""
 
 
-class Solution(Strict):
-    """One puzzle's outcome: only `verified` answers were confirmed by the rules of the task."""
+@dataclass(frozen=True, kw_only=True)
+class Solution(engine.Solution):
+    """The outcome of the puzzle at `index` of the request. Only `verified` answers were confirmed by a rule checker."""
 
-    index: int = Field(ge=0, description="Position of the puzzle in the request.")
-    task: str
-    input: str
-    answer: str | None
-    status: Status
-    steps: int = Field(ge=0, description="ACT steps taken.")
-    halt_probability: float | None
-    seconds: float = Field(ge=0, description="From entering the batch to leaving it.")
-    reason: str | None = Field(description="Why it stopped: a halting signal, max_steps, non_finite or deadline.")
-    answer_step: int
-    residual: float | None
-    error: str | None = Field(default=None, description="What is wrong with an invalid puzzle.")
-
-    @classmethod
-    def of(cls, index: int, solution: engine.Solution) -> Solution:
-        """The solution of the engine, with its position."""
-        known = {name: value for name, value in vars(solution).items() if name in cls.model_fields}
-        return cls(index=index, **known)
+    index: int
 
 
 class SolveResponse(Strict):
@@ -76,30 +52,37 @@ class SolveResponse(Strict):
 
 
 class Model(Strict):
-    """A model that is served."""
+    """A model that is served: `cells` is the length of a puzzle, `rollouts` the most runs per puzzle."""
 
     name: str
     task: str
     arch: str
     parameters: int
-    cells: int = Field(description="Length of a puzzle in cells.")
+    cells: int
     vocabulary: str
     default_max_steps: int
+    rollouts: int
     executor: str
     device: str
     halting: str
 
-
-class Models(Strict):
-    """Every model that is served."""
-
-    models: list[Model]
-
-
-class Health(Strict):
-    """The golden puzzle of every model was solved with the same bits as when the server started."""
-
-    status: Literal["ok"]
+    @classmethod
+    def of(cls, name: str, solver: engine.Solver) -> Model:
+        """The description of a solver."""
+        model, task = solver.model, solver.task
+        return cls(
+            name=name,
+            task=task.name,
+            arch=model.config.arch,
+            parameters=sum(p.numel() for p in model.parameters()),
+            cells=task.seq_len,
+            vocabulary=task.vocabulary,
+            default_max_steps=min(model.config.halt_max_steps, solver.policy.max_steps),
+            rollouts=solver.rollouts.count,
+            executor=solver.executor.name,
+            device=str(model.device),
+            halting=str(solver.policy),
+        )
 
 
 class ErrorBody(Strict):

@@ -7,17 +7,15 @@ import logging
 import os
 import signal
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
-from rtm_kernels.access import Token, check_address
+from rtm_kernels.access import VARIABLE, Token, is_loopback
+from rtm_kernels.engine import Service
 from rtm_kernels.errors import BackendUnavailable, require
-from rtm_kernels.serve.guard import App
 from rtm_kernels.serve.limits import Limits
-
-if TYPE_CHECKING:
-    from rtm_kernels.serve.front import Front
 
 log = logging.getLogger("rtm.serve")
 
@@ -25,7 +23,8 @@ log = logging.getLogger("rtm.serve")
 def bind(host: str, port: int, token: Token | None) -> socket.socket:
     """A bound socket. Errors: `InputError` for a bad port or a public address without a token, `OSError`."""
     require(0 <= port < 1 << 16, "port", port, "from 0 to 65535")
-    check_address(host, token)
+    allowed = f"an address other than loopback needs a token (--token-file, or {VARIABLE})"
+    require(is_loopback(host) or token is not None, "host", host, allowed)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # for TCP asyncio sets TCP_NODELAY
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -38,63 +37,59 @@ def bind(host: str, port: int, token: Token | None) -> socket.socket:
     return bound
 
 
-def address_of(bound: socket.socket) -> str:
-    """`http://host:port`."""
-    host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def config(app: App, limits: Limits, **options: Any) -> uvicorn.Config:
+def config(app: ASGIApp, limits: Limits, **options: Any) -> uvicorn.Config:
     """uvicorn with the limits. It answers bytes that are not HTTP with a plain 400, too many connections with 503."""
+    fixed: dict[str, Any] = {"http": "h11", "ws": "none", "loop": "asyncio", "log_config": None, "access_log": False,
+                             "proxy_headers": False, "server_header": False, "backlog": 128}  # fmt: skip
     return uvicorn.Config(
         app,
-        http="h11",
-        ws="none",
-        loop="asyncio",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        backlog=128,
         limit_concurrency=limits.connections,
         h11_max_incomplete_event_size=limits.header_block,
         timeout_keep_alive=limits.keep_alive,
         timeout_graceful_shutdown=int(limits.drain + 1),
+        **fixed,
         **options,
     )
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server. It ends when the solver fails. `drain` seconds after a signal it refuses unsolved puzzles."""
+    """uvicorn's server. It ends when the service fails; `drain` seconds after a signal it refuses unsolved puzzles."""
 
-    def __init__(self, front: Front, token: Token | None) -> None:
-        from rtm_kernels.serve.app import build_app
-
-        super().__init__(config(build_app(front, token), front.limits, lifespan="off"))
-        self.front = front
+    def __init__(self, app: ASGIApp, limits: Limits, service: Service, **options: Any) -> None:
+        super().__init__(config(app, limits, **options))
+        self.limits, self.service = limits, service
 
     def run_on(self, bound: socket.socket) -> None:
-        """Take requests until SIGTERM or SIGINT, then drain. Errors: `BackendUnavailable` when the solver fails."""
+        """Take requests until SIGTERM or SIGINT, then drain. Errors: `BackendUnavailable` when the service fails."""
+        bound.listen()
+        host, port = bound.getsockname()[:2]
+        log.info("listening", extra={"fields": {"address": f"http://{f'[{host}]' if ':' in host else host}:{port}"}})
         for signum in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again after the drain
             signal.signal(signum, self.handle_exit)
         self.run(sockets=[bound])
-        self.front.service.close(drain=False, timeout=10)  # a process that exits inside a native step crashes
-        if self.front.service.failure is not None:
-            raise BackendUnavailable(self.front.service.failure)
+        self.service.close(drain=False, timeout=10)  # a process that exits inside a native step crashes
+        if self.service.failure is not None:
+            raise BackendUnavailable(self.service.failure)
         log.info("stopped")
 
     async def on_tick(self, counter: int) -> bool:
         """See `uvicorn.Server.on_tick`."""
-        return await super().on_tick(counter) or self.front.service.failure is not None
+        return await super().on_tick(counter) or self.service.failure is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See `uvicorn.Server.shutdown`."""
         log.info("draining")
-        asyncio.get_running_loop().call_later(self.front.limits.drain, self.front.stop)
+        close = lambda: self.service.close(drain=False, timeout=0)  # noqa: E731
+        asyncio.get_running_loop().call_later(self.limits.drain, close)
         await super().shutdown(sockets)
 
 
-def end_at_once(*_: object) -> None:
-    """Signal handler while models load: no request was taken yet, so nothing has to be finished."""
-    log.info("stopped")
-    os._exit(0)
+def end_on_signals() -> None:
+    """End at once on SIGTERM and SIGINT while models load: no request was taken yet, so nothing has to be finished."""
+
+    def end(*_: object) -> None:
+        log.info("stopped")
+        os._exit(0)
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, end)

@@ -29,18 +29,18 @@ Found = TypeVar("Found")
 class Oracle:
     """Answers in its second step: a Sudoku and a maze by search, an ARC grid by itself."""
 
-    name, batch_invariant = "oracle", True
+    name, batch_invariant, recorded = "oracle", True, None
 
     def __init__(self, model: RecursiveReasoner) -> None:
         self.vocab = model.config.vocab_size
 
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> executor.ActStep:
         tokens = (x[..., 0] / WIDTH**0.5).round().long().numpy()
         new = {name: latent + 1 for name, latent in latents.items()}
         known = new["z_H"][:, 0, 0].numpy() >= 2
         answers = np.where(known[:, None], self.answers(tokens), tokens)
         logits = torch.nn.functional.one_hot(torch.from_numpy(answers), self.vocab).float()
-        return new, logits, torch.where(torch.from_numpy(known), 3.0, -3.0)[:, None].repeat(1, 2)
+        return executor.ActStep(new, logits, torch.where(torch.from_numpy(known), 3.0, -3.0)[:, None].repeat(1, 2))
 
     def answers(self, tokens: np.ndarray) -> np.ndarray:
         if self.vocab == SIZES["sudoku"][0]:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 
 from rtm_kernels.agent import arc
-from rtm_kernels.data.arc_vote import Tally
 
 
 def grid(text: str) -> np.ndarray:
@@ -16,16 +15,6 @@ def test_augmentations_begin_with_the_identity_and_invert() -> None:
     assert (ways[0].apply(board) == board).all() and len({w.name("p") for w in ways}) == 12
     assert all((way.invert(way.apply(board)) == board).all() for way in ways)
     assert [w.name("p") for w in arc.augmentations(5, seed=3)] == [w.name("p") for w in ways[:5]]
-
-
-def test_most_votes_first_then_confidence() -> None:
-    a, b, c = grid("1/1"), grid("11"), grid("2")
-    tally = Tally()
-    for answer, confidence in [(c, 0.9), (a, 0.1), (b, 0.2), (a, 0.3), (b, 0.6)]:
-        tally.add(answer, confidence)
-    found = tally.ranked()
-    assert [arc.text_of(answer) for answer, _, _ in found] == ["11", "1/1", "2"]
-    assert [votes for _, votes, _ in found] == [2, 2, 1] and abs(found[0][2] - 0.4) < 1e-12
 
 
 def test_faults_by_size_and_colour() -> None:

@@ -77,7 +77,8 @@ def test_arc_candidates_vote_and_are_never_verified(call) -> None:
 def test_models_are_listed(call, model_folders: dict[str, Path]) -> None:
     found = call("list_models").structured_content
     assert [m["task"] for m in found["models"]] == ["sudoku", "maze", "arc"] and found["tasks_without_model"] == []
-    assert found["models"][0]["name"] == str(model_folders["sudoku"]) and found["models"][0]["max_steps"] == 4
+    assert found["models"][0]["name"] == str(model_folders["sudoku"])
+    assert found["models"][0]["default_max_steps"] == 4 and found["models"][0]["rollouts"] == 1
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
@@ -85,22 +86,16 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("solve_sudoku", {"puzzle": "55" + "." * 79}, "contradictory givens: 5 twice in row 1"),
     ("solve_sudoku", {"puzzle": "." * 80}, "solve_sudoku: line 1, column 80: 80 cells"),
     ("solve_sudoku", {"puzzle": "." * 16}, "no model for sudoku4 is loaded (there are: sudoku, maze, arc)"),
-    ("solve_sudoku", {"puzzle": ""}, "puzzle: String should have at least 1 character"),
     ("solve_sudoku", {"puzzle": "." * 70_000}, "puzzle: String should have at most 65536 characters"),
-    ("solve_sudoku", {"puzzle": 5}, "puzzle: Input should be a valid string"),
     ("solve_sudoku", {}, "puzzle: Field required"),
     ("solve_sudoku", {"puzzle": "." * 81, "path": "/etc"}, "path: Extra inputs are not permitted"),
     ("solve_sudoku", {"puzzle": "." * 81, "max_steps": 65}, "max_steps: Input should be less than or equal to 64"),
-    ("solve_sudoku", {"puzzle": "." * 81, "max_steps": True}, "max_steps: Input should be a valid integer"),
     ("solve_sudoku", {"puzzle": "." * 81, "\x1b[31m": 1}, "?[31m: Extra inputs are not permitted"),
     ("solve_maze", {"maze": "SG"}, "maze='2 cells' is not allowed: the loaded models take a side of 30"),
     ("solve_maze", {"maze": "." * 900}, "number of S=0 is not allowed"),
-    ("solve_arc_candidates", {"test_input": []}, "test_input: List should have at least 1 item"),
     ("solve_arc_candidates", {"test_input": [[1], [1, 2]]}, "its rows differ in length"),
     ("solve_arc_candidates", {"test_input": [[10]]}, "test_input.0.0: Input should be less than 10"),
-    ("solve_arc_candidates", {"test_input": [[1]], "augmentations": 33}, "augmentations: Input should be less than"),
     ("solve_arc_candidates", {"test_input": [[1]], "train": [{"input": [[1]]}]}, "train.0.output: Field required"),
-    ("list_models", {"folder": "."}, "folder: Extra inputs are not permitted"),
     ("rm", {}, "Unknown tool: rm"),
 ]
 
@@ -125,13 +120,14 @@ def test_the_product_of_factors_is_bounded(ask, monkeypatch: pytest.MonkeyPatch)
 def test_schemas_are_strict(solvers) -> None:
     from rtm_kernels.agent.server import build
 
-    listed = with_client(build(solvers), lambda client: client.list_tools())
-    assert [t.name for t in listed.tools] == ["solve_sudoku", "solve_maze", "solve_arc_candidates", "list_models"]
-    for tool in listed.tools:
-        assert tool.input_schema["additionalProperties"] is False and tool.output_schema is not None
-        assert tool.output_schema["additionalProperties"] is False
+    tools = with_client(build(solvers), lambda client: client.list_tools()).tools
+    assert [t.name for t in tools] == ["solve_sudoku", "solve_maze", "solve_arc_candidates", "list_models"]
+    for tool in tools:
+        assert (
+            tool.input_schema["additionalProperties"] is False and tool.output_schema["additionalProperties"] is False
+        )
         assert tool.annotations is not None and tool.annotations.read_only_hint and tool.description
-    assert listed.tools[0].input_schema["properties"]["puzzle"]["maxLength"] == 65536
+    assert tools[0].input_schema["properties"]["puzzle"]["maxLength"] == 65536
 
 
 def test_a_busy_service_says_so(call, solvers, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from rtm_kernels.errors import InputError
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 RTM = ("-m", "rtm_kernels.cli.main")
-TIMES = {"seconds", "puzzles_per_second"}
+TIMES = {"seconds", "puzzles_per_second", "speed_ratio", "speed_ratios"}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

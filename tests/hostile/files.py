@@ -16,11 +16,10 @@ from rtm_kernels.data import get_task
 from rtm_kernels.data.arc import read_arc
 from rtm_kernels.data.dataset import Examples, PuzzleDataset
 from rtm_kernels.data.write import write_dataset
-from rtm_kernels.errors import RTMError
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.pretrained import CONFIG, MANIFEST, WEIGHTS
 from tests.hostile.mutations import damage_bytes, damage_json, damage_text
-from tests.hostile.targets import PUZZLE, Attack, Target, clear
+from tests.hostile.targets import PUZZLE, Attack, Target, clear, saved, taken_or_refused
 
 NUMBERS = (256, 1 << 13, 1 << 14, 1 << 20)
 """The largest that a config allows here and there."""
@@ -37,9 +36,10 @@ def with_header(header: Any, rest: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + rest
 
 
-def model_files(saved: str, folder: Path) -> Target:
+def model_files(root: Path) -> Target:
     """Damaged models, mostly with digests that fit the damage: loaded whole, or refused in one line."""
-    good = {name: (Path(saved) / name).read_bytes() for name in (CONFIG, WEIGHTS, MANIFEST)}
+    folder = Path(saved("sudoku4", 6, 16, root))
+    good = {name: (folder / name).read_bytes() for name in (CONFIG, WEIGHTS, MANIFEST)}
     config, (header, rest) = json.loads(good[CONFIG]), parts_of(good[WEIGHTS])
 
     def damaged(rng: random.Random) -> dict[str, bytes]:
@@ -68,18 +68,9 @@ def model_files(saved: str, folder: Path) -> Target:
             (folder / name).write_bytes(content)
         changed = [name for name in files if files[name] != good[name]]
         tried = " ".join(f"{name} {files[name][:300]!r}" for name in changed)
-        return lambda: read_or_refused(lambda: RecursiveReasoner.from_pretrained(folder, impl="reference"), tried)
+        return lambda: taken_or_refused(lambda: RecursiveReasoner.from_pretrained(folder, impl="reference"), tried)
 
     return make
-
-
-def read_or_refused(read: Callable[[], object], tried: str) -> tuple[str, bool]:
-    try:
-        read()
-    except RTMError as error:
-        clear(str(error), tried)
-        return tried, False
-    return tried, True
 
 
 def data_sets(folder: Path) -> Target:
@@ -131,6 +122,6 @@ def data_sets(folder: Path) -> Target:
 
     def make(rng: random.Random) -> Attack:
         read, tried = rng.choice((split, split, tasks, puzzles))(rng)
-        return lambda: read_or_refused(read, tried)
+        return lambda: taken_or_refused(read, tried)
 
     return make

@@ -1,4 +1,7 @@
-"""What is attacked: trace files, the command line and the arguments of the agent's tools."""
+"""What is attacked besides files and HTTP: traces, the command line and the arguments of the agent's tools.
+
+Each target takes a folder of its own; what needs an extra is imported when it is built.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from typer.testing import CliRunner
 
 from rtm_kernels.cli.main import app
+from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import RTMError
-from rtm_kernels.trace import read_trace
+from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.trace import read_trace, record
 from rtm_kernels.trace.page import page
 from rtm_kernels.trace.plot import by_step
 from tests.hostile.mutations import damage_bytes, damage_json, damage_text
+from tests.trace.support import PUZZLES, tiny_model, tiny_solver
 
 Attack = Callable[[], tuple[str, bool]]
 """Tries one input; returns what was tried, in words, and whether it was taken; raises unless the answer was clear."""
@@ -33,33 +40,53 @@ def clear(text: str, tried: str) -> None:
     assert text and "\n" not in text and text.isprintable() and len(text) < 2000, (tried, text)
 
 
-def trace_files(recorded: Path, folder: Path) -> Target:
+def taken_or_refused(read: Callable[[], object], tried: str) -> tuple[str, bool]:
+    """What an attack returns: `read` works, or it raises an error of the package with one clear line."""
+    try:
+        read()
+    except RTMError as error:
+        clear(str(error), tried)
+        return tried, False
+    return tried, True
+
+
+def saved(task: str, vocab: int, cells: int, root: Path) -> str:
+    """A saved model of random weights."""
+    torch.manual_seed(0)
+    config = ModelConfig(vocab_size=vocab, seq_len=cells, hidden_size=16, num_heads=1, H_cycles=1, L_cycles=1,
+                         expansion=1, layers={"L_level": 1}, halt_max_steps=2)  # fmt: skip
+    return str(RecursiveReasoner(config).save_pretrained(root / task))
+
+
+def recorded(root: Path) -> Path:
+    """A trace of a model that lies beside it."""
+    folder = tiny_model().save_pretrained(root / "tiny")
+    record(tiny_solver(), PUZZLES, root / "t.jsonl", model_name=str(folder))
+    return root / "t.jsonl"
+
+
+def trace_files(root: Path) -> Target:
     """Damaged traces: read whole and shown, or refused in one line."""
-    content, path = recorded.read_bytes(), folder / "hostile.jsonl"
+    content, path = recorded(root).read_bytes(), root / "hostile.jsonl"
+
+    def show() -> None:
+        trace = read_trace(path)
+        page(trace.header, trace.puzzles)
+        by_step(trace)
 
     def make(rng: random.Random) -> Attack:
         damaged = damage_bytes(content, rng)
         path.write_bytes(damaged)
-        tried = f"a trace of {len(damaged)} bytes"
-
-        def attack() -> tuple[str, bool]:
-            try:
-                trace = read_trace(path)
-                page(trace.header, trace.puzzles)
-                by_step(trace)
-            except RTMError as error:
-                clear(str(error), tried)
-                return tried, False
-            return tried, True
-
-        return attack
+        return lambda: taken_or_refused(show, f"a trace of {len(damaged)} bytes")
 
     return make
 
 
-def command_line(model: str, recorded: Path, folder: Path) -> Target:
+def command_line(root: Path) -> Target:
     """Damaged arguments: exit code 0, 1 or 2, and no traceback."""
-    trace, out = str(recorded), str(folder / "out")
+    folder, model, trace = root / "scratch", saved("sudoku", 11, 81, root), str(recorded(root))
+    folder.mkdir()
+    out = str(folder / "out")
     small = ("--model", model, "--executor", "reference")
     commands = (
         ["solve", PUZZLE, *small, "--max-steps", "1", "--rollouts", "1", "--halt", "verified", "--json"],
@@ -98,13 +125,16 @@ def command_line(model: str, recorded: Path, folder: Path) -> Target:
     return make
 
 
-def tool_arguments(solvers: Any) -> Target:
+def tool_arguments(root: Path) -> Target:
     """Damaged tool calls: a result, or one clear line."""
     from mcp.server.mcpserver.exceptions import ToolError
 
     from rtm_kernels.agent.server import build
+    from rtm_kernels.agent.solvers import Solvers
 
-    server, loop = build(solvers), asyncio.new_event_loop()
+    tasks = (("sudoku", 11, 81), ("maze", 6, 900), ("arc", 12, 900))
+    models = [f"{task}={saved(task, vocab, cells, root)}" for task, vocab, cells in tasks]
+    server, loop = build(Solvers(models, executor="reference", batch_size=1)), asyncio.new_event_loop()
     calls: tuple[tuple[str, dict[str, Any]], ...] = (
         ("solve_sudoku", {"puzzle": PUZZLE, "max_steps": 1}),
         ("solve_maze", {"maze": "S" + "." * 898 + "G", "max_steps": 1}),

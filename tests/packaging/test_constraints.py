@@ -1,31 +1,20 @@
-"""The pinned environment: hashes for every file but PyTorch's, one version for each Python, and a matching SBOM."""
+"""The pinned environment: hashes for every file but PyTorch's, and one version for each Python."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 
-from tests.packaging import sbom
 from tests.packaging.sbom import CONSTRAINTS, ROOT, Pin, normalized, read_pins
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 PINS = [pin for name in CONSTRAINTS for pin in read_pins(ROOT / "constraints" / name)]
-METADATA = """Metadata-Version: 2.4
-Name: rtm-kernels
-Version: 1.2.3
-License-Expression: Apache-2.0
-Requires-Dist: torch>=2.10
-Requires-Dist: numpy>=2.0
-Requires-Dist: typer>=0.16; extra == "cli"
-"""
 
 
 def applies(pin: Pin, python: str) -> bool:
@@ -68,32 +57,6 @@ def test_the_pins_satisfy_what_the_project_asks_for() -> None:
         versions = [pin.version for pin in PINS if normalized(pin.name) == normalized(requirement.name)]
         assert versions or requirement.name == "rtm-kernels", requirement
         assert all(requirement.specifier.contains(version) for version in versions), requirement
-
-
-@pytest.fixture
-def wheel(tmp_path: Path) -> Path:
-    path = tmp_path / "rtm_kernels-1.2.3-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("rtm_kernels-1.2.3.dist-info/METADATA", METADATA)
-    return path
-
-
-def test_the_sbom_agrees_with_the_constraints_and_the_wheel(wheel: Path) -> None:
-    path = sbom.write(wheel)
-    first = path.read_bytes()
-    found = json.loads(first)
-    assert (found["bomFormat"], found["specVersion"]) == ("CycloneDX", "1.6")
-    own = found["metadata"]["component"]
-    assert (own["name"], own["version"], own["purl"]) == ("rtm-kernels", "1.2.3", "pkg:pypi/rtm-kernels@1.2.3")
-    assert own["hashes"] == [{"alg": "SHA-256", "content": hashlib.sha256(wheel.read_bytes()).hexdigest()}]
-    listed = {c["purl"]: c for c in found["components"]}
-    assert len(listed) == len(found["components"]) and listed.keys() == {pin.purl for pin in PINS}
-    for pin in PINS:
-        references = listed[pin.purl].get("externalReferences", [])
-        assert tuple(h["content"] for r in references for h in r["hashes"]) == pin.hashes
-    required = {c["bom-ref"].partition("@")[0] for c in found["components"] if c["scope"] == "required"}
-    assert required == {"pkg:pypi/torch", "pkg:pypi/numpy"}
-    assert sbom.write(wheel).read_bytes() == first
 
 
 def test_the_environment_is_the_pinned_one() -> None:

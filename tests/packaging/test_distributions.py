@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import rtm_kernels
+from tests.packaging import sbom
 from tests.packaging.build import NO_COMPILER, build, release, unpack
 from tests.packaging.sbom import ROOT, requirements
 
@@ -25,11 +28,6 @@ ASSET = "rtm_kernels/assets/probe/nested/model.safetensors"
 STRAYS = (
     "notes.txt", ".env", "runs/log.json", "rtm_kernels/_cpu.so", "rtm_kernels/__pycache__/x.pyc", "csrc/cpu/pack.o",
 )  # fmt: skip
-
-
-def wheel_info(wheel: Path) -> str:
-    """Name of the folder of metadata in a wheel."""
-    return "-".join(wheel.name.split("-")[:2]) + ".dist-info"
 
 
 def files_below(folder: Path) -> set[str]:
@@ -89,10 +87,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(source: Path, wheel: tuple
 
 def test_without_a_compiler_the_wheel_is_pure_and_says_so(wheel: tuple[Path, str]) -> None:
     archive, printed = wheel
+    metadata, required = requirements(archive)
+    assert required == ["torch", "numpy", "safetensors"]
+    assert {"cli", "serve", "mcp", "test"} <= set(metadata.get_all("Provides-Extra"))
     assert archive.name == f"rtm_kernels-{rtm_kernels.__version__}-py3-none-any.whl"
     notes = [line for line in printed.splitlines() if line.startswith("note:")]
-    assert notes == ["note: rtm_kernels._cpu is not built: no C++ compiler (/nonexistent was not found)"]
-    assert NO_COMPILER == "/nonexistent"
+    assert notes == [f"note: rtm_kernels._cpu is not built: no C++ compiler ({NO_COMPILER} was not found)"]
 
 
 def test_two_builds_have_the_same_bytes(source: Path, archive: Path, wheel: tuple[Path, str], tmp_path: Path) -> None:
@@ -110,6 +110,26 @@ def test_two_builds_have_the_same_bytes(source: Path, archive: Path, wheel: tupl
     assert [path.name for path in built] == [archive.name, wheel[0].name, f"{wheel[0].stem}.cdx.json"]
     assert built[0].read_bytes() == archive.read_bytes()
     assert built[1].read_bytes() == wheel[0].read_bytes()
+    check_sbom(built[1], built[2])
+
+
+def check_sbom(wheel: Path, path: Path) -> None:
+    """The list of parts agrees with the wheel and the constraints, and is the same when it is written again."""
+    first = path.read_bytes()
+    found = json.loads(first)
+    assert (found["bomFormat"], found["specVersion"]) == ("CycloneDX", "1.6")
+    own, version = found["metadata"]["component"], rtm_kernels.__version__
+    assert (own["name"], own["purl"]) == ("rtm-kernels", f"pkg:pypi/rtm-kernels@{version}")
+    assert own["hashes"] == [{"alg": "SHA-256", "content": hashlib.sha256(wheel.read_bytes()).hexdigest()}]
+    pins = [pin for name in sbom.CONSTRAINTS for pin in sbom.read_pins(ROOT / "constraints" / name)]
+    listed = {c["purl"]: c for c in found["components"]}
+    assert len(listed) == len(found["components"]) and listed.keys() == {pin.purl for pin in pins}
+    for pin in pins:
+        references = listed[pin.purl].get("externalReferences", [])
+        assert tuple(h["content"] for r in references for h in r["hashes"]) == pin.hashes
+    required = {c["name"] for c in found["components"] if c["scope"] == "required"}
+    assert required == {"torch", "numpy", "safetensors"}
+    assert sbom.write(wheel).read_bytes() == first
 
 
 def test_a_build_without_torch_is_pure_too(unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,15 +141,9 @@ def test_a_build_without_torch_is_pure_too(unpacked: Path, tmp_path: Path, monke
     assert "note: rtm_kernels._cpu is not built: PyTorch is not importable here" in printed
 
 
-def test_at_most_three_projects_are_required(wheel: tuple[Path, str]) -> None:
-    metadata, required = requirements(wheel[0])
-    assert required == ["torch", "numpy", "safetensors"]
-    assert {"cli", "serve", "mcp", "test"} <= set(metadata.get_all("Provides-Extra"))
-
-
 def test_the_wheel_computes_and_names_the_extra_that_rtm_needs(wheel: tuple[Path, str], tmp_path: Path) -> None:
     zipfile.ZipFile(wheel[0]).extractall(tmp_path)
-    assert "rtm = rtm_kernels.cli:main" in (tmp_path / wheel_info(wheel[0]) / "entry_points.txt").read_text()
+    assert "rtm = rtm_kernels.cli:main" in next(tmp_path.glob("*.dist-info/entry_points.txt")).read_text()
     code = (
         "import sys; sys.modules.update(typer=None, rich=None)\n"
         "import torch, rtm_kernels\n"

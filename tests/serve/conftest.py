@@ -26,15 +26,8 @@ def launch() -> Iterator[Callable[..., Running]]:
 
 
 @pytest.fixture(scope="session")
-def shared() -> Iterator[Running]:
-    """A server with the limits as they ship."""
-    server = Running()
-    yield server
-    server.end()
-
-
-@pytest.fixture
-def server(shared: Running) -> Iterator[Running]:
-    """The shared server, whose gate is open again after the test."""
-    yield shared
-    shared.open()
+def server() -> Iterator[Running]:
+    """A server with the default limits; a test that closes its gate opens it again."""
+    found = Running()
+    yield found
+    found.end()

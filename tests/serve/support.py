@@ -13,6 +13,7 @@ from typing import Any
 
 from rtm_kernels.access import Token
 from rtm_kernels.engine import Solver
+from rtm_kernels.serve.app import build_app
 from rtm_kernels.serve.front import Front
 from rtm_kernels.serve.limits import Limits
 from rtm_kernels.serve.server import Server, bind
@@ -32,16 +33,55 @@ def gated_solver() -> tuple[Solver, GatedExecutor]:
     return solver, executor
 
 
-class Running:
+class Client:
+    """Sends requests to a server on loopback."""
+
+    port: int
+
+    def ask(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, str], Any]:
+        """(status, headers, body); the body read as JSON where it is."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
+        with contextlib.closing(connection):
+            data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before the body was sent
+                connection.request(method, path, data, {"content-type": "application/json"} | (headers or {}))
+            response = connection.getresponse()
+            content, found = response.read(), {k.lower(): v for k, v in response.getheaders()}
+        is_json = found.get("content-type", "").startswith("application/json")
+        return response.status, found, json.loads(content) if is_json else content.decode()
+
+    def post(self, path: str, puzzles: list[str], **options: Any) -> http.client.HTTPConnection:
+        """A request whose answer is still to be read."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
+        body = json.dumps({"puzzles": puzzles, **options})
+        connection.request("POST", path, body, {"content-type": "application/json"})
+        return connection
+
+    def solve(self, *puzzles: str, **options: Any) -> list[dict[str, Any]]:
+        status, _, answer = self.ask("POST", "/v1/solve", {"puzzles": list(puzzles), **options})
+        assert status == 200, answer
+        return list(answer["solutions"])
+
+    def code(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, str]:
+        """(status, error code) of a request that is refused in the promised form."""
+        status, found, answer = self.ask(method, path, body, headers)
+        check_refusal(found, answer)
+        return status, answer["error"]["code"]
+
+
+class Running(Client):
     """A server on a free port of loopback, in a thread."""
 
     held = False
 
     def __init__(self, token: str | None = None, **limits: Any) -> None:
         solver, self.executor = gated_solver()
-        found = None if token is None else Token.of(token)
+        found = None if token is None else Token(token)
         self.front = Front({"reverse": solver}, Limits(**limits))
-        self.service, self.server = self.front.service, Server(self.front, found)
+        self.service = self.front.service
+        self.server = Server(build_app(self.front, found), self.front.limits, self.service, lifespan="off")
         bound = bind("127.0.0.1", 0, found)
         bound.listen()
         self.port = bound.getsockname()[1]
@@ -71,38 +111,6 @@ class Running:
         with socket.create_connection(("127.0.0.1", self.port), timeout=WAIT) as connection:
             connection.sendall(data)
             return b"".join(iter(lambda: connection.recv(1 << 16), b""))
-
-    def ask(
-        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
-    ) -> tuple[int, dict[str, str], Any]:
-        """(status, headers, body); the body read as JSON where it is."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
-        with contextlib.closing(connection):
-            data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before the body was sent
-                connection.request(method, path, data, {"content-type": "application/json"} | (headers or {}))
-            response = connection.getresponse()
-            content, found = response.read(), {k.lower(): v for k, v in response.getheaders()}
-        is_json = found.get("content-type", "").startswith("application/json")
-        return response.status, found, json.loads(content) if is_json else content.decode()
-
-    def solve(self, *puzzles: str, **options: Any) -> list[dict[str, Any]]:
-        status, _, answer = self.ask("POST", "/v1/solve", {"puzzles": list(puzzles), **options})
-        assert status == 200, answer
-        return list(answer["solutions"])
-
-    def post(self, path: str, puzzles: list[str], **options: Any) -> http.client.HTTPConnection:
-        """A request whose answer is still to be read."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
-        body = json.dumps({"puzzles": puzzles, **options})
-        connection.request("POST", path, body, {"content-type": "application/json"})
-        return connection
-
-    def code(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, str]:
-        """(status, error code) of a request that is refused in the promised form."""
-        status, found, answer = self.ask(method, path, body, headers)
-        check_refusal(found, answer)
-        return status, answer["error"]["code"]
 
 
 def check_refusal(headers: dict[str, str], answer: Any) -> None:
