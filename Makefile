@@ -70,19 +70,18 @@ roofline: .venv/.installed  ## FLOPs, bytes and modelled time of every kernel of
 	@$(PY) -m benchmarks.roofline $(ARGS)
 
 bench: .venv/.installed  ## benchmarks of this machine within ten minutes; writes profiles/<machine>/, ends with one table
-	@mkdir -p .benchmarks && rm -f .benchmarks/latest.json .benchmarks/left.json
+	@mkdir -p .benchmarks
 	@status=0; \
-	$(PYTEST) benchmarks -q --benchmark-quiet --benchmark-json=.benchmarks/latest.json --left=.benchmarks/left.json || status=$$?; \
 	$(PY) -m benchmarks.profile > .benchmarks/profile.txt || status=$$?; \
 	$(PY) -m benchmarks.energy || echo "energy: null"; \
-	$(PY) -m benchmarks.report .benchmarks/latest.json --left .benchmarks/left.json || status=$$?; \
+	$(PYTEST) benchmarks -q --benchmark-quiet --benchmark-json=.benchmarks/latest.json --report || status=$$?; \
 	exit $$status
 
 soak: .venv/.installed  ## 100,000 requests to `rtm serve` on loopback; writes profiles/<machine>/soak.json
 	@$(PY) -m benchmarks.soak $(ARGS)
 
-hostile: .venv/.installed  ## a million damaged inputs, in parts that go on where they were cut; writes profiles/<machine>/hostile.json
-	@$(PY) -m tests.hostile $(ARGS)
+hostile: .venv/.installed  ## 100,000 damaged inputs of every kind: model files, data, traces, arguments, HTTP
+	@$(PYTEST) tests/hostile --hostile 100000 -n auto --dist worksteal $(ARGS)
 
 gpu:  ## everything that only a GPU can show, in stages; installs nothing (make gpu GPU_PYTHON=python3)
 	@$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rtm_kernels.config import ModelConfig
+from rtm_kernels import flops
+from rtm_kernels.config import ModelConfig, inner_width
 
 PUBLISHED: dict[str, Any] = {
     "hidden_size": 512, "num_heads": 8, "puzzle_emb_ndim": 512, "puzzle_emb_len": 16, "num_puzzle_identifiers": 8,
@@ -23,13 +24,20 @@ MODELS: dict[str, ModelConfig] = {
         halting="q_continue", **{**PUBLISHED, "puzzle_emb_len": 0}, **ATTENTION,
     ),
     "small": ModelConfig(vocab_size=11, seq_len=81, hidden_size=128, num_heads=4, H_cycles=2, L_cycles=2),
+    "bundled": ModelConfig(vocab_size=11, seq_len=81, hidden_size=192, num_heads=4, H_cycles=7, L_cycles=2),
 }  # fmt: skip
-"""TRM's Sudoku-Extreme (MLP mixer, L = 97), Maze-Hard and ARC-AGI-1 (attention, L = 916), HRM's Sudoku (L = 82), and
-a small Sudoku model (`sudoku-small`, L = 81). The tables of puzzle embeddings are cut short: a step reads B rows."""
+"""TRM's Sudoku-Extreme (MLP mixer, L = 97), Maze-Hard and ARC-AGI-1 (attention, L = 916), HRM's Sudoku (L = 82), a
+small Sudoku model (`sudoku-small`, L = 81), and the bundled Sudoku model with its symmetric weights. The tables of
+puzzle embeddings are cut short: a step reads B rows."""
+
+SHORT = ("sudoku_short", "small_short", "maze_short")
+"""The same models with an ACT step of three program steps, for the comparison of formats and peers on a CPU."""
+MODELS |= {name: replace(MODELS[name.removesuffix("_short")], H_cycles=1, L_cycles=2) for name in SHORT}
 
 TASKS = ("mixer", "channel", "block", "act_step", "solve", "train", "train_step")
-"""One half layer, the other, one layer, one ACT step with embeddings and heads, `halt_max_steps` ACT steps, an ACT step
-with the gradients of its loss to every parameter, and the same with AdamATan2's update of them."""
+"""One half layer, the other half, one layer, one ACT step with embeddings and heads, `halt_max_steps` ACT steps, an ACT
+step with the gradients of its loss for every parameter, and the same with AdamATan2's update of them."""
+LATENT_TASKS = ("mixer", "channel", "block")
 TRAINING = ("train", "train_step")
 
 BATCHES = (1, 8, 64, 768)
@@ -58,41 +66,24 @@ class Case:
         """The model's configuration in the case's dtype."""
         return replace(MODELS[self.model], forward_dtype=self.dtype)
 
-    @property
-    def calls(self) -> int:
-        """Applications of a layer in one call of the task."""
-        c = self.config
-        step = sum(c.layers[s.stack] for s in c.program.steps)
-        return {"mixer": 1, "channel": 1, "block": 1, "solve": c.halt_max_steps * step}.get(self.task, step)
-
-
-def layer_flops(config: ModelConfig, batch: int, half: str = "both") -> int:
-    """Useful FLOPs of one layer on [B, L, D], a multiply-add being two: the matrix products at their true sizes."""
-    from rtm_kernels import flops
-
-    return batch * flops.layer_flops(config, half)
-
 
 def useful_flops(case: Case) -> int:
     """Useful FLOPs of one call, without recomputation; the backward pass of a product counts as two products."""
-    config, half = case.config, case.task if case.task in ("mixer", "channel") else "both"
-    flops = layer_flops(config, case.batch, half) * case.calls
-    if case.task in TRAINING:
-        with_grad = sum(config.layers[s.stack] for s in config.program.steps if s.grad)
-        flops += 2 * layer_flops(config, case.batch) * with_grad
-    return flops
+    config, task = case.config, case.task
+    if task in LATENT_TASKS:
+        return case.batch * flops.layer_flops(config, "both" if task == "block" else task)
+    steps = config.halt_max_steps if task == "solve" else 1
+    return case.batch * steps * flops.act_step_flops(config, train=task in TRAINING)
 
 
 def useful_bytes(case: Case) -> int:
     """Bytes that one call must move if everything in between stayed on chip: weights once, latents in and out."""
-    from rtm_kernels.config import inner_width
-
     config, element = case.config, 2 if case.dtype in ("bfloat16", "float16") else 4
     length, width = config.latent_len, config.hidden_size
     channel = 3 * width * inner_width(width, config.expansion)
     mixer = 4 * width**2 if config.mixer == "attention" else 3 * length * inner_width(length, config.expansion)
     latent = case.batch * length * width
-    if case.task in ("mixer", "channel", "block"):
+    if case.task in LATENT_TASKS:
         weights = {"mixer": mixer, "channel": channel, "block": mixer + channel}[case.task]
         terms = 2 if case.task == "channel" else 4  # the mixer and the block read two injected latents as well
         return element * (weights + terms * latent)
@@ -108,8 +99,16 @@ CPU_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "sudoku": {"mixer": (1,), "channel": (1,), "block": (1, 8), "act_step": (1,), "train": (1,)},
     "maze": {"mixer": (1,), "block": (1,)},
     "hrm": {"block": (1,), "act_step": (1,)},
+    "bundled": {"act_step": (1, 8)},
 }  # fmt: skip
 """Model -> task -> batch sizes that a small CPU does in the time of one run; the rest is reported as not run."""
+
+PEER_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
+    "sudoku_short": {"act_step": (1, 8, 64)},
+    "small_short": {"act_step": (1, 8, 64)},
+    "maze_short": {"act_step": (1, 8)},
+}  # fmt: skip
+"""The set `peers`, likewise: every provider of a CPU, the reduced formats included; compilation takes minutes."""
 
 CPU_THREADED = ("small-act_step-B8", "small-solve-B1", "sudoku-block-B8", "sudoku-act_step-B1")
 """Cases that are measured once more with all cores, which is what a library takes if nobody tells it otherwise."""
@@ -147,10 +146,16 @@ def dtype_on(device: str) -> str:
     return GPU_DTYPE if device == "cuda" else "float32"
 
 
+def peer_cases(threads: int) -> list[Case]:
+    """The cases of the set `peers`."""
+    sizes = [(m, task, b) for m, tasks in PEER_SIZES.items() for task, batches in tasks.items() for b in batches]
+    return [Case(model, task, batch, "float32", "cpu", threads) for model, task, batch in sizes]
+
+
 def cases(device: str, cores: int | None = None) -> Iterator[tuple[Case, str | None]]:
     """Every case for `device` ("cpu" or "cuda"), and why it is not run there (None when it is)."""
     here, dtype = CPU_SIZES if device == "cpu" else GPU_SIZES, dtype_on(device)
-    for model in dict.fromkeys((*here, *MODELS)):
+    for model in dict.fromkeys((*here, *(name for name in MODELS if name not in SHORT))):
         for task in TASKS:
             wanted = here.get(model, {}).get(task, ())
             for batch in sorted({*BATCHES, *wanted}):

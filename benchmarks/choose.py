@@ -1,38 +1,31 @@
 """python -m benchmarks.choose: the persistent kernel or the graph, measured in every batch bucket.
 
-Writes choice.json: both paths' times per bucket, the loser's too, and the rows of `rtm_kernels/recursion/choice.py`
-that follow; the times are the rows `bucket_latency` of summary.json. A bucket that choice.json holds for this commit is
-not measured again. `--apply choice.json` puts the rows into the launch table.
+Writes choice.json: the times of both paths per bucket, and the rows that follow for the table in
+`rtm_kernels/recursion/choice.py`, which are printed too. A bucket that choice.json holds for this commit is not
+measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks import machine, report, rows
 from benchmarks.cases import Case, dtype_on
-from benchmarks.harness import Row, run_case
+from benchmarks.harness import run_case
 from benchmarks.providers import PROVIDERS, Provider
-from rtm_kernels.errors import InputError
+from benchmarks.rows import Row
 from rtm_kernels.ops.launch import family
-from rtm_kernels.recursion import choice
 from rtm_kernels.recursion.choice import ANY, ChoiceRow
 from rtm_kernels.recursion.graph import BUCKETS
 
 PROVIDER_OF = {"graph": "rtm_triton_graph", "persistent": "rtm_persistent_graph"}
 """Path -> the provider that measures it, both as one CUDA graph around the whole ACT step."""
-
-SOURCE = machine.ROOT / "rtm_kernels" / "recursion" / "choice.py"
-BLOCK = re.compile(r"(?<=^# table: replaced as a whole by benchmarks/choose\.py\n).*?(?=^# end of table$)", re.M | re.S)
-
 
 Found = dict[int, dict[str, Row]]
 """Batch bucket -> path -> its row."""
@@ -66,50 +59,22 @@ def table(winners: dict[int, str], family: str, measured: str) -> tuple[ChoiceRo
     return tuple(found)
 
 
-def apply(path: Path, source: Path = SOURCE) -> tuple[ChoiceRow, ...]:
-    """Replace the rows of the family that `path` measured in `source`. Errors: `InputError` for a file without rows."""
-    try:
-        new = tuple(ChoiceRow(**row) for row in json.loads(path.read_text())["table"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a file of measured choices ({type(error).__name__}: {error})") from error
-    kept = [row for row in choice.TABLE if row.family not in {row.family for row in new}]
-    lines = ["TABLE: tuple[ChoiceRow, ...] = ("]
-    for row in (*new, *kept):
-        limit = "ANY" if row.limit == ANY else str(row.limit)
-        measured = f", {json.dumps(row.measured)}" if row.measured else ""
-        lines.append(f'    ChoiceRow("{row.family}", {limit}, "{row.path}"{measured}),')
-    text = source.read_text()
-    if not new or not BLOCK.search(text):
-        raise InputError(f"{path} or {source}: no rows, or no marked table to put them in")
-    rows.replace(source, BLOCK.sub(lambda _: "\n".join([*lines, ")\n"]), text))
-    return new
-
-
 def _write(path: Path, found: Found, device: str) -> tuple[ChoiceRow, ...]:
     winners = {batch: best for batch, both in found.items() if (best := winner(both)) is not None}
     chosen = table(winners, family(), f"{machine.device_name(device)} at {machine.commit()}")
-    facts: dict[str, Any] = {"machine": machine.device_name(device), "commit": machine.commit()}
-    facts |= {"versions": machine.versions(), "clock_mhz": machine.clock_mhz(device)}
     measured = [
-        row.as_dict() | {"path": name, "batch": batch} for batch, both in found.items() for name, row in both.items()
+        row.as_dict() | {"path": name, "batch": batch, "chosen": winners.get(batch) == name}
+        for batch, both in found.items()
+        for name, row in both.items()
     ]
-    facts |= {"table": [vars(row) for row in chosen], "rows": measured}
-    rows.replace(path, json.dumps(facts, indent=1) + "\n")
-    report.update_summary(path.parent, list(summary(found, winners)), tuple(f"bucket_{name}" for name in rows.METRICS))
+    facts = machine.facts(device) | {"versions": machine.versions()}
+    rows.replace(path, json.dumps(facts | {"table": [vars(r) for r in chosen], "rows": measured}, indent=1) + "\n")
+    report.refresh(path.parent)
     return chosen
 
 
-def summary(found: Found, winners: dict[int, str]) -> Iterator[dict[str, Any]]:
-    """What summary.json holds of it: the rows of a case, named for the bucket, the path and whether it won."""
-    for batch, both in found.items():
-        for path, one in both.items():
-            results = [rows.Result(one.as_dict(), one.samples)] if one.status == "measured" else []
-            for row in rows.summary(results):
-                yield row | {"metric": f"bucket_{row['metric']}", "path": path, "chosen": winners.get(batch) == path}
-
-
 def _earlier(path: Path) -> Found:
-    """Buckets that a file of this very commit holds measurements of both paths of."""
+    """Buckets of which a file of this very commit holds measurements of both paths."""
     if not path.exists() or machine.commit().endswith("+"):
         return {}
     content = json.loads(path.read_text())
@@ -122,22 +87,17 @@ def _earlier(path: Path) -> Found:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: 0 when both paths were measured in every bucket."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.choose", description=__doc__)
-    parser.add_argument("--apply", type=Path, help="put the rows of this choice.json into the launch table")
     parser.add_argument("--model", default="sudoku")
     parser.add_argument("--batch", type=int, action="append", help="buckets (default: all)")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds after which no bucket begins")
     parser.add_argument("--seconds", type=float, default=1.0, help="seconds of timed rounds per bucket")
     parser.add_argument("--folder", type=Path, help="folder to write to (default: profiles/<gpu>)")
     args = parser.parse_args(argv)
-    if args.apply is not None:
-        for row in apply(args.apply):
-            print(row)
-        return 0
     if not torch.cuda.is_available():
         parser.error("PyTorch finds no CUDA device here")
     device, begin = "cuda", time.monotonic()
-    path = (args.folder or machine.ROOT / "profiles" / machine.slug(device)) / "choice.json"
-    found = _earlier(path)
+    path = (args.folder or report.default_folder(device)) / "choice.json"
+    found, chosen = _earlier(path), tuple[ChoiceRow, ...]()
     wanted = args.batch or BUCKETS
     for batch in wanted:
         if batch in found:
@@ -145,8 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if time.monotonic() - begin > args.limit:
             break
         found[batch] = measure(Case(args.model, "act_step", batch, dtype_on(device), device), args.seconds)
-        _write(path, found, device)
+        chosen = _write(path, found, device)
         print(f"B{batch}: " + ", ".join(_told(name, row) for name, row in found[batch].items()), flush=True)
+    print(*chosen, sep=",\n")
     both = [b for b, rows_ in found.items() if all(row.status == "measured" for row in rows_.values())]
     first = min(found, default=0)
     told = ", ".join(_told(name, row) for name, row in found[first].items()) if found else "nothing"

@@ -1,34 +1,40 @@
-"""Measured once per case, reported once per provider."""
+"""Each case is measured once and reported once per provider; `--report` writes the page of this machine."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from benchmarks import report
 from benchmarks.cases import Case
-from benchmarks.harness import Row, run_case
+from benchmarks.harness import run_case
 from benchmarks.providers import PROVIDERS
-from benchmarks.rows import replace as write
+from benchmarks.rows import Row, summary
+
+DONE = pytest.StashKey[dict[Case, dict[str, Row]]]()
+"""Case -> its rows by provider."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How long each case is timed, and whether its energy is measured."""
+    """How long each case is timed, whether its energy is measured, and where the report goes."""
     parser.addoption("--seconds", type=float, default=2.0, help="seconds of timed rounds per case")
     parser.addoption("--energy", type=float, default=0.0, help="seconds of each energy window (at least 30 to cite)")
     parser.addoption("--limit", type=float, default=440.0, help="seconds after which no new case begins")
-    parser.addoption("--left", type=Path, help="file for what was not measured, and why")
+    parser.addoption(
+        "--report", nargs="?", type=Path, const=report.default_folder(),
+        help="write summary, page and figures to this folder (without a value: profiles/<machine>)",
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
-def measured(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], dict[str, Row]]]:
+def measured(request: pytest.FixtureRequest) -> Callable[[Case], dict[str, Row]]:
     """Case -> its rows by provider; all providers of a case are timed in turns, in this process."""
     option = request.config.getoption
     begin = time.monotonic()
-    done: dict[Case, dict[str, Row]] = {}
+    done = request.config.stash.setdefault(DONE, {})
 
     def rows_of(case: Case) -> dict[str, Row]:
         if case not in done and time.monotonic() - begin > option("--limit"):
@@ -42,8 +48,13 @@ def measured(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], dict[s
                 print(f" {case.name}: {count} measured, {time.monotonic() - begin:.0f} s so far", flush=True)
         return done[case]
 
-    yield rows_of
-    if option("--left") is not None:
-        left = [row for found in done.values() for row in found.values() if row.status != "measured"]
-        keys = ("case", "impl", "status", "reason")
-        write(option("--left"), json.dumps([{k: getattr(row, k) for k in keys} for row in left], indent=1) + "\n")
+    return rows_of
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Write the report, and print its table."""
+    found = [row for case in config.stash.get(DONE, {}).values() for row in case.values()]
+    folder = config.getoption("--report")
+    if folder is not None and any(row.status == "measured" for row in found):
+        report.write(found, folder)
+        terminalreporter.write_line("\n".join([*report.table(summary(found)), "", f"written to {folder}"]))

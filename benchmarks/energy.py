@@ -1,14 +1,14 @@
 """python -m benchmarks.energy: joules per ACT step, per puzzle and per verified puzzle, in windows of 30 s.
 
-Contestants take turns. The counter is that of the GPU board (NVML) or of the processor packages (RAPL); where neither
-can be read the file says `null`, and nothing is estimated. Gross: the watts of the idle machine stand beside them.
+The counter is that of the GPU board (NVML) or of the processor packages (RAPL); where neither can be read the file says
+`null`, and nothing is estimated. Figures are gross; the power of the idle machine is reported beside them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,7 @@ import torch
 
 from benchmarks import machine, report, rows
 from benchmarks.cases import Case, dtype_on
-from benchmarks.gate import refusal
-from benchmarks.harness import caller
-from benchmarks.problem import make
+from benchmarks.harness import run_case
 from benchmarks.providers import BASELINE, PROVIDERS
 from rtm_kernels.data.examples import example_puzzles
 from rtm_kernels.data.task import Puzzle
@@ -29,20 +27,16 @@ WINDOW = 30.0
 """Seconds of one window, long against the counter's refresh."""
 
 
-def measure(case: Case, impls: Sequence[str], window: float) -> list[dict[str, object]]:
+def measure(case: Case, impls: Sequence[str], window: float) -> Iterator[dict[str, object]]:
     """Gross joules per call, per sample and ACT step, and per puzzle of `halt_max_steps` ACT steps."""
-    problem, found = make(case), []
-    for provider in PROVIDERS:
-        if provider.name not in impls:
-            continue
-        reason = provider.why_not(case) or refusal(provider, problem)
-        energy = None if reason else machine.energy(caller(provider, problem), case.device, window)
-        row: dict[str, object] = {"case": case.name, "impl": provider.name, "reason": reason, "energy": energy}
+    providers = [provider for provider in PROVIDERS if provider.name in impls]
+    for row in run_case(case, providers, seconds=0.0, energy_seconds=window):
+        energy = row.facts.get("energy")
+        found = {"case": case.name, "impl": row.impl, "reason": row.reason or None, "energy": energy}
         if energy is not None:
-            each = float(energy["joules_per_call"]) / case.batch
-            row |= {"joules_per_act_step": each, "joules_per_puzzle": each * case.config.halt_max_steps}
-        found.append(row)
-    return found
+            each = energy["joules_per_call"] / case.batch
+            found |= {"joules_per_act_step": each, "joules_per_puzzle": each * case.config.halt_max_steps}
+        yield found
 
 
 def measure_solver(solver: Solver, puzzles: Sequence[str | Puzzle], window: float) -> dict[str, object]:
@@ -77,15 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     device = "cuda" if gpu else "cpu"
     case = Case(args.model, "act_step", args.batch, dtype_on(device), device, args.threads)
-    folder = args.folder or machine.ROOT / "profiles" / machine.slug(device)
+    folder = args.folder or report.default_folder(device)
     idle = machine.idle_watts(device)
     found: list[dict[str, Any]] = []
     if machine.energy_counter(device) is not None:
-        found = measure(case, args.impl or [BASELINE.name, "rtm_triton_graph" if gpu else "rtm_native"], args.window)
+        found = [*measure(case, args.impl or [BASELINE.name, "rtm_triton_graph" if gpu else "rtm_native"], args.window)]
         solver = Solver(RecursiveReasoner.from_pretrained("sudoku"), device=device)
         found.append(measure_solver(solver, example_puzzles(), args.window))
-    facts: dict[str, Any] = {"machine": machine.device_name(device), "commit": machine.commit(), "idle_watts": idle}
-    facts |= {"versions": machine.versions(), "rows": found}
+    facts = machine.facts(device) | {"versions": machine.versions(), "idle_watts": idle, "rows": found}
     rows.replace(folder / "energy.json", json.dumps(facts, indent=1) + "\n")
     report.refresh(folder)
     read = [row for row in found if row["energy"] is not None]

@@ -9,16 +9,15 @@ from typing import Any
 Rows = Sequence[Mapping[str, Any]]
 
 
-def draw(rows: Rows, facts: Rows, folder: Path) -> list[str]:
-    """Write `ratios.png` and `roofline.png`; returns their names, none where matplotlib is missing."""
+def draw(rows: Rows, facts: Rows, folder: Path) -> None:
+    """Write `ratios.png` and `roofline.png`; nothing where matplotlib is missing."""
     try:
         import matplotlib
     except ImportError:
-        return []
+        return
     matplotlib.use("Agg")
     _ratios([r for r in rows if r["metric"] == "latency" and r["impl"] != r["baseline"]], folder / "ratios.png")
     _roofline(facts, folder / "roofline.png")
-    return ["ratios.png", "roofline.png"]
 
 
 def _colours(names: Sequence[str]) -> dict[str, Any]:
@@ -71,31 +70,3 @@ def _save(figure: Any, path: Path) -> None:
 
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
-
-
-def history(entries: Rows, path: Path) -> bool:
-    """Draw our ratios per commit, of the cases that the last one has; False without matplotlib or with one commit."""
-    last = {(e["case"], e["impl"]) for e in entries if e["commit"] == entries[-1]["commit"]} if entries else set()
-    entries = [e for e in entries if (e["case"], e["impl"]) in last and e["impl"].startswith("rtm_")]
-    commits = list(dict.fromkeys(e["commit"] for e in entries))
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    if len(commits) < 2:
-        return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(11, 7), layout="constrained")
-    for key in dict.fromkeys((e["case"], e["impl"]) for e in entries):
-        mine = [e for e in entries if (e["case"], e["impl"]) == key]
-        axes.plot(
-            [commits.index(e["commit"]) for e in mine], [e["ratio"] for e in mine], marker="o", label=" ".join(key)
-        )
-    axes.set_xticks(range(len(commits)), commits, rotation=60, fontsize=7)
-    axes.set_yscale("log")
-    axes.set_ylabel("time of the baseline / time")
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    _save(figure, path)
-    return True

@@ -1,10 +1,10 @@
 """python -m benchmarks.gpu: everything that only a GPU can show, in stages, within ten minutes; one table last.
 
-The stages are ordered by worth: what is right, which path is faster, how fast, where the time goes, and then the
-rest; their times add up to `LIMIT`. A stage that cannot run, fails or runs out of time says so in the table and makes
+The stages are ordered by worth: correctness, which path is faster, how fast, where the time goes, and then the rest;
+their times add up to at most `LIMIT`. A stage that cannot run, fails or times out says so in the table and makes
 the exit status 1. `--stage NAME` runs one alone. Stages that succeeded at this commit are not repeated, and one that
-ran out of time goes on where it stopped, unless `--fresh` is given. Nothing is fetched: what is missing on the machine
-is named and counts against the stage that needs it. `--pack FILE` keeps one archive of results and logs up to date.
+timed out continues where it stopped, unless `--fresh` is given. Nothing is downloaded: what is missing is named
+and counts against the stage that needs it. `--pack FILE` keeps one archive of results and logs up to date.
 """
 
 from __future__ import annotations
@@ -35,14 +35,10 @@ LIMIT = 590.0
 STATE = machine.ROOT / ".benchmarks" / "gpu"
 
 
-TRAINING = "sudoku-train_step-"
-"""How the names of the cases of the stage `train` begin; `bench` takes them last."""
-
-
 @dataclass(frozen=True)
 class Stage:
-    """A command of this interpreter, the seconds it may take, what it needs (a reason, or None), and the file that it
-    goes on from."""
+    """A command of this interpreter, the seconds it may take, what it lacks (a reason, or None), and the file that it
+    continues from."""
 
     name: str
     command: tuple[str, ...]
@@ -66,8 +62,8 @@ def _gpu() -> str | None:
     return None if torch.cuda.is_available() else "PyTorch finds no CUDA device here"
 
 
-def _module(name: str) -> Callable[[], str | None]:
-    return lambda: _gpu() or (None if importlib.util.find_spec(name) else f"the package {name} is not installed")
+def _pytest() -> str | None:
+    return _gpu() or (None if importlib.util.find_spec("pytest") else "the package pytest is not installed")
 
 
 def _tool(name: str) -> Callable[[], str | None]:
@@ -84,15 +80,14 @@ def stages(folder: Path) -> tuple[Stage, ...]:
 
     return (
         Stage("build", module("build"), 45, _tool("nvcc")),
-        Stage("tests", module("gpu_tests", *to, "--limit", "115"), 120, _module("pytest"), folder / "tests.json"),
+        Stage("tests", module("gpu_tests", *to, "--limit", "115"), 120, _pytest, folder / "tests.json"),
         Stage("choose", module("choose", *to, "--limit", "40", "--seconds", "0.4"), 55, _gpu, folder / "choice.json"),
         Stage("bench", module("run", *measured, "--seconds", "0.6", "--limit", "75"), 105, _gpu, results),
-        Stage("train", module("run", *measured, "--seconds", "2", "--only", TRAINING), 60, _gpu, results),
-        Stage("loops", module("loops", *to, "--limit", "10"), 20, _gpu),
-        Stage("profile", module("profile", "sudoku", "--batch", "1", *to), 25, _gpu),
+        Stage("train", module("run", *measured, "--seconds", "2", "--only", "sudoku-train_step-"), 60, _gpu, results),
+        Stage("profile", module("profile", "sudoku", *to), 25, _gpu),
         Stage("sanitize", module("sanitize", *to, "--seconds", "38"), 45, _tool("compute-sanitizer")),
         Stage("tune", module("tune", *to, "--limit", "20"), 30, _gpu),
-        Stage("energy", module("energy", *to, "--impl", "rtm_triton_graph"), 85, _gpu),
+        Stage("energy", module("energy", *to, "--impl", "rtm_triton_graph"), 100, _gpu),
     )
 
 

@@ -1,50 +1,20 @@
-"""Measures one case: gate every provider, time those that pass in turns, say what the rest lack."""
+"""Measures one case: checks every provider, times those that pass in turns, and says why the others did not run."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from benchmarks import machine
-from benchmarks.cases import Case, useful_bytes, useful_flops
+from benchmarks.cases import LATENT_TASKS, Case, useful_bytes, useful_flops
 from benchmarks.gate import refusal
-from benchmarks.problem import LATENT_TASKS, Problem, Run, make
+from benchmarks.problem import Problem, Run, make
 from benchmarks.providers import PROVIDERS, Provider, run_of
+from benchmarks.rows import Row
 from benchmarks.timing import Call, Clock, interleave, median_interval, speedup
-
-
-@dataclass
-class Row:
-    """What was found about one provider in one case. `status` is measured, refused (wrong answer) or not run."""
-
-    case: str
-    impl: str
-    status: str
-    reason: str = ""
-    baseline: str = ""
-    seconds: float | None = None
-    seconds_interval: tuple[float, float] | None = None
-    ratio: float | None = None
-    """Baseline's time over this one's, median over interleaved rounds; above 1 is faster."""
-    ratio_interval: tuple[float, float] | None = None
-    samples: list[float] = field(default_factory=list, repr=False)
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything but the samples, flat."""
-        values = asdict(self)
-        values.pop("samples")
-        return {**values.pop("facts"), **values}
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Row:
-        """The row that `as_dict` gave, without its samples."""
-        own = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        return cls(**own, facts={key: value for key, value in values.items() if key not in own})
 
 
 def run_case(
@@ -56,7 +26,7 @@ def run_case(
         if case.device == "cpu":
             busy = machine.why_not_threads(case.threads) if case.threads > 1 else None
             if busy is not None:
-                return [Row(case.name, p.name, "not run", busy) for p in providers]
+                return [_row(case, p.name, busy) for p in providers]
             torch.set_num_threads(case.threads)
         return _run_case(case, providers, seconds, energy_seconds)
     finally:
@@ -65,7 +35,7 @@ def run_case(
 
 def _run_case(case: Case, providers: Sequence[Provider], seconds: float, energy_seconds: float) -> list[Row]:
     problem = make(case)
-    rows = {p.name: Row(case.name, p.name, "not run", p.why_not(case) or "") for p in providers}
+    rows = {p.name: _row(case, p.name, p.why_not(problem) or "") for p in providers}
     calls: dict[str, Call] = {}
     for provider in providers:
         row = rows[provider.name]
@@ -86,6 +56,10 @@ def _run_case(case: Case, providers: Sequence[Provider], seconds: float, energy_
             _fill(rows[name], case, baseline, timed[baseline], samples, limits)
             rows[name].facts |= _extras(calls[name], case, energy_seconds) | {"idle_watts": idle}
     return list(rows.values())
+
+
+def _row(case: Case, impl: str, reason: str) -> Row:
+    return Row(case.name, impl, "not run", reason, facts={"commit": machine.commit()})
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The official structure at the sizes of a case: what people run today, which is the baseline of every ratio."""
+"""The official structure at the sizes of a case: what people run today, and the baseline of every ratio."""
 
 from __future__ import annotations
 
@@ -86,21 +86,4 @@ def use_liger(model: nn.Module) -> None:
 
     for module in model.modules():
         if isinstance(module, official.SwiGLU):
-            module.forward = partial(forward, module)
-
-
-def use_flash(model: nn.Module) -> None:
-    """Let the attention of `model` run on flash_attn, which takes [B, L, heads, head width] as it is projected."""
-    from flash_attn import flash_attn_func
-
-    def forward(attention: Any, cos_sin: tuple[Tensor, Tensor] | None, hidden_states: Tensor) -> Tensor:
-        heads, kv = attention.num_heads, attention.num_key_value_heads
-        qkv = attention.qkv_proj(hidden_states).unflatten(-1, (heads + 2 * kv, attention.head_dim))
-        query, key, value = qkv.split((heads, kv, kv), dim=2)
-        if cos_sin is not None:
-            query, key = official.rotate(query, *cos_sin), official.rotate(key, *cos_sin)
-        return attention.o_proj(flash_attn_func(query, key, value, causal=attention.causal).flatten(2))
-
-    for module in model.modules():
-        if isinstance(module, official.Attention):
             module.forward = partial(forward, module)

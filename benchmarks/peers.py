@@ -6,6 +6,7 @@ import importlib.util
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import official
-from benchmarks.cases import COMPILED, TRAINING, Case
-from benchmarks.problem import Inputs, Problem
+from benchmarks.cases import COMPILED, SHORT, TRAINING
+from benchmarks.problem import Inputs, Problem, clone
 
 Layer = Callable[[Inputs], Tensor]
 StepFunction = Callable[[Inputs], tuple[Inputs, Tensor, Tensor | None]]
 """One ACT step: inputs to (inputs with the new latents, logits, q logits)."""
-
-MAX_AUTOTUNE = "max-autotune-no-cudagraphs"
 
 
 def _model(problem: Problem, *, cast: bool = False, compiled: str | None = None, kernels: str = "") -> Any:
@@ -30,8 +29,6 @@ def _model(problem: Problem, *, cast: bool = False, compiled: str | None = None,
         official.precast(model, getattr(torch, problem.config.forward_dtype))
     if kernels == "liger":
         official.use_liger(model)
-    if kernels == "flash":
-        official.use_flash(model)
     if compiled is not None:
         for name in problem.config.layers:
             setattr(model, name, torch.compile(getattr(model, name), mode=compiled, dynamic=False))
@@ -45,31 +42,25 @@ def layer(problem: Problem, *, compiled: str | None = None, **options: Any) -> L
     if compiled is not None:
         half = torch.compile(half, mode=compiled, dynamic=False)
     cos_sin = model.cos_sin()
-    return _frozen(lambda inputs: half(inputs, cos_sin), problem.case, compiled)
+    return lambda inputs: half(inputs, cos_sin)
 
 
 def step(problem: Problem, **options: Any) -> tuple[StepFunction, nn.Module]:
     """One ACT step, and the module whose parameters are trained."""
     model = _model(problem, **options)
-    return _frozen(partial(official.act_step, model), problem.case, options.get("compiled")), model
+    return partial(official.act_step, model), model
 
 
-def _frozen(call: Callable[[Inputs], Any], case: Case, compiled: str | None) -> Callable[[Inputs], Any]:
-    """On the CPU, max-autotune compiles with frozen weights, which packs them; compilation is in the first calls."""
-    if compiled != MAX_AUTOTUNE or case.device != "cpu" or case.task in TRAINING:
-        return call
-    import torch._inductor.config as inductor
+def reduced_step(problem: Problem, dtype: str) -> tuple[StepFunction, nn.Module]:
+    """One ACT step of a float32 problem with weights and latents in `dtype`."""
+    case = replace(problem.case, dtype=dtype)
+    run, model = step(replace(problem, case=case, model=clone(problem.model, forward_dtype=dtype)), cast=True)
+    kind = getattr(torch, dtype)
 
-    left = [2]
+    def reduced(inputs: Inputs) -> tuple[Inputs, Tensor, Tensor | None]:
+        return run({k: v.to(kind) if v.is_floating_point() else v for k, v in inputs.items()})
 
-    def first_calls(inputs: Inputs) -> Any:
-        if left[0] == 0:
-            return call(inputs)
-        left[0] -= 1
-        with inductor.patch(freezing=True):
-            return call(inputs)
-
-    return first_calls
+    return reduced, model
 
 
 def onnx_layer(problem: Problem) -> Layer:
@@ -133,36 +124,33 @@ def absent(*packages: str) -> str | None:
     return f"not installed: {', '.join(missing)}" if missing else None
 
 
-def why_not_official(case: Case) -> str | None:
-    """Why the official structure does not do `case`, or None; likewise for the other functions of this name."""
-    return official.why_not(case.config)
+def why_not_official(problem: Problem) -> str | None:
+    """Why the official structure cannot do `problem`, or None; likewise for the other functions of this name."""
+    return official.why_not(problem.config)
 
 
-def why_not_precast(case: Case) -> str | None:
-    reason = "the weights are already float32" if case.dtype == "float32" else None
-    reason = "weights are trained in float32" if case.task in TRAINING else reason
-    return why_not_official(case) or reason
+def why_not_precast(problem: Problem) -> str | None:
+    reason = "the weights are already float32" if problem.case.dtype == "float32" else None
+    reason = "weights are trained in float32" if problem.case.task in TRAINING else reason
+    return why_not_official(problem) or reason
 
 
-def why_not_compiled(case: Case) -> str | None:
-    slow = case.device == "cpu" and (case.task not in ("block", "act_step") or case.batch > 1 or case.model == "hrm")
-    slow = slow or (case.device == "cuda" and (case.model, case.task, case.batch) not in COMPILED)
-    return why_not_official(case) or ("compiling it on this many cores takes the time of the run" if slow else None)
-
-
-def why_not_autotuned(case: Case) -> str | None:
+def why_not_compiled(problem: Problem) -> str | None:
+    case = problem.case
+    slow = case.task not in ("block", "act_step") or case.batch > 1 or case.model in ("hrm", "bundled")
     if case.device == "cuda":
-        return "measured as official_autotuned_graph"
-    slow = case.device == "cpu" and (case.model, case.task, case.threads) != ("small", "act_step", 1)
-    return why_not_compiled(case) or ("compiling it on this many cores takes the time of the run" if slow else None)
+        slow = (case.model, case.task, case.batch) not in COMPILED
+    reason = "compiling it on this many cores takes the time of the run" if slow and case.model not in SHORT else None
+    return why_not_official(problem) or reason
 
 
-def why_not_liger(case: Case) -> str | None:
-    reason = absent("liger_kernel") if case.device == "cuda" else "it needs a CUDA device"
-    return reason or why_not_official(case)
+def why_not_liger(problem: Problem) -> str | None:
+    reason = absent("liger_kernel") if problem.case.device == "cuda" else "it needs a CUDA device"
+    return reason or why_not_official(problem)
 
 
-def why_not_flash(case: Case) -> str | None:
+def why_not_flash(problem: Problem) -> str | None:
+    case = problem.case
     if case.device != "cuda" or case.config.mixer != "attention":
         return "it is attention on a CUDA device"
     if case.dtype == "float32":
@@ -170,13 +158,15 @@ def why_not_flash(case: Case) -> str | None:
     return "the channel half has no attention" if case.task == "channel" else absent("flash_attn")
 
 
-def why_not_official_flash(case: Case) -> str | None:
-    return why_not_flash(case) or why_not_official(case)
-
-
-def why_not_onnx(case: Case) -> str | None:
+def why_not_onnx(problem: Problem) -> str | None:
+    case = problem.case
     if case.device != "cpu" or case.dtype != "float32":
         return "measured in float32 on the CPU"
     if case.task in TRAINING:
         return "it runs inference"
-    return absent("onnx", "onnxruntime") or why_not_official(case)
+    return absent("onnx", "onnxruntime") or why_not_official(problem)
+
+
+def why_not_reduced(problem: Problem) -> str | None:
+    wanted = problem.case.model in SHORT and problem.case.task == "act_step"
+    return None if wanted else "reduced formats are measured in the ACT steps of `python -m benchmarks.run --peers`"

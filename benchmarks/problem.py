@@ -10,15 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cases import TRAINING, Case
+from benchmarks.cases import LATENT_TASKS, TRAINING, Case
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.model import RecursiveReasoner
 
 Inputs = Mapping[str, Tensor]
 Run = Callable[[Inputs], Sequence[Tensor]]
 """One call of a task: inputs to the tensors that the gate compares."""
-
-LATENT_TASKS = ("mixer", "channel", "block")
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Problem:
     def short(self) -> Problem:
         """The same weights and inputs with the shortest recursion of the architecture, and one ACT step to solve.
 
-        Rounding grows about thirtyfold per ACT step, so only few layers can be held to a tight budget.
+        Rounding errors grow about thirtyfold per ACT step, so a tight budget holds for a few layers only.
         """
         return Problem(self.case, clone(self.model, H_cycles=1, L_cycles=1, halt_max_steps=1), self.inputs[:1])
 
@@ -64,16 +62,21 @@ def clone(
 
 
 def make(case: Case, copies: int = 4, seed: int = 0) -> Problem:
-    """The problem of `case` with `copies` sets of random inputs, or with one to train on, where each may be captured;
-    the halting head and embeddings are not zero."""
+    """The problem of `case` with `copies` sets of random inputs, or with one set to train on (each may be captured).
+
+    Weights are random, those of the halting head and the embeddings too; those of the bundled model are its own.
+    """
     torch.manual_seed(seed)
+    inputs = [_inputs(case) for _ in range(1 if case.task in TRAINING else copies)]
+    if case.model == "bundled":
+        return Problem(case, RecursiveReasoner.from_pretrained("sudoku", impl="reference").to(case.device), inputs)
     model = RecursiveReasoner(case.config, impl="reference").eval()
     with torch.no_grad():
         if model.config.has_q_head:
             model.q_head.weight.normal_(std=case.config.hidden_size**-0.5)
         if model.config.puzzle_emb_ndim:
             model.puzzle_emb.weights.normal_()
-    return Problem(case, model.to(case.device), [_inputs(case) for _ in range(1 if case.task in TRAINING else copies)])
+    return Problem(case, model.to(case.device), inputs)
 
 
 def _inputs(case: Case) -> Inputs:

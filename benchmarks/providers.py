@@ -1,9 +1,9 @@
-"""Who is compared: the official structure in the ways that people run it, other libraries, and every executor here."""
+"""What is compared: the official structure as people run it, other libraries, and every executor of this package."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import peers
-from benchmarks.cases import TRAINING, Case
+from benchmarks.cases import LATENT_TASKS, TRAINING
 from benchmarks.peers import Layer, StepFunction
-from benchmarks.problem import LATENT_TASKS, Inputs, Problem, Run, clone, loss
-from rtm_kernels.engine.executor import executor
+from benchmarks.problem import Inputs, Problem, Run, clone, loss
+from rtm_kernels.engine.executor import EXECUTORS, executor
 from rtm_kernels.impl import why_not_triton
 from rtm_kernels.ops.adam_atan2.api import AdamATan2
 from rtm_kernels.ops.attention_norm.api import attention_norm
@@ -27,6 +27,9 @@ from rtm_kernels.recursion.native_weights import StackWeights
 ONE_LAYER = Program("layer", (Step("h", ("h",), ("y", INPUT)),), output="h")
 
 
+WhyNot = Callable[[Problem], str | None]
+
+
 @dataclass(frozen=True)
 class Provider:
     """How one implementation does the tasks. `step` also returns the module whose parameters are trained."""
@@ -34,11 +37,19 @@ class Provider:
     name: str
     layer: Callable[[Problem], Layer]
     step: Callable[[Problem], tuple[StepFunction, nn.Module]]
-    why_not: Callable[[Case], str | None] = lambda case: None
+    unable: WhyNot = lambda problem: None
     graph: bool = False
     """Whether its calls are captured in a CUDA graph and replayed."""
     leeway: float = 1.0
     """Factor on the error budget of the gate."""
+    reduced: bool = False
+    """Whether it computes in a smaller format than the case asks for, which the gate allows an error of a tenth."""
+
+    def why_not(self, problem: Problem) -> str | None:
+        """Why it cannot do `problem` here, or None."""
+        if self.graph and problem.case.device != "cuda":
+            return "CUDA graphs need a CUDA device"
+        return self.unable(problem)
 
 
 def run_of(provider: Provider, problem: Problem) -> Run:
@@ -85,10 +96,6 @@ def _first_block(model: nn.Module) -> Any:
     return model.get_submodule("L_level.layers.0")
 
 
-def _ours_layer(problem: Problem, *, impl: str, attention: str = "sdpa") -> Layer:
-    return half_layer(problem, impl, attention)[0]
-
-
 def half_layer(problem: Problem, impl: str, attention: str = "sdpa") -> tuple[Layer, tuple[Tensor, ...]]:
     """The half layer or layer of a latent task, and the weights that it multiplies with."""
     model = clone(problem.model, impl=impl, attention=attention)
@@ -119,7 +126,7 @@ def _with_embedding(model: Any, act_step: Callable[..., Any]) -> StepFunction:
 
     def step(inputs: Inputs) -> tuple[Inputs, Tensor, Tensor | None]:
         x = model.embed(inputs["inputs"], inputs["puzzle_identifiers"])
-        latents, logits, q = act_step({name: inputs[name] for name in names}, x)
+        latents, logits, q, *_ = act_step({name: inputs[name] for name in names}, x)
         return {**inputs, **{name: latents[name] for name in names}}, logits, q
 
     return step
@@ -132,132 +139,79 @@ def _native_layer(problem: Problem) -> Layer:
     return lambda inputs: run({"h": inputs["h"], "y": inputs["y"]}, inputs["x"])["h"]
 
 
-def _native_step(problem: Problem) -> tuple[StepFunction, nn.Module]:
-    return _with_embedding(problem.model, executor("native", problem.model).step), problem.model
+def _no_layer(problem: Problem) -> Layer:
+    raise NotImplementedError("it runs whole ACT steps")
 
 
-def _persistent_layer(problem: Problem) -> Layer:
-    from rtm_kernels.recursion.persistent.executor import PersistentExecutor
-
-    stacks = {"L_level": [_first_block(problem.model)]}
-    run = PersistentExecutor(ONE_LAYER, stacks, problem.model.dtype).run
-    return lambda inputs: run({"h": inputs["h"], "y": inputs["y"]}, inputs["x"])["h"]
+def _why_not_ours(problem: Problem) -> str | None:
+    on_cpu = why_not_triton(torch.device("cpu")) or "interpreted, so not timed"
+    return None if problem.case.device == "cuda" else on_cpu
 
 
-def _persistent_step(problem: Problem) -> tuple[StepFunction, nn.Module]:
-    from rtm_kernels.recursion.persistent.executor import PersistentExecutor
-
-    model = problem.model
-    run = PersistentExecutor(model.program, {k: model.get_submodule(k) for k in model.config.layers}, model.dtype).run
-
-    def act_step(latents: Inputs, x: Tensor) -> Any:
-        values = run(latents, x)
-        return values, *model.heads(values[model.program.output])
-
-    return _with_embedding(model, act_step), model
+def _why_not_flash(problem: Problem) -> str | None:
+    return peers.why_not_flash(problem) or _why_not_ours(problem)
 
 
-def _runner_step(problem: Problem) -> tuple[StepFunction, nn.Module]:
-    """The package's own graph runner around the Triton ops: copies in and out included."""
-    from rtm_kernels.recursion.graph import GraphRunner
-
-    eager, model = _ours_step(problem, impl="triton")
-    names, batch = problem.model.program.carried, problem.case.batch
-
-    def flat(inputs: Inputs) -> dict[str, Tensor]:
-        new, logits, q = eager(inputs)
-        return {**{name: new[name] for name in names}, "logits": logits, **({} if q is None else {"q": q})}
-
-    runner = GraphRunner(flat, max_batch=batch, buckets=(batch,))
-
-    def step(inputs: Inputs) -> tuple[Inputs, Tensor, Tensor | None]:
-        out = runner({name: inputs[name] for name in ("inputs", "puzzle_identifiers", *names)})
-        return {**inputs, **{name: out[name] for name in names}}, out["logits"], out.get("q")
-
-    return step, model
-
-
-def _why_not_runner(case: Case) -> str | None:
-    steps = case.task in ("act_step", "solve")
-    return _why_not_graph(case, _why_not_ours) or (None if steps else "it replays whole ACT steps, without gradients")
-
-
-def _why_not_graph(case: Case, inner: Callable[[Case], str | None]) -> str | None:
-    return inner(case) if case.device == "cuda" else "CUDA graphs need a CUDA device"
-
-
-def _why_not_ours(case: Case) -> str | None:
-    return None if case.device == "cuda" else (why_not_triton(torch.device("cpu")) or "interpreted, so not timed")
-
-
-def _why_not_native(case: Case) -> str | None:
-    if case.device != "cpu" or case.dtype != "float32":
-        return "it computes in float32 on the CPU"
-    if case.task in ("mixer", "channel", *TRAINING):
-        return "it runs whole layers, without gradients"
-    return native.why_not()
-
-
-def _why_not_persistent(case: Case) -> str | None:
-    if case.device != "cuda":
-        return "it needs a CUDA device"
-    if case.task in ("mixer", "channel", *TRAINING):
-        return "it runs whole layers, without gradients"
-    from rtm_kernels.recursion.persistent.executor import why_not
-
-    with torch.device("meta"):
-        from rtm_kernels.model import RecursiveReasoner
-
-        model = RecursiveReasoner(case.config)
-    stacks = {name: model.get_submodule(name) for name in case.config.layers}
-    return why_not(case.config.program, stacks, torch.device("cuda"), model.dtype, case.config.latent_len)
-
-
-def _why_not_flash(case: Case) -> str | None:
-    return peers.why_not_flash(case) or _why_not_ours(case)
-
-
-def _official(name: str, why_not: Callable[[Case], str | None], graph: bool = False, **options: Any) -> Provider:
-    """The official structure; with `graph`, one CUDA graph around the whole call, whose weights are cast beforehand
-    where they are not trained."""
-    if graph:
-        why_not, options = partial(_why_not_graph, inner=why_not), {**options, "cast": True}
+def _official(name: str, why_not: WhyNot, graph: bool = False, **options: Any) -> Provider:
+    """The official structure; a captured one has its weights cast beforehand where they are not trained."""
+    options |= {"cast": True} if graph else {}
     return Provider(name, partial(peers.layer, **options), partial(peers.step, **options), why_not, graph=graph)
 
 
-def _ours(name: str, why_not: Callable[[Case], str | None], **options: Any) -> Provider:
-    return Provider(name, partial(_ours_layer, **options), partial(_ours_step, **options), why_not)
+def _ours(name: str, why_not: WhyNot, **options: Any) -> Provider:
+    layer = lambda problem: half_layer(problem, **options)[0]  # noqa: E731
+    return Provider(name, layer, partial(_ours_step, **options), why_not)
+
+
+def _executor(
+    name: str, executor_name: str, layer: Callable[[Problem], Layer] = _no_layer, reduced: bool = False
+) -> Provider:
+    """An executor of the engine, as the solver takes it; `layer` runs a single layer where it can."""
+
+    def step(problem: Problem) -> tuple[StepFunction, nn.Module]:
+        return _with_embedding(problem.model, executor(executor_name, problem.model).step), problem.model
+
+    def why_not(problem: Problem) -> str | None:
+        tasks = ("act_step", "solve") if layer is _no_layer else ("act_step", "solve", "block")
+        if problem.case.task not in tasks:
+            return f"it runs whole {'layers' if 'block' in tasks else 'ACT steps'}, without gradients"
+        reason = peers.why_not_reduced(problem) if reduced else None
+        return reason or EXECUTORS[executor_name].why_not(problem.model)
+
+    return Provider(name, layer, step, why_not, reduced=reduced)
 
 
 def _graphed(provider: Provider) -> Provider:
-    why_not = partial(_why_not_graph, inner=provider.why_not)
-    return Provider(f"{provider.name}_graph", provider.layer, provider.step, why_not, graph=True)
+    return replace(provider, name=f"{provider.name}_graph", graph=True)
 
 
 BASELINE = _official("official_eager", peers.why_not_official)
-REFERENCE = _ours("rtm_reference", lambda case: None, impl="reference")
+REFERENCE = _ours("rtm_reference", lambda problem: None, impl="reference")
 TRITON = _ours("rtm_triton", _why_not_ours, impl="triton")
-PERSISTENT = Provider("rtm_persistent", _persistent_layer, _persistent_step, _why_not_persistent)
-NATIVE = Provider("rtm_native", _native_layer, _native_step, _why_not_native)
+PERSISTENT = _executor("rtm_persistent", "persistent")
+NATIVE = _executor("rtm_native", "native", _native_layer)
 
 PROVIDERS: tuple[Provider, ...] = (
     BASELINE,
     _official("official_precast", peers.why_not_precast, cast=True),
     _official("official_liger", peers.why_not_liger, kernels="liger"),
-    _official("official_flash", peers.why_not_official_flash, cast=True, kernels="flash"),
     _official("official_compiled", peers.why_not_compiled, compiled="default"),
-    _official("official_autotuned", peers.why_not_autotuned, compiled=peers.MAX_AUTOTUNE),
     _official("official_compiled_graph", peers.why_not_compiled, graph=True, compiled="default"),
-    _official("official_autotuned_graph", peers.why_not_compiled, graph=True, compiled=peers.MAX_AUTOTUNE),
+    _official("official_autotuned_graph", peers.why_not_compiled, graph=True, compiled="max-autotune-no-cudagraphs"),
+    Provider("official_bfloat16", _no_layer, partial(peers.reduced_step, dtype="bfloat16"), peers.why_not_reduced,
+             reduced=True),
     Provider("onnxruntime", peers.onnx_layer, peers.onnx_step, peers.why_not_onnx, leeway=4.0),
     REFERENCE,
     TRITON,
     _ours("rtm_triton_flash", _why_not_flash, impl="triton", attention="flash"),
     _graphed(TRITON),
-    Provider("rtm_graph_runner", TRITON.layer, _runner_step, _why_not_runner),
+    _executor("rtm_graph_runner", "graph"),
     PERSISTENT,
     _graphed(PERSISTENT),
     NATIVE,
-)
+    _executor("rtm_native_bfloat16", "native-bfloat16", reduced=True),
+    _executor("rtm_native_int8", "native-int8", reduced=True),
+    _executor("rtm_symmetric", "symmetric"),
+)  # fmt: skip
 """The baseline of every ratio comes first. A compiled one compiles its stacks of layers, in which all time is spent.
-ONNX Runtime approximates exp, which a recursion magnifies; it gets leeway, because refusing it would hide it."""
+ONNX Runtime approximates exp, which a recursion magnifies; without its leeway it would be refused, and not compared."""

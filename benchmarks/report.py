@@ -1,21 +1,22 @@
-"""python -m benchmarks.report RESULTS.json: one table, and profiles/<machine>/ with JSON, a page and figures.
+"""The report of a run: profiles/<machine>/ with JSON, a page and figures.
 
-profiles/<machine>/summary.json is what documents cite; README.md beside it is made from it alone, so the two agree.
+Documents cite summary.json; README.md beside it is generated from it, so that the two agree.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import figures, machine, rows
 from benchmarks.cases import cases
-from benchmarks.providers import PROVIDERS
+from benchmarks.rows import Row
 
-PROFILES = machine.ROOT / "profiles"
 DRAWN = ("ratios.png", "roofline.png", "history.png")
 NOTES = {
     "cpu": "Compare ratios, not milliseconds: a processor is shared with other programs, and the rounds are "
@@ -64,7 +65,7 @@ def page(found: Sequence[Mapping[str, Any]], folder: Path) -> str:
         "Every row's answer was held to the error budget before it was timed (ONNX Runtime to four times of it). "
         "What was refused or not run, and why: [not_run.json](not_run.json).", "",
         *table(found), "",
-        *_refused(folder), *_paths(found), *_loops(found), *_act_steps(folder), *_energy(folder, device),
+        *_refused(folder), *_paths(folder), *_act_steps(folder), *_energy(folder, device),
         *_more(folder),
     ]  # fmt: skip
     lines += [f"![{name.removesuffix('.png')}]({name})" for name in DRAWN if (folder / name).exists()]
@@ -78,27 +79,17 @@ def _refused(folder: Path) -> list[str]:
     return ["Refused:", "", *refused, ""] if refused else []
 
 
-def _paths(found: Sequence[Mapping[str, Any]]) -> list[str]:
+def _paths(folder: Path) -> list[str]:
     """Both paths of an ACT step in every batch bucket, as `benchmarks.choose` measured them."""
-    mine = [row for row in found if row["metric"] == "bucket_latency"]
+    content = _load(folder / "choice.json")
+    mine = [row for row in content["rows"] if row["status"] == "measured"] if content else []
     if not mine:
         return []
     lines = ["| case | path | ms | ratio | 95% interval | chosen |", "|---|---|--:|--:|--:|---|"]
     for r in mine:
-        lines.append(f"| {r['case']} | {r['path']} | {1e3 * r['value']:.3f} | {r['ratio']:.2f} | {r['ratio_low']:.2f} "
-                     f"to {r['ratio_high']:.2f} | {'yes' if r['chosen'] else ''} |")  # fmt: skip
-    return [*lines, ""]
-
-
-def _loops(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The gap between ACT steps of both loops, as `benchmarks.loops` measured it."""
-    mine = [row for row in found if row["metric"] == "step_gap"]
-    if not mine:
-        return []
-    lines = ["| case | loop | us between steps | 95% interval |", "|---|---|--:|--:|"]
-    for r in mine:
-        gap, low, high = (1e6 * r[key] for key in ("value", "low", "high"))
-        lines.append(f"| {r['case']} | {r['impl']} | {gap:.1f} | {low:.1f} to {high:.1f} |")
+        low, high = r["ratio_interval"]
+        lines.append(f"| {r['case']} | {r['path']} | {1e3 * r['seconds']:.3f} | {r['ratio']:.2f} | {low:.2f} to "
+                     f"{high:.2f} | {'yes' if r['chosen'] else ''} |")  # fmt: skip
     return [*lines, ""]
 
 
@@ -147,53 +138,42 @@ def _load(path: Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def not_run(
-    device: str, measured: set[tuple[str, str]], known: Sequence[Mapping[str, str]] = ()
-) -> list[dict[str, str]]:
-    """What the run left out, and why; `known` are the rows that the run itself did not measure."""
-    left: list[dict[str, str]] = []
-    for name in dict.fromkeys(row["case"] for row in known):
-        mine = [dict(row) for row in known if row["case"] == name and (name, row["impl"]) not in measured]
-        alike = len(mine) > 1 and len({row["reason"] for row in mine}) == 1
-        left += [mine[0] | {"impl": "all"}] if alike and all(case != name for case, _ in measured) else mine
-    noted = {row["case"] for row in left}
-    for case, reason in cases(device):
-        if case.name in noted:
-            continue
-        if all(name != case.name for name, _ in measured):
-            left.append({"case": case.name, "impl": "all", "reason": reason or "not in this run"})
-            continue
-        for provider in PROVIDERS:
-            if (case.name, provider.name) not in measured:
-                why = provider.why_not(case) or "refused, or it raised: see the output of the run"
-                left.append({"case": case.name, "impl": provider.name, "reason": why})
-    return left
+def not_run(found: Sequence[Row]) -> list[dict[str, str]]:
+    """What was refused or not run, and why: one entry for a case where the reason is the same for all."""
+    shown: list[Row] = []
+    for name in dict.fromkeys(row.case for row in found):
+        mine = [row for row in found if row.case == name]
+        alike = len({(row.status, row.reason) for row in mine}) == 1
+        shown += [replace(mine[0], impl="all")] if alike else mine
+    device = next(row.facts["device"] for row in found if row.status == "measured")
+    known = {row.case for row in found}
+    skipped = [(case.name, reason or "not in this run") for case, reason in cases(device) if case.name not in known]
+    shown += [Row(name, "all", "not run", reason) for name, reason in skipped]
+    keys = ("case", "impl", "status", "reason")
+    return [{key: getattr(row, key) for key in keys} for row in shown if row.status != "measured"]
 
 
-def update_summary(folder: Path, new: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[dict[str, Any]]:
-    """Put rows in place of those of `metrics` in the summary of `folder`; those of other stages stay. Returns it."""
-    kept = [row for row in _load(folder / "summary.json") or [] if row["metric"] not in metrics]
-    made = [dict(row) for row in new]
-    found = [*made, *kept] if metrics == rows.METRICS else [*kept, *made]
-    rows.replace(folder / "summary.json", json.dumps(found, indent=1) + "\n")
-    return found
+def default_folder(device: str | None = None) -> Path:
+    """profiles/<machine>, by default of the GPU if there is one."""
+    return machine.ROOT / "profiles" / machine.slug(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def write(
-    results: Sequence[rows.Result], folder: Path, known: Sequence[Mapping[str, str]] = ()
-) -> list[dict[str, Any]]:
-    """Write summary, facts, figures, what was not run, history, and the page last; returns the summary."""
-    found = rows.summary(results)
-    folder.mkdir(parents=True, exist_ok=True)
-    figures.draw(found, [r.facts for r in results], folder)
-    found = update_summary(folder, found, rows.METRICS)
-    facts = [dict(r.facts) for r in results]
+def write_summary(found: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
+    """Replace summary.json in `folder`; returns it."""
+    whole = rows.summary(found)
+    rows.replace(folder / "summary.json", json.dumps(whole, indent=1) + "\n")
+    return whole
+
+
+def write(found: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
+    """Write summary, facts, figures, what was not run, and the page last; returns the summary."""
+    facts = [row.as_dict() for row in found if row.status == "measured"]
+    whole = write_summary(found, folder)
+    figures.draw(whole, facts, folder)
     rows.replace(folder / "facts.jsonl", "".join(json.dumps(fact) + "\n" for fact in facts))
-    left = not_run(results[0].facts["device"], {r.key for r in results}, known)
-    rows.replace(folder / "not_run.json", json.dumps(left, indent=1) + "\n")
-    _append_history(found, folder)
-    rows.replace(folder / "README.md", page(found, folder))
-    return found
+    rows.replace(folder / "not_run.json", json.dumps(not_run(found), indent=1) + "\n")
+    rows.replace(folder / "README.md", page(whole, folder))
+    return whole
 
 
 def refresh(folder: Path) -> None:
@@ -201,40 +181,3 @@ def refresh(folder: Path) -> None:
     found = _load(folder / "summary.json")
     if found:
         rows.replace(folder / "README.md", page(found, folder))
-
-
-def _append_history(found: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """One line per case and provider of each clean commit, a commit's latest run replacing its earlier ones."""
-    path = folder / "history.jsonl"
-    kept = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    new = [
-        {key: row[key] for key in ("commit", "case", "impl", "value", "ratio", "ratio_low", "ratio_high")}
-        for row in found
-        if row["metric"] == "latency" and not row["commit"].endswith("+")
-    ]
-    kept = [e for e in kept if e["commit"] not in {n["commit"] for n in new}] + new
-    if kept:
-        rows.replace(path, "".join(json.dumps(entry) + "\n" for entry in kept))
-        figures.history(kept, folder / "history.png")
-
-
-def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("results", type=Path, help="file that pytest --benchmark-json wrote")
-    parser.add_argument("--left", type=Path, help="file that pytest --left wrote")
-    parser.add_argument("--folder", type=Path, help="folder to write to (default: profiles/<machine>)")
-    args = parser.parse_args()
-    results = rows.read(args.results)
-    if not results:
-        print(f"error: {args.results} holds no measured row")
-        return 1
-    folder = args.folder or PROFILES / machine.slug(results[0].facts["device"])
-    found = write(results, folder, _load(args.left) if args.left else ())
-    print("\n".join(table(found)))
-    print(f"\nwritten to {folder}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

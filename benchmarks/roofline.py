@@ -1,6 +1,6 @@
 """python -m benchmarks.roofline: what each kernel of an ACT or training step computes and moves, and its least time.
 
-The counts come from the ops' cost models (`rtm_kernels/ops/<op>/cost.py`), which `tests/proof/test_cost.py` holds to
+The counts come from the ops' cost models (`benchmarks/costs`), which `tests/proof/test_cost.py` holds to
 what the kernels do. The limits are those of an H200 that a good kernel reaches: 790 TFLOP/s in bfloat16, 4.3 TB/s, and
 16 special functions per clock and multiprocessor. A measured time stands beside the model where a profile has one, and
 `unproven` where none has.
@@ -18,13 +18,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rtm_kernels.ops.adam_atan2 import cost as adam_cost
-from rtm_kernels.ops.attention_norm import cost as attention_cost
-from rtm_kernels.ops.cost import KernelCost, Limits
-from rtm_kernels.ops.halting import cost as halting_cost
-from rtm_kernels.ops.mixer_norm import cost as mixer_cost
-from rtm_kernels.ops.stablemax_loss import cost as loss_cost
-from rtm_kernels.ops.swiglu_norm import cost as swiglu_cost
+from benchmarks.costs import KernelCost, Limits
+from benchmarks.costs import adam_atan2 as adam_cost
+from benchmarks.costs import attention_norm as attention_cost
+from benchmarks.costs import halting as halting_cost
+from benchmarks.costs import mixer_norm as mixer_cost
+from benchmarks.costs import swiglu_norm as swiglu_cost
+from benchmarks.costs import token_loss as loss_cost
 from rtm_kernels.program import trm
 
 H200 = Limits(flops=790e12, bytes=4.3e12, special=132 * 16 * 1.755e9)

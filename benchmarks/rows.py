@@ -1,75 +1,86 @@
-"""Rows of results on disk: the facts of a run, and the summary that documents cite."""
+"""What was found about one provider in one case, and files of such rows."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from rtm_kernels.errors import InputError
 
 
-@dataclass(frozen=True)
-class Result:
-    """One measured provider of one case: its facts, and its samples in seconds per call."""
+@dataclass
+class Row:
+    """One provider in one case. `status` is measured, refused (wrong answer) or not run."""
 
-    facts: Mapping[str, Any]
-    samples: list[float] = field(repr=False)
+    case: str
+    impl: str
+    status: str
+    reason: str = ""
+    baseline: str = ""
+    seconds: float | None = None
+    seconds_interval: tuple[float, float] | None = None
+    ratio: float | None = None
+    """Time of the baseline over the time of this row, median over interleaved rounds; above 1 is faster."""
+    ratio_interval: tuple[float, float] | None = None
+    samples: list[float] = field(default_factory=list, repr=False)
+    facts: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def key(self) -> tuple[str, str]:
-        """Case and provider."""
-        return self.facts["case"], self.facts["impl"]
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the samples, flat."""
+        values = asdict(self)
+        values.pop("samples")
+        return {**values.pop("facts"), **values}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Row:
+        """The row that `as_dict` gave; the samples are kept if they were added to it."""
+        own = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        return cls(**own, facts={key: value for key, value in values.items() if key not in own})
 
 
-METRICS = ("latency", "launches", "peak_memory_bytes", "joules")
-"""What `summary` writes; the other metrics of a file of this kind come from other stages."""
-
-
-def read(path: Path) -> list[Result]:
-    """The results in a file that `pytest --benchmark-json` or `write` wrote. Errors: `InputError`."""
+def read(path: Path) -> list[Row]:
+    """The rows in a file that `write` wrote. Errors: `InputError`."""
     try:
-        found = json.loads(path.read_text())["benchmarks"]
-        results = [Result(b["extra_info"], list(b["stats"]["data"])) for b in found]
+        return [Row.of(values) for values in json.loads(path.read_text())]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a file of benchmark results ({type(error).__name__}: {error})") from error
-    return [r for r in results if r.facts.get("status") == "measured"]
+        raise InputError(f"{path}: not a file of benchmark rows ({type(error).__name__}: {error})") from error
 
 
-def write(path: Path, results: Iterable[Result]) -> None:
-    """Write results so that `read` finds them; the file is replaced as a whole."""
-    found = [{"extra_info": dict(r.facts), "stats": {"data": r.samples}} for r in results]
-    replace(path, json.dumps({"benchmarks": found}))
+def write(path: Path, found: Iterable[Row]) -> None:
+    """Write rows with their samples; the file is replaced as a whole."""
+    replace(path, json.dumps([row.as_dict() | {"samples": row.samples} for row in found]))
 
 
 def replace(path: Path, text: str) -> None:
-    """Write `text` to `path` in one step, its folder included."""
+    """Write `text` to `path` in one step, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(path.suffix + ".new")
     scratch.write_text(text)
     scratch.replace(path)
 
 
-def summary(results: Iterable[Result]) -> list[dict[str, Any]]:
-    """One row per measured quantity: case, impl, metric, value, unit, baseline, ratio and its interval, and where."""
-    rows = []
-    for result in results:
-        facts = result.facts
+def summary(found: Iterable[Row]) -> list[dict[str, Any]]:
+    """One entry per measured quantity: case, impl, metric, value, unit, baseline, ratio and its interval, and where."""
+    entries = []
+    for row in found:
+        if row.status != "measured":
+            continue
+        facts = row.as_dict()
         common = {
-            "case": facts["case"], "impl": facts["impl"], "baseline": facts["baseline"], "commit": facts["commit"],
+            "case": row.case, "impl": row.impl, "baseline": row.baseline, "commit": facts["commit"],
             "torch": facts["versions"]["torch"], "triton": facts["versions"]["triton"],
             "gpu": facts["machine"] if facts["device"] == "cuda" else None, "machine": facts["machine"],
             "threads": facts["threads"], "clock_mhz": facts["clock_mhz"],
         }  # fmt: skip
-        rows.append(common | {
-            "metric": "latency", "value": facts["seconds"], "unit": "s", "ratio": facts["ratio"],
-            "ratio_low": facts["ratio_interval"][0], "ratio_high": facts["ratio_interval"][1],
-            "fraction_of_limit": facts["fraction_of_limit"],
-        })  # fmt: skip
+        low, high = facts["ratio_interval"]
+        ratio = {"ratio": row.ratio, "ratio_low": low, "ratio_high": high}
+        limit = {"fraction_of_limit": facts["fraction_of_limit"]}
+        entries.append(common | {"metric": "latency", "value": row.seconds, "unit": "s"} | ratio | limit)
         for metric, unit in (("launches", ""), ("peak_memory_bytes", "B"), ("joules", "J")):
             if facts.get(metric) is not None:
-                rows.append(common | {"metric": metric, "value": facts[metric], "unit": unit, "ratio": None,
-                                      "ratio_low": None, "ratio_high": None, "fraction_of_limit": None})  # fmt: skip
-    return rows
+                measured = {"metric": metric, "value": facts[metric], "unit": unit}
+                entries.append(common | measured | dict.fromkeys((*ratio, *limit)))
+    return entries

@@ -78,16 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = (done.stdout + done.stderr).strip()
             summary = [line for line in text.splitlines() if "ERROR SUMMARY" in line or "RACECHECK SUMMARY" in line]
             last = " ".join((summary or text.splitlines())[-1:])
-            print(
-                f"{tool}: exit {done.returncode}: {last}" + (f"\n{text[-3000:]}" if done.returncode else ""), flush=True
-            )
+            told = f"{tool}: exit {done.returncode}: {last}"
+            print(told + (f"\n{text[-3000:]}" if done.returncode else ""), flush=True)
             found[tool] = done.returncode == 0
             _write(args.folder, found)
     _write(args.folder, found)
     wrong = [name for name, clean in found.items() if not clean]
-    print(
-        f"{len(found) - len(wrong)} of {len(TOOLS)} tools find nothing" + (f"; not {', '.join(wrong)}" if wrong else "")
-    )
+    told = f"{len(found) - len(wrong)} of {len(TOOLS)} tools find nothing"
+    print(told + (f"; not {', '.join(wrong)}" if wrong else ""))
     return int(bool(wrong) or not found)
 
 

@@ -1,4 +1,4 @@
-"""Interleaved measurement: every round times every contestant once, so that what else the machine does hits all."""
+"""Interleaved measurement: every round times every contestant once, so that a busy machine slows all of them alike."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ PATIENCE = 5
 
 
 class Clock:
-    """Times calls on a device: by the processor's clock, or by CUDA events with one synchronisation per sample.
+    """Times calls on a device: by the wall clock, or by CUDA events with one synchronisation per sample.
 
-    With `flush`, a write of twice the L2 cache precedes every timed call, which is then timed alone.
+    With `flush`, a write of twice the L2 cache precedes every timed call, which is then timed alone. With `process` on
+    a CPU, the processor time of this process is counted, to which other programs add little.
     """
 
-    def __init__(self, device: str, flush: bool = False) -> None:
-        self.device = device
+    def __init__(self, device: str, flush: bool = False, process: bool = False) -> None:
+        self.device, self.timer = device, time.process_time if process else time.perf_counter
         self.buffer: torch.Tensor | None = None
         if device == "cuda" and flush:
             size = 2 * torch.cuda.get_device_properties(0).L2_cache_size
@@ -33,10 +34,10 @@ class Clock:
     def sample(self, call: Call, start: int, count: int) -> float:
         """Seconds per call over `count` calls."""
         if self.device == "cpu":
-            begin = time.perf_counter()
+            begin = self.timer()
             for i in range(start, start + count):
                 call(i)
-            return (time.perf_counter() - begin) / count
+            return (self.timer() - begin) / count
         if self.buffer is None:
             return self._events(lambda: [call(i) for i in range(start, start + count)]) / count
         return float(np.median([self._cold(call, i) for i in range(start, start + count)]))
@@ -66,7 +67,7 @@ def interleave(
     counts = {}
     for name, call in calls.items():
         clock.sample(call, 0, 1)  # warm up
-        counts[name] = max(1, min(200, round(MIN_SAMPLE[clock.device] / clock.sample(call, 1, 1))))
+        counts[name] = max(1, min(200, round(MIN_SAMPLE[clock.device] / max(clock.sample(call, 1, 1), 1e-9))))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     names, begin = list(calls), time.perf_counter()
     for turn in range(max_rounds):

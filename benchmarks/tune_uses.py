@@ -17,7 +17,7 @@ from rtm_kernels.ops.adam_atan2 import reference as optimisers
 from rtm_kernels.ops.adam_atan2.op import adam_atan2_op, sign_sgd_op
 from rtm_kernels.ops.halting.api import halting_step_
 from rtm_kernels.ops.halting.reference import initial_state
-from rtm_kernels.ops.stablemax_loss.api import token_loss
+from rtm_kernels.ops.token_loss.api import token_loss
 
 Outputs = Sequence[Tensor]
 

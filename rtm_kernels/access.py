@@ -1,4 +1,4 @@
-"""Who may connect: addresses that only this machine reaches, and the token that listening on any other one takes."""
+"""Who may connect: loopback addresses, and the token that any other address needs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from pathlib import Path
 from rtm_kernels.errors import require
 
 VARIABLE = "RTM_TOKEN"
-SHORTEST, LONGEST = 16, 4096
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
-    if host == "localhost":
-        return True
+    """Whether `host` is an address that only this machine reaches."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def is_local_name(header: bytes) -> bool:
+    """Whether a Host header, with or without a port, is a loopback name: it was not sent by a page of another site."""
+    text = header.decode("latin-1").lower()
+    return (text[: text.find("]") + 1] or text.partition(":")[0]) in ("localhost", "127.0.0.1", "[::1]")
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,8 @@ class Token:
     @classmethod
     def of(cls, text: str) -> Token:
         """Errors: `InputError`, which does not repeat the text, unless it is 16 to 4096 visible ASCII characters."""
-        fits = SHORTEST <= len(text) <= LONGEST and all("!" <= character <= "~" for character in text)
-        allowed = f"{SHORTEST} to {LONGEST} printable ASCII characters without spaces"
-        require(fits, "token", "...", allowed)
+        fits = 16 <= len(text) <= 4096 and all("!" <= character <= "~" for character in text)
+        require(fits, "token", "...", "16 to 4096 printable ASCII characters without spaces")
         return cls(hashlib.sha256(text.encode()).digest())
 
     @classmethod
@@ -51,7 +53,7 @@ class Token:
         return cls.of(os.environ[VARIABLE]) if VARIABLE in os.environ else None
 
     def opens(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Whether the headers of a request, their names in lower case, carry it once and nothing beside it."""
+        """Whether the headers of a request, their names in lower case, carry the token exactly once."""
         given = [value for name, value in headers if name == b"authorization"]
         scheme, _, text = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
         equal = hmac.compare_digest(hashlib.sha256(text.strip()).digest(), self.digest)

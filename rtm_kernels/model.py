@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rtm_kernels import pretrained
 from rtm_kernels.block import Adapter, FusedTRMBlock, Linear, Stack, trunc_normal
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.embedding import Embedding, SparseEmbedding
-from rtm_kernels.errors import InputError
+from rtm_kernels.errors import InputError, require
 from rtm_kernels.ops.attention_norm.reference import rope_tables
 from rtm_kernels.program import ADAPTER, Program
 from rtm_kernels.ranges import ranged
@@ -40,6 +41,15 @@ class Carry:
     current_data: dict[str, Tensor]
 
 
+def tensor_specs(config: ModelConfig) -> dict[str, Tensor]:
+    """The tensors that a saved model of `config` holds, by name, as meta tensors (shape and dtype, no memory).
+
+    A tied lm_head is left out: it is the token embedding.
+    """
+    with torch.device("meta"):
+        return RecursiveReasoner(config).tensors()
+
+
 def init_name(latent: str) -> str:
     """Buffer that a latent starts from: `z_H` starts from `H_init`."""
     return f"{latent.removeprefix('z_')}_init"
@@ -50,12 +60,12 @@ class RecursiveReasoner(nn.Module):
 
     An official state dict loads unchanged: the prefixes `_orig_mod.`, `model.` and `inner.` are dropped.
     Weights stay in float32 and are cast to `config.forward_dtype` on use; latents are kept in that dtype.
-    `impl` and `attention` choose the ops' implementation (see `FusedTRMBlock`).
+    `impl` and `attention` choose the ops' implementation (see `FusedTRMBlock`); loss heads read `impl` too.
     """
 
     def __init__(self, config: ModelConfig, *, impl: str = "auto", attention: str = "auto") -> None:
         super().__init__()
-        self.config = config
+        self.config, self.impl = config, impl
         self.program = config.program
         width, embed_std = config.hidden_size, config.hidden_size**-0.5
         self.embed_tokens = Embedding(config.vocab_size, width, std=embed_std)
@@ -80,9 +90,8 @@ class RecursiveReasoner(nn.Module):
             self.register_buffer(init_name(latent), start)
         self._rope: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.run: Run | None = None
-        """What runs programs instead of the stacks one by one; training on a CPU sets it."""
-        self.rank, self.world_size = 0, 1
-        """Which share of each batch this process has, of how many equal ones in order; training on ranks sets them."""
+        """What executes programs, set by `run_with`."""
+        self._rank, self._world_size = 0, 1
         self.register_load_state_dict_pre_hook(_drop_official_prefixes)
 
     @classmethod
@@ -90,16 +99,48 @@ class RecursiveReasoner(nn.Module):
         cls, name_or_path: str | os.PathLike[str], *, impl: str = "auto", attention: str = "auto",
         revision: str | None = None,
     ) -> RecursiveReasoner:  # fmt: skip
-        """The saved model of that bundled name, folder or hub id; see `rtm_kernels.pretrained.from_pretrained`."""
-        from rtm_kernels import pretrained
+        """The saved model of that name, in evaluation mode on the CPU, its parameters in float32.
 
-        return pretrained.from_pretrained(name_or_path, impl=impl, attention=attention, revision=revision)
+        `name_or_path`: a bundled name, a folder, or a hub id `owner/name` (fetched at `revision`). A bundled name wins
+        over a folder of that name; write `./name` for the folder.
+
+        Errors: `InputError` for an unknown name, and for a folder whose files are missing, truncated, altered since
+        they were saved, or do not fit its config; `BackendUnavailable` for a hub id without huggingface_hub.
+        """
+        config, state = pretrained.load(name_or_path, tensor_specs, revision)
+        model = cls(config, impl=impl, attention=attention)
+        model.load_state_dict(state)
+        return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write weights, config and checksums to `folder`; see `rtm_kernels.pretrained.save_pretrained`."""
-        from rtm_kernels import pretrained
+        """Write weights, config and checksums to `folder`, which appears complete or not at all; returns its path.
 
-        return pretrained.save_pretrained(self, folder, overwrite=overwrite)
+        Errors: `InputError` when the folder is not empty (without `overwrite`), is a file, or a weight is not finite.
+        """
+        return pretrained.save(self.config, self.tensors(), folder, overwrite=overwrite)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that a saved model holds, by name: the state dict without a tied lm_head."""
+        state = self.state_dict()
+        return {k: v for k, v in state.items() if not (self.config.tied_lm_head and k == "lm_head.weight")}
+
+    def set_depth(self, config: ModelConfig) -> None:
+        """Go on with the cycles and the cap on ACT steps of `config`, all of whose weights the model has.
+
+        Errors: `InputError` for a config with other weights.
+        """
+        own = self.state_dict()
+        fits = all(name in own and own[name].shape == spec.shape for name, spec in tensor_specs(config).items())
+        require(fits, "config", config, "one whose weights the model has")
+        self.config, self.program = config, config.program
+
+    def run_with(self, run: Run | None) -> None:
+        """Let `run` execute programs instead of the stacks one by one; None undoes it."""
+        self.run = run
+
+    def share_batch(self, rank: int, world_size: int) -> None:
+        """Take part `rank` of each batch of `world_size` equal parts: random numbers are drawn for the whole batch."""
+        self._rank, self._world_size = rank, world_size
 
     def _block(self, impl: str, attention: str) -> FusedTRMBlock:
         c = self.config
@@ -237,7 +278,7 @@ class RecursiveReasoner(nn.Module):
         if q is None or c.halt_max_steps == 1:
             return last
         wants = q[..., 0] > q[..., 1] if c.halting == "q_continue" else q[..., 0] > 0
-        size, own = (len(steps) * self.world_size,), slice(self.rank * len(steps), (self.rank + 1) * len(steps))
+        size, own = (len(steps) * self._world_size,), slice(self._rank * len(steps), (self._rank + 1) * len(steps))
         explore = torch.rand(size, device=q.device)[own] < c.halt_exploration_prob
         least = torch.randint(2, c.halt_max_steps + 1, size, dtype=steps.dtype, device=q.device)[own]
         minimum = explore * least

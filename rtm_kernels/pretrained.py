@@ -11,20 +11,18 @@ import importlib.util
 import json
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 from torch import Tensor
 
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import BackendUnavailable, InputError
-from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.files import new_folder
 
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
 MODELS = Path(__file__).parent / "assets" / "models"
@@ -33,8 +31,8 @@ MODELS = Path(__file__).parent / "assets" / "models"
 MAX_HEADER = 1 << 20
 MAX_TENSORS = 1024
 MAX_JSON = 1 << 16
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
-"""Float dtypes by their safetensors name; F64 only where the model itself keeps float64."""
+DTYPES = ("F32", "BF16", "F16")
+"""Dtypes of weights by their safetensors name; F64 is allowed only where the model itself keeps float64."""
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -44,88 +42,41 @@ def known_models() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in MODELS.glob(f"*/{CONFIG}")))
 
 
-def tensor_specs(config: ModelConfig) -> dict[str, Tensor]:
-    """The tensors a saved model of `config` holds, by name, as meta tensors (shape and dtype, no memory).
-
-    A tied lm_head is left out: it is the token embedding.
-    """
-    with torch.device("meta"):
-        state = RecursiveReasoner(config).state_dict()
-    return _untied(config, state)
-
-
-def _untied(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k: v for k, v in state.items() if not (config.tied_lm_head and k == "lm_head.weight")}
-
-
-def save_pretrained(model: RecursiveReasoner, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-    """Write `model` to `folder` and return its path; the folder appears complete or not at all.
-
-    The files are written and synced to a temporary folder beside it, which is then renamed. With `overwrite` an
-    existing folder is moved aside first and removed when the new one stands.
+def save(
+    config: ModelConfig, tensors: Mapping[str, Tensor], folder: str | os.PathLike[str], *, overwrite: bool = False
+) -> Path:
+    """Write `config` and the named `tensors` to `folder` and return its path; it appears complete or not at all.
 
     Errors: `InputError` when the folder exists and is not empty (without `overwrite`), is a file, or when a
-    weight is not finite.
+    tensor is not finite.
     """
     target = Path(folder).absolute()
     if target.exists() and not target.is_dir():
         raise InputError(f"cannot save to {os.fspath(folder)!r}: it is a file")
     if not overwrite and target.is_dir() and any(target.iterdir()):
         raise InputError(f"cannot save to {os.fspath(folder)!r}: it is not empty (overwrite=True replaces it)")
-    state = {k: v.detach().cpu().contiguous() for k, v in _untied(model.config, model.state_dict()).items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     if len(state) > MAX_TENSORS:
         raise InputError(f"cannot save {len(state)} tensors: more than the {MAX_TENSORS} allowed in one file")
     _check_finite(state, "the model")
-    files = {WEIGHTS: safetensors.save(state), CONFIG: model.config.to_json().encode()}
+    files = {WEIGHTS: safetensors.save(state), CONFIG: config.to_json().encode()}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     files[MANIFEST] = (json.dumps({"sha256": digests}, indent=2, sort_keys=True) + "\n").encode()
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        fresh, old = scratch / "new", scratch / "old"
-        fresh.mkdir()
+    with new_folder(target) as fresh:
         for name, content in files.items():
-            _write_synced(fresh / name, content)
-        _sync_folder(fresh)
-        if target.exists():
-            os.rename(target, old)
-        try:
-            os.rename(fresh, target)
-        except OSError:
-            if old.exists():
-                os.rename(old, target)
-            raise
-        _sync_folder(target.parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            (fresh / name).write_bytes(content)
     return target
 
 
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    if os.name != "posix":  # other systems cannot open a folder for syncing
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def from_pretrained(
-    name_or_path: str | os.PathLike[str], *, impl: str = "auto", attention: str = "auto", revision: str | None = None
-) -> RecursiveReasoner:
-    """The saved model of that name, in evaluation mode on CPU, its parameters in float32.
+def load(
+    name_or_path: str | os.PathLike[str], specs: Callable[[ModelConfig], Mapping[str, Tensor]],
+    revision: str | None = None,
+) -> tuple[ModelConfig, dict[str, Tensor]]:  # fmt: skip
+    """The config and the tensors on the CPU of the saved model of that name.
 
     `name_or_path`: a bundled name (`known_models()`), a folder, or a hub id `owner/name` (fetched through
     huggingface_hub at `revision`). A bundled name wins over a folder of that name; write `./name` for the folder.
+    `specs` gives the tensors that a config asks for, as meta tensors.
 
     Errors: `InputError` for an unknown name (listing the known ones), and for a folder whose files are missing,
     truncated, altered since they were saved, or do not fit its config; `BackendUnavailable` for a hub id when
@@ -137,10 +88,7 @@ def from_pretrained(
     if not isinstance(digests, dict):
         raise InputError(f"{folder / MANIFEST}: no sha256 table in it")
     config = ModelConfig.from_dict(_read_json(folder / CONFIG, digests))
-    state = _read_weights(folder / WEIGHTS, tensor_specs(config), digests)
-    model = RecursiveReasoner(config, impl=impl, attention=attention)
-    model.load_state_dict(state)
-    return model.eval()
+    return config, _read_weights(folder / WEIGHTS, specs(config), digests)
 
 
 def _resolve(name_or_path: str | os.PathLike[str], revision: str | None) -> Path:
@@ -195,64 +143,38 @@ def _read_json(path: Path, digests: Mapping[str, Any] | None = None) -> dict[str
 
 
 def _read_weights(path: Path, specs: Mapping[str, Tensor], digests: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights, checked against `specs` from the header alone before the rest is read."""
-    size = _check_header(path, specs)
+    """The weights, compared with `specs` by the header alone before the rest is read."""
     try:
+        with path.open("rb") as file:
+            size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER:
+            raise InputError(f"{path}: its header of {length} bytes is not at most {MAX_HEADER}")
+        with safe_open(path, "pt") as header:
+            _check_header(path, header, specs)
         state: dict[str, Tensor] = safetensors.load(_read(path, size, digests))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise InputError(f"{path}: not a valid safetensors file ({error})") from error
     _check_finite(state, str(path))
     return state
 
 
-def _check_header(path: Path, specs: Mapping[str, Tensor]) -> int:
-    """Compare the header with `specs`; returns the size in bytes that the file must have, and has."""
-    try:
-        with path.open("rb") as file:
-            available = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if available < 8 or length > min(MAX_HEADER, available - 8):
-                allowed = f"at most {MAX_HEADER} bytes and no longer than the file"
-                raise InputError(f"{path}: truncated, or its header of {length} bytes is not {allowed}")
-            declared = _parse_header(path, file.read(length))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+def _check_header(path: Path, header: Any, specs: Mapping[str, Tensor]) -> None:
+    """Refuse other names, shapes or dtypes than those of `specs`."""
+    declared = set(header.keys())
     if len(declared) > MAX_TENSORS:
         raise InputError(f"{path}: {len(declared)} tensors, more than the {MAX_TENSORS} allowed")
-    for problem, names in (("lacks", set(specs) - set(declared)), ("has unexpected", set(declared) - set(specs))):
+    for problem, names in (("lacks", set(specs) - declared), ("has unexpected", declared - set(specs))):
         if names:
             raise InputError(f"{path}: {problem} {', '.join(f'{name!r:.80}' for name in sorted(names)[:8])}")
-    end = 0
-    for name, (dtype, shape, offsets) in declared.items():
-        spec = specs[name]
+    for name, spec in specs.items():
+        stored = header.get_slice(name)
+        shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
         if shape != tuple(spec.shape):
             raise InputError(f"{path}: {name} has shape {shape!r:.60}; the config asks for {tuple(spec.shape)}")
-        if dtype not in DTYPES or (dtype == "F64" and spec.dtype != torch.float64):
-            raise InputError(f"{path}: {name} has dtype {dtype!r:.20}; expected F32, BF16 or F16")
-        if len(offsets) != 2 or offsets[1] - offsets[0] != spec.numel() * DTYPES[dtype].itemsize:
-            raise InputError(f"{path}: {name} is stored at {offsets!r:.60}, which is not its size")
-        end = max(end, offsets[1])
-    if available != 8 + length + end:
-        raise InputError(f"{path}: truncated or padded: {available} bytes, expected {8 + length + end}")
-    return available
-
-
-Entry = tuple[str, tuple[int, ...], tuple[int, ...]]
-"""dtype, shape and data offsets of a tensor, as a safetensors header declares them."""
-
-
-def _parse_header(path: Path, raw: bytes) -> dict[str, Entry]:
-    declared: dict[str, Entry] = {}
-    try:
-        for name, entry in json.loads(raw).items():
-            if name != "__metadata__":
-                shape, offsets = tuple(entry["shape"]), tuple(entry["data_offsets"])
-                if not isinstance(entry["dtype"], str) or any(type(n) is not int for n in (*shape, *offsets)):
-                    raise TypeError(name)
-                declared[name] = entry["dtype"], shape, offsets
-    except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: its header is not a table of tensors") from error
-    return declared
+        if dtype not in DTYPES and not (dtype == "F64" and spec.dtype == torch.float64):
+            raise InputError(f"{path}: {name} has dtype {dtype}; expected one of {', '.join(DTYPES)}")
 
 
 def _check_finite(state: Mapping[str, Tensor], where: str) -> None:

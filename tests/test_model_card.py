@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from rtm_kernels.engine.solver import find_task
-from rtm_kernels.pretrained import from_pretrained, known_models
+from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.pretrained import known_models
 from rtm_kernels.train.symmetry import Symmetry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +59,7 @@ def test_the_card_states_how_it_learned(name: str) -> None:
     assert named
     found = json.loads((ROOT / "profiles" / named[1]).read_text())
     assert found["weights_sha256"] == hashlib.sha256(weights(name)).hexdigest() and len(found["curve"]) > 2
-    model = from_pretrained(name)
+    model = RecursiveReasoner.from_pretrained(name)
     assert Symmetry(model, find_task(model, None)).count() == found["distinct"]
     assert f"{found['distinct']:,} distinct" in card(name)
     for row in found["curve"]:
@@ -69,7 +70,7 @@ def test_the_card_states_how_it_learned(name: str) -> None:
 
 @pytest.mark.parametrize("name", known_models())
 def test_the_card_states_the_size(name: str) -> None:
-    parameters = sum(p.numel() for p in from_pretrained(name).parameters())
+    parameters = sum(p.numel() for p in RecursiveReasoner.from_pretrained(name).parameters())
     assert f"{parameters:,} parameters" in card(name)
 
 

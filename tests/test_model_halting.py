@@ -21,24 +21,20 @@ def test_evaluation_halts_at_the_last_step_only() -> None:
     assert carry.steps.tolist() == [1] * 4
 
 
-@pytest.mark.parametrize(("bias", "halts"), [((3.0, 0.0), True), ((-3.0, -5.0), False)])
-def test_training_halts_when_q_halt_is_positive(bias: tuple[float, float], halts: bool) -> None:
-    model, batch = make().train(), batch_of()
+@pytest.mark.parametrize(
+    ("arch", "bias", "halts"),
+    [("trm", (3.0, 0.0), True), ("trm", (-3.0, -5.0), False), ("transformer", (-3.0, -5.0), True),
+     ("transformer", (3.0, 5.0), False), ("transformer", (3.0, 3.0), False)],
+)  # fmt: skip
+def test_training_halts_when_q_halt_is_positive_or_exceeds_q_continue(
+    arch: str, bias: tuple[float, float], halts: bool
+) -> None:
+    model, batch = make(arch).train(), batch_of()
     with torch.no_grad():
         model.q_head.weight.zero_()
         model.q_head.bias.copy_(torch.tensor(bias))
     carry, outputs = model(model.initial_carry(batch), batch)
     assert outputs["q_halt_logits"].tolist() == [bias[0]] * 4 and outputs["q_continue_logits"].tolist() == [bias[1]] * 4
-    assert carry.halted.tolist() == [halts] * 4
-
-
-@pytest.mark.parametrize(("bias", "halts"), [((-3.0, -5.0), True), ((3.0, 5.0), False), ((3.0, 3.0), False)])
-def test_training_halts_when_q_halt_exceeds_q_continue(bias: tuple[float, float], halts: bool) -> None:
-    model, batch = make("transformer").train(), batch_of()
-    with torch.no_grad():
-        model.q_head.weight.zero_()
-        model.q_head.bias.copy_(torch.tensor(bias))
-    carry, _ = model(model.initial_carry(batch), batch)
     assert carry.halted.tolist() == [halts] * 4
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks.cases import layer_flops
 from rtm_kernels.config import ModelConfig
+from rtm_kernels.flops import act_step_flops, layer_flops
 from rtm_kernels.program import Program, rins
-from rtm_kernels.train.contract import CumulativeHalting, FinalLoss, StochasticRounds
+from rtm_kernels.train.objective import CumulativeHalting, FinalLoss, StochasticRounds
 from rtm_kernels.train.schema import Recipe, Stage
 
 
@@ -20,27 +20,25 @@ def head_flops(config: ModelConfig) -> int:
 
 def step_flops(config: ModelConfig, program: Program | None = None) -> int:
     """FLOPs of one ACT step of one puzzle: the layers of the program, and the heads."""
-    applied = sum(config.layers[s.stack] for s in (program or config.program).steps)
-    return applied * layer_flops(config, 1) + head_flops(config)
+    return act_step_flops(config, program=program) + head_flops(config)
 
 
 def with_gradient(config: ModelConfig) -> int:
     """FLOPs of the part of an ACT step that has a gradient."""
-    applied = sum(config.layers[s.stack] for s in config.program.steps if s.grad)
-    return applied * layer_flops(config, 1) + head_flops(config)
+    return (act_step_flops(config, train=True) - act_step_flops(config)) // 2 + head_flops(config)
 
 
 def sample_flops(recipe: Recipe, stage: Stage) -> float:
-    """FLOPs that one sample costs in one optimiser step of a stage, in the mean over what the contract draws."""
-    config, contract = stage.model(recipe.model), recipe.contract
-    if isinstance(contract, CumulativeHalting):
+    """FLOPs that one sample costs in one optimiser step of a stage, in the mean over what the objective draws."""
+    config, objective = stage.model(recipe.model), recipe.objective
+    if isinstance(objective, CumulativeHalting):
         return 3.0 * config.halt_max_steps * step_flops(config)
-    if isinstance(contract, StochasticRounds):
+    if isinstance(objective, StochasticRounds):
         fewest, one_more = (step_flops(config, rins(r)) for r in (1, 2))
-        return 3.0 * (fewest + contract.keep * (config.H_cycles - 1) * (one_more - fewest))
+        return 3.0 * (fewest + objective.keep * (config.H_cycles - 1) * (one_more - fewest))
     chained = 0.0
-    if isinstance(contract, FinalLoss) and config.H_cycles > 1:
-        chained = (1 - contract.prob_detach_prev_H) * config.layers["core"] * layer_flops(config, 1)
+    if isinstance(objective, FinalLoss) and config.H_cycles > 1:
+        chained = (1 - objective.prob_detach_prev_H) * config.layers["core"] * layer_flops(config)
     again = step_flops(config) if config.q_continue_target and config.halt_max_steps > 1 else 0
     return step_flops(config) + again + 2 * (with_gradient(config) + chained)
 

@@ -14,9 +14,9 @@ from benchmarks.evaluation.cost import step_flops
 from rtm_kernels.data.task import find_tasks
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.reference import halting_logits, halting_update, initial_state
-from rtm_kernels.ops.stablemax_loss.reference import IGNORE_INDEX
+from rtm_kernels.ops.token_loss.reference import IGNORE_INDEX
 from rtm_kernels.program import rins
-from rtm_kernels.train.contract import StochasticRounds
+from rtm_kernels.train.objective import StochasticRounds
 from rtm_kernels.train.schema import Recipe
 from rtm_kernels.train.stream import Arrays, tensors
 
@@ -37,13 +37,12 @@ class Point:
     flops: float
     exact: float
     verified: float | None
-    joules: float | None = None
 
 
 def points(model: RecursiveReasoner, recipe: Recipe, arrays: Arrays, depth: int) -> list[Point]:
     """The points of a model on the puzzles in `arrays` (see `test_arrays`), by increasing depth, halting last."""
     vocab_size = model.config.vocab_size
-    if isinstance(recipe.contract, StochasticRounds):
+    if isinstance(recipe.objective, StochasticRounds):
         answers = [_once(model, arrays, rounds) for rounds in range(1, depth + 1)]
         flops = [float(step_flops(model.config, rins(rounds))) for rounds in range(1, depth + 1)]
         return [
@@ -139,7 +138,7 @@ def joules(
 
     Gross, over a window of at least `window` seconds; what the counter covers is in `covers`.
     """
-    rounds = isinstance(recipe.contract, StochasticRounds)
+    rounds = isinstance(recipe.objective, StochasticRounds)
 
     def call(i: int) -> object:
         return _once(model, arrays, depth) if rounds else trajectory(model, arrays, depth)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +56,17 @@ def run_study(name: str, study: Study, options: Options) -> list[str]:
             begin = time.monotonic()
             model, commit = trained(recipe, options)
             mine = points(model, recipe, arrays, options.scale.steps)
-            covers = None
-            if options.energy > 0:
-                covers = add_energy(
-                    mine, joules(model, recipe, arrays, deepest(mine).depth, options.energy), len(arrays["inputs"])
-                )
+            deep = deepest(mine)
+            energy = joules(model, recipe, arrays, deep.depth, options.energy) if options.energy > 0 else None
             facts = {
                 "study": name, "scale": options.scale.name, "changes": " ".join(options.changes), "arm": arm,
                 "seed": seed, "puzzles": len(arrays["inputs"]), "training_steps": recipe.total_steps,
                 "training_flops": training_flops(recipe), "parameters": sum(p.numel() for p in model.parameters()),
-                "idle_watts": idle, "energy_covers": covers, "device": options.device,
+                "idle_watts": idle, "energy_covers": energy and energy["covers"], "device": options.device,
                 "machine": machine.device_name(options.device.partition(":")[0]), "commit": commit,
             }  # fmt: skip
-            found += [facts | columns(point, len(arrays["inputs"])) for point in mine]
+            count = len(arrays["inputs"])
+            found += [facts | columns(point, count, energy if point is deep else None) for point in mine]
             print(
                 f"{name}, {arm}, seed {seed}: {100 * mine[-1].exact:.1f} % ({time.monotonic() - begin:.0f} s)",
                 flush=True,
@@ -84,15 +82,6 @@ def run_study(name: str, study: Study, options: Options) -> list[str]:
 def deepest(found: list[Point]) -> Point:
     """The point at which every puzzle has taken most steps."""
     return max((p for p in found if p.policy == FIXED), key=lambda p: p.depth)
-
-
-def add_energy(found: list[Point], energy: dict[str, float | str] | None, puzzles: int) -> str | None:
-    """Enter joules per puzzle into the deepest point, for which they were measured; what the counter covers."""
-    if energy is None:
-        return None
-    at = found.index(deepest(found))
-    found[at] = replace(found[at], joules=float(energy["joules_per_call"]) / puzzles)
-    return str(energy["covers"])
 
 
 def test_puzzles(recipe: Recipe, limit: int) -> Arrays:
@@ -121,13 +110,12 @@ def trained(recipe: Recipe, options: Options) -> tuple[RecursiveReasoner, str]:
     return model, (folder / COMMIT).read_text().strip()
 
 
-def columns(point: Point, puzzles: int) -> dict[str, Any]:
-    """The columns of one point."""
+def columns(point: Point, puzzles: int, energy: dict[str, Any] | None) -> dict[str, Any]:
+    """The columns of one point; `energy` was measured at it."""
     low, high = report.wilson(point.exact, puzzles)
-    energy, verified = point.joules, point.verified
+    each, verified = energy["joules_per_call"] / puzzles if energy else None, point.verified
     return {
         "policy": point.policy, "depth": point.depth, "mean_steps": point.steps, "flops_per_puzzle": point.flops,
         "exact_accuracy": point.exact, "exact_low": low, "exact_high": high, "verified": verified,
-        "joules_per_puzzle": energy,
-        "joules_per_verified": energy / verified if energy is not None and verified else None,
+        "joules_per_puzzle": each, "joules_per_verified": each / verified if each is not None and verified else None,
     }  # fmt: skip

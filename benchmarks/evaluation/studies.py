@@ -109,8 +109,8 @@ def _no_regret(scale: Scale) -> tuple[Arm, ...]:
     size = ("model.arch=rins", _layers(A=scale.layers, B=scale.layers), "model.halting=fixed", *ONCE)
 
     def arm(name: str, rounds: int, keep: float) -> Arm:
-        contract = json.dumps({"kind": "stochastic_rounds", "keep": keep})
-        return Arm(name, (*size, f"model.H_cycles={rounds}", f"contract={contract}"))
+        objective = json.dumps({"kind": "stochastic_rounds", "keep": keep})
+        return Arm(name, (*size, f"model.H_cycles={rounds}", f"objective={objective}"))
 
     return arm("1 round, fixed", 1, 1.0), arm("4 rounds, fixed", 4, 1.0), arm("4 rounds, stochastic", 4, 0.5)
 
@@ -129,10 +129,10 @@ def _symmetry(scale: Scale) -> tuple[Arm, ...]:
 
 def _halting(scale: Scale) -> tuple[Arm, ...]:
     model = ("model.arch=rtm", _layers(core=scale.layers), "model.H_cycles=1", "model.L_cycles=1")
-    contract = json.dumps({"kind": "cumulative_halting", "ponder": scale.ponder, "entropy": 0.001, "min_steps": 1})
+    objective = json.dumps({"kind": "cumulative_halting", "ponder": scale.ponder, "entropy": 0.001, "min_steps": 1})
     return (
-        Arm("per token", (*model, "model.halting=cumulative_token", f"contract={contract}")),
-        Arm("per sequence", (*model, "model.halting=cumulative_sequence", f"contract={contract}")),
+        Arm("per token", (*model, "model.halting=cumulative_token", f"objective={objective}")),
+        Arm("per sequence", (*model, "model.halting=cumulative_sequence", f"objective={objective}")),
         Arm("q head", model),
     )
 

@@ -1,4 +1,4 @@
-"""Candidates for an ARC grid: the augmented runs that vote, and what speaks against an answer by the demonstrations."""
+"""Candidates for an ARC grid: augmented runs that vote, and how an answer differs from the demonstrations."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def grid_of(text: str) -> np.ndarray:
 
 
 def faults(grid: np.ndarray, test: np.ndarray, pairs: Sequence[Example]) -> list[str]:
-    """What the demonstrations have in common and `grid`, the answer to `test`, has not: its size and its colours.
+    """How `grid`, an answer to `test`, differs in size and colours from what the demonstrations have in common.
 
-    None speaks for an answer: ARC has no rule that confirms one.
+    An empty list proves nothing: ARC has no rule that confirms an answer.
     """
     if not pairs:
         return []

@@ -6,8 +6,16 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rtm_kernels.agent.limits import MAX_AUGMENTATIONS, MAX_CANDIDATES, MAX_PAIRS, MAX_STEPS, MAX_TEXT
 from rtm_kernels.data.arc import COLOURS, SIDE
+
+MAX_TEXT = 1 << 16
+"""Characters of a puzzle."""
+MAX_STEPS = 64
+"""ACT steps of a puzzle."""
+MAX_CANDIDATES = 8
+MAX_AUGMENTATIONS = 32
+MAX_PAIRS = 16
+"""Demonstrations of an ARC task."""
 
 
 class Strict(BaseModel):
@@ -43,7 +51,7 @@ Pairs = Annotated[
 
 
 class Solved(Strict):
-    """An answer and what the rules of the task say of it."""
+    """An answer and whether the rules of the task confirm it."""
 
     task: str
     verified: bool = Field(description="True only when the rules of the task confirm the answer.")
@@ -68,7 +76,7 @@ class ArcCandidate(Strict):
     grid: list[list[int]]
     votes: int
     halt_probability: float
-    faults: list[str] = Field(description="What speaks against it by the demonstrations; none of them proves it.")
+    faults: list[str] = Field(description="How it differs from the demonstrations; an empty list proves nothing.")
 
 
 class ArcAnswer(Strict):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rtm_kernels.agent.limits import DEADLINE, MAX_QUEUED, check_work
 from rtm_kernels.data.task import Task, get_task, has_task
 from rtm_kernels.engine import Overloaded, Service, Solution, Solver
 from rtm_kernels.errors import BackendUnavailable, InputError, printable, require
-from rtm_kernels.pretrained import from_pretrained, known_models
+from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.pretrained import known_models
+
+MAX_WORK = 1 << 22
+"""Cells x ACT steps x runs (rollouts or augmentations) of one call."""
+DEADLINE = 30.0
+"""Seconds until a call answers with what it has."""
+MAX_QUEUED = 256
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Solvers:
         self.loaded: dict[str, Loaded] = {}
         for text in models or known_models():
             task, name = split(text)
-            solver = Solver(from_pretrained(name), task=task, batch_invariant=True, **options)
+            solver = Solver(RecursiveReasoner.from_pretrained(name), task=task, batch_invariant=True, **options)
             known = self.loaded.get(solver.task.name)
             require(known is None, "model", text, f"the task {solver.task.name} has a model already")
             self.loaded[solver.task.name] = Loaded(name, solver)
@@ -58,16 +63,13 @@ class Solvers:
         """
         solver = self.of(task).solver
         steps = min(max_steps or solver.policy.max_steps, solver.policy.max_steps)
-        check_work(solver.task.seq_len, steps, solver.rollouts.count * len(puzzles))
-        options: dict[str, Any] = {"solver": task, "max_steps": max_steps, "deadline": DEADLINE}
-        calls = [asyncio.ensure_future(self.service.solve(puzzle, **options)) for puzzle in puzzles]
+        cells, runs = solver.task.seq_len, solver.rollouts.count * len(puzzles)
+        fits = cells * steps * runs <= MAX_WORK
+        require(fits, "cells x steps x runs", f"{cells} x {steps} x {runs}", f"at most {MAX_WORK} in one call")
         try:
-            solutions = await asyncio.gather(*calls)
+            solutions = await self.service.solve_all(puzzles, solver=task, max_steps=max_steps, deadline=DEADLINE)
         except Overloaded as error:
             raise BackendUnavailable(f"busy: {error}; try again in a few seconds") from None
-        finally:
-            for call in calls:
-                call.cancel()
         for solution in solutions:
             if solution.error is not None:
                 raise InputError(printable(solution.error))

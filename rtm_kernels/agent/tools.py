@@ -1,4 +1,4 @@
-"""The tools: each reads a puzzle, solves it and says what is proven of the answer."""
+"""The tools: each reads a puzzle, solves it and says whether the rules confirm the answer."""
 
 from __future__ import annotations
 

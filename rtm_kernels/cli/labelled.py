@@ -12,8 +12,8 @@ from rtm_kernels.cli.source import read_all
 from rtm_kernels.data.dataset import IGNORE_LABEL, PuzzleDataset
 from rtm_kernels.data.task import Task
 from rtm_kernels.errors import InputError, require
-from rtm_kernels.train.banks import load_bank, task_of_sources
 from rtm_kernels.train.configure import source_of
+from rtm_kernels.train.pools import load_pool, task_of_sources
 
 MAX_ORIGINS = 40
 """Values of a csv file's source column that are still reported one by one."""
@@ -64,7 +64,7 @@ def generated(assignments: Sequence[str], task: Task) -> Labelled:
     source = source_of(assignments)
     own = task_of_sources([source])
     require(own.name == task.name, "--generate", own.name, f"puzzles of the model's task {task.name}")
-    inputs, labels = load_bank(source)
+    inputs, labels = load_pool(source)
     identifiers = np.zeros(len(inputs), dtype=np.int32)
     return Labelled(inputs, labels.astype(np.int32), identifiers, ["generated"] * len(inputs))
 

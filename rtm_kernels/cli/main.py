@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from rtm_kernels import __version__
-from rtm_kernels.cli.compare import compare
 from rtm_kernels.cli.convert import convert
 from rtm_kernels.cli.data import data
 from rtm_kernels.cli.evaluate import evaluate
@@ -46,7 +45,6 @@ def options(
 
 app.command()(solve)
 app.command(name="eval")(evaluate)
-app.command()(compare)
 app.command()(train)
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run)
 app.add_typer(data, name="data")

@@ -38,8 +38,8 @@ def mcp(
 ) -> None:  # fmt: skip
     """Serve the solver to an agent over MCP: solve_sudoku, solve_maze, solve_arc_candidates, list_models.
 
-    Answers that the rules of the task confirm are marked as verified; nothing
-    else is. Standard output carries the protocol alone.
+    `verified` means that a rule checker confirmed the answer. Standard output
+    carries only the protocol.
 
     Exit code: 0 the client ended, 2 bad input.
 
@@ -52,24 +52,21 @@ def mcp(
 
     For a client that starts it: {"command": "rtm", "args": ["mcp"]}.
     """
-    from rtm_kernels.errors import BackendUnavailable, one_of, require
+    from rtm_kernels.errors import BackendUnavailable, one_of
 
     one_of("transport", transport, ("stdio", "http"))
-    require(0 <= port < 1 << 16, "port", port, "from 0 to 65535")
     if importlib.util.find_spec("mcp") is None:
-        raise BackendUnavailable(
-            "rtm mcp needs the package mcp, which is not installed: pip install 'rtm-kernels[mcp]'"
-        )
+        raise BackendUnavailable("rtm mcp needs the package mcp: pip install 'rtm-kernels[mcp]'")
     import torch
 
-    from rtm_kernels.access import Token, check_address
+    from rtm_kernels.access import Token
     from rtm_kernels.agent import server
     from rtm_kernels.agent.solvers import Solvers
     from rtm_kernels.engine import Rollouts as Runs
+    from rtm_kernels.serve.server import bind
 
     token = Token.find(token_file)
-    if transport == "http":
-        check_address(host, token)
+    bound = bind(host, port, token) if transport == "http" else None
     options = {
         "max_steps": max_steps,
         "batch_size": batch_size,
@@ -78,7 +75,7 @@ def mcp(
     }
     with Solvers(model or (), device=device or ("cuda" if torch.cuda.is_available() else "cpu"), **options) as solvers:
         built = server.build(solvers)
-        if transport == "stdio":
-            server.serve_stdio(built)
+        if bound is None:
+            built.run("stdio")
         else:
-            server.serve_http(built, host, port, token)
+            server.serve_http(built, bound, token)

@@ -1,50 +1,128 @@
-"""Options that several commands share."""
+"""Options that several commands share, each defined once."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Bundled name, folder, or hub id.", metavar="MODEL")]
-MaxSteps = Annotated[
-    int | None, typer.Option(help="Cap on ACT steps per puzzle; default the model's own.", metavar="N")
+MODEL, HALTING = "Model and machine", "Halting and further runs"
+
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", help="Bundled name, folder, or hub id.", metavar="MODEL", rich_help_panel=MODEL),
 ]
-MinSteps = Annotated[int, typer.Option(help="Floor of ACT steps per puzzle.", metavar="N")]
-BatchSize = Annotated[int, typer.Option(help="Puzzles in the batch at a time.", metavar="N")]
-LookAhead = Annotated[
-    int, typer.Option(help="Puzzles read in advance, those predicted to be deep to begin first.", metavar="N")
+BatchSize = Annotated[int, typer.Option(help="Puzzles that are computed together.", metavar="N", rich_help_panel=MODEL)]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu or cuda; default cuda where there is one.", metavar="DEVICE", rich_help_panel=MODEL),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; default cuda where there is one.", metavar="DEVICE")]
-Executor = Annotated[str, typer.Option(help="auto, or one that `rtm info` lists.", metavar="NAME")]
+Executor = Annotated[
+    str, typer.Option(help="auto, or one that `rtm info` lists.", metavar="NAME", rich_help_panel=MODEL)
+]
 Precision = Annotated[
-    str, typer.Option(help="Of the products on a CPU: float32, or bfloat16 or int8 (faster).", metavar="FORMAT")
+    str,
+    typer.Option(
+        help="Number format of matrix products on a CPU: float32, or the faster bfloat16 and int8.",
+        metavar="FORMAT", rich_help_panel=MODEL,
+    ),
+]  # fmt: skip
+MaxSteps = Annotated[
+    int | None,
+    typer.Option(
+        help="Most ACT steps per puzzle; default as the model was trained.", metavar="N", rich_help_panel=HALTING
+    ),
 ]
+MinSteps = Annotated[int, typer.Option(help="Fewest ACT steps per puzzle.", metavar="N", rich_help_panel=HALTING)]
 Halt = Annotated[
     str,
     typer.Option(
-        help="When a puzzle leaves: verified, q[=P], settle[=N or N/TOL], cumulative, cumulative_token, "
-        "joined by +, or fixed.",
-        metavar="POLICY",
+        help="When a puzzle stops: verified (the rules confirm its answer), q[=P], settle[=N or N/TOL], cumulative, "
+        "cumulative_token, several joined by +, or fixed (always all steps).",
+        metavar="POLICY", rich_help_panel=HALTING,
     ),
-]
+]  # fmt: skip
 Rollouts = Annotated[
     int,
     typer.Option(
-        help="Runs of a puzzle, the first a plain one, until one is confirmed; guesses take the steps of K in one.",
-        metavar="K",
+        help="Most runs per puzzle. Further runs start when the first one is not confirmed, and end when one is.",
+        metavar="K", rich_help_panel=HALTING,
     ),
-]
+]  # fmt: skip
 Kind = Annotated[
     str,
     typer.Option(
         "--rollout-kind",
-        help="What the further runs are: guesses (answers of the model are taken as given for a few steps), twins "
-        "(symmetric puzzles, turned back), noise, or auto: the first of these that the task has.",
-        metavar="KIND",
+        help="What differs in further runs: guesses (some of the model's own answers are pinned), twins (a symmetric "
+        "puzzle is solved instead), noise, or auto (the first of these that the task allows).",
+        metavar="KIND", rich_help_panel=HALTING,
+    ),
+]  # fmt: skip
+Noise = Annotated[
+    float,
+    typer.Option(
+        help="Standard deviation of the noise on latents, whose rms is 1.", metavar="SIGMA", rich_help_panel=HALTING
     ),
 ]
-Noise = Annotated[float, typer.Option(help="Deviation of noisy runs (latents have rms 1).", metavar="SIGMA")]
-Seed = Annotated[int, typer.Option(help="Seed of the further runs.", metavar="SEED")]
+Seed = Annotated[int, typer.Option(help="Seed of further runs.", metavar="SEED", rich_help_panel=HALTING)]
 Limit = Annotated[int | None, typer.Option(help="Read only the first N puzzles.", metavar="N")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Puzzles = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Puzzles, files, or - for standard input. Default: the bundled examples.",
+        metavar="PUZZLES", show_default=False,
+    ),
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverOptions:
+    """The options of every command that makes a solver (`load_solver`)."""
+
+    model: Model = "sudoku"
+    batch_size: BatchSize = 64
+    device: Device = None
+    executor: Executor = "auto"
+    precision: Precision = "float32"
+    max_steps: MaxSteps = None
+    min_steps: MinSteps = 1
+    halt: Halt = "verified"
+    rollouts: Rollouts = 1
+    rollout_kind: Kind = "auto"
+    noise: Noise = 0.3
+    seed: Seed = 0
+
+
+def with_solver_options(**defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator of a command that takes `options: SolverOptions`: its command line gets one option per field.
+
+    `defaults` take the place of those of `SolverOptions`; a field whose default here is `...` is no option.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(SolverOptions, include_extras=True)
+        shared = [
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(field.name, field.default),
+                annotation=hints[field.name],
+            )
+            for field in fields(SolverOptions) if defaults.get(field.name) is not ...
+        ]  # fmt: skip
+        names = [parameter.name for parameter in shared]
+        signature = inspect.signature(command, eval_str=True)
+        own = [parameter for name, parameter in signature.parameters.items() if name != "options"]
+
+        def run(**given: Any) -> None:
+            options = SolverOptions(**{name: given.pop(name) for name in names})
+            command(**given, options=options)
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
+        return run
+
+    return decorate

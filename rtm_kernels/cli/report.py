@@ -1,11 +1,13 @@
-"""What a person sees on the terminal: grids, depth histogram, summary."""
+"""What a command prints: JSON, or tables, grids and histograms for a person."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,7 +23,7 @@ FILLED = "bold green"
 
 
 def print_grid(console: Console, task: Task, solution: Solution, title: str) -> None:
-    """Puzzle and answer side by side, the filled-in cells set off; nothing that is not verified reads as solved."""
+    """Puzzle and answer side by side, the filled-in cells in colour; only a verified answer is called solved."""
     verified = solution.status == "verified"
     console.print(Text(f"{title}: ").append(headline(task, solution), style="green" if verified else "yellow"))
     given = task.render(solution.input).splitlines()
@@ -40,7 +42,7 @@ def print_grid(console: Console, task: Task, solution: Solution, title: str) -> 
 
 
 def headline(task: Task, solution: Solution) -> str:
-    """One line on how it ended."""
+    """How a puzzle ended, in one line."""
     steps = f"{solution.steps} step{'s' * (solution.steps != 1)}"
     if solution.status == "verified":
         return f"verified after {steps}"
@@ -57,11 +59,6 @@ def styled(line: str) -> Text:
         filled, _, rest = part.partition(OFF) if i else ("", "", part)
         text.append(filled, style=FILLED).append(rest)
     return text
-
-
-def depth_histogram(steps: Sequence[int]) -> dict[int, int]:
-    """ACT steps -> how many puzzles took so many, in order."""
-    return {depth: steps.count(depth) for depth in sorted(set(steps))}
 
 
 def bars(histogram: Mapping[int, int], solid: str) -> list[str]:
@@ -82,6 +79,14 @@ def bars(histogram: Mapping[int, int], solid: str) -> list[str]:
         f"{name.rjust(pad)} {solid * -(-BAR_WIDTH * count // most)}{' ' * bool(count)}{count}"
         for name, count in zip(names, counts, strict=True)
     ]
+
+
+def print_result(report: Mapping[str, Any], rows: Mapping[str, str], as_json: bool) -> None:
+    """What a command found: `report` as one JSON object, or `rows` as a table."""
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        print_table(Console(highlight=False), rows)
 
 
 def print_table(console: Console, rows: Mapping[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +12,7 @@ import typer
 from rtm_kernels.cli.options import Device, Executor, Halt
 
 if TYPE_CHECKING:
-    from rtm_kernels.serve.pool import Pool
-    from rtm_kernels.serve.server import Options
+    from rtm_kernels.serve.front import Front
 
 PACKAGES = ("fastapi", "pydantic", "uvicorn", "prometheus_client")
 
@@ -39,16 +39,14 @@ def serve(
     executor: Executor = "auto",
     halt: Halt = "verified",
     batch_invariant: Annotated[bool, typer.Option(help="The same bits whatever else is in the batch.")] = True,
-    json_lines: Annotated[
-        bool, typer.Option("--json", help="Log as JSON lines on standard error, and nothing else there.")
-    ] = False,
+    json_lines: Annotated[bool, typer.Option("--json", help="Log as JSON lines on standard error.")] = False,
 ) -> None:
     """Serve models over HTTP: solve, stream, models, health, metrics.
 
-    Solving runs in a process of its own, which is replaced when it ends. On
-    SIGTERM no more requests are taken and those at work are finished.
+    On SIGTERM no more requests are taken and those at work are finished. When
+    the solver fails, the process ends, for its supervisor to start it again.
 
-    Exit code: 0 after SIGTERM or Ctrl-C, 2 when it cannot start.
+    Exit code: 0 after SIGTERM or Ctrl-C, 2 when it cannot start or fails.
 
     Examples:
 
@@ -60,23 +58,46 @@ def serve(
         -d '{"puzzles": ["53..7....6..195....98....6.(and so on, 81 in all)"]}'
     """  # fmt: skip
     from rtm_kernels.errors import BackendUnavailable, require
-    from rtm_kernels.serve.logs import configure
+    from rtm_kernels.serve.logs import configure, log
 
     configure(json_lines)
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendUnavailable(f"rtm serve needs {', '.join(missing)}: pip install 'rtm-kernels[serve]'")
     from rtm_kernels.access import Token
-    from rtm_kernels.serve.child import Setup
-    from rtm_kernels.serve.server import Options, run
+    from rtm_kernels.serve.limits import Limits
+    from rtm_kernels.serve.server import Server, address_of, bind, end_at_once
 
     require(1 <= slots <= 4096, "slots", slots, "1 to 4096")
-    named = tuple(split_name(text) for text in model or ["sudoku"])
+    named = [split_name(text) for text in model or ["sudoku"]]
     names = [name for name, _ in named]
     require(len(set(names)) == len(names), "model", names, "each name once (NAME=FOLDER gives another one)")
-    setup = Setup(named, slots=slots, executor=executor, device=device, halt=halt, batch_invariant=batch_invariant)
-    options = Options(setup, host=host, port=port, token=Token.find(token_file))
-    run(options, lambda address, server: announce(address, server.pool, options, json_lines))
+    limits, token = Limits(), Token.find(token_file)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, end_at_once)
+    with bind(host, port, token) as bound:
+        import torch
+
+        from rtm_kernels.engine import Solver
+        from rtm_kernels.model import RecursiveReasoner
+        from rtm_kernels.serve.front import Front
+
+        solvers = {}
+        for name, source in named:
+            found = RecursiveReasoner.from_pretrained(source)
+            cells = found.config.seq_len
+            require(cells <= limits.cells, f"model {name}", f"{cells} cells", f"at most {limits.cells} are served")
+            solvers[name] = Solver(
+                found, policy=halt, max_steps=limits.steps, batch_size=slots, executor=executor,
+                device=device or ("cuda" if torch.cuda.is_available() else "cpu"), batch_invariant=batch_invariant,
+            )  # fmt: skip
+        front = Front(solvers, limits)
+        bound.listen()
+        if json_lines:
+            log.info("listening", extra={"address": address_of(bound)})
+        else:
+            print_start(address_of(bound), front, token is not None)
+        Server(front, token).run_on(bound)
 
 
 def split_name(text: str) -> tuple[str, str]:
@@ -91,32 +112,22 @@ def split_name(text: str) -> tuple[str, str]:
     return name, source
 
 
-def announce(address: str, pool: Pool, options: Options, json_lines: bool) -> None:
-    """The address, the models and the limits: a table on standard error, or one line of JSON."""
-    import logging
-
-    if json_lines:
-        logging.getLogger("rtm.serve").info("listening", extra={"address": address})
-        return
+def print_start(address: str, front: Front, guarded: bool) -> None:
+    """The address, the models and the limits as a table on standard error."""
     from rich.console import Console
 
     from rtm_kernels.cli.report import print_table
 
-    limits, setup = options.limits, options.setup
-    rows = {"address": address, "token": "asked for on every route but /healthz" if options.token else "none: loopback"}
-    for name, found in pool.models.items():
+    limits = front.limits
+    rows = {"address": address, "token": "needed on every route but /healthz" if guarded else "none: loopback"}
+    for name, found in front.models.items():
         rows[f"model {name}"] = (
-            f"{found['task']}, {found['arch']}, {found['parameters']:,} parameters, {found['executor']} on "
-            f"{found['device']}, halting {found['halting']}, {found['default_max_steps']} steps"
+            f"{found.task}, {found.arch}, {found.parameters:,} parameters, {found.executor} on {found.device}, "
+            f"halting {found.halting}, {found.default_max_steps} steps"
         )
-    rows["slots"] = f"{setup.slots} per model, batch invariant: {'yes' if setup.batch_invariant else 'no'}"
     rows["limits"] = (
-        f"{limits.puzzles} puzzles and {limits.body >> 10} KiB a request, {limits.cells} cells, {limits.steps} steps, "
-        f"{limits.work:,} puzzles x cells x steps"
-    )
-    rows[""] = (
-        f"{limits.queued} puzzles may wait, {limits.connections} connections, {limits.read:g} s to read, "
-        f"{limits.request:g} s to solve"
+        f"{limits.puzzles} puzzles and {limits.body >> 10} KiB a request, {limits.queued} puzzles may wait, "
+        f"{limits.requests} requests at a time, {limits.request:g} s each"
     )
     rows["routes"] = "POST /v1/solve /v1/stream   GET /v1/models /healthz /metrics /openapi.json"
     print_table(Console(stderr=True, highlight=False), rows)

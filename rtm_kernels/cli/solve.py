@@ -12,23 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rtm_kernels.cli.group import ALL_VERIFIED, BAD_INPUT, NOT_ALL_VERIFIED, complain
-from rtm_kernels.cli.options import (
-    BatchSize,
-    Device,
-    Executor,
-    Halt,
-    Json,
-    Kind,
-    Limit,
-    LookAhead,
-    MaxSteps,
-    MinSteps,
-    Model,
-    Noise,
-    Precision,
-    Rollouts,
-    Seed,
-)
+from rtm_kernels.cli.options import Json, Limit, Puzzles, SolverOptions, with_solver_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,45 +23,29 @@ if TYPE_CHECKING:
 MAX_COMPLAINTS = 10
 
 
+@with_solver_options(rollouts=8)
 def solve(
-    puzzles: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Puzzles, files, or - for standard input. Without any: the bundled examples.",
-            metavar="PUZZLES",
-            show_default=False,
-        ),
-    ] = None,
-    model: Model = "sudoku",
-    max_steps: MaxSteps = None,
-    min_steps: MinSteps = 1,
-    batch_size: BatchSize = 64,
-    lookahead: LookAhead = 0,
-    device: Device = None,
-    executor: Executor = "auto",
-    precision: Precision = "float32",
-    halt: Halt = "verified",
-    rollouts: Rollouts = 8,
-    rollout_kind: Kind = "auto",
-    noise: Noise = 0.3,
-    seed: Seed = 0,
+    options: SolverOptions,
+    puzzles: Puzzles = None,
     limit: Limit = None,
-    show: Annotated[int, typer.Option(help="Grids to print, of the first puzzles.", metavar="N")] = 3,
+    show: Annotated[int, typer.Option(help="How many grids to print.", metavar="N")] = 3,
     stats: Annotated[
         Path | None,
-        typer.Option(help="Also write counts, depth, puzzles/s and joules per puzzle here, as JSON.", metavar="FILE"),
+        typer.Option(help="Also write counts, steps, puzzles/s and joules per puzzle here, as JSON.", metavar="FILE"),
     ] = None,
     json_lines: Json = False,
 ) -> None:
     """Solve puzzles and check every answer by the rules of the task.
 
     A puzzle is 81 characters with . 0 or * for blanks, or a grid of nine lines.
-    A file holds one puzzle per line, grids, or csv with a header:
+    A file holds one puzzle per line, grids, or csv with the header
     puzzle[,solution].
 
-    A puzzle whose answer is not confirmed gets further runs (--rollouts), which
-    stop as soon as one of them is confirmed; --rollouts 1 does without. Further
-    steps (--max-steps) help less.
+    A puzzle whose answer is not confirmed is tried again in up to --rollouts
+    runs. --rollouts 1 tries once. More steps (--max-steps) help less.
+
+    --json prints one object per puzzle: task, input, answer, status (verified,
+    unverified, non_finite or invalid), steps, halt_probability, seconds, ...
 
     Exit code: 0 all answers verified, 1 some are not, 2 bad input.
 
@@ -95,11 +63,7 @@ def solve(
     from rtm_kernels.cli.source import read_all
     from rtm_kernels.energy import energy_counter
 
-    solver = load_solver(
-        model, max_steps=max_steps, min_steps=min_steps, batch_size=batch_size, device=device, executor=executor,
-        precision=precision, halt=halt, rollouts=rollouts, noise=noise, seed=seed, kind=rollout_kind,
-        lookahead=lookahead,
-    )  # fmt: skip
+    solver = load_solver(options)
     read = read_all(puzzles or [], solver.task, limit)
     energy, start = energy_counter(solver.model.device.type), time.perf_counter()
     if json_lines:
@@ -109,7 +73,8 @@ def solve(
             solutions.append(solution)
     else:
         solutions = watched(solver, read)
-    figures = summary(solver, model, solutions, time.perf_counter() - start, energy.joules() if energy else None)
+    seconds = time.perf_counter() - start
+    figures = summary(solver, options.model, solutions, seconds, energy.joules() if energy else None)
     if not json_lines:
         print_report(solver, solutions, figures, show)
     if stats is not None:
@@ -131,13 +96,13 @@ def in_order(solver: Solver, puzzles: list[Puzzle]) -> Iterator[Solution]:
 
 def watched(solver: Solver, puzzles: list[Puzzle]) -> list[Solution]:
     """Solutions in the order of the puzzles; a terminal shows progress and depths meanwhile, on standard error."""
-    from rtm_kernels.cli.live import LiveDepths
+    from rtm_kernels.cli.progress import DepthProgress
 
     solutions: dict[int, Solution] = {}
-    with LiveDepths(len(puzzles)) as live:
+    with DepthProgress(len(puzzles)) as progress:
         for index, solution in solver.stream(puzzles):
             solutions[index] = solution
-            live.add(solution)
+            progress.add(None if solution.status == "invalid" else solution.steps, solution.status == "verified")
     return [solutions[index] for index in range(len(puzzles))]
 
 
@@ -145,8 +110,6 @@ def summary(
     solver: Solver, model: str, solutions: list[Solution], seconds: float, joules: float | None
 ) -> dict[str, Any]:
     """Counts, depth, speed and energy as JSON types; `joules_per_puzzle` is None where there is no counter."""
-    from rtm_kernels.cli.report import depth_histogram
-
     steps = [s.steps for s in solutions if s.status != "invalid"]
     count = len(steps)
     return {
@@ -162,7 +125,7 @@ def summary(
         "by_further_rollouts": sum(s.status == "verified" and s.rollout > 0 for s in solutions),
         "mean_steps": sum(steps) / count if count else None,
         "mean_total_steps": sum(s.total_steps for s in solutions) / count if count else None,
-        "depth_histogram": depth_histogram(steps),
+        "depth_histogram": dict(sorted(Counter(steps).items())),
         "seconds": seconds,
         "puzzles_per_second": count / seconds,
         "joules_per_puzzle": None if joules is None or not count else joules / count,
@@ -206,19 +169,18 @@ def print_summary(console: Console, solver: Solver, count: int, figures: dict[st
 
     statuses: dict[str, int] = figures["statuses"]
     verified, joules = statuses.get("verified", 0), figures["joules_per_puzzle"]
-    further = figures["by_further_rollouts"]
-    by_twins = f", {further} of them by further rollouts" if further else ""
+    further = f", {n} of them by further runs" if (n := figures["by_further_rollouts"]) else ""
     histogram = bars(figures["depth_histogram"], solid(console))
     rows = {
         "puzzles": str(count),
-        "verified": f"{verified} ({100 * verified / count:.1f} %){by_twins}",
+        "verified": f"{verified} ({100 * verified / count:.1f} %){further}",
         **{status.replace("_", " "): str(n) for status, n in statuses.items() if status != "verified"},
-        "steps, mean": f"{figures['mean_steps']:.2f}, with all rollouts {figures['mean_total_steps']:.2f}",
+        "steps, mean": f"{figures['mean_steps']:.2f}, with all runs {figures['mean_total_steps']:.2f}",
         "depth": "\n".join(["steps and how many puzzles took them", *histogram]),
         "time": f"{figures['seconds']:.2f} s, {figures['puzzles_per_second']:.1f} puzzles/s",
         "energy": "not counted on this machine" if joules is None else f"{joules:.3g} J/puzzle",
         "model": f"{figures['model']}, {sum(p.numel() for p in solver.model.parameters()):,} parameters",
-        "halting": f"{solver.policy}, at most {solver.policy.max_steps} steps and {solver.rollouts.count} rollouts",
+        "halting": f"{solver.policy}, at most {solver.policy.max_steps} steps and {solver.rollouts.count} runs",
         "executor": f"{figures['executor']} on {figures['device']}",
     }
     print_table(console, rows)

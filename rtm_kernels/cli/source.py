@@ -11,6 +11,7 @@ from itertools import islice
 
 from rtm_kernels.data.examples import example_names, example_puzzles
 from rtm_kernels.data.task import Puzzle, Task
+from rtm_kernels.data.text import named
 from rtm_kernels.errors import InputError, require
 
 MAX_PUZZLES = 100_000
@@ -43,8 +44,7 @@ def _read(arguments: list[str], task: Task) -> Iterator[Puzzle]:
                 sys.stdin.reconfigure(errors="replace")  # as of files: what is no text is an illegal character
             yield from _named("stdin", task, sys.stdin)
         elif os.path.isfile(argument):
-            with open(argument, encoding="utf-8-sig", errors="replace") as file:
-                yield from _named(argument, task, file)
+            yield from task.read(argument, errors="report")
         elif _names_a_file(argument):
             raise InputError(f"{argument}: {'is a folder' if os.path.isdir(argument) else 'no such file'}")
         else:
@@ -57,9 +57,7 @@ def _names_a_file(argument: str) -> bool:
 
 
 def _named(name: str, task: Task, lines: Iterable[str]) -> Iterator[Puzzle]:
-    """The puzzles of an open file or of lines, its name in front of every error."""
-    try:
+    """The puzzles of standard input or of an argument, its name in front of every error."""
+    with named(name):
         for puzzle in task.parse(lines, errors="report"):
             yield replace(puzzle, error=f"{name}: {puzzle.error}") if puzzle.error else puzzle
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from None

@@ -1,4 +1,4 @@
-"""`rtm trace`: record what a model does at every ACT step, replay it bit for bit, look at it."""
+"""`rtm trace`: record every ACT step of a model, replay it bit for bit, and show it."""
 
 from __future__ import annotations
 
@@ -9,46 +9,32 @@ from typing import Annotated
 import typer
 
 from rtm_kernels.cli.group import BAD_INPUT, complain
-from rtm_kernels.cli.options import Device, Executor, Halt, Json, Limit, MaxSteps, Model
+from rtm_kernels.cli.options import Json, Limit, Puzzles, SolverOptions, with_solver_options
 
 IDENTICAL, DIFFERS = 0, 1
 
-TraceFile = Annotated[Path, typer.Argument(help="A trace, as `rtm trace record` writes it.", metavar="TRACE")]
+TraceFile = Annotated[Path, typer.Argument(help="A file that `rtm trace record` wrote.", metavar="TRACE")]
 
 app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Record what a model does at every step, replay it bit for bit, look at it.",
+    help="Record every step of a model, replay it bit for bit, and show it.",
 )
 
 
 @app.command()
+@with_solver_options(batch_size=16, precision=..., min_steps=..., rollouts=..., rollout_kind=..., noise=..., seed=...)
 def record(
-    puzzles: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Puzzles, files, or - for standard input. Without any: the bundled examples.",
-            metavar="PUZZLES",
-            show_default=False,
-        ),
-    ] = None,
+    options: SolverOptions,
+    puzzles: Puzzles = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.", metavar="FILE")] = Path("trace.jsonl"),
-    model: Model = "sudoku",
-    max_steps: MaxSteps = None,
-    batch_size: Annotated[
-        int, typer.Option(help="Rows of every step, free ones included; at most 256.", metavar="N")
-    ] = 16,
-    device: Device = None,
-    executor: Executor = "auto",
-    halt: Halt = "verified",
     limit: Limit = None,
     json_object: Json = False,
 ) -> None:
     """Solve puzzles and write every ACT step to a file of JSON Lines.
 
-    Every step has the same shapes whatever else is in the batch, so that the
-    trace replays bit for bit. On a GPU too the puzzles halt on the host, which
-    sees every step.
+    Every step runs with the same shapes, whatever else is in the batch, so that
+    a replay gives the same bits. A batch has at most 256 puzzles.
 
     Exit code: 0 recorded, 2 bad input.
 
@@ -57,19 +43,13 @@ def record(
       rtm trace record puzzles.csv --limit 10 --out trace.jsonl
       rtm trace record hard.csv --halt fixed --max-steps 64
     """
-    import torch
-
+    from rtm_kernels.cli.load import load_solver
     from rtm_kernels.cli.solve import complain_about
     from rtm_kernels.cli.source import read_all
-    from rtm_kernels.engine import Solver
-    from rtm_kernels.pretrained import from_pretrained
     from rtm_kernels.trace import record as write
 
-    solver = Solver(
-        from_pretrained(model), policy=halt, max_steps=max_steps, batch_size=batch_size, executor=executor,
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"), batch_invariant=True,
-    )  # fmt: skip
-    solutions = write(solver, read_all(puzzles or [], solver.task, limit), out, model_name=model)
+    solver = load_solver(options, batch_invariant=True)
+    solutions = write(solver, read_all(puzzles or [], solver.task, limit), out, model_name=options.model)
     traced = [solution for solution in solutions if solution.status != "invalid"]
     steps = sum(solution.steps for solution in traced)
     verified = sum(solution.status == "verified" for solution in traced)
@@ -91,10 +71,10 @@ def replay(
     ] = None,
     json_object: Json = False,
 ) -> None:
-    """Run a trace again and compare every answer, logit, probability and latent change bit for bit.
+    """Run a trace again and compare answers, logits and latent changes bit for bit.
 
-    Exit code: 0 identical, 1 something differs, 2 bad input, such as other
-    weights.
+    Exit code: 0 identical, 1 something differs, 2 bad input, such as a model
+    with other weights.
 
     Examples:
 
@@ -126,7 +106,7 @@ def view(
     limit: Annotated[int | None, typer.Option(help="Show only the first N puzzles.", metavar="N")] = None,
     json_object: Json = False,
 ) -> None:
-    """Write one HTML file that shows each step; it needs no network, and nothing beside it.
+    """Write one HTML file that shows every step; it works offline.
 
     Example:
 
@@ -145,7 +125,7 @@ def plot(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.", metavar="FOLDER")] = Path("plots"),
     json_object: Json = False,
 ) -> None:
-    """Plot depth, halting confidence and accuracy at fixed compute, with their figures as csv.
+    """Plot steps, halting confidence and accuracy at fixed compute, and save the figures as csv.
 
     Example:
 

@@ -4,58 +4,66 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rtm_kernels.cli.options import Device
+from rtm_kernels.cli.group import INTERRUPTED, OUT_OF_TIME
+from rtm_kernels.cli.options import Device, Json
 
 if TYPE_CHECKING:
     from rtm_kernels.train.loop import Metrics, Trainer
     from rtm_kernels.train.schema import Recipe
     from rtm_kernels.train.session import Outcome
 
-INTERRUPTED, OUT_OF_TIME = 130, 75
 LINES = 20
-"""Progress lines that a run prints where standard error is no terminal."""
+"""Progress lines of a run where standard error is not a terminal."""
 
 
 def train(
     preset: Annotated[
-        str | None, typer.Argument(help="Name of a recipe; without it, the list of them.", show_default=False)
+        str | None,
+        typer.Argument(help="Name of a recipe. Default: list them.", metavar="PRESET", show_default=False),
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Changes, e.g. lr=0.002 model.hidden_size=96.", metavar="KEY=VALUE")
+        list[str] | None, typer.Argument(help="Changes of the recipe, e.g. lr=0.002.", metavar="KEY=VALUE")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/PRESET.", metavar="DIR")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out with its saved recipe.")] = False,
     device: Device = None,
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads; default as the recipe says, else all.", metavar="N", min=1)
+        int | None, typer.Option(help="CPU threads. Default: those of the recipe, else all.", metavar="N", min=1)
     ] = None,
     track: Annotated[
-        list[str] | None, typer.Option(help="tensorboard, trackio or wandb, besides the csv file.", metavar="NAME")
+        list[str] | None, typer.Option(help="Also log to tensorboard, trackio or wandb. Repeatable.", metavar="NAME")
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Stop, saved, after M minutes; again, it goes on.", metavar="M", min=0)
+        float | None,
+        typer.Option(help="Save and stop after M minutes; the same command continues.", metavar="M", min=0),
     ] = None,
-    save_every: Annotated[float, typer.Option(help="Seconds between saved states.", metavar="S", min=0)] = 60.0,
+    save_every: Annotated[float, typer.Option(help="Seconds between checkpoints.", metavar="S", min=0)] = 60.0,
     show: Annotated[bool, typer.Option("--show", help="Print the recipe as JSON and stop.")] = False,
-    json_object: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, nothing else.")] = False,
+    json_object: Json = False,
 ) -> None:
-    """Train a recipe, and save the moving average of its weights as a model for `rtm solve` and `rtm eval`.
+    """Train a model by a recipe, and save it for `rtm solve` and `rtm eval`.
 
-    Keys are fields of the recipe (--show prints them): lr, seed, data,
-    model.hidden_size, stages.0.steps, stages.*.batch_size, contract.ponder.
-    Ctrl-C saves a state and ends; --resume continues it bit for bit. The folder
-    gets recipe.json, metrics.csv, checkpoints, model, best, summary.json, curve.png
-    and the puzzles that were measured, unseen.csv.
-    Under torchrun every process takes its share of each batch. With --minutes
-    a run is done in slices: the same command begins it, or continues it.
+    KEY is a field of the recipe (--show prints them all), such as lr, seed, data,
+    model.hidden_size, stages.0.steps, stages.*.batch_size. The saved model is
+    the moving average of the weights.
 
-    Exit code: 0 trained to the end, 2 bad input or a diverged run,
-    75 the minutes are over and it goes on next time, 130 interrupted and saved.
+    The folder of the run gets recipe.json, metrics.csv, checkpoints, model (the
+    final one), best, summary.json, curve.png and the test puzzles, unseen.csv.
+
+    Ctrl-C saves a checkpoint and stops; --resume continues to the same bits.
+    With --minutes the same command starts the run, or continues it. Under
+    torchrun every process takes its share of each batch.
+
+    Exit code: 0 trained to the end, 2 bad input or a diverged run, 75 out of
+    --minutes and saved, 130 interrupted and saved.
 
     Examples:
 
@@ -64,7 +72,7 @@ def train(
       rtm train sudoku-4x4 --resume
       rtm train trm-sudoku-repo data=data/sudoku-extreme-1k --device cuda
       rtm train sudoku-full data=data/hard --minutes 9.5
-      torchrun --nproc-per-node 2 -m rtm_kernels.cli.main train trm-maze-repo data=data/maze
+      torchrun --nproc-per-node 2 -m rtm_kernels.cli.main train sudoku-4x4
     """
     if preset is None:
         list_presets(json_object)
@@ -74,7 +82,7 @@ def train(
     from rtm_kernels.errors import InputError, one_of
     from rtm_kernels.train.configure import override, to_dict
     from rtm_kernels.train.recipe import PRESETS
-    from rtm_kernels.train.session import RECIPE, open_recipe
+    from rtm_kernels.train.session import RECIPE, open_recipe, run
     from rtm_kernels.train.telemetry import tracker
 
     one_of("PRESET", preset, PRESETS)
@@ -84,70 +92,52 @@ def train(
         return
     if resume and overrides:
         raise InputError(f"--resume uses the saved recipe; {overrides[0]!r} cannot change it")
-    place, leading = join_ranks(device)
     folder = out or Path("runs") / preset
     callbacks: list[Any] = [tracker(name, folder) for name in track or []]
     slices = minutes is not None and not resume
     resume = resume or (slices and (folder / RECIPE).is_file())
-    recipe = share(open_recipe(recipe, folder, resume and not slices, slices) if leading else None)
-    torch.set_num_threads(threads or recipe.threads or os.cpu_count() or 1)
-    callbacks += [] if json_object else [Console(folder)]
-    outcome = run_all(recipe, folder, place, resume, callbacks, save_every, minutes)
-    finish(outcome, folder, preset, json_object)
+    with ranks(device) as (place, leading):
+        recipe = share(open_recipe(recipe, folder, resume and not slices, slices) if leading else None)
+        torch.set_num_threads(threads or recipe.threads or os.cpu_count() or 1)
+        callbacks += [] if json_object else [Console(folder)]
+        outcome = run(recipe, folder, device=place, resume=resume, callbacks=callbacks, save_every=save_every,
+                      minutes=minutes)  # fmt: skip
+    if leading:
+        finish(outcome, folder, preset, json_object)
 
 
-def join_ranks(device: str | None) -> tuple[str, bool]:
-    """The device of this process and whether it leads; under torchrun it joins the others first."""
+@contextmanager
+def ranks(device: str | None) -> Iterator[tuple[str, bool]]:
+    """The device of this process, and whether it leads; under torchrun it joins the other ranks in the meantime."""
     import torch
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return place, True
+        yield place, True
+        return
     if place == "cuda":
         place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(place)
     torch.distributed.init_process_group("nccl" if place.startswith("cuda") else "gloo")
-    return place, torch.distributed.get_rank() == 0
+    try:
+        yield place, torch.distributed.get_rank() == 0
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def share(recipe: Recipe | None) -> Recipe:
     """The recipe of rank 0, on every rank; the others give None."""
     from torch import distributed
 
-    from rtm_kernels.train.configure import build, to_dict
-    from rtm_kernels.train.schema import Recipe
-
-    if recipe is not None and not distributed.is_initialized():
-        return recipe
-    parts = [None if recipe is None else to_dict(recipe)]
-    distributed.broadcast_object_list(parts)
-    shared: Recipe = build(Recipe, parts[0], "")
+    parts: list[Any] = [recipe]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(parts)
+    shared: Recipe = parts[0]
     return shared
 
 
-def run_all(
-    recipe: Recipe, folder: Path, place: str, resume: bool, callbacks: list[Any], save_every: float,
-    minutes: float | None,
-) -> Outcome | None:  # fmt: skip
-    """The run on this rank; None on the ranks that have nothing to report."""
-    from torch import distributed
-
-    from rtm_kernels.train.session import run
-
-    joined = distributed.is_initialized()
-    try:
-        outcome = run(recipe, folder, device=place, resume=resume, callbacks=callbacks, save_every=save_every,
-                      minutes=minutes)  # fmt: skip
-        return outcome if not joined or distributed.get_rank() == 0 else None
-    finally:
-        if joined:
-            distributed.destroy_process_group()
-
-
-def finish(outcome: Outcome | None, folder: Path, preset: str, json_object: bool) -> None:
-    """The table, or the JSON object, and the exit code."""
-    if outcome is None:
-        return
+def finish(outcome: Outcome, folder: Path, preset: str, json_object: bool) -> None:
+    """Print the table or the JSON object, and exit with a code of its own where the run goes on later."""
     if json_object:
         typer.echo(json.dumps(outcome.summary | {"interrupted": outcome.interrupted}))
     if outcome.interrupted:
@@ -162,12 +152,9 @@ def finish(outcome: Outcome | None, folder: Path, preset: str, json_object: bool
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """What the run gave, as a table."""
-    from rich.console import Console as Terminal
+    """The results of a run, as a table."""
+    from rtm_kernels.cli.report import print_result
 
-    from rtm_kernels.cli.report import print_table
-
-    terminal = Terminal(highlight=False)
     curve = summary["exact_accuracy_by_step"]
     marks = [n for n in (1, 2, 4, 8, 16) if n <= len(curve)]
     unseen = "no test puzzles"
@@ -196,84 +183,61 @@ def print_summary(summary: dict[str, Any]) -> None:
         "again": f"rtm eval {summary['unseen_data']} --model {Path(summary['model']).parent}" if curve else "-",
         "next": f"rtm solve --model {summary['model']} PUZZLES",
     }
-    print_table(terminal, rows)
+    print_result(summary, rows, as_json=False)
 
 
 def list_presets(json_object: bool) -> None:
-    """Names of the recipes, what each is, and its size."""
+    """Print the names of the recipes, what each is, and its size."""
+    from rtm_kernels.cli.report import print_result
     from rtm_kernels.train.recipe import ABOUT, PRESETS
 
     rows = {name: f"{ABOUT.get(name, 'needs data=FOLDER')}; {recipe.total_steps} steps, {recipe.model.arch}, "
                   f"D={recipe.model.hidden_size}" for name, recipe in PRESETS.items()}  # fmt: skip
-    if json_object:
-        typer.echo(json.dumps(rows))
-        return
-    from rich.console import Console as Terminal
-
-    from rtm_kernels.cli.report import print_table
-
-    print_table(Terminal(highlight=False), rows)
+    print_result(rows, rows, json_object)
 
 
 class Console:
-    """Progress on standard error: a bar on a terminal, `LINES` lines elsewhere."""
+    """Shows the progress of a run on standard error."""
 
     def __init__(self, folder: Path) -> None:
-        from rich.console import Console as Terminal
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
         self.folder = folder
-        self.terminal = Terminal(stderr=True, highlight=False)
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.completed}/{task.total}"),
-            TextColumn("loss {task.fields[loss]}"), TextColumn("exact {task.fields[exact]}"),
-            TextColumn("unseen {task.fields[unseen]}"), TextColumn("{task.fields[speed]}"), TimeElapsedColumn(),
-            TextColumn("ETA"), TimeRemainingColumn(), console=self.terminal, disable=not self.terminal.is_terminal,
-        )  # fmt: skip
-        self.fields: dict[str, Any] = {"loss": "-", "exact": "-", "unseen": "-", "speed": "-"}
         self.recent: list[tuple[float, float, float]] = []
-        self.started = self.first = 0.0
+        self.unseen = "-"
 
     def start(self, trainer: Trainer) -> None:
         """Show where the run starts."""
-        import time
+        from rtm_kernels.cli.progress import Progress
 
         self.started, self.first = time.monotonic(), trainer.step_count
         total = trainer.recipe.total_steps
-        self.task = self.bar.add_task("train", total=total, completed=trainer.step_count, **self.fields)
-        self.bar.start()
+        self.progress = Progress("step", total, lines=LINES, transient=False)
+        self.progress.start()
         size = sum(p.numel() for p in trainer.model.parameters())
-        self.terminal.print(
+        self.progress.console.print(
             f"{trainer.recipe.model.arch}, {size:,} parameters, steps {trainer.step_count} to {total} on "
             f"{trainer.device}, in {self.folder}", markup=False, soft_wrap=True,
         )  # fmt: skip
 
     def log(self, trainer: Trainer, metrics: Metrics) -> None:
-        """Update the bar."""
-        import time
-
-        self.recent.append((metrics["loss"], metrics.get("exact_accuracy", 0.0), metrics["count"]))
-        del self.recent[:-50]
+        """Show the means of the last 50 steps, the last test accuracy and the speed."""
+        self.recent = [*self.recent[-49:], (metrics["loss"], metrics.get("exact_accuracy", 0.0), metrics["count"])]
         seen = sum(count for *_, count in self.recent)
-        self.fields["loss"] = f"{sum(loss for loss, *_ in self.recent) / len(self.recent):.4f}"
-        if seen:
-            self.fields["exact"] = f"{100 * sum(a * count for _, a, count in self.recent) / seen:.1f} %"
+        exact = f"{100 * sum(a * count for _, a, count in self.recent) / seen:.1f} %" if seen else "-"
         if "test_exact_accuracy" in metrics:
-            self.fields["unseen"] = f"{100 * metrics['test_exact_accuracy']:.2f} %"
-        elapsed = max(1e-9, time.monotonic() - self.started)
-        self.fields["speed"] = f"{(trainer.step_count - self.first) / elapsed:.2f} steps/s"
+            self.unseen = f"{100 * metrics['test_exact_accuracy']:.2f} %"
+        elapsed, steps = max(1e-9, time.monotonic() - self.started), trainer.step_count - self.first
+        parts = [
+            f"loss {sum(loss for loss, *_ in self.recent) / len(self.recent):.4f}", f"exact {exact}",
+            f"unseen {self.unseen}", f"{steps / elapsed:.2f} steps/s",
+        ]  # fmt: skip
         if "samples_per_second" in metrics:
-            self.fields["speed"] += f", {metrics['samples_per_second']:.0f} samples/s"
+            parts.append(f"{metrics['samples_per_second']:.0f} samples/s")
         if trainer.device.type == "cuda" and "tflops" in metrics:
-            self.fields["speed"] += f", {metrics['tflops']:.1f} TFLOP/s"
-        self.bar.update(self.task, completed=trainer.step_count, **self.fields)
-        total = trainer.recipe.total_steps
-        if not self.terminal.is_terminal and trainer.step_count % max(1, total // LINES) == 0:
-            left = (total - trainer.step_count) * elapsed / (trainer.step_count - self.first)
-            values = ", ".join(f"{name} {value}" for name, value in self.fields.items() if name != "speed")
-            line = f"step {trainer.step_count}/{total}: {values}, {self.fields['speed']}, {left:.0f} s left"
-            self.terminal.print(line, markup=False, soft_wrap=True)
+            parts.append(f"{metrics['tflops']:.1f} TFLOP/s")
+        if not self.progress.console.is_terminal:
+            parts.append(f"{(trainer.recipe.total_steps - trainer.step_count) * elapsed / steps:.0f} s left")
+        self.progress.show(trainer.step_count, ", ".join(parts))
 
     def finish(self, trainer: Trainer) -> None:
         """Leave the last state of the bar on the screen."""
-        self.bar.stop()
+        self.progress.stop()

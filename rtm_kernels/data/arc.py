@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from rtm_kernels.data.files import read_json
 from rtm_kernels.data.task import PAD, Task, Verdict, register
 from rtm_kernels.errors import InputError, require
+from rtm_kernels.files import read_json
 
 SIDE = 30
 EOS = 1

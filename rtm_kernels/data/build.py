@@ -10,12 +10,12 @@ from typing import cast
 import numpy as np
 
 from rtm_kernels.data.dataset import Examples
-from rtm_kernels.data.files import StrPath
-from rtm_kernels.data.maze import Maze, check_side, dihedral_indices, read_mazes
-from rtm_kernels.data.sudoku import Sudoku, augment, read_boards, solve
-from rtm_kernels.data.task import Pair, Puzzle
+from rtm_kernels.data.maze import Maze, check_side, dihedral_indices
+from rtm_kernels.data.sudoku import Sudoku, read_boards, solve_missing
+from rtm_kernels.data.task import Pair, Puzzle, Task
 from rtm_kernels.data.write import write_splits
 from rtm_kernels.errors import InputError, require
+from rtm_kernels.files import StrPath
 
 Boards = StrPath | Sequence[StrPath] | Pair
 """A file of puzzles or several, or (puzzles, solutions) as `generate` returns them."""
@@ -41,34 +41,22 @@ def build_sudoku(
     `subsample` training puzzles are kept; each is followed by `augmentations` random twins in its group, as in the
     official builder.
     """
-    rng = np.random.default_rng(seed)
-    puzzles, solutions = _boards(source, size, min_rating)
-    task = Sudoku(size)
-    keys = _sudoku_keys(task, puzzles, solutions)
-    if isinstance(test, int):
-        held_out, rest = _split(keys, test, rng)
-        test_boards, test_keys = (puzzles[held_out], solutions[held_out]), keys[held_out]
-    else:
-        test_boards, rest = _boards(test, size, min_rating), np.arange(len(puzzles))
-        test_keys = _sudoku_keys(task, *test_boards)
-    kept = _without_twins(keys, rest, test_keys)
-    dropped = len(rest) - len(kept)
+    task, rng = Sudoku(size), np.random.default_rng(seed)
+    pair = _sudokus(source, size, min_rating)
+    kept, tested, dropped = _divide(
+        task, pair, test if isinstance(test, int) else _sudokus(test, size, min_rating), rng
+    )
     if subsample is not None:
         require(0 < subsample <= len(kept), "subsample", subsample, f"there are {len(kept)} training puzzles")
         kept = np.sort(rng.permutation(kept)[:subsample])
-    train = [(puzzles[kept], solutions[kept])]
-    train += [augment(*train[0], rng) for _ in range(augmentations)]
-    inputs, labels = (
-        np.stack(part, axis=1).reshape(-1, size * size) + np.uint8(1) for part in zip(*train, strict=True)
-    )
+    train = [(pair[0][kept], pair[1][kept])]
+    train += [task.augment(*train[0], rng) for _ in range(augmentations)]
+    inputs, labels = (np.stack(part, axis=1).reshape(-1, task.seq_len) for part in zip(*train, strict=True))
+    splits = {"train": Examples.of_single(inputs, labels, 1 + augmentations), "test": Examples.of_single(*tested)}
     made_by = {"builder": "sudoku", "source": _name(source), "test": _name(test), "size": size, "subsample": subsample,
                "augmentations": augmentations, "min_rating": min_rating, "seed": seed}  # fmt: skip
-    splits = {
-        "train": Examples.of_single(inputs, labels, 1 + augmentations),
-        "test": Examples.of_single(test_boards[0] + np.uint8(1), test_boards[1] + np.uint8(1)),
-    }
     write_splits(out, splits, task.vocab_size, made_by, overwrite)
-    return {"train": len(inputs), "test": len(test_boards[0]), "twins_dropped": dropped}
+    return {"train": len(inputs), "test": len(tested[0]), "twins_dropped": dropped}
 
 
 def build_maze(
@@ -88,42 +76,25 @@ def build_maze(
     are dropped. `augmented` writes all eight symmetries of each training maze as one group.
     """
     check_side(side)
-    rng = np.random.default_rng(seed)
-    task, (mazes, answers) = Maze(side), _mazes(source, side)
-    turns = dihedral_indices(side)
-    keys = task.keys(mazes, answers)
-    if isinstance(test, int):
-        held_out, rest = _split(keys, test, rng)
-        tested, test_keys = (mazes[held_out], answers[held_out]), keys[held_out]
-    else:
-        tested, rest = _mazes(test, side), np.arange(len(mazes))
-        test_keys = task.keys(*tested)
-    kept = _without_twins(keys, rest, test_keys)
-    views = turns if augmented else turns[:1]
-    inputs, labels = (part[kept][:, views].reshape(-1, side * side) for part in (mazes, answers))
+    task, rng = Maze(side), np.random.default_rng(seed)
+    pair = _mazes(source, side)
+    kept, tested, dropped = _divide(task, pair, test if isinstance(test, int) else _mazes(test, side), rng)
+    views = dihedral_indices(side) if augmented else dihedral_indices(side)[:1]
+    inputs, labels = (part[kept][:, views].reshape(-1, side * side) for part in pair)
+    splits = {"train": Examples.of_single(inputs, labels, len(views)), "test": Examples.of_single(*tested)}
     made_by = {"builder": "maze", "source": _name(source), "test": _name(test), "side": side, "augmented": augmented,
                "seed": seed}  # fmt: skip
-    splits = {"train": Examples.of_single(inputs, labels, len(views)), "test": Examples.of_single(*tested)}
     write_splits(out, splits, task.vocab_size, made_by, overwrite)
-    return {"train": len(inputs), "test": len(tested[0]), "twins_dropped": len(rest) - len(kept)}
+    return {"train": len(inputs), "test": len(tested[0]), "twins_dropped": dropped}
 
 
-def _boards(source: Boards, size: int, min_rating: float | None) -> Pair:
-    """Puzzles and solutions of a source, the missing ones solved."""
-    files = _files(source)
-    if files:
-        boards = [read_boards(file, size=size, min_rating=min_rating) for file in files]
-        puzzles, solutions = (np.concatenate(part) for part in zip(*boards, strict=True))
-    else:
-        puzzles, solutions = (np.array(part, dtype=np.uint8) for part in cast(Pair, source))
+def _sudokus(source: Boards, size: int, min_rating: float | None) -> Pair:
+    """Tokens of Sudokus and of their solutions."""
+    boards = [read_boards(file, size=size, min_rating=min_rating) for file in _files(source)] or [cast(Pair, source)]
+    puzzles, solutions = (np.concatenate(part).astype(np.uint8) for part in zip(*boards, strict=True))
     require(len(puzzles) > 0, "source", _name(source), "no puzzle is left")
-    unsolved = np.flatnonzero(~solutions.any(axis=1))
-    counts, solutions[unsolved] = solve(puzzles[unsolved])
-    if (counts != 1).any():
-        index = int(np.flatnonzero(counts != 1)[0])
-        found = "no solution" if counts[index] == 0 else "more than one solution"
-        raise InputError(f"{_name(source)}: puzzle {unsolved[index] + 1} has {found}")
-    return puzzles, solutions
+    puzzles, solutions = solve_missing(puzzles, solutions, str(_name(source)))
+    return puzzles + np.uint8(1), solutions + np.uint8(1)
 
 
 def _files(source: Boards) -> list[StrPath]:
@@ -139,7 +110,7 @@ def _mazes(source: Boards, side: int) -> Pair:
         mazes, answers = (np.asarray(part) for part in cast(Pair, source))
         return mazes, answers
     for path in files:
-        found += read_mazes(path, side)
+        found += task.read(path)
         missing = [puzzle.line for puzzle in found if puzzle.solution is None]
         if missing:
             raise InputError(f"{os.fspath(path)}: line {missing[0]}: no solution")
@@ -148,16 +119,22 @@ def _mazes(source: Boards, side: int) -> Pair:
     return mazes, answers
 
 
-def _sudoku_keys(task: Sudoku, puzzles: np.ndarray, solutions: np.ndarray) -> np.ndarray:
-    return task.keys(puzzles + np.uint8(1), solutions + np.uint8(1))
+def _divide(task: Task, pair: Pair, test: Pair | int, rng: np.random.Generator) -> tuple[np.ndarray, Pair, int]:
+    """Rows of `pair` to train on, the test puzzles, and how many rows were dropped as twins.
 
-
-def _split(keys: np.ndarray, count: int, rng: np.random.Generator) -> Pair:
-    """`count` random puzzles that are no twins of each other, and all the others."""
-    distinct = np.sort(np.unique(keys, return_index=True)[1])
-    require(0 < count < len(distinct), "test", count, f"expected 1 to {len(distinct) - 1} of the distinct puzzles")
-    held_out = np.sort(rng.permutation(distinct)[:count])
-    return held_out, np.setdiff1d(np.arange(len(keys)), held_out)
+    `test` random puzzles that are no twins of each other are held out, unless they are given.
+    """
+    keys = task.keys(*pair)
+    if isinstance(test, int):
+        distinct = np.sort(np.unique(keys, return_index=True)[1])
+        require(0 < test < len(distinct), "test", test, f"expected 1 to {len(distinct) - 1} of the distinct puzzles")
+        held_out = np.sort(rng.permutation(distinct)[:test])
+        test, test_keys = (pair[0][held_out], pair[1][held_out]), keys[held_out]
+        rest = np.setdiff1d(np.arange(len(keys)), held_out)
+    else:
+        test_keys, rest = task.keys(*test), np.arange(len(keys))
+    kept = _without_twins(keys, rest, test_keys)
+    return kept, test, len(rest) - len(kept)
 
 
 def _without_twins(keys: np.ndarray, rows: np.ndarray, test_keys: np.ndarray) -> np.ndarray:

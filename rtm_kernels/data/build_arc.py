@@ -10,9 +10,9 @@ import numpy as np
 
 from rtm_kernels.data.arc import COLOURS, SIDE, Augmentation, Example, Puzzles, encode_grid
 from rtm_kernels.data.dataset import Examples
-from rtm_kernels.data.files import StrPath
 from rtm_kernels.data.write import write_splits
 from rtm_kernels.errors import BackendUnavailable, InputError, require
+from rtm_kernels.files import StrPath
 
 AUGMENTATION_TRIES = 5
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rtm_kernels.data.files import StrPath, open_array, read_json
 from rtm_kernels.errors import InputError, require
+from rtm_kernels.files import StrPath, open_array, read_json
 
 IGNORE_LABEL = -100
 MAX_TOKENS = 1 << 16
@@ -148,14 +148,6 @@ class PuzzleDataset:
             sets[name] = Examples(**{f: a if f in FIELDS[:2] else np.array(a) for f, a in arrays.items()})
             sets[name].check(metadata, str(folder / name))
         return cls(metadata, sets, str(folder))
-
-    @classmethod
-    def from_examples(cls, examples: Examples, vocab_size: int, num_puzzle_identifiers: int = 1) -> PuzzleDataset:
-        """A data set in memory, one set called `all`."""
-        metadata = describe({"all": examples}, vocab_size, num_puzzle_identifiers)
-        examples.check(metadata)
-        examples.check_tokens(metadata)
-        return cls(metadata, {"all": examples})
 
     def check_tokens(self) -> None:
         """Check every token now; reads all arrays once."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from rtm_kernels.data.task import Pair, Puzzle, Task, Twin, Verdict, register, register_family
+from rtm_kernels.data.task import Pair, Puzzle, Task, Twin, Verdict, register, register_family, reported
 from rtm_kernels.data.text import MAX_LINE, csv_fields, header_columns, numbered_lines
-from rtm_kernels.errors import InputError, RTMError, one_of, require
+from rtm_kernels.errors import InputError, RTMError, require
 
 WALL, OPEN, START, GOAL, PATH = 1, 2, 3, 4, 5
 VOCABULARY = "# SGo"
@@ -28,7 +27,7 @@ FRUITLESS_ROUNDS = 40
 
 
 def distances(free: np.ndarray, sources: np.ndarray) -> np.ndarray:
-    """Steps from the source cells over free cells, int32 [N, side, side], -1 where there is no way; bool inputs."""
+    """Steps from the source cells over free cells, int32 [N, side, side], -1 where no path leads; bool inputs."""
     steps = np.where(sources, 0, -1)
     front, step = sources, 0
     while front.any():
@@ -64,7 +63,7 @@ def path_steps(mazes: np.ndarray, answers: np.ndarray) -> np.ndarray:
     return np.where(kept, np.where(mazes == GOAL, steps, -1).max(axis=(1, 2)), -1)
 
 
-def way(maze: np.ndarray, free: np.ndarray) -> int:
+def path_length(maze: np.ndarray, free: np.ndarray) -> int:
     """Steps from S to G of one maze [side, side] over the free cells, bool [side, side]; -1 where none lead there.
 
     The field is one integer with a bit for each cell and one more after each row, which is never free.
@@ -177,7 +176,7 @@ def solve(mazes: np.ndarray) -> np.ndarray:
     answers = mazes.copy()
     for index, (maze, away) in enumerate(zip(mazes, steps, strict=True)):
         row, column = np.argwhere(maze == GOAL)[0].tolist()
-        require(away[row, column] > 0, f"mazes[{index}]", "unsolvable", "expected a way from S to G")
+        require(away[row, column] > 0, f"mazes[{index}]", "unsolvable", "expected a path from S to G")
         for step in range(int(away[row, column]) - 1, 0, -1):
             beside = ((row - 1, column), (row, column - 1), (row, column + 1), (row + 1, column))
             inside = ((r, c) for r, c in beside if 0 <= r < len(maze) and 0 <= c < len(maze))
@@ -219,10 +218,10 @@ class Maze(Task):
         if len(changed):
             row, column = (changed[0] + 1).tolist()
             return Verdict(False, f"the cell in row {row}, column {column} does not keep the maze")
-        length = way(maze, path | (maze == START) | (maze == GOAL))
+        length = path_length(maze, path | (maze == START) | (maze == GOAL))
         if length < 0:
             return Verdict(False, "the marked cells do not lead from S to G")
-        best, stray = way(maze, maze != WALL), int(path.sum()) + 1 - length
+        best, stray = path_length(maze, maze != WALL), int(path.sum()) + 1 - length
         if length > best:
             return Verdict(False, f"a path of {length} steps; a shortest one has {best}")
         if stray:
@@ -248,26 +247,20 @@ class Maze(Task):
 
     def parse(self, source: str | Iterable[str], errors: str = "raise") -> Iterator[Puzzle]:
         """Mazes: csv with a header (`question,answer`), one maze per line, or grids of one line per row."""
-        one_of("errors", errors, ("raise", "report"))
-        lines = source.splitlines() if isinstance(source, str) else source
-        found = False
-        for number, text, solution in self._texts(lines):
-            found = True
-            try:
-                tokens = self.encode(text)
-                require(not (tokens == PATH).any(), "maze", "o", "a puzzle holds no path")
-                reason = self.verify(text, solution).reason if solution else ""
-                if reason:
-                    raise InputError(f"solution is not allowed: {reason}")
-            except InputError as error:
-                if errors == "raise":
-                    raise InputError(f"line {number}: {error}") from None
-                yield Puzzle("", line=number, error=f"line {number}: {error}")
-            else:
-                yield Puzzle(self.decode(tokens), solution or None, number)
-        require(found, "puzzles", 0, "the input is empty")
+        return reported((self._checked(*found) for found in self._texts(source)), errors)
 
-    def _texts(self, lines: Iterable[str]) -> Iterator[tuple[int, str, str]]:
+    def _checked(self, number: int, text: str, solution: str) -> Puzzle:
+        try:
+            tokens = self.encode(text)
+            require(not (tokens == PATH).any(), "maze", "o", "a puzzle holds no path")
+            reason = self.verify(text, solution).reason if solution else ""
+            if reason:
+                raise InputError(f"solution is not allowed: {reason}")
+        except InputError as error:
+            return Puzzle("", line=number, error=f"line {number}: {error}")
+        return Puzzle(self.decode(tokens), solution or None, number)
+
+    def _texts(self, lines: str | Iterable[str]) -> Iterator[tuple[int, str, str]]:
         """Line number, maze and solution as they stand in the source."""
         columns: dict[str, int] | None = None
         rows: list[str] = []
@@ -312,15 +305,6 @@ class Maze(Task):
 
     def _field(self, tokens: np.ndarray) -> np.ndarray:
         return np.asarray(tokens).reshape(-1, self.side, self.side)
-
-
-def read_mazes(path: str | os.PathLike[str], side: int) -> list[Puzzle]:
-    """The mazes of a file. Errors: `InputError` naming the file and the line, `OSError` where it cannot be opened."""
-    try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            return list(Maze(side).parse(file))
-    except InputError as error:
-        raise InputError(f"{os.fspath(path)}: {error}") from None
 
 
 def dihedral_indices(side: int) -> np.ndarray:

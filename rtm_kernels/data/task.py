@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rtm_kernels.data.text import numbered_lines
-from rtm_kernels.errors import InputError, one_of, require
+from rtm_kernels.data.text import named, numbered_lines
+from rtm_kernels.errors import InputError, one_of, printable, require
 
 __all__ = ["PAD", "Generators", "Pair", "Puzzle", "Task", "Verdict", "find_tasks", "get_task", "has_task", "register",
            "task_names"]  # fmt: skip
@@ -52,9 +53,9 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Puzzle:
-    """One puzzle as read: its text, the line it began on; solution, rating and origin where the file gives them.
+    """One puzzle as read: its text, the line where it starts; solution, rating and origin where the file gives them.
 
-    `error` is set, and the puzzle unusable, only where the reader was asked to report errors instead of raising.
+    `error` says what is wrong with an unusable puzzle, where the reader reports errors instead of raising.
     """
 
     text: str
@@ -108,22 +109,27 @@ class Task(ABC):
         return np.array([self.verify(self.decode(x), self.decode(y)).verified for x, y in pairs], dtype=bool)
 
     def parse(self, source: str | Iterable[str], errors: str = "raise") -> Iterator[Puzzle]:
-        """Puzzles of a text or of lines, one per line. `errors`: `raise`, or `report` in `Puzzle.error`."""
-        lines = source.splitlines() if isinstance(source, str) else source
-        one_of("errors", errors, ("raise", "report"))
-        found = False
-        for number, line in numbered_lines(lines):
-            text = line.rstrip("\r\n")
-            if text:
-                found = True
-                try:
-                    self.encode(text)
-                    yield Puzzle(text, line=number)
-                except InputError as error:
-                    if errors == "raise":
-                        raise InputError(f"line {number}: {error}") from None
-                    yield Puzzle("", line=number, error=f"line {number}: {error}")
-        require(found, "puzzles", 0, "the input is empty")
+        """Puzzles of a text or of lines, one per line.
+
+        A puzzle with a fault is raised as `InputError`, or with `errors="report"` comes with its `error`. Input without
+        any puzzle is always an `InputError`.
+        """
+        lines = ((number, line.rstrip("\r\n")) for number, line in numbered_lines(source))
+        return reported((self._read(number, text) for number, text in lines if text), errors)
+
+    def _read(self, number: int, text: str) -> Puzzle:
+        try:
+            self.encode(text)
+            return Puzzle(text, line=number)
+        except InputError as error:
+            return Puzzle("", line=number, error=f"line {number}: {error}")
+
+    def read(self, path: str | os.PathLike[str], errors: str = "raise") -> Iterator[Puzzle]:
+        """Puzzles of a file as `parse` gives them, its name in front of every error."""
+        with named(path), open(path, encoding="utf-8-sig", errors="replace") as file:
+            for puzzle in self.parse(file, errors):
+                fault = f"{printable(os.fspath(path))[:200]}: {puzzle.error}"
+                yield replace(puzzle, error=fault) if puzzle.error else puzzle
 
     def render(self, puzzle: str, answer: str | None = None, emphasis: Callable[[str], str] = str) -> str:
         """The puzzle, or its answer, for a person; `emphasis` is applied to each character the answer filled in."""
@@ -146,6 +152,22 @@ class Task(ABC):
     def twin(self, tokens: np.ndarray, rng: np.random.Generator) -> Twin | None:
         """A random symmetric twin of the puzzle `tokens`, whose solutions are those of the puzzle; None without."""
         return None
+
+
+def reported(puzzles: Iterable[Puzzle], errors: str) -> Iterator[Puzzle]:
+    """The puzzles that a reader found; the first with an `error` is raised, unless `errors` is `report`.
+
+    Errors: `InputError`, also where there is no puzzle at all.
+    """
+    one_of("errors", errors, ("raise", "report"))
+    found = False
+    for puzzle in puzzles:
+        found = True
+        if puzzle.error and errors == "raise":
+            raise InputError(puzzle.error)
+        yield puzzle
+    if not found:
+        raise InputError("no puzzle found: the input is empty")
 
 
 _TASKS: dict[str, Task] = {}

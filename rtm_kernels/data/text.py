@@ -6,7 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from rtm_kernels.errors import InputError, printable
 
@@ -18,27 +18,22 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "origin": ("source",),
 }
 
-Source = str | os.PathLike[str] | Iterable[str]
-"""A file by its path, or lines: an open file, stdin, a list."""
+
+@contextmanager
+def named(source: str | os.PathLike[str]) -> Iterator[None]:
+    """Put the name of a source in front of the `InputError` of what is read from it, also where it cannot be opened."""
+    name = printable(os.fspath(source))[:200]
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def source_prefix(source: Source) -> str:
-    """What comes before an error about a source: its path, when it has one."""
-    return f"{printable(os.fspath(source))[:200]}: " if isinstance(source, (str, os.PathLike)) else ""
-
-
-def numbered_lines(source: Source) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers from 1; of a line longer than `MAX_LINE` only so many characters are ever held."""
-    if isinstance(source, (str, os.PathLike)):
-        try:
-            with open(source, encoding="utf-8-sig", errors="replace") as file:
-                yield from numbered_lines(file)
-        except (OSError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(f"{source_prefix(source)}cannot be read: {reason}") from None
-    elif isinstance(source, io.TextIOBase):
+def numbered_lines(source: str | Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Lines of a text, an open file or a list, numbered from 1; of a long line only `MAX_LINE` characters are held."""
+    if isinstance(source, io.TextIOBase):
         number, inside = 0, False
         while line := source.readline(MAX_LINE + 1):
             if not inside:
@@ -46,7 +41,7 @@ def numbered_lines(source: Source) -> Iterator[tuple[int, str]]:
                 yield number, line
             inside = not line.endswith("\n")
     else:
-        yield from enumerate(source, start=1)
+        yield from enumerate(source.splitlines() if isinstance(source, str) else source, start=1)
 
 
 def header_columns(line: str) -> dict[str, int] | None:

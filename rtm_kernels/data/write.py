@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from rtm_kernels.data.dataset import FIELDS, Examples, Metadata, describe
-from rtm_kernels.data.files import StrPath, flush, read_json, sha256, write_json
 from rtm_kernels.errors import require
+from rtm_kernels.files import StrPath, new_folder, sha256, write_json
 
 
 def write_dataset(
@@ -27,8 +24,8 @@ def write_dataset(
 ) -> Path:
     """Write splits in the official layout, with `manifest.json`: `made_by`, and size and sha256 of every file.
 
-    Everything is checked, written to a folder beside `out`, flushed to disk and renamed, so `out` is either absent,
-    as before, or complete. Raises `InputError` as `check_out`.
+    Everything is checked and then written with `files.new_folder`, so `out` is complete or as before. Raises
+    `InputError` as `check_out`.
     """
     out = check_out(out, overwrite)
     for split, (metadata, sets) in splits.items():
@@ -36,9 +33,7 @@ def write_dataset(
         for name, examples in sets.items():
             examples.check(metadata, f"{split}/{name}")
             examples.check_tokens(metadata, f"{split}/{name}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with new_folder(out) as folder:
         for split, (metadata, sets) in splits.items():
             (folder / split).mkdir()
             write_json(folder / split / "dataset.json", asdict(metadata))
@@ -50,14 +45,6 @@ def write_dataset(
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         digests = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
         write_json(folder / "manifest.json", {"made_by": dict(made_by or {}), "files": digests})
-        for path in (*files, folder / "manifest.json", *(folder / split for split in splits), folder):
-            flush(path)
-        folder.chmod(0o755)
-        _replace(folder, out)
-        flush(out.parent)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     return out
 
 
@@ -95,29 +82,3 @@ def _compact(array: np.ndarray, field: str) -> np.ndarray:
     """Tokens that fit into bytes as bytes, everything else as int32, as the official builders store them."""
     small = field in FIELDS[:2] and array.size and array.min() >= 0 and array.max() < 256
     return np.ascontiguousarray(array, np.uint8 if small else np.int32)
-
-
-def check_manifest(path: StrPath) -> dict[str, Any]:
-    """Compare every file of a data set with its `manifest.json`, and return what made it. Raises `InputError`."""
-    root = Path(path)
-    manifest = read_json(root / "manifest.json")
-    files = manifest.get("files", {}) if isinstance(manifest, dict) else {}
-    listed = isinstance(files, dict) and bool(files)
-    require(listed, f"{root}/manifest.json", "no files", "expected the manifest of a data set")
-    for name, entry in files.items():
-        file = root / name
-        inside = os.path.commonpath([os.path.realpath(file), os.path.realpath(root)]) == os.path.realpath(root)
-        require(inside and isinstance(entry, dict), "manifest entry", name[:80], "expected a file of the data set")
-        require(file.is_file(), str(file), "absent", "the manifest names it")
-        whole = file.stat().st_size == entry.get("bytes") and sha256(file) == entry.get("sha256")
-        require(whole, str(file), "changed", "it differs from what the manifest says")
-    return dict(manifest.get("made_by", {}))
-
-
-def _replace(folder: Path, out: Path) -> None:
-    """Put `folder` where `out` is; what was there goes only after that."""
-    old = folder.with_name(folder.name + ".old")
-    if out.exists():
-        os.rename(out, old)
-    os.rename(folder, out)
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Solving a Ray Data set: one solver per worker, rows out as they came in, with what became of each puzzle."""
+"""Solving a Ray data set: one solver per worker; each row comes back with its solution."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from rtm_kernels.engine import Solver
 from rtm_kernels.errors import BackendUnavailable, require
-from rtm_kernels.pretrained import from_pretrained
+from rtm_kernels.model import RecursiveReasoner
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -21,7 +21,7 @@ class BatchSolver:
     """A solver in a Ray worker: a batch of rows in, the same rows with the columns `COLUMNS` out."""
 
     def __init__(self, model: str, column: str, options: dict[str, Any]) -> None:
-        self.solver, self.column = Solver(from_pretrained(model), **options), column
+        self.solver, self.column = Solver(RecursiveReasoner.from_pretrained(model), **options), column
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Solve one batch."""
@@ -48,10 +48,9 @@ def solve_dataset(
 ) -> Dataset:
     """`dataset` with the solutions of the puzzles in `column`, computed by `workers` Ray workers when it is read.
 
-    Added are `COLUMNS`: the fields of `Solution` of these names; a puzzle that cannot be read has status `invalid` and
-    says why in `error`. `options` go to `Solver`. Each worker solves by itself, so an answer depends neither on how
-    many there are nor on how the rows are split (`batch_invariant` is on unless switched off). The batch of a worker
-    that dies is solved again by another, and a new worker takes its place.
+    It adds the columns `COLUMNS`: the fields of `Solution` of these names. A puzzle that cannot be read has status
+    `invalid`, and `error` says why. `options` go to `Solver`. Answers do not depend on the number of workers or on how
+    the rows are split (`batch_invariant` is on unless switched off). Batches of a crashed worker are retried.
 
     Errors: `InputError` for a missing column, `BackendUnavailable` without the package ray.
     """

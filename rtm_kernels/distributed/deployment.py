@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rtm_kernels.engine import Overloaded, Service, Solver
 from rtm_kernels.errors import BackendUnavailable, InputError, printable, require
-from rtm_kernels.pretrained import from_pretrained
+from rtm_kernels.model import RecursiveReasoner
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -21,15 +20,17 @@ MAX_ONGOING = 256
 MAX_BODY = 1 << 20
 MAX_PUZZLES = 64
 RETRIES = 8
+DEADLINE = 30.0
+"""Seconds until a puzzle is answered with the best answer so far."""
 
 
 class SolverReplica:
     """One replica: a solver behind a `Service`."""
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
-        self._service = Service(Solver(from_pretrained(model), **options), max_queued=MAX_ONGOING)
+        self._service = Service(Solver(RecursiveReasoner.from_pretrained(model), **options), max_queued=MAX_ONGOING)
 
-    async def solve(self, puzzle: str, max_steps: int | None = None, deadline: float = 30.0) -> dict[str, Any]:
+    async def solve(self, puzzle: str, max_steps: int | None = None, deadline: float = DEADLINE) -> dict[str, Any]:
         """The solution of one puzzle, as `Solution.to_dict` gives it."""
         return (await self._service.solve(puzzle, max_steps=max_steps, deadline=deadline)).to_dict()
 
@@ -39,12 +40,12 @@ class SolverReplica:
 
         try:
             puzzles, max_steps = await read(request)
-            solutions = await asyncio.gather(*(self.solve(puzzle, max_steps) for puzzle in puzzles))
+            solutions = await self._service.solve_all(puzzles, max_steps=max_steps, deadline=DEADLINE)
         except InputError as error:
             return JSONResponse({"error": printable(str(error))}, status_code=400)
         except Overloaded as error:
             return JSONResponse({"error": str(error)}, status_code=503, headers={"Retry-After": "1"})
-        return JSONResponse({"solutions": solutions})
+        return JSONResponse({"solutions": [solution.to_dict() for solution in solutions]})
 
     def check_health(self) -> None:
         """Raise when the solver's thread has ended, so that Ray replaces the replica."""
@@ -99,7 +100,7 @@ def application(
 
 
 def solve_all(handle: DeploymentHandle, puzzles: Sequence[str], **options: Any) -> list[dict[str, Any]]:
-    """The solutions of `puzzles` in order, from any replica; what a dying replica had is asked for again.
+    """The solutions of `puzzles` in order, from any replica. Puzzles of a crashed replica are retried.
 
     Errors: that of the last try, when a puzzle failed nine times.
     """

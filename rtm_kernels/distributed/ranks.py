@@ -1,4 +1,4 @@
-"""Solving on all ranks of torchrun: each takes its share of the puzzles, and all of them see every result."""
+"""Solving on all ranks of torchrun: each solves its share of the puzzles, and all get every result."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def join() -> None:
 
 
 def leave() -> None:
-    """Part from the other ranks, once all have come here."""
+    """Wait for the other ranks, then leave the group."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

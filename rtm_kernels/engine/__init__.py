@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rtm_kernels.engine.evaluation import Evaluation, evaluate
+from rtm_kernels.engine.evaluation import Evaluation, Measurement, take_turns
 from rtm_kernels.engine.executor import EXECUTORS, Executor
 from rtm_kernels.engine.observer import Observer, Step
 from rtm_kernels.engine.policy import HaltingPolicy
@@ -17,6 +17,7 @@ __all__ = [
     "Evaluation",
     "Executor",
     "HaltingPolicy",
+    "Measurement",
     "Observer",
     "Overloaded",
     "Rollouts",
@@ -24,5 +25,5 @@ __all__ = [
     "Solution",
     "Solver",
     "Step",
-    "evaluate",
+    "take_turns",
 ]

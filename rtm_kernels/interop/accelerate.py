@@ -1,7 +1,7 @@
 """Fused blocks inside live models of the official TRM, HRM and RSM code, in place and undoable.
 
-Nothing of the official code is imported: a stack of blocks is recognised by the names it holds, and by its own
-forward giving on a probe input what the fused one gives. The stack and its blocks then change their class to a
+Nothing of the official code is imported: a stack of blocks is recognised by its parameter names, and by computing
+the same as the fused one on a probe input. The stack and its blocks then change their class to a
 subclass whose forward is the fused one, so parameters, buffers, state_dict keys, hooks and deepcopy stay as they are.
 """
 
@@ -147,7 +147,7 @@ def _check_blocks(name: str, stack: nn.Module) -> None:
 
 
 def _oddities(layer: Any) -> str:
-    """What tells a module from an official block, or an empty string."""
+    """How a module differs from an official block, or an empty string."""
     attends = hasattr(layer, "self_attn")
     mixer = ("self_attn.qkv_proj", "self_attn.o_proj") if attends else ("mlp_t.gate_up_proj", "mlp_t.down_proj")
     expected = {f"{part}.weight" for part in ("mlp.gate_up_proj", "mlp.down_proj", *mixer)}

@@ -1,4 +1,4 @@
-"""Official pickled checkpoints, read in a process of their own, without running what they contain."""
+"""Official pickled checkpoints, read in a separate process, without running code that they contain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint and the config of its run, as the official training left them, made a folder of this package."""
+"""Convert an official checkpoint and its config to a model folder of this package."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rtm_kernels.data.dataset import Metadata
-from rtm_kernels.data.files import read_json, read_parsed
 from rtm_kernels.errors import BackendUnavailable, InputError, one_of, printable, require
+from rtm_kernels.files import read_json, read_parsed
 from rtm_kernels.interop.checkpoint import load_official_checkpoint
 from rtm_kernels.interop.official import ALIASES, STACK_LAYERS, from_official
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.pretrained import save_pretrained
 
 MAX_CONFIG = 1 << 16
 
@@ -55,7 +54,7 @@ def convert(
     if absent:
         raise InputError(f"{config}: holds no {', '.join(absent)}; give the data set of the run (data)")
     model = from_official(arch, values, load_official_checkpoint(checkpoint))
-    save_pretrained(model, folder, overwrite=overwrite)
+    model.save_pretrained(folder, overwrite=overwrite)
     return model
 
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import InputError, one_of
-from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.pretrained import tensor_specs
+from rtm_kernels.model import RecursiveReasoner, tensor_specs
 
 ALIASES = {"transformers_baseline": "transformer"}
 """Official module names that differ from the architecture names of `rtm_kernels.program`."""

@@ -1,4 +1,4 @@
-"""The process that opens a pickled checkpoint: under limits, and all it hands on is a safetensors file."""
+"""The process that reads a pickled checkpoint under resource limits and writes a safetensors file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_TENSORS = 1024
 
 
 class Refused(Exception):
-    """Why a file is not taken."""
+    """A file is refused; the message says why."""
 
 
 def check_archive(path: Path) -> None:

@@ -1,7 +1,6 @@
 """Launch table of whole ACT steps: the persistent kernel or the graph of fused kernels, by GPU family and batch.
 
-`python -m benchmarks.choose` measures both in every batch bucket and writes the rows of the GPU it ran on;
-`python -m benchmarks.choose --apply FILE` puts them here.
+`python -m benchmarks.choose` measures both in every batch bucket and prints the rows of the GPU it ran on.
 """
 
 from __future__ import annotations
@@ -37,14 +36,12 @@ class ChoiceRow:
 
 ANY = 1 << 30
 
-# table: replaced as a whole by benchmarks/choose.py
 TABLE: tuple[ChoiceRow, ...] = (
     ChoiceRow("hopper", 4, "persistent"),
     ChoiceRow("hopper", ANY, "graph"),
     ChoiceRow("portable", 2, "persistent"),
     ChoiceRow("portable", ANY, "graph"),
 )
-# end of table
 
 
 def choose_row(batch: int, family: str, table: Iterable[ChoiceRow] | None = None) -> ChoiceRow:

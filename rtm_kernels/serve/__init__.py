@@ -1,4 +1,4 @@
-"""`rtm serve`: the solver over HTTP. The front speaks HTTP and holds the queue; a child process solves.
+"""`rtm serve`: the solver over HTTP, in one process: uvicorn, FastAPI and an `engine.Service`.
 
 Imported when first needed: it takes the packages of the extra `serve`.
 """

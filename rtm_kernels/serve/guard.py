@@ -1,20 +1,21 @@
-"""The outermost layer: who may ask, limits while a request is read, its time, its id, its line in the log."""
+"""The middleware of `rtm serve` and `rtm mcp`: token, host, body size, request id, and one line in the log."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
+import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from rtm_kernels.access import Token
-from rtm_kernels.serve.connection import headers_too_large
+from rtm_kernels.access import Token, is_local_name
 from rtm_kernels.serve.limits import Limits
-from rtm_kernels.serve.metrics import Metrics
-from rtm_kernels.serve.refusal import COMMON, Message, Refused, Send, new_id, refuse, unauthorized, unavailable
+from rtm_kernels.serve.refusal import Message, Refused, Send, unavailable
+
+if TYPE_CHECKING:
+    from rtm_kernels.serve.metrics import Metrics
 
 log = logging.getLogger("rtm.serve")
 
@@ -23,27 +24,33 @@ Receive = Callable[[], Awaitable[Message]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_ROUTE = "/healthz"
-"""The one route that never asks for a token."""
+"""The one route that needs no token and is answered however busy the server is."""
 
-ROUTES = ("/v1/solve", "/v1/stream", "/v1/models", "/metrics", "/openapi.json", OPEN_ROUTE)
-LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
-CHUNK = 1 << 14
-STEP = np.zeros(256, dtype=np.int8)
-STEP[list(b"[{")], STEP[list(b"]}")] = 1, -1
-PART = np.zeros(256, dtype=bool)
-PART[list(b",:")] = True
+ROUTES = ("/v1/solve", "/v1/stream", "/v1/models", "/metrics", "/openapi.json", "/mcp", OPEN_ROUTE)
+COMMON = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+
+
+class Gone(Exception):
+    """The client closed the connection before it had its answer."""
 
 
 class Guard:
-    """ASGI middleware around `app`. `token`: None on loopback without one."""
+    """ASGI middleware around `app`. It reads the body, and cancels the request when the client disconnects.
 
-    def __init__(self, app: App, limits: Limits, metrics: Metrics, token: Token | None) -> None:
-        self.app, self.limits, self.metrics, self.token = app, limits, metrics, token
+    Without a `token` the Host header must be a loopback name, so that no web page reaches the server through DNS.
+    """
+
+    def __init__(self, app: App, limits: Limits, token: Token | None, metrics: Metrics | None = None) -> None:
+        self.app, self.limits, self.token, self.metrics = app, limits, token, metrics
+        self.at_work = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, whatever it is."""
-        began, request_id, status = time.monotonic(), new_id(), 0
-        scope.setdefault("state", {})["request_id"] = request_id
+        """Answer one request."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        began, request_id, status, code = time.monotonic(), uuid.uuid4().hex, 0, ""
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
 
         async def tagged(message: Message) -> None:
             nonlocal status
@@ -52,47 +59,50 @@ class Guard:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode()), *COMMON]
             await send(message)
 
-        code = ""
         try:
             await self._answer(scope, receive, tagged)
-        except Refused as error:
-            code = error.code
-            if not status:
-                await refuse(tagged, error, request_id)
         except Gone:
             code = "client_gone"
-        except Exception:
-            code = "internal"
-            log.exception("request failed", extra={"request_id": request_id})
+        except Exception as error:
+            if not isinstance(error, Refused):
+                log.exception("request failed", extra={"request_id": request_id})
+                error = Refused(500, "internal", "the server failed on this request")
+            code = error.code
             if not status:
-                await refuse(tagged, Refused(500, "internal", "the server failed on this request"), request_id)
+                await self._refuse(error, request_id, receive if "read" not in state else None, tagged)
         finally:
-            self._record(scope, request_id, status, scope["state"].get("code", code), time.monotonic() - began)
+            self._record(scope, request_id, status, state.get("code", code), time.monotonic() - began)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._check_head(scope)
+        self.at_work += 1
         try:
-            body = await asyncio.wait_for(self._read(receive), self.limits.read)
-        except asyncio.TimeoutError:
-            raise Refused(408, "read_timeout", f"the body did not arrive within {self.limits.read:g} s") from None
-        await self._run(scope, body, receive, send)
+            if self.at_work > self.limits.requests and scope["path"] != OPEN_ROUTE:
+                raise unavailable("overloaded", f"{self.limits.requests} requests are at work already")
+            self._check_head(scope)
+            try:
+                body = await asyncio.wait_for(self._read(receive), self.limits.read)
+            except asyncio.TimeoutError:
+                raise Refused(408, "read_timeout", f"no whole body within {self.limits.read:g} s") from None
+            scope["state"]["read"] = True
+            await self._run(scope, body, receive, send)
+        finally:
+            self.at_work -= 1
 
     def _check_head(self, scope: Scope) -> None:
-        headers, limits = scope["headers"], self.limits
-        size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(k) + len(v) + 4 for k, v in headers)
-        if len(headers) > limits.headers or size > limits.header_block:
-            raise headers_too_large(limits)
-        found = dict(headers)
+        found = dict(scope["headers"])
         if self.token is not None:
-            if scope["path"] != OPEN_ROUTE and not self.token.opens(headers):
-                raise unauthorized()
-        elif host_name(found.get(b"host", b"")) not in LOCAL_NAMES:  # a page that points its own name at loopback
-            raise Refused(421, "wrong_host", "without a token the Host header has to be a loopback name")
+            if scope["path"] != OPEN_ROUTE and not self.token.opens(scope["headers"]):
+                raise Refused(401, "unauthorized", "send the token as Authorization: Bearer TOKEN")
+        elif not is_local_name(found.get(b"host", b"")):
+            raise Refused(421, "wrong_host", "without a token the Host header must be a loopback name")
         if scope["method"] == "POST":
             if found.get(b"content-type", b"").split(b";")[0].strip().lower() != b"application/json":
                 raise Refused(415, "not_json", "send Content-Type: application/json")
-            if int_of(found.get(b"content-length", b"0")) > limits.body:
-                raise too_large(limits)
+            self._check_size(int(found.get(b"content-length", b"0")))
+
+    def _check_size(self, size: int) -> None:
+        if size > self.limits.body:
+            raise Refused(413, "body_too_large", f"a body has at most {self.limits.body} bytes")
 
     async def _read(self, receive: Receive) -> bytes:
         body, more = bytearray(), True
@@ -102,17 +112,11 @@ class Guard:
                 raise Gone
             body += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > self.limits.body:
-                raise too_large(self.limits)
-        levels, values = shape(body)
-        if levels > self.limits.json_depth:
-            raise Refused(400, "json_too_deep", f"at most {self.limits.json_depth} levels of JSON are read")
-        if values > self.limits.json_values:
-            raise Refused(400, "json_too_long", f"at most {self.limits.json_values} names and values are read")
+            self._check_size(len(body))
         return bytes(body)
 
     async def _run(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        """The app with the body already read; it is cancelled when the client goes away or the time is over."""
+        """The app with the body already read; cancelled when the client disconnects or the time is over."""
         gone, unread = asyncio.Event(), [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:
@@ -126,24 +130,43 @@ class Guard:
                 pass
             gone.set()
 
-        running, watching = asyncio.ensure_future(self.app(scope, replay, send)), asyncio.ensure_future(watch())
+        tasks = [asyncio.ensure_future(self.app(scope, replay, send)), asyncio.ensure_future(watch())]
         try:
-            seconds = self.limits.request + 2 * self.limits.grace
-            done, _ = await asyncio.wait({running, watching}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if running in done:
-                return running.result()
-            raise Gone if watching in done else unavailable("deadline", "the request took too long")
+            seconds = self.limits.request + self.limits.read
+            done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                raise unavailable("deadline", "the request took too long")
+            if tasks[0] not in done:
+                raise Gone
+            tasks[0].result()
         finally:
-            for task in (running, watching):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(running, watching, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _refuse(self, error: Refused, request_id: str, unread: Receive | None, send: Send) -> None:
+        """Answer with `error`, then read and drop the rest of the body: a client that sends all before it reads would
+        lose the answer if the connection closed before that."""
+        body, headers = error.body(request_id), [(k.encode(), v.encode()) for k, v in error.headers().items()]
+        headers.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": error.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        if unread is not None:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._drop(unread), self.limits.read)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _drop(self, receive: Receive) -> None:
+        left, more = self.limits.dropped, True
+        while more and left > 0:
+            message = await receive()
+            left -= len(message.get("body", b""))
+            more = message.get("more_body", False)
 
     def _record(self, scope: Scope, request_id: str, status: int, code: str, seconds: float) -> None:
         route = scope["path"] if scope["path"] in ROUTES else "other"
-        self.metrics.requests.labels(route, str(status or "none")).inc()
-        self.metrics.seconds.labels(route).observe(seconds)
-        if code:
-            self.metrics.refused.labels(code).inc()
+        if self.metrics is not None:
+            self.metrics.record(route, status, code, seconds)
         log.info(
             "request",
             extra={
@@ -151,58 +174,3 @@ class Guard:
                 "code": code, "seconds": round(seconds, 4), **scope["state"].get("log", {}),
             },
         )  # fmt: skip
-
-
-class Gone(Exception):
-    """The client closed the connection before it had its answer."""
-
-
-def shape(body: bytes | bytearray) -> tuple[int, int]:
-    """How deep arrays and objects nest in JSON text, and how many values commas and colons part; strings left out.
-
-    In linear time and little memory.
-    """
-    deepest = level = parts = 0
-    inside = escaped = False
-    for start in range(0, len(body), CHUNK):
-        chunk = np.frombuffer(body, dtype=np.uint8, count=min(CHUNK, len(body) - start), offset=start)
-        slash = chunk == ord("\\")
-        quote = chunk == ord('"')
-        if escaped or slash.any():
-            real, escaped = unescaped(slash, escaped)
-            quote &= real
-        within = (np.cumsum(quote) + inside) & 1
-        levels = level + np.cumsum(np.where(within, 0, STEP[chunk]), dtype=np.int64)
-        deepest, level = max(deepest, int(levels.max())), int(levels[-1])
-        parts += int(np.count_nonzero(PART[chunk] & (within == 0)))
-        inside = bool(within[-1])
-    return deepest, parts + 1
-
-
-def unescaped(slash: np.ndarray, escaped: bool) -> tuple[np.ndarray, bool]:
-    """Which characters no backslash escapes, given where backslashes are, and whether the character after is escaped.
-
-    In a run of backslashes every second one is escaped itself, so a character is escaped when the run before it,
-    with one that escaped the first character of all, is of odd length.
-    """
-    padded = np.concatenate(([escaped], slash))
-    positions = np.arange(len(padded))
-    last_other = np.maximum.accumulate(np.where(padded, -1, positions))
-    odd = (positions - last_other) % 2 == 1  # length of the run of backslashes that ends here
-    odd &= padded
-    return ~odd[:-1], bool(odd[-1])
-
-
-def host_name(value: bytes) -> str:
-    """The name in a Host header, without its port."""
-    text = value.decode("latin-1").lower()
-    return text[: text.find("]") + 1] if text.startswith("[") else text.partition(":")[0]
-
-
-def int_of(value: bytes) -> int:
-    """A Content-Length; h11 has refused what is not a number."""
-    return int(value) if value.isdigit() and len(value) < 20 else 1 << 62
-
-
-def too_large(limits: Limits) -> Refused:
-    return Refused(413, "body_too_large", f"at most {limits.body} bytes are read")

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
+import io
 import json
 import logging
-import os
 import sys
-import threading
 import time
 import traceback
-from typing import TextIO
 
 from rtm_kernels.errors import one_line
 
 log = logging.getLogger("rtm.serve")
 
-FIELDS = ("request_id", "route", "method", "status", "code", "seconds", "model", "puzzles", "worker", "held", "reason",
-          "address")  # fmt: skip
+FIELDS = ("request_id", "route", "method", "status", "code", "seconds", "model", "puzzles", "reason", "address")
 
 
 class Lines(logging.Formatter):
@@ -41,54 +37,27 @@ class Lines(logging.Formatter):
         return f"{clock} {record.levelname.lower()} {record.getMessage()} {said}".rstrip()
 
 
-class Stream(logging.StreamHandler):
-    """Writes lines while somebody reads them."""
+class AsEvents(io.TextIOBase):
+    """A standard error whose every line becomes a log line with the event `stderr` and the text as its `reason`."""
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        """The reader is gone. Telling that on standard error would come back as a line to write."""
+    begun = ""
 
-
-END = "\0\n"
-
-
-def only_json() -> TextIO:
-    """The standard error that was, for lines of JSON alone.
-
-    What else is written to it from now on, by this process or one that it starts, a warning, a traceback or a word of
-    a library, becomes a line with the event `stderr` and the text as its `reason`.
-    """
-    sys.stderr.flush()
-    stream = os.fdopen(os.dup(2), "w", encoding="utf-8")
-    reading, writing = os.pipe()
-    os.dup2(writing, 2)
-    os.close(writing)
-    thread = threading.Thread(target=pass_on, args=(reading,), daemon=True)
-    thread.start()
-
-    def finish() -> None:
-        sys.stderr.flush()
-        os.write(2, f"\n{END}".encode())
-        thread.join(5)
-
-    atexit.register(finish)
-    return stream
-
-
-def pass_on(reading: int) -> None:
-    """Log every line of a pipe until `END`."""
-    with os.fdopen(reading, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if line == END:
-                return
-            if line.strip():
-                log.warning("stderr", extra={"reason": one_line(line.strip())})
+    def write(self, text: str) -> int:
+        """See `io.TextIOBase.write`."""
+        *lines, self.begun = (self.begun + text).split("\n")
+        for line in filter(str.strip, lines):
+            log.warning("stderr", extra={"reason": one_line(line.strip())})
+        return len(text)
 
 
 def configure(as_json: bool) -> None:
-    """Send the server's log to standard error; uvicorn's own only when something is wrong."""
-    handler = Stream(only_json()) if as_json else logging.StreamHandler()
+    """Send the server's log to standard error, with `as_json` also what Python code writes there; uvicorn's own and
+    asyncio's only when something is wrong."""
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines(as_json))
-    for name, level in (("rtm.serve", logging.INFO), ("uvicorn", logging.ERROR)):
+    if as_json:
+        sys.stderr = AsEvents()
+    for name, level in (("rtm.serve", logging.INFO), ("uvicorn", logging.ERROR), ("asyncio", logging.ERROR)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)

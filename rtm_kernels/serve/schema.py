@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from rtm_kernels import engine
 from rtm_kernels.serve.limits import Limits
 
 LIMITS = Limits()
@@ -59,6 +60,12 @@ class Solution(Strict):
     residual: float | None
     error: str | None = Field(default=None, description="What is wrong with an invalid puzzle.")
 
+    @classmethod
+    def of(cls, index: int, solution: engine.Solution) -> Solution:
+        """The solution of the engine, with its position."""
+        known = {name: value for name, value in vars(solution).items() if name in cls.model_fields}
+        return cls(index=index, **known)
+
 
 class SolveResponse(Strict):
     """The solutions in the order of the puzzles."""
@@ -81,7 +88,6 @@ class Model(Strict):
     executor: str
     device: str
     halting: str
-    weights_sha256: str
 
 
 class Models(Strict):
@@ -97,6 +103,8 @@ class Health(Strict):
 
 
 class ErrorBody(Strict):
+    """`code` names the kind of error, `message` says what is wrong and what is allowed."""
+
     code: str
     message: str
     request_id: str
@@ -106,9 +114,3 @@ class Error(Strict):
     """What every refusal looks like."""
 
     error: ErrorBody
-
-
-def solution_of(index: int, values: dict[str, Any]) -> Solution:
-    """The solution that a worker reported."""
-    known = Solution.model_fields
-    return Solution(index=index, **{name: value for name, value in values.items() if name in known})

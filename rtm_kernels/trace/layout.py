@@ -1,8 +1,8 @@
-"""Where the cells of a task stand on the page, found out from what the task itself renders."""
+"""Where the cells of a task are on the page, found from what the task renders."""
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any
 
 from rtm_kernels.data.task import Task
 from rtm_kernels.errors import InputError
@@ -12,20 +12,11 @@ PRIVATE = 0xE000
 PRIVATE_SIZE = 6400
 
 
-class Layout(TypedDict):
-    """A rectangular grid in reading order; `row_rules` and `column_rules` are the rows and columns with a ruler
-    before them, as between the boxes of a Sudoku."""
+def find_layout(task: Task) -> dict[str, Any] | None:
+    """The grid that `task.render` draws (`schema.Layout`), or None when it is not a rectangle of several rows.
 
-    rows: int
-    columns: int
-    row_rules: list[int]
-    column_rules: list[int]
-
-
-def find_layout(task: Task) -> Layout | None:
-    """The grid that `task.render` draws, or None when its cells do not stand in a rectangle of several rows.
-
-    The answer rendered gives every cell a character of its own, and their places in the text are the grid.
+    `row_rules` and `column_rules` are the rows and columns with a ruler before them, as between the boxes of a Sudoku.
+    An answer with a different character in every cell is rendered, and where they stand is the grid.
     """
     cells = "".join(map(chr, range(PRIVATE, PRIVATE + min(task.seq_len, PRIVATE_SIZE))))
     try:
@@ -43,4 +34,4 @@ def find_layout(task: Task) -> Layout | None:
     first = lines[numbers[0]]
     gaps = [first[a + 1 : b].strip() for a, b in zip(rows[0], rows[0][1:], strict=False)]
     column_rules = [column for column, gap in enumerate(gaps, start=1) if gap]
-    return Layout(rows=len(rows), columns=len(rows[0]), row_rules=row_rules, column_rules=column_rules)
+    return {"rows": len(rows), "columns": len(rows[0]), "row_rules": row_rules, "column_rules": column_rules}

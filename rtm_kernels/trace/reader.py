@@ -1,4 +1,4 @@
-"""Reading traces: nothing of the file is trusted, and the first line that does not fit is named."""
+"""Reading traces: every line of the file is checked, and errors name the first line that does not fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rtm_kernels.errors import InputError, printable, require
-from rtm_kernels.trace.schema import KINDS, MAX_BYTES, MAX_LINE, SCHEMA, faulty_field
+from rtm_kernels.trace.schema import KINDS, MAX_BYTES, MAX_LINE, SCHEMA, fault
 
 SHOWN = 60
 
@@ -105,11 +105,11 @@ def _check(name: str, line: int, record: Record) -> None:
         _fail(name, line, f"kind={kind!r:.{SHOWN}} is not allowed: expected {expected}")
     if line == 1 and record.get("schema") != SCHEMA:
         _fail(name, line, f"schema={record.get('schema')!r:.{SHOWN}} is not allowed: this version reads {SCHEMA}")
-    fault = faulty_field(record, KINDS[kind])
-    if fault is not None:
-        what = "unknown" if fault not in KINDS[kind] else "missing" if fault not in record else "not allowed"
-        shown = f"={record[fault]!r:.{SHOWN}}" if what == "not allowed" else ""
-        _fail(name, line, f"field {fault[:SHOWN]}{shown} of a {kind} is {what}")
+    found = fault(kind, record)
+    if found is not None:
+        name_of_field, what = found
+        shown = f"={record[name_of_field]!r:.{SHOWN}}" if what == "not allowed" else ""
+        _fail(name, line, f"field {name_of_field[:SHOWN]}{shown} of a {kind} is {what}")
 
 
 def _assemble(name: str, records: list[Record]) -> Trace:

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,8 +24,8 @@ from rtm_kernels.engine.slots import Finished, Sample
 from rtm_kernels.engine.solution import Solution
 from rtm_kernels.engine.solver import Solver
 from rtm_kernels.errors import InputError, require
-from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.pretrained import tensor_specs
+from rtm_kernels.files import new_file
+from rtm_kernels.model import RecursiveReasoner, tensor_specs
 from rtm_kernels.trace.layout import find_layout
 from rtm_kernels.trace.schema import MAX_BATCH, MAX_BYTES, MAX_PUZZLES, SCHEMA
 
@@ -42,7 +41,6 @@ def record(
     """Solve `puzzles` and write the trace to `path`, which appears complete or not at all.
 
     Returns their solutions in order; a puzzle that cannot be read is not in the trace, and its solution says why.
-    Every step is seen by the host, so that on a GPU too the samples halt there (`HostSlots`).
 
     Errors: `InputError` for rollouts, for a batch of more than 256, when no puzzle can be read, and for a trace
     larger than 128 MiB.
@@ -54,28 +52,16 @@ def record(
         why = f"the first: {solutions[0].error}" if solutions else "the list is empty"
         raise InputError(f"none of {len(encoded)} puzzles can be read; {why}")
     known = [p.solution if isinstance(p, Puzzle) else None for p in puzzles]
-    target = Path(path)
-    scratch = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed before it is renamed
-        "w", encoding="ascii", dir=target.absolute().parent, prefix=f".{target.name}.", delete=False
-    )
-    try:
-        with scratch as file:
-            written = 0
+    with new_file(Path(path)) as file:
+        written = 0
 
-            def emit(values: Record) -> None:
-                nonlocal written
-                written += file.write(json.dumps(values, allow_nan=False) + "\n")
-                require(
-                    written <= MAX_BYTES, "trace", "larger", f"at most {MAX_BYTES} bytes; take fewer puzzles or steps"
-                )
+        def emit(values: Record) -> None:
+            nonlocal written
+            written += file.write(json.dumps(values, allow_nan=False) + "\n")
+            require(written <= MAX_BYTES, "trace", "larger", f"at most {MAX_BYTES} bytes; take fewer puzzles or steps")
 
-            numbered = [Sample(i, sample.tokens) for i, sample in enumerate(samples)]
-            ends = run(solver, numbered, [known[s.key] for s in samples], model_name, emit)
-        os.chmod(scratch.name, 0o644)
-        os.replace(scratch.name, target)
-    except BaseException:
-        os.unlink(scratch.name)
-        raise
+        numbered = [Sample(i, sample.tokens) for i, sample in enumerate(samples)]
+        ends = run(solver, numbered, [known[s.key] for s in samples], model_name, emit)
     for sample, solution in zip(samples, ends, strict=True):
         solutions[sample.key] = solution
     return [solutions[index] for index in range(len(encoded))]
@@ -84,10 +70,7 @@ def record(
 def run(
     solver: Solver, samples: Sequence[Sample], known: Sequence[str | None], model_name: str, emit: Emit
 ) -> list[Solution]:
-    """Solve `samples`, keyed by their position, and emit the records of the trace; returns the solutions.
-
-    `known` are the puzzles' solutions where the source gave them.
-    """
+    """Solve `samples`, keyed by their position, and emit the records; `known` are the solutions that came with them."""
     require(solver.rollouts.count == 1, "rollouts", solver.rollouts.count, "1 in a trace")
     require(solver.batch_size <= MAX_BATCH, "batch_size", solver.batch_size, f"at most {MAX_BATCH} in a trace")
     require(len(samples) <= MAX_PUZZLES, "puzzles", len(samples), f"at most {MAX_PUZZLES} in a trace")
@@ -106,7 +89,7 @@ def run(
 
 
 def header(solver: Solver, samples: Sequence[Sample], model_name: str) -> Record:
-    """What has to be equal for a replay to be."""
+    """The model, solver and inputs, which a replay needs to be the same."""
     config = solver.model.config
     return {
         "kind": "header",
@@ -130,7 +113,7 @@ def header(solver: Solver, samples: Sequence[Sample], model_name: str) -> Record
 
 
 def versions() -> dict[str, str]:
-    """What could round otherwise elsewhere: packages, interpreter, processor, the build of the compiled extension."""
+    """What may change rounding: packages, interpreter, processor, the build of the compiled extension."""
     extension = importlib.util.find_spec("rtm_kernels._cpu")
     built = None if extension is None or extension.origin is None else Path(extension.origin).read_bytes()
     return {

@@ -14,7 +14,7 @@ from rtm_kernels.engine.slots import Sample
 from rtm_kernels.engine.solver import Solver, find_task
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.pretrained import from_pretrained, known_models
+from rtm_kernels.pretrained import known_models
 from rtm_kernels.trace.reader import Record, Trace
 from rtm_kernels.trace.recorder import model_sha256, run, sha256, versions
 from rtm_kernels.trace.schema import UNREPEATED
@@ -37,7 +37,7 @@ def replay(trace: Trace, model: RecursiveReasoner | str | None = None) -> str | 
     Errors: `InputError` when the model, its weights or an input are not the recorded ones, `BackendUnavailable`
     for an executor or device that is not here.
     """
-    loaded = model if isinstance(model, RecursiveReasoner) else from_pretrained(_name(trace, model))
+    loaded = model if isinstance(model, RecursiveReasoner) else RecursiveReasoner.from_pretrained(_name(trace, model))
     solver = build_solver(trace, loaded)
     samples = [Sample(i, _tokens(solver, traced.puzzle)) for i, traced in enumerate(trace.puzzles)]
     known = [traced.puzzle["solution"] for traced in trace.puzzles]

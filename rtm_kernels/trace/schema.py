@@ -6,13 +6,17 @@ took them, and an `end` for each puzzle, after its last step.
 
 from __future__ import annotations
 
-import re
-import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from rtm_kernels.engine.policy import MAX_STEPS, SIGNALS
 from rtm_kernels.engine.solution import STATUSES
+from rtm_kernels.errors import BackendUnavailable
+
+try:
+    from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, StringConstraints, ValidationError
+except ImportError:
+    raise BackendUnavailable("traces need the package pydantic: pip install 'rtm-kernels[cli]'") from None
 
 SCHEMA = 1
 MAX_BYTES = 1 << 27
@@ -20,131 +24,132 @@ MAX_LINE = 1 << 20
 MAX_TEXT = 1 << 16
 MAX_PUZZLES = 100_000
 MAX_BATCH = 256
+MAX_FIELDS = 64
 
-NON_FINITE = ("nan", "inf", "-inf")
-"""How numbers that JSON lacks are written."""
-
-Check = Callable[[Any], bool]
-
-
-def text(limit: int = MAX_TEXT) -> Check:
-    return lambda value: isinstance(value, str) and len(value) <= limit
-
-
-def whole(low: int, high: int) -> Check:
-    return lambda value: type(value) is int and low <= value <= high
-
-
-def number(value: Any) -> bool:
-    return value in NON_FINITE or (type(value) in (int, float) and abs(value) <= sys.float_info.max)
+Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
+Name = Annotated[str, StringConstraints(max_length=100)]
+Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+Size = Annotated[int, Field(ge=1, le=MAX_TEXT)]
+Puzzles = Annotated[int, Field(ge=0, lt=MAX_PUZZLES)]
+Steps = Annotated[int, Field(ge=0, le=MAX_STEPS)]
+StepNumber = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+Batch = Annotated[int, Field(ge=1, le=MAX_BATCH)]
+Number = Annotated[float, Field(allow_inf_nan=False)] | Literal["nan", "inf", "-inf"]
+"""Numbers that JSON lacks are written as text."""
+Probability = Annotated[float, Field(ge=0, le=1)] | Literal["nan"]
+Cells = Annotated[list[Annotated[int, Field(ge=0, le=MAX_TEXT)]], Field(max_length=MAX_TEXT), FailFast()]
 
 
-def probability(value: Any) -> bool:
-    return value == "nan" or (type(value) in (int, float) and 0 <= value <= 1)
+Signal = Annotated[str, StringConstraints(pattern=f"^({'|'.join(SIGNALS)})$")]
+Status = Annotated[str, StringConstraints(pattern=f"^({'|'.join(STATUSES)})$")]
 
 
-def flag(value: Any) -> bool:
-    return isinstance(value, bool)
+def _few(value: Any) -> Any:
+    """Refuses an object of many fields before they are looked at, for each would become an error message."""
+    if isinstance(value, dict) and len(value) > MAX_FIELDS:
+        raise ValueError("too many fields")
+    return value
 
 
-def digest(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
+Few = BeforeValidator(_few)
 
 
-def optional(check: Check) -> Check:
-    return lambda value: value is None or check(value)
+class Fields(BaseModel):
+    """Checked as they stand: no conversions, and no fields but these."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
 
 
-def many(check: Check, limit: int) -> Check:
-    return lambda value: isinstance(value, list) and len(value) <= limit and all(map(check, value))
+class Layout(Fields):
+    rows: Size
+    columns: Size
+    row_rules: Cells
+    column_rules: Cells
 
 
-def table(check: Check, limit: int = 64) -> Check:
-    return lambda value: isinstance(value, dict) and len(value) <= limit and all(map(check, value.values()))
+class Policy(Fields):
+    on: Annotated[list[Signal], Field(max_length=len(SIGNALS)), FailFast()]
+    min_steps: StepNumber
+    max_steps: StepNumber
+    q_threshold: Probability
+    settle_steps: StepNumber
+    settle_tolerance: Probability
 
 
-def fields_of(checks: Mapping[str, Check]) -> Check:
-    return lambda value: isinstance(value, dict) and faulty_field(value, checks) is None
+class Header(Fields):
+    kind: Literal["header"]
+    schema_: Annotated[Literal[1], Field(alias="schema")]
+    versions: Annotated[dict[str, Name], Few]
+    model: Annotated[str, StringConstraints(max_length=1000)]
+    config_sha256: Digest
+    weights_sha256: Digest
+    task: Name
+    seq_len: Size
+    layout: Layout | None
+    policy: Policy
+    executor: Name
+    device: Name
+    threads: Annotated[int, Field(ge=1, le=1024)]
+    batch_size: Batch
+    batch_invariant: bool
+    output: Name
+    puzzles: Annotated[int, Field(ge=1, le=MAX_PUZZLES)]
+    inputs_sha256: Digest
 
 
-def faulty_field(record: Mapping[str, Any], checks: Mapping[str, Check]) -> str | None:
-    """The first field that is missing, not allowed, or unknown."""
-    for name, check in checks.items():
-        if name not in record or not check(record[name]):
-            return name
-    return next((name for name in record if name not in checks), None)
+class Puzzle(Fields):
+    kind: Literal["puzzle"]
+    puzzle: Puzzles
+    input: Text
+    sha256: Digest
+    solution: Text | None
 
 
-SIDE = whole(1, MAX_TEXT)
-LAYOUT = {
-    "rows": SIDE,
-    "columns": SIDE,
-    "row_rules": many(whole(1, MAX_TEXT), MAX_TEXT),
-    "column_rules": many(whole(1, MAX_TEXT), MAX_TEXT),
-}
-POLICY: dict[str, Check] = {
-    "on": many(lambda value: value in SIGNALS, len(SIGNALS)),
-    "min_steps": whole(1, MAX_STEPS),
-    "max_steps": whole(1, MAX_STEPS),
-    "q_threshold": probability,
-    "settle_steps": whole(1, MAX_STEPS),
-    "settle_tolerance": probability,
-}
-HEADER: dict[str, Check] = {
-    "kind": lambda value: value == "header",
-    "schema": lambda value: value == SCHEMA,
-    "versions": table(text(100)),
-    "model": text(1000),
-    "config_sha256": digest,
-    "weights_sha256": digest,
-    "task": text(100),
-    "seq_len": SIDE,
-    "layout": optional(fields_of(LAYOUT)),
-    "policy": fields_of(POLICY),
-    "executor": text(100),
-    "device": text(100),
-    "threads": whole(1, 1024),
-    "batch_size": whole(1, MAX_BATCH),
-    "batch_invariant": flag,
-    "output": text(100),
-    "puzzles": whole(1, MAX_PUZZLES),
-    "inputs_sha256": digest,
-}
-PUZZLE: dict[str, Check] = {
-    "kind": lambda value: value == "puzzle",
-    "puzzle": whole(0, MAX_PUZZLES - 1),
-    "input": text(),
-    "sha256": digest,
-    "solution": optional(text()),
-}
-STEP: dict[str, Check] = {
-    "kind": lambda value: value == "step",
-    "puzzle": whole(0, MAX_PUZZLES - 1),
-    "step": whole(1, MAX_STEPS),
-    "answer": text(),
-    "changed": many(whole(0, MAX_TEXT), MAX_TEXT),
-    "p_halt": optional(probability),
-    "accumulated_p": number,
-    "q": optional(many(number, 2)),
-    "delta": table(number),
-    "active": whole(1, MAX_BATCH),
-    "finite": flag,
-    "verified": flag,
-    "fault": text(),
-    "seconds": number,
-}
-END: dict[str, Check] = {
-    "kind": lambda value: value == "end",
-    "puzzle": whole(0, MAX_PUZZLES - 1),
-    "answer": optional(text()),
-    "status": lambda value: value in STATUSES,
-    "reason": text(100),
-    "steps": whole(0, MAX_STEPS),
-    "answer_step": whole(0, MAX_STEPS),
-    "halt_probability": optional(probability),
-    "residual": optional(number),
-    "seconds": number,
-}
-KINDS = {"header": HEADER, "puzzle": PUZZLE, "step": STEP, "end": END}
+class Step(Fields):
+    kind: Literal["step"]
+    puzzle: Puzzles
+    step: StepNumber
+    answer: Text
+    changed: Cells
+    p_halt: Probability | None
+    accumulated_p: Number
+    q: Annotated[list[Number], Field(max_length=2)] | None
+    delta: Annotated[dict[str, Number], Few]
+    active: Batch
+    finite: bool
+    verified: bool
+    fault: Text
+    seconds: Number
+
+
+class End(Fields):
+    kind: Literal["end"]
+    puzzle: Puzzles
+    answer: Text | None
+    status: Status
+    reason: Name
+    steps: Steps
+    answer_step: Steps
+    halt_probability: Probability | None
+    residual: Number | None
+    seconds: Number
+
+
+KINDS: dict[str, type[Fields]] = {"header": Header, "puzzle": Puzzle, "step": Step, "end": End}
 UNREPEATED = {"seconds", "versions"}
 """Fields that may be others in a replay."""
+
+
+def fault(kind: str, record: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The first field of a record of `kind` that is `missing`, `not allowed` or `unknown`, and which of these."""
+    expected = KINDS[kind]
+    if len(record) > MAX_FIELDS:
+        names = {field.alias or name for name, field in expected.model_fields.items()}
+        return next(name for name in record if name not in names), "unknown"
+    try:
+        expected.model_validate(record)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        what = {"missing": "missing", "extra_forbidden": "unknown"} if len(first["loc"]) == 1 else {}
+        return str(first["loc"][0]), what.get(first["type"], "not allowed")
+    return None

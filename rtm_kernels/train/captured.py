@@ -1,4 +1,4 @@
-"""Forward and backward of a contract in CUDA graphs: one per stage and per program that the contract draws."""
+"""Forward and backward pass of an objective in CUDA graphs, one for each stage and each program that it draws."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def compute(
 
 
 class CapturedLoss:
-    """Called as `compute` is, and adds the gradients of `loss / scale` to `p.grad`; has the bits of doing so eagerly.
+    """Called as `compute` is, and adds the gradients of `loss / scale` to `p.grad`, bit for bit as an eager call.
 
     `key` names what decides the operations: the stage, and what `head.draw()` gave. The first call of a key runs
     eagerly, to see which parameters take part; the second captures; further ones replay.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +13,36 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rtm_kernels.data.files import flush, read_json, sha256, write_json
 from rtm_kernels.errors import InputError
+from rtm_kernels.files import new_folder, read_json, sha256, write_json
 from rtm_kernels.model import Carry
 from rtm_kernels.train.loop import Trainer
 
 TENSORS, SCALARS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
-ASIDE = ".partial-"
 NAME = re.compile(r"step-(\d+)")
 
 
 def save_checkpoint(trainer: Trainer, root: Path, keep: int = 2) -> Path:
     """Write the whole state of `trainer` to `root/step-N`; keep the last `keep` and the best one, remove the others.
 
-    Files are written to a folder aside, synced and renamed, so a state is complete or absent whenever the process or
-    the machine stops; older states go only after that. With several ranks each has to call this; rank 0 writes.
+    A state is complete or absent whenever the process or the machine stops (`files.new_folder`); older states go only
+    after that. With several ranks each has to call this; rank 0 writes.
 
     Errors: `OSError` when the disk is full; the states that were there stay.
     """
     local = _gather_local(trainer)
     folder = root / f"step-{trainer.step_count}"
-    if trainer.rank == 0 and not _complete(folder):
-        root.mkdir(parents=True, exist_ok=True)
+    if trainer.rank == 0:
         clean(root)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=root))
+    if trainer.rank == 0 and not _complete(folder):
         try:
-            save_file(_shared_tensors(trainer) | local, aside / TENSORS)
-            write_json(aside / SCALARS, _scalars(trainer))
-            digests = {name: sha256(aside / name) for name in (TENSORS, SCALARS)}
-            write_json(aside / MANIFEST, {"sha256": digests})
-            for name in (TENSORS, SCALARS, MANIFEST):
-                flush(aside / name)
-            flush(aside)
-            aside.rename(folder)
-            flush(root)
+            with new_folder(folder) as aside:
+                save_file(_shared_tensors(trainer) | local, aside / TENSORS)
+                write_json(aside / SCALARS, _scalars(trainer))
+                digests = {name: sha256(aside / name) for name in (TENSORS, SCALARS)}
+                write_json(aside / MANIFEST, {"sha256": digests})
         except SafetensorError as error:
-            shutil.rmtree(aside, ignore_errors=True)
             raise OSError(f"{folder}: the state cannot be written: {error}") from error
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
         _prune(root, keep)
     if trainer.world_size > 1:
         dist.barrier()
@@ -90,7 +78,7 @@ def load_checkpoint(trainer: Trainer, root: Path) -> Path:
     try:
         trainer.step_count, trainer.score = int(scalars["step"]), float(scalars["score"])
         trainer.skipped, trainer.in_a_row = int(scalars["skipped"]), int(scalars["in_a_row"])
-        trainer.ahead.load_state(scalars["stream"])
+        trainer.prefetch.load_state(scalars["stream"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / SCALARS}: not the state of a run: {type(error).__name__}: {error}") from None
     trainer.last_good = str(folder)
@@ -101,7 +89,7 @@ def load_checkpoint(trainer: Trainer, root: Path) -> Path:
 
 
 def newest(root: Path) -> Path:
-    """The state of the highest step in `root` whose files equal its manifest. Errors: `InputError` for none."""
+    """The latest state in `root` whose files match its manifest. Errors: `InputError` without one."""
     states = _states(root)
     for folder in reversed(states):
         if _complete(folder):
@@ -111,13 +99,13 @@ def newest(root: Path) -> Path:
 
 
 def has_states(root: Path) -> bool:
-    """Whether `root` holds states, whole ones or not; a run that was killed before its first one has none."""
+    """Whether `root` holds any state, complete or not."""
     return bool(_states(root))
 
 
 def clean(root: Path) -> None:
-    """Remove what a run that was killed while it saved has left behind."""
-    for orphan in root.glob(f"{ASIDE}*"):
+    """Remove incomplete states that a killed run left behind."""
+    for orphan in root.glob(".step-*"):
         shutil.rmtree(orphan, ignore_errors=True)
 
 
@@ -149,7 +137,7 @@ def _prune(root: Path, keep: int) -> None:
 def _scalars(trainer: Trainer) -> dict[str, Any]:
     return {
         "step": trainer.step_count,
-        "stream": trainer.ahead.state(),
+        "stream": trainer.prefetch.state(),
         "skipped": trainer.skipped,
         "in_a_row": trainer.in_a_row,
         "score": trainer.score,
@@ -169,7 +157,7 @@ def _shared_tensors(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def _gather_local(trainer: Trainer) -> dict[str, Tensor]:
-    """What each rank has of its own, carries and random numbers, of all ranks on rank 0."""
+    """The carries and random states of every rank, gathered on rank 0."""
     state = {"rng": torch.get_rng_state()}
     if trainer.device.type == "cuda":
         state["rng_cuda"] = torch.cuda.get_rng_state(trainer.device)

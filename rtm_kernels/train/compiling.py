@@ -29,7 +29,7 @@ def why_not_compile(device: str) -> str | None:
 
 
 def compile_stacks(model: RecursiveReasoner) -> None:
-    """Compile every stack of blocks in place; where that cannot be, say so in one warning and leave it eager.
+    """Compile every stack of blocks in place; without a compiler, warn once and stay eager.
 
     Where the Triton kernels run there is nothing left to fuse, and a compiled stack could not share the weights of its
     calls (`ops.shared`), so the stacks stay as they are.

@@ -6,33 +6,49 @@ import dataclasses
 import json
 import math
 import re
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import pydantic
 
 from rtm_kernels.data.dataset import PuzzleDataset
-from rtm_kernels.data.files import read_json, replace_text
 from rtm_kernels.errors import InputError, require
-from rtm_kernels.train.contract import CONTRACTS, Contract
-from rtm_kernels.train.schema import Recipe, Source
+from rtm_kernels.files import read_json, replace_text
+from rtm_kernels.train.schema import Recipe, Source, Stage
 
-KIND = "kind"
-"""Key that names the contract in a recipe's file."""
+Part = TypeVar("Part", Recipe, Source)
+
+OPTIONAL = {
+    field.name for part in (Recipe, Stage, Source) for field in dataclasses.fields(part) if "None" in str(field.type)
+}
+"""Fields that may be nothing: `none` is no text there."""
 
 
-def to_dict(value: Any) -> Any:
-    """Nested plain data of a recipe or a part of it; a contract also says its kind."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        kinds = [name for name, cls in CONTRACTS.items() if cls is type(value)]
-        return {KIND: kinds[0], **fields} if kinds else fields
-    if isinstance(value, Mapping):
-        return {key: to_dict(item) for key, item in value.items()}
-    return [to_dict(item) for item in value] if isinstance(value, (tuple, list)) else value
+def to_dict(value: Recipe | Source) -> dict[str, Any]:
+    """Nested plain data of a recipe or a source."""
+    found: dict[str, Any] = pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
+    return found
+
+
+def build(expected: type[Part], values: Any) -> Part:
+    """A recipe or a source of nested plain data.
+
+    Errors: `InputError` naming the field, its value and what is allowed.
+    """
+    try:
+        return pydantic.TypeAdapter(expected).validate_json(json.dumps(values))
+    except pydantic.ValidationError as errors:
+        first = errors.errors()[0]
+        path, absent = first["loc"], first["type"] == "missing"
+        key = ".".join(map(str, path[:-1] if absent else path))
+        raised = first.get("ctx", {}).get("error")
+        if isinstance(raised, InputError):
+            raise InputError(f"{key}.{raised}" if key else str(raised)) from None
+        allowed = f"expected a value for {path[-1]}" if absent else first["msg"].replace("Input should be", "expected")
+        raise InputError(f"{key or 'recipe'}={first['input']!r:.200} is not allowed: {allowed}") from None
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -44,16 +60,15 @@ def load_recipe(path: Path) -> Recipe:
     """The recipe that `save_recipe` wrote. Errors: `InputError` naming the file and the field."""
     values = read_json(path)
     try:
-        recipe: Recipe = build(Recipe, values, "")
+        return build(Recipe, values)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    return recipe
 
 
 def override(recipe: Recipe, assignments: list[str]) -> Recipe:
     """The recipe with every `key=value` of `assignments` applied in order.
 
-    A key is a field, or a dotted path to one: `lr`, `model.hidden_size`, `stages.0.steps`, `contract.ponder`,
+    A key is a field, or a dotted path to one: `lr`, `model.hidden_size`, `stages.0.steps`, `objective.ponder`,
     `sources.easy.count`, `stages.*.batch_size` for all stages. Values are JSON, or bare words for text; `none` is
     nothing where a field may hold nothing (`grad_clip=none`), and a word elsewhere (`model.pos_encodings=none`).
 
@@ -63,7 +78,7 @@ def override(recipe: Recipe, assignments: list[str]) -> Recipe:
     values = to_dict(recipe)
     for assignment in assignments:
         _assign(values, assignment)
-    changed: Recipe = build(Recipe, values, "")
+    changed = build(Recipe, values)
     steps = [a for a in assignments if re.fullmatch(r"stages\.[^.]+\.steps=.*", a, re.DOTALL)]
     if steps and changed.epochs is not None:
         allowed = f"epochs={changed.epochs} counts the steps; add epochs=none"
@@ -76,8 +91,7 @@ def source_of(assignments: Sequence[str]) -> Source:
     values = to_dict(Source())
     for assignment in assignments:
         _assign(values, assignment)
-    source: Source = build(Source, values, "")
-    return source
+    return build(Source, values)
 
 
 def fit_to_data(recipe: Recipe) -> Recipe:
@@ -114,9 +128,15 @@ def _assign(values: Any, assignment: str) -> None:
 
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_float=_number)
     except ValueError:
         return {"True": True, "False": False}.get(text, text)
+
+
+def _number(text: str) -> int | float:
+    """1e3 and 2.0 are integers where one is asked for."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def _set(node: Any, key: str, path: list[str], value: Any) -> None:
@@ -134,69 +154,10 @@ def _set(node: Any, key: str, path: list[str], value: Any) -> None:
     if head not in allowed:
         raise InputError(f"override key {key!r} is not allowed: {head!r} is not one of {', '.join(allowed)}")
     place: Any = int(head) if isinstance(node, list) else head
+    if isinstance(value, str) and not rest:
+        value = None if head in OPTIONAL and value in ("none", "None") else value
+        value = {"kind": value} if head == "objective" else value
     if rest:
         _set(node[place], key, rest, value)
     else:
         node[place] = value
-
-
-def build(expected: Any, value: Any, key: str) -> Any:
-    """`value`, plain data, as an instance of the annotation `expected`. Errors: `InputError` naming `key`."""
-    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
-    if origin in (types.UnionType, typing.Union):
-        if set(arguments) == set(typing.get_args(Contract)):
-            return _contract(value, key)
-        options = [option for option in arguments if option is not types.NoneType]
-        return None if value in (None, "none", "None") else build(options[0], value, key)
-    if dataclasses.is_dataclass(expected):
-        return _dataclass(expected, value, key)
-    if origin is tuple:
-        _expect(isinstance(value, list), key, value, "a list")
-        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        _expect(len(kinds) == len(value), key, value, f"a list of {len(kinds)}")
-        return tuple(build(kind, item, f"{key}.{i}") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
-    if origin is not None and issubclass(origin, Mapping):
-        _expect(isinstance(value, dict), key, value, "an object")
-        return {name: build(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
-    return _scalar(expected, value, key)
-
-
-def _scalar(expected: Any, value: Any, key: str) -> Any:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if expected is float:
-        _expect(number, key, value, "a number")
-        return float(value)
-    if expected is int:
-        whole = number and float(value).is_integer()
-        _expect(whole, key, value, "an integer")
-        return int(value)
-    _expect(isinstance(value, expected), key, value, {bool: "true or false", str: "text"}[expected])
-    return value
-
-
-def _dataclass(cls: Any, value: Any, key: str) -> Any:
-    _expect(isinstance(value, dict), key, value, "an object with the fields of " + cls.__name__)
-    hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
-    for name in value:
-        _expect(name in names, f"{key}.{name}".lstrip("."), value[name], "a field of " + ", ".join(names))
-    built = {name: build(hints[name], item, f"{key}.{name}".lstrip(".")) for name, item in value.items()}
-    try:
-        return cls(**built)
-    except InputError as error:
-        raise InputError(f"{key}.{error}") if key else error from None
-    except TypeError as error:
-        raise InputError(f"{key or 'recipe'}: {error}") from None
-
-
-def _contract(value: Any, key: str) -> Any:
-    if isinstance(value, str):
-        value = {KIND: value}
-    kind = str(value.get(KIND)) if isinstance(value, dict) else str(value)
-    _expect(kind in CONTRACTS, f"{key}.{KIND}", kind, "one of " + ", ".join(CONTRACTS))
-    return _dataclass(CONTRACTS[kind], {k: v for k, v in value.items() if k != KIND}, key)
-
-
-def _expect(condition: bool, key: str, value: Any, allowed: str) -> None:
-    if not condition:
-        raise InputError(f"{key or 'recipe'}={value!r} is not allowed: expected {allowed}")

@@ -1,4 +1,4 @@
-"""A model after each ACT step on test puzzles: accuracy, confidence and movement against compute."""
+"""Accuracy, halting confidence and latent change of a model after each ACT step on test puzzles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.reference import relative_change
-from rtm_kernels.ops.stablemax_loss.reference import IGNORE_INDEX
+from rtm_kernels.ops.token_loss import reference
 from rtm_kernels.train.stream import Arrays, tensors
 
 
@@ -40,8 +40,7 @@ def curves(model: RecursiveReasoner, arrays: Arrays, steps: int, batch_size: int
         latents = model.initial_latents(len(x))
         for step in range(steps):
             values, logits, q = model.act_step(latents, x)
-            solved = (logits.argmax(-1) == part["labels"]) | (part["labels"] == IGNORE_INDEX)
-            sums[0, step] += solved.all(-1).sum().item()
+            sums[0, step] += reference.exact(logits.argmax(-1), part["labels"]).sum().item()
             if q is not None:
                 sums[1, step] += torch.sigmoid(q[..., 0]).sum().item()
             if output in latents:

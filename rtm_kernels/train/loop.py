@@ -1,4 +1,4 @@
-"""The training loop: loss of the contract, gradient, optimiser step, moving average; and what happens when it fails."""
+"""The training loop: loss, gradient, optimiser step and moving average; non-finite gradients are skipped."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, RTMError, require
+from rtm_kernels.losses import CONFIDENCE, DELTA
 from rtm_kernels.model import Carry, RecursiveReasoner, Run
-from rtm_kernels.pretrained import from_pretrained
-from rtm_kernels.recursion import symmetric, warm_up
+from rtm_kernels.recursion import symmetric
 from rtm_kernels.recursion.graph import Capture, CudaGraphs, why_not
 from rtm_kernels.train.captured import CapturedLoss, compute
 from rtm_kernels.train.compiling import compile_stacks
-from rtm_kernels.train.observe import CONFIDENCE, DELTA, DEPTH
+from rtm_kernels.train.observe import DEPTH
 from rtm_kernels.train.optim import Average, why_not_captured
 from rtm_kernels.train.schema import Recipe, Stage
-from rtm_kernels.train.stream import Ahead, build_stream
+from rtm_kernels.train.stream import Prefetch, build_stream
 from rtm_kernels.train.symmetry import Symmetry
 from rtm_kernels.train.update import CapturedUpdate, Rows, Update
 
@@ -37,12 +37,12 @@ class Diverged(RTMError):
 class Trainer:
     """Holds all state of a run: model, moving average, optimisers, stream, carries and step count.
 
-    Under torch.distributed every rank draws the same global batch and the same random numbers, and works off its share
-    of each part; gradients are summed over the ranks, as in the official code. So ranks train as one process does, but
+    Under torch.distributed every rank draws the same global batch and the same random numbers, and computes its share
+    of each part; gradients are summed over the ranks, as in the official code. So several ranks train as one process does, except
     for the rounding of sums. `capture` records the steps of a recipe with `graph`, by default CUDA graphs.
 
     Errors: `InputError` for a batch that the ranks cannot share; `BackendUnavailable` for `graph` where CUDA graphs
-    cannot run, and for `native` where it cannot.
+    cannot run.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device | str = "cpu", capture: Capture | None = None) -> None:
@@ -57,11 +57,11 @@ class Trainer:
             allowed = f"a multiple of {shares}, the ranks times accumulate"
             require(stage.batch_size % shares == 0, "batch_size", stage.batch_size, allowed)
         self.model = build_model(recipe).to(self.device).train()
-        self.model.rank, self.model.world_size = self.rank, self.world_size
-        self.head = recipe.contract.head(self.model, recipe.loss).to(self.device)
+        self.model.share_batch(self.rank, self.world_size)
+        self.head = recipe.objective.head(self.model, recipe.loss).to(self.device)
         self.stream = build_stream(recipe)
         self.update = Update(self.model, recipe, self._symmetry())
-        self.ahead = Ahead(self.stream)
+        self.prefetch = Prefetch(self.stream)
         self.carries: list[Carry | None] = [None] * recipe.accumulate
         self.step_count = self.skipped = self.in_a_row = 0
         self.score = -1.0
@@ -77,8 +77,8 @@ class Trainer:
         self.captured_update: CapturedUpdate | None = None
         if recipe.graph:
             self._capture(CudaGraphs(self.device) if capture is None else capture)
-        self.model.run = self._native()
-        if recipe.compile and not isinstance(self.model.run, symmetric.TrainingRun):
+        self.model.run_with(self._symmetric_run())
+        if recipe.compile and self.model.run is None:
             compile_stacks(self.model)
 
     def step(self) -> Metrics:
@@ -102,25 +102,19 @@ class Trainer:
         (symmetry.fresh_ if self.recipe.init is None else symmetry.weights_)(self.model)
         return symmetry
 
-    def _native(self) -> Run | None:
-        """What runs the programs of the model in C++: with symmetric weights all of it, by itself, where it can, so
-        long as neither graphs nor `native` are asked for; with `native` the steps without gradient."""
-        recipe, model = self.recipe, self.model
-        if recipe.symmetric and not recipe.graph and not recipe.native:
-            reason = symmetric.why_not_structure(model)
-            if reason is None:
-                return symmetric.TrainingRun(model)
-            if model.device.type == "cpu":
-                logger.warning("symmetric weights are trained as whole matrices: %s", reason)
-        if not recipe.native:
+    def _symmetric_run(self) -> Run | None:
+        """The C++ executor of symmetric weights, with gradients, where it can run; graphs go on with PyTorch."""
+        if not self.recipe.symmetric or self.recipe.graph:
             return None
-        reason = warm_up.why_not(model)
-        if reason is not None:
-            raise BackendUnavailable(f"native=True cannot run: {reason}")
-        return warm_up.WarmUp(model)
+        reason = symmetric.why_not_structure(self.model)
+        if reason is None:
+            return symmetric.TrainingRun(self.model)
+        if self.model.device.type == "cpu":
+            logger.warning("symmetric weights are trained as whole matrices: %s", reason)
+        return None
 
     def _capture(self, capture: Capture) -> None:
-        """Let graphs take the steps, as far as they can."""
+        """Capture forward and backward passes, and the update where its optimiser allows it."""
         self.captured = CapturedLoss(self.model, self.head, self.deepest, capture)
         reason = why_not_captured(self.recipe)
         if reason is None:
@@ -129,13 +123,12 @@ class Trainer:
             logger.warning("graph=True: the optimiser's step is not captured: %s", reason)
 
     def _enter(self, stage: Stage) -> None:
-        """Give the model the depth of the stage; the carry survives unless the batch size changes."""
-        self.head.progress = self.step_count / self.recipe.total_steps  # type: ignore[assignment]
+        """Set the depth of the stage; carries are kept unless the batch size changes."""
+        self.head.set_progress(self.step_count / self.recipe.total_steps)
         if stage is self._stage:
             return
         self._stage = stage
-        self.model.config = stage.model(self.recipe.model)
-        self.model.program = self.model.config.program
+        self.model.set_depth(stage.model(self.recipe.model))
         size = stage.batch_size // self.recipe.accumulate // self.world_size
         self.carries = [c if c is not None and len(c.halted) == size else None for c in self.carries]
 
@@ -144,11 +137,11 @@ class Trainer:
         following = self.step_count + 1
         if following < self.recipe.total_steps:
             stage, _ = self.recipe.stage_at(following)
-            self.ahead.prepare(stage.batch_size, stage.mix)
+            self.prefetch.prepare(stage.batch_size, stage.mix)
 
     def _gradients(self, stage: Stage) -> tuple[dict[str, Tensor], Rows | None]:
         """Backward over the parts of a global batch: sums of metrics, and puzzle rows with gradients."""
-        batch = self.ahead.batch(stage.batch_size, stage.mix)
+        batch = self.prefetch.batch(stage.batch_size, stage.mix)
         whole = zip(*(v.chunk(self.recipe.accumulate) for v in batch.values()), strict=True)
         sums: dict[str, Tensor] = {}
         rows: list[Rows] = []
@@ -167,8 +160,8 @@ class Trainer:
     def _part(
         self, stage: Stage, carry: Carry, part: dict[str, Tensor]
     ) -> tuple[Carry, dict[str, Tensor], Rows | None]:
-        """Gradients of one part, added up; the carry after it, the sums of its metrics, its puzzle rows."""
-        drawn = self.head.draw() if hasattr(self.head, "draw") else None  # type: ignore[operator]
+        """Add up the gradients of one part; its new carry, sums of metrics and puzzle rows."""
+        drawn = self.head.draw()
         if self.captured is not None:
             return self.captured((id(stage), drawn), carry, part, stage.batch_size)
         after, loss, sums = compute(self.model, self.head, carry, part, self.deepest)
@@ -191,7 +184,7 @@ class Trainer:
         return sums, (torch.cat([ids for ids, _ in rows]), torch.cat([grad for _, grad in rows])) if rows else None
 
     def _finish(self, sums: dict[str, Tensor], rows: Rows | None) -> tuple[Metrics, float]:
-        """The update, or none where a gradient is not finite; sums of metrics and the gradient's norm as numbers."""
+        """Apply the update unless a gradient is not finite; sums of metrics and the gradient norm as numbers."""
         self.update.schedule(self.step_count)
         capture = self.captured_update if self.average.started else None
         found = self.update.clip(rows) if capture is None else capture(rows)
@@ -206,7 +199,7 @@ class Trainer:
         return dict(zip(sums, totals, strict=True)), norm
 
     def _skip(self) -> None:
-        """Leave the weights as they are, and start from fresh latents, which may be what is not finite."""
+        """Keep the weights and restart from fresh latents, because the latents may be what is not finite."""
         self.model.zero_grad(set_to_none=True)
         self.carries = [None] * len(self.carries)
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
@@ -250,7 +243,7 @@ def build_model(recipe: Recipe) -> RecursiveReasoner:
     """
     model = RecursiveReasoner(recipe.model)
     if recipe.init is not None:
-        weights = from_pretrained(recipe.init).state_dict()
+        weights = RecursiveReasoner.from_pretrained(recipe.init).state_dict()
         own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         other = {name: tuple(value.shape) for name, value in weights.items()}
         differ = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))

@@ -1,16 +1,17 @@
-"""What a training step shows besides its loss: how deep samples went, how sure the head is, how far latents move."""
+"""Metrics of a training step besides its loss: ACT steps taken, halting confidence, change of the latents."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from rtm_kernels.losses import CONFIDENCE, DELTA
 from rtm_kernels.model import Carry, RecursiveReasoner
 from rtm_kernels.ops.halting.reference import relative_change
 
 Sums = dict[str, Tensor]
-DEPTH, CONFIDENCE, DELTA = "depth_", "halt_confidence", "latent_delta"
-"""Metrics: `depth_d` samples that halted after d ACT steps; means over the batch of sigmoid(q_halt) and |dy| / |y|."""
+DEPTH = "depth_"
+"""Metrics `depth_d`: samples that halted after d ACT steps."""
 
 
 def depth_counts(steps: Tensor, halted: Tensor, deepest: int) -> Sums:
@@ -22,7 +23,7 @@ def depth_counts(steps: Tensor, halted: Tensor, deepest: int) -> Sums:
 
 @torch.no_grad()
 def observe(model: RecursiveReasoner, before: Carry, after: Carry, outputs: dict[str, Tensor], deepest: int) -> Sums:
-    """Sums over the batch of what `DEPTH`, `CONFIDENCE` and `DELTA` name, as far as the contract shows them.
+    """Sums over the batch of what `DEPTH`, `CONFIDENCE` and `DELTA` name, where the objective has them.
 
     `outputs` are the head's: `q_halt_logits` [B], or `steps` [B] of a head that runs all of a sample's steps at once.
     """

@@ -20,8 +20,8 @@ BASE = "base_lr"
 def build_optimizers(
     model: RecursiveReasoner, recipe: Recipe, symmetry: Symmetry | None = None
 ) -> list[torch.optim.Optimizer]:
-    """One optimiser, or for `muon` Muon over the blocks' matrices and AdamW over everything else; with `symmetry`
-    those of the channel mixes have a Muon of their own.
+    """One optimiser, or for `muon` Muon for the blocks' matrices and AdamW for everything else; with `symmetry`
+    the channel mixes get a `SymmetricMuon`.
 
     AdamATan2 and AdamW take their rates as tensors and leave out a step on the device, so that steps with and without a
     CUDA graph have the same bits; `torch.optim.Muon` computes its rate on the host.

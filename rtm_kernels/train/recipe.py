@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from rtm_kernels.config import ModelConfig
-from rtm_kernels.train.contract import CumulativeHalting, DeepSupervision, FinalLoss, StochasticRounds
+from rtm_kernels.train.objective import CumulativeHalting, DeepSupervision, FinalLoss, StochasticRounds
 from rtm_kernels.train.schema import OPTIMIZERS, Recipe, Source, Stage
 
 __all__ = ["ABOUT", "OPTIMIZERS", "PRESETS", "Recipe", "Source", "Stage"]
@@ -173,7 +173,7 @@ RSM_SUDOKU = Recipe(
         TRM_MLP, arch="rsm", layers={"core": 1}, H_cycles=8, L_cycles=12, norm_axis="hidden", tied_lm_head=True,
         halting="settle",
     ),
-    data="", epochs=2, contract=FinalLoss(prob_detach_prev_H=0.99),
+    data="", epochs=2, objective=FinalLoss(prob_detach_prev_H=0.99),
     stages=growth(14_968, 512, RSM_H, RSM_L),
     optimizer="adam_atan2", lr=1e-3, puzzle_lr=1e-4, betas=(0.8, 0.9), weight_decay=0.1, puzzle_weight_decay=1.0,
     warmup_steps=2000, min_lr_ratio=0.02, grad_clip=1.0, ema=0.999, eval_every=500, eval_steps=1,
@@ -184,7 +184,7 @@ RSM_MAZE = replace(
         RSM_SUDOKU.model, vocab_size=6, seq_len=900, layers={"core": 2}, H_cycles=9, L_cycles=5, mixer="attention",
         pos_encodings="rope",
     ),
-    epochs=500, contract=FinalLoss(prob_detach_prev_H=1.0), weight_decay=1.0, eval_every=200,
+    epochs=500, objective=FinalLoss(prob_detach_prev_H=1.0), weight_decay=1.0, eval_every=200,
     stages=growth(3_906, 128, (*RSM_H, 95.1), (30.1, 50.1, 70.1), ramp=200),
 )  # fmt: skip
 
@@ -195,7 +195,7 @@ SUDOKU_FULL = replace(
 SUDOKU_FULL_HALTING = replace(
     SUDOKU_FULL,
     model=replace(SUDOKU_FULL.model, H_cycles=3, L_cycles=6),
-    contract=DeepSupervision(),
+    objective=DeepSupervision(),
     init="runs/sudoku-full/model",
     lr=2e-4,
     warmup_steps=200,
@@ -222,7 +222,7 @@ RTM_SUDOKU = Recipe(
     sources={"easy": Source(clues=(26, 40), count=40_000, seed=101), "search": Source(difficulty="search", count=2_000,
                                                                                       seed=105)},
     test=Source(clues=(26, 40), count=1_000, seed=106),
-    contract=CumulativeHalting(ponder=0.01, entropy=0.001, min_steps=2, anneal=0.3),
+    objective=CumulativeHalting(ponder=0.01, entropy=0.001, min_steps=2, anneal=0.3),
     stages=(
         Stage(steps=5_000, batch_size=256, mix={"easy": 1.0}, halt_max_steps=4),
         Stage(steps=5_000, batch_size=256, mix={"easy": 0.8, "search": 0.2}, halt_max_steps=8),
@@ -242,7 +242,7 @@ RINS_SUDOKU = replace(
         qk_norm=False,
         adapter_rank=4,
     ),
-    contract=StochasticRounds(keep=0.75),
+    objective=StochasticRounds(keep=0.75),
     stages=(Stage(steps=20_000, batch_size=256, mix={"easy": 0.6, "search": 0.4}, halt_max_steps=1),),
     eval_steps=1,
 )

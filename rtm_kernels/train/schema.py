@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import pydantic
+
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.data.maze import SIDES
 from rtm_kernels.errors import one_of, require
-from rtm_kernels.interop.loss_head import LOSSES
-from rtm_kernels.train.contract import Contract, DeepSupervision
+from rtm_kernels.ops.token_loss.api import LOSSES
+from rtm_kernels.train.objective import DeepSupervision, Objective
 
 OPTIMIZERS = ("adamw", "adam_atan2", "muon")
 TASKS: dict[str, Sequence[int]] = {"sudoku": (4, 9, 16, 25), "maze": SIDES}
@@ -19,12 +21,14 @@ TASKS: dict[str, Sequence[int]] = {"sudoku": (4, 9, 16, 25), "maze": SIDES}
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A bank of puzzles of side `size`: generated from a seed, or read from a csv file with solutions.
+    """A pool of puzzles of side `size`: generated from a seed, or read from a csv file with solutions.
 
     `difficulty` and `clues` say which Sudokus are generated; `path_cells`, which mazes: the least cells on a shortest
     path. With `hints` each puzzle that is drawn has that many more cells of its solution filled in, from the first
     number to the second: puzzles of every difficulty below that of a list.
     """
+
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid", strict=True)
 
     task: str = "sudoku"
     difficulty: str = "singles"
@@ -77,7 +81,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is trained (`model`), on what (`sources` or `data`), by which contract, optimiser and schedule.
+    """What is trained (`model`), on what (`sources` or `data`), by which objective, optimiser and schedule.
 
     The learning rate is `lr` times the factor of the stage, after a linear warm-up over `warmup_steps`, falling along
     a cosine to `min_lr_ratio` of itself at the last step (1: constant). `muon` orthogonalises the updates of the
@@ -90,10 +94,11 @@ class Recipe:
     `init` starts from the weights of a saved model of the same sizes (bundled name, folder or hub id), else from random
     ones. `symmetric` keeps the weights in the subspace that commutes with the symmetries of the task
     (`train.symmetry`). `compile` compiles the blocks; `graph` captures training steps in CUDA graphs: forward and
-    backward, and, but for `muon`, all that follows up to the moving average; `native` runs the steps without gradient
-    in the C++ executor (CPU, float32). `threads` is for the CPU, where tiny models gain nothing from more than one;
-    None takes all cores.
+    backward, and, but for `muon`, all that follows up to the moving average. `threads` is for the CPU, where tiny
+    models gain nothing from more than one; None takes all cores.
     """
+
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid", strict=True)
 
     model: ModelConfig
     stages: tuple[Stage, ...]
@@ -102,7 +107,7 @@ class Recipe:
     epochs: int | None = None
     augment: bool = False
     test: Source | None = None
-    contract: Contract = field(default_factory=DeepSupervision)
+    objective: Objective = field(default_factory=DeepSupervision)
     optimizer: str = "adam_atan2"
     lr: float = 1e-4
     aux_lr: float = 1e-3
@@ -119,7 +124,6 @@ class Recipe:
     accumulate: int = 1
     compile: bool = False
     graph: bool = False
-    native: bool = False
     seed: int = 0
     init: str | None = None
     threads: int | None = None
@@ -146,7 +150,7 @@ class Recipe:
             stage.model(self.model)
             for name in stage.mix if self.data is None else ():
                 one_of("mix", name, self.sources or ())
-        self.contract.check(self.model)
+        self.objective.check(self.model)
 
     @property
     def total_steps(self) -> int:

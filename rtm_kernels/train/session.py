@@ -16,8 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from rtm_kernels.data.files import replace_text
+from rtm_kernels import pretrained
 from rtm_kernels.errors import BackendUnavailable, InputError, require
+from rtm_kernels.files import replace_text
 from rtm_kernels.train.checkpoint import clean, has_states, load_checkpoint, save_checkpoint
 from rtm_kernels.train.configure import fit_to_data, load_recipe, save_recipe
 from rtm_kernels.train.evaluate import Curves, curves
@@ -36,7 +37,7 @@ RECIPE, METRICS, STATES, MODEL, BEST, PICTURE, SUMMARY, UNSEEN, SPEED, CURVES = 
 
 
 STOPPING = b"stopping after this step, which is saved; once more to stop at once, without it\n"
-"""What the first signal is answered with on standard error: a first step may build data or compile for minutes."""
+"""Printed on standard error at the first signal, because a first step may build data or compile for minutes."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Outcome:
 def open_recipe(recipe: Recipe, out: Path, resume: bool, slices: bool = False) -> Recipe:
     """The recipe of the run in `out`: the saved one when it resumes, else `recipe` fitted to its data.
 
-    With `slices` a run that is there resumes, if it is one of the same recipe, and else begins.
+    With `slices` an existing run of the same recipe is resumed; without one a new run begins.
 
     Errors: `InputError` when there is nothing to resume, or something that a new run would overwrite.
     """
@@ -81,8 +82,8 @@ def run(
     `minutes` have passed since the call.
 
     A state is saved every `save_every` seconds, at each evaluation, and when the run stops. Under torch.distributed
-    only rank 0 writes, and a signal to any rank, or the clock of any, stops all after the same step. What the trainer
-    refuses leaves nothing behind.
+    only rank 0 writes, and a signal or time limit on any rank stops all ranks after the same step. A recipe that
+    the trainer refuses leaves no files.
     """
     began = time.monotonic()
     trainer = Trainer(recipe, device)
@@ -141,13 +142,10 @@ def run(
 
 
 def export(trainer: Trainer, folder: Path) -> None:
-    """Save the moving average as a model, after training on a CPU one that computes in float32."""
-    model, own = trainer.averaged, trainer.averaged.config
-    try:
-        model.config = replace(own, forward_dtype="float32") if trainer.device.type == "cpu" else own
-        model.save_pretrained(folder, overwrite=True)
-    finally:
-        model.config = own
+    """Save the moving average as a model; trained on a CPU it computes in float32."""
+    config = trainer.averaged.config
+    config = replace(config, forward_dtype="float32") if trainer.device.type == "cpu" else config
+    pretrained.save(config, trainer.averaged.tensors(), folder, overwrite=True)
 
 
 def best_evaluation(path: Path) -> tuple[int, float]:
@@ -156,7 +154,7 @@ def best_evaluation(path: Path) -> tuple[int, float]:
 
 
 def evaluations(path: Path) -> list[tuple[int, float, str]]:
-    """Step, exact accuracy and line of every evaluation, without a line that a kill has torn. Errors: `InputError`."""
+    """Step, exact accuracy and line of every evaluation, without an incomplete last line. Errors: `InputError`."""
     if not path.is_file():
         return []
     try:
@@ -174,7 +172,7 @@ def forget_later(path: Path, step: int) -> None:
 
 
 def _fit(trainer: Trainer, after: Callable[[Trainer, Metrics], None], requested: Callable[[], bool]) -> bool:
-    """Train until the end or until a stop is requested; whether it was."""
+    """Train to the end, or until a stop is requested; returns whether one was."""
     while trainer.step_count < trainer.recipe.total_steps:
         start = time.perf_counter()
         metrics = trainer.step()
@@ -186,7 +184,7 @@ def _fit(trainer: Trainer, after: Callable[[Trainer, Metrics], None], requested:
 
 
 def any_rank(condition: bool, trainer: Trainer) -> bool:
-    """Whether it holds on any rank; all of them have to ask."""
+    """Whether `condition` holds on any rank; every rank must call this."""
     if trainer.world_size == 1:
         return condition
     held = torch.tensor(float(condition), device=trainer.device)
@@ -255,8 +253,8 @@ def write_unseen(out: Path, trainer: Trainer, test: Arrays | None) -> str | None
 
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Within it SIGINT and SIGTERM only set a flag, which the yielded function reads, and say so; a second one acts at
-    once."""
+    """Inside, the first SIGINT or SIGTERM prints `STOPPING` and sets a flag, which the yielded function reads; a second
+    one interrupts at once."""
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""How fast and at what cost a run trains: samples/s, achieved TFLOP/s, and joules where a counter answers."""
+"""Training speed: samples/s, achieved TFLOP/s, and joules where the machine has an energy counter."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from pathlib import Path
 
 from rtm_kernels.energy import energy_counter
 from rtm_kernels.flops import act_step_flops
-from rtm_kernels.train.contract import CumulativeHalting
 from rtm_kernels.train.loop import Metrics, Trainer
+from rtm_kernels.train.objective import CumulativeHalting
 from rtm_kernels.train.telemetry import CsvLog
 
 
 def step_flops(trainer: Trainer) -> float:
     """Useful FLOPs of one optimiser step on this rank, at the depth of its stage, without heads and optimiser.
 
-    The cumulative contract runs `halt_max_steps` ACT steps; stochastic rounds count as if none were dropped.
+    The cumulative objective runs `halt_max_steps` ACT steps; stochastic rounds count as if none were dropped.
     """
     stage, _ = trainer.recipe.stage_at(max(0, trainer.step_count - 1))
     config = stage.model(trainer.recipe.model)
     each = act_step_flops(config, train=True)
-    if isinstance(trainer.recipe.contract, CumulativeHalting):
+    if isinstance(trainer.recipe.objective, CumulativeHalting):
         each *= config.halt_max_steps
     return float(each * stage.batch_size // trainer.world_size)
 
 
 class Speed:
-    """A callback that adds samples_per_second, tflops and joules to the metrics, and keeps them in a file of its own:
-    they differ from run to run, and the metrics of a run do not."""
+    """A callback that adds samples_per_second, tflops and joules to the metrics, and writes them to a separate
+    file: they differ from run to run, and the other metrics do not."""
 
     def __init__(self, path: Path) -> None:
         self.log_file = CsvLog(path, extra=())
@@ -39,7 +39,7 @@ class Speed:
         self._counter = energy_counter(trainer.device.type, trainer.device.index or 0)
 
     def log(self, trainer: Trainer, metrics: Metrics) -> None:
-        """Add what the last step took."""
+        """Add the figures of the last step."""
         stage, _ = trainer.recipe.stage_at(max(0, trainer.step_count - 1))
         seconds, flops = max(trainer.step_seconds, 1e-9), step_flops(trainer)
         own = {"seconds": seconds, "samples_per_second": stage.batch_size / seconds, "tflops": flops / seconds / 1e12}

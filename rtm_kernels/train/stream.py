@@ -1,4 +1,4 @@
-"""Endless, seeded, resumable batches: banks of puzzles under random symmetries, or an official-layout data set."""
+"""Endless, seeded, resumable batches: pools of puzzles under random symmetries, or an official-layout data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rtm_kernels.data.dataset import PuzzleDataset
 from rtm_kernels.data.loader import Batch, TrainLoader
 from rtm_kernels.data.task import Pair, Task, find_tasks
 from rtm_kernels.errors import require
-from rtm_kernels.train.banks import load_bank, task_of_sources
+from rtm_kernels.train.pools import load_pool, task_of_sources
 from rtm_kernels.train.schema import Recipe, Source
 
 Arrays = dict[str, np.ndarray]
@@ -35,8 +35,8 @@ class Stream(Protocol):
         """Continue from a position that `state` returned."""
 
 
-class Ahead:
-    """A stream whose next batch is drawn while a device still works on the last one; its position hides that."""
+class Prefetch:
+    """A stream that draws its next batch while the device still works; its position ignores a batch not yet taken."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -49,7 +49,7 @@ class Ahead:
         self._drawn = (size, dict(mix), self.batch(size, mix))
 
     def batch(self, size: int, mix: Mapping[str, float]) -> dict[str, Tensor]:
-        """The prepared batch, or without one of these arguments a new one from the same position."""
+        """The prepared batch if it has these arguments, else a new one from the same position."""
         drawn, self._drawn = self._drawn, None
         if drawn is None:
             return self.stream.batch(size, mix)
@@ -68,28 +68,28 @@ class Ahead:
         self.stream.load_state(state)
 
 
-class BankStream:
-    """Draws batches from banks: source by weight, puzzle uniformly, then a random symmetric twin of it.
+class PoolStream:
+    """Draws batches from pools: source by weight, puzzle uniformly, then a random symmetric twin of it.
 
     Mazes are left as they are: among equally short paths their label prefers one side, and a twin's another.
-    With `test`, every puzzle that is a symmetric twin of one of its puzzles is taken out of the banks. Lists are read
-    at once, so that one that is missing or broken is told before a run begins; puzzles are generated when needed.
+    With `test`, every puzzle that is a symmetric twin of one of its puzzles is taken out of the pools. Files are read
+    at once, so that a missing or broken one is reported before the run begins; puzzles are generated when needed.
     """
 
     def __init__(self, sources: Mapping[str, Source], seed: int, test: Source | None = None) -> None:
         self.sources, self.test = sources, test
         self.task = task_of_sources([*sources.values(), *([test] if test else [])])
-        self.banks: dict[str, Pair] = {}
+        self.pools: dict[str, Pair] = {}
         plain = (without_hints(source) for source in sources.values())
-        self._lists = {source: load_bank(source) for source in dict.fromkeys(plain) if source.path is not None}
+        self._lists = {source: load_pool(source) for source in dict.fromkeys(plain) if source.path is not None}
         self.held_out: Pair | None = None
         self._held_keys: set[object] = set()
         self.rng = np.random.default_rng(seed)
         if test is not None:
-            bank = load_bank(test)
-            keys = self.task.keys(*bank)
+            pool = load_pool(test)
+            keys = self.task.keys(*pool)
             first = np.sort(np.unique(keys, return_index=True)[1])
-            self.held_out = (bank[0][first], bank[1][first])
+            self.held_out = (pool[0][first], pool[1][first])
             self._held_keys = set(keys.tolist())
 
     def batch(self, size: int, mix: Mapping[str, float]) -> dict[str, Tensor]:
@@ -99,7 +99,7 @@ class BankStream:
         counts = self.rng.multinomial(size, weights / weights.sum())
         drawn = []
         for name, count in zip(names, counts, strict=True):
-            puzzles, solutions = self._bank(name)
+            puzzles, solutions = self._pool(name)
             index = self.rng.integers(0, len(puzzles), count)
             drawn.append(self._hinted(puzzles[index], solutions[index], self.sources[name].hints))
         puzzles, solutions = (np.concatenate(part) for part in zip(*drawn, strict=True))
@@ -114,22 +114,22 @@ class BankStream:
         order = np.where(puzzles == solutions, 1.0, self.rng.random(puzzles.shape)).argsort(1).argsort(1)
         return np.where(order < counts, solutions, puzzles), solutions
 
-    def _twins(self, bank: Pair, rng: np.random.Generator) -> Arrays:
+    def _twins(self, pool: Pair, rng: np.random.Generator) -> Arrays:
         """A batch of twins of puzzles and solutions."""
-        puzzles, solutions = self.task.augment(*bank, rng) if self.task.one_solution else bank
+        puzzles, solutions = self.task.augment(*pool, rng) if self.task.one_solution else pool
         inputs, labels = puzzles.astype(np.int32), solutions.astype(np.int32)
         return {"inputs": inputs, "labels": labels, "puzzle_identifiers": np.zeros(len(inputs), dtype=np.int32)}
 
-    def _bank(self, name: str) -> Pair:
-        if name not in self.banks:
+    def _pool(self, name: str) -> Pair:
+        if name not in self.pools:
             source = without_hints(self.sources[name])
-            bank = self._lists[source] if source in self._lists else load_bank(source)
+            pool = self._lists[source] if source in self._lists else load_pool(source)
             if self._held_keys:
-                kept = [i for i, key in enumerate(self.task.keys(*bank).tolist()) if key not in self._held_keys]
-                require(bool(kept), f"sources[{name!r}]", len(bank[0]), "a puzzle that is no twin of a test puzzle")
-                bank = (bank[0][kept], bank[1][kept])
-            self.banks[name] = bank
-        return self.banks[name]
+                kept = [i for i, key in enumerate(self.task.keys(*pool).tolist()) if key not in self._held_keys]
+                require(bool(kept), f"sources[{name!r}]", len(pool[0]), "a puzzle that is no twin of a test puzzle")
+                pool = (pool[0][kept], pool[1][kept])
+            self.pools[name] = pool
+        return self.pools[name]
 
     def test_arrays(self, limit: int) -> Arrays | None:
         """Up to `limit` unseen puzzles, each under a symmetry of its own; the classes are repeated to fill it."""
@@ -191,8 +191,7 @@ class DatasetStream:
 
     @property
     def task(self) -> Task:
-        """The task of the sizes of the data set, whose symmetries augment it. Errors: `InputError` for none, and for
-        several."""
+        """The task with the sizes of this data set. Errors: `InputError` unless exactly one task has them."""
         sizes = (self.dataset.metadata.seq_len, self.dataset.metadata.vocab_size)
         found = find_tasks(*sizes)
         allowed = f"a data set of one task; its (seq_len, vocab_size) = {sizes}, and symmetries are those of a task"
@@ -214,17 +213,17 @@ class DatasetStream:
         self._pass = iter(())
 
 
-def build_stream(recipe: Recipe) -> BankStream | DatasetStream:
+def build_stream(recipe: Recipe) -> PoolStream | DatasetStream:
     """The stream of a recipe: its data set, or else its sources."""
     if recipe.data is not None:
         return DatasetStream(recipe.data, recipe.seed, recipe.stages[0].batch_size, recipe.augment)
     used = dict.fromkeys(name for stage in recipe.stages for name in stage.mix)
     sources = {name: source for name, source in (recipe.sources or {}).items() if name in used}
-    return BankStream(sources, recipe.seed, recipe.test)
+    return PoolStream(sources, recipe.seed, recipe.test)
 
 
 def without_hints(source: Source) -> Source:
-    """The source whose puzzles `source` draws, some of them with hints."""
+    """The same source without hints."""
     return replace(source, hints=(0, 0))
 
 

@@ -1,4 +1,4 @@
-"""Muon over matrices that commute with the values of a task, at the cost of what they are made of."""
+"""Muon for matrices that commute with permutations of a task's values, computed on their small blocks."""
 
 from __future__ import annotations
 

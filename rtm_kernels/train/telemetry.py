@@ -1,4 +1,4 @@
-"""What watches a run: callbacks for a csv file and for trackers that happen to be installed."""
+"""Callbacks of a run: a csv file of metrics, and experiment trackers where they are installed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rtm_kernels.errors import BackendUnavailable, InputError, one_of
+from rtm_kernels.losses import CONFIDENCE, DELTA
 from rtm_kernels.train.configure import to_dict
 from rtm_kernels.train.loop import Metrics, Trainer
-from rtm_kernels.train.observe import CONFIDENCE, DELTA
 
 MEASURED = ("test_exact_accuracy", f"test_{CONFIDENCE}", f"test_{DELTA}")
 """Columns of evaluations: values after the last ACT step, in the order of `Curves`."""
 
 
 class Callback(Protocol):
-    """Told about a run: its start, each logged step, and its end, also when it ends by an error."""
+    """Called at the start of a run, after each step, and at the end, also after an error."""
 
     def start(self, trainer: Trainer) -> None: ...
     def log(self, trainer: Trainer, metrics: Metrics) -> None: ...
@@ -30,7 +30,7 @@ class Callback(Protocol):
 class CsvLog:
     """One row per step in a csv file; the columns are those of the first row, `step`, and those of evaluations.
 
-    When a run resumes, rows of steps that it takes again are dropped first.
+    A resumed run first drops the rows of steps that it repeats.
     """
 
     def __init__(self, path: Path, extra: tuple[str, ...] = MEASURED) -> None:
@@ -70,7 +70,7 @@ class CsvLog:
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
-    """Rows that `CsvLog` wrote as numbers, None where a column is empty; a torn last row is left out.
+    """Rows that `CsvLog` wrote as numbers, None where a column is empty; an incomplete last row is left out.
 
     Errors: `InputError` for a file that it did not write.
     """

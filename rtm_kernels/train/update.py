@@ -1,4 +1,4 @@
-"""What follows the gradients of a training step: clipping, the check, optimisers, puzzle rows, moving average."""
+"""The update of a training step: clipping, the finiteness check, optimisers, puzzle rows, moving average."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ class Update:
 
 
 class CapturedUpdate:
-    """`clip` and `apply` of an update as one graph, in which the device decides whether the step is left out.
+    """`clip` and `apply` of an update as one graph, in which the device decides whether to skip the step.
 
-    It has the bits of both called one after the other, the second only if all is finite. There is one graph for each
+    Bit for bit the same as calling both, the second only if everything is finite. There is one graph for each
     set of parameters with gradients and number of puzzle rows; the average must have started.
     """
 

@@ -16,7 +16,6 @@ from rtm_kernels.config import ModelConfig
 from rtm_kernels.data import maze, sudoku
 from rtm_kernels.engine import executor
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.pretrained import save_pretrained
 
 pytest.importorskip(
     "mcp", reason="no package mcp here: the agent's tools stay unproven (pip install 'rtm-kernels[mcp]')"
@@ -69,16 +68,18 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             model.embed_tokens.embedding_weight.copy_(torch.arange(float(vocab))[:, None].expand(-1, WIDTH))
             for name in ("H_init", "L_init"):
                 model.get_buffer(name).zero_()
-        folders[task] = save_pretrained(model, tmp_path_factory.mktemp("agents") / task)
+        folders[task] = model.save_pretrained(tmp_path_factory.mktemp("agents") / task)
     return folders
 
 
-@pytest.fixture
-def oracle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(executor.EXECUTORS, "oracle", executor.Backend(Oracle, lambda model: None))
+@pytest.fixture(scope="session")
+def oracle() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(executor.EXECUTORS, "oracle", executor.Backend(Oracle, lambda model: None))
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def solvers(model_folders: dict[str, Path], oracle: None) -> Iterator[Any]:
     """All three tasks, played by the oracle."""
     from rtm_kernels.agent.solvers import Solvers
@@ -99,11 +100,17 @@ def with_client(target: Any, use: Callable[[Any], Awaitable[Found]]) -> Found:
 
 
 @pytest.fixture
-def call(solvers: Any) -> Callable[..., Any]:
-    """Calls a tool of an in-process server."""
+def ask(solvers: Any) -> Callable[..., list[Any]]:
+    """Calls tools of an in-process server, each given as (name, arguments)."""
     from rtm_kernels.agent.server import build
 
-    def run(name: str, **arguments: Any) -> Any:
-        return with_client(build(solvers), lambda client: client.call_tool(name, arguments))
+    async def use(client: Any, calls: Any) -> list[Any]:
+        return [await client.call_tool(name, arguments) for name, arguments in calls]
 
-    return run
+    return lambda *calls: with_client(build(solvers), lambda client: use(client, calls))
+
+
+@pytest.fixture
+def call(ask: Callable[..., list[Any]]) -> Callable[..., Any]:
+    """Calls one tool."""
+    return lambda name, **arguments: ask((name, arguments))[0]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from rtm_kernels.data import maze as mazes
 from rtm_kernels.data.sudoku import generate, to_text
+from rtm_kernels.engine import Overloaded
 from rtm_kernels.errors import InputError
 from tests.agent.conftest import with_client
 
@@ -105,35 +105,21 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-def test_refusals_name_the_argument_and_echo_nothing(solvers) -> None:
-    from rtm_kernels.agent.server import build
-
-    async def use(client: Any) -> list[Any]:
-        return [await client.call_tool(name, arguments) for name, arguments, _ in BAD]
-
-    for (name, _, expected), found in zip(BAD, with_client(build(solvers), use), strict=True):
+def test_refusals_name_the_argument_and_echo_nothing(ask) -> None:
+    for (name, _, expected), found in zip(BAD, ask(*(call[:2] for call in BAD)), strict=True):
         (block,) = found.content
         assert found.is_error and expected in block.text, (name, block.text)
         assert block.text.isprintable() and len(block.text) < 400 and "Traceback" not in block.text
 
 
-def test_the_product_of_factors_is_bounded(solvers, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rtm_kernels.agent import limits
-    from rtm_kernels.agent.server import build
+def test_the_product_of_factors_is_bounded(ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rtm_kernels.agent import solvers as module
 
-    monkeypatch.setattr(limits, "MAX_WORK", 900 * 4 * 10)
-    grid = np.ones((2, 2), dtype=int).tolist()
-
-    async def use(client: Any) -> list[Any]:
-        runs = (10, 11)
-        return [await client.call_tool("solve_arc_candidates", {"test_input": grid, "augmentations": n}) for n in runs]
-
-    fits, refused = with_client(build(solvers), use)
-    assert not fits.is_error
-    assert (
-        refused.is_error
-        and "cells x steps x runs='900 x 4 x 11' is not allowed: at most 36000" in refused.content[0].text
-    )
+    monkeypatch.setattr(module, "MAX_WORK", 900 * 4 * 10)
+    grid = [[1, 1], [1, 1]]
+    fits, refused = ask(*(("solve_arc_candidates", {"test_input": grid, "augmentations": n}) for n in (10, 11)))
+    assert not fits.is_error and refused.is_error
+    assert "cells x steps x runs='900 x 4 x 11' is not allowed: at most 36000" in refused.content[0].text
 
 
 def test_schemas_are_strict(solvers) -> None:
@@ -148,10 +134,17 @@ def test_schemas_are_strict(solvers) -> None:
     assert listed.tools[0].input_schema["properties"]["puzzle"]["maxLength"] == 65536
 
 
-def test_a_busy_service_and_wrong_models_are_clear(model_folders, oracle, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rtm_kernels.agent.server import build
+def test_a_busy_service_says_so(call, solvers, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise Overloaded("256 puzzles are waiting")
+
+    monkeypatch.setattr(solvers.service, "submit_all", full)
+    answer = call("solve_sudoku", puzzle=sudoku()[0])
+    assert answer.is_error and "busy: 256 puzzles are waiting; try again" in answer.content[0].text
+
+
+def test_wrong_models_are_named(model_folders: dict[str, Path]) -> None:
     from rtm_kernels.agent.solvers import Solvers
-    from rtm_kernels.engine import Overloaded
 
     for models, message in (
         (["nope"], "unknown model 'nope'"),
@@ -160,12 +153,3 @@ def test_a_busy_service_and_wrong_models_are_clear(model_folders, oracle, monkey
     ):
         with pytest.raises(InputError, match=message):
             Solvers(models)
-    with Solvers([f"sudoku={model_folders['sudoku']}"], executor="oracle") as found:
-
-        def full(*_: Any, **__: Any) -> Any:
-            raise Overloaded("256 puzzles are waiting already")
-
-        monkeypatch.setattr(found.service, "submit", full)
-        use = lambda client: client.call_tool("solve_sudoku", {"puzzle": sudoku()[0]})  # noqa: E731
-        answer = with_client(build(found), use)
-    assert answer.is_error and "busy: 256 puzzles are waiting already; try again" in answer.content[0].text

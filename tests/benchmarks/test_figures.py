@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cpu_report, report, rows
-from benchmarks.cpu_int8 import may_be_default
+from benchmarks import report, rows
 from benchmarks.evaluation import report as evaluation
-from tests.benchmarks.test_compare import FACTS, results
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [path.with_name("README.md") for path in sorted((ROOT / "profiles").glob("*/summary.json"))]
+CPU_PAGE = ROOT / "profiles" / "findings" / "cpu.md"
 FINDINGS = sorted((ROOT / "profiles" / "findings").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *FINDINGS]
 DOCUMENTS += sorted(path for folder in ("rtm_kernels", "csrc") for path in (ROOT / folder).rglob("*.md"))
@@ -110,29 +109,59 @@ def test_pages_are_what_their_summaries_give(path: Path) -> None:
     assert path.read_text() == report.page(found, path.parent)
 
 
-def test_tables_of_the_cpu_page_are_what_the_rows_give() -> None:
-    text = cpu_report.PAGE.read_text()
-    assert text == cpu_report.filled(text), "python -m benchmarks.cpu_report"
-    names = set(re.findall(r"<!-- table (\w+) (\S+) -->", text))
-    assert {name for name, _ in names} == set(cpu_report.TABLES)
+IMPLS = ("sgemm", "native", "eager_float32", "eager_bfloat16", "compile", "compile_max_autotune_frozen", "onnxruntime",
+         "native_bfloat16", "native_int8")  # fmt: skip
+PEERS = ("eager_float32", "compile", "compile_max_autotune_frozen", "onnxruntime")
 
 
-def test_a_table_of_the_cpu_page_follows_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def row(impl: str, value: float, best: float, ratio: float, ratio_best: float) -> str:
-        return json.dumps({"case": "small_b8", "impl": impl, "value": value, "best": best, "native_over_this": ratio,
-                           "native_over_this_best": ratio_best})  # fmt: skip
+def cells_of(kind: str, file: str) -> list[list[str]]:
+    """The figures that a table of the CPU page must hold, row by row, from the rows that its marker names."""
+    text = (ROOT / "profiles" / file).read_text()
+    found = json.loads(text)["rows"] if file.endswith(".json") else [json.loads(line) for line in text.splitlines()]
+    if kind == "training":
+        return [
+            [f"{r['cpu_ms']:.0f}", f"{r['speedup']:.2f}", "{:.2f} to {:.2f}".format(*r["quartiles"])] for r in found
+        ]
+    if kind == "answers":
+        return [
+            [f"{r['solved']}", f"{r['agree_of_solved']} of {r['solved_float32']}", f"{r['interval_of_solved'][0]:.4f}",
+             f"{r['mean_steps']:.2f}", f"{r['speedup']:.2f}"] for r in found
+        ]  # fmt: skip
+    named = {(r["case"], r["impl"]): r for r in found}
+    models = ("sudoku", "small", "attention916")
+    cases = [f"{m}_b{b}" for m in models for b in (1, 8, 64) if (f"{m}_b{b}", "native") in named]
+    if kind == "rates":
+        cells = [[named.get((case, impl)) for case in cases] for impl in IMPLS]
+        return [["" if r is None else f"{r['value']:.0f} ({r['best']:.0f})" for r in row] for row in cells]
+    lines = []
+    for case in cases:
+        peer, gemm, int8 = (
+            [min(named[case, impl][key] for impl in impls if (case, impl) in named)
+             for key in ("native_over_this", "native_over_this_best")]
+            for impls in (PEERS, ("sgemm",), ("native_int8",))
+        )  # fmt: skip
+        lines += [peer, gemm, [a / b for a, b in zip(peer, int8, strict=True)]]
+    return [[f"{value:.2f}" for value in line] for line in lines]
 
-    rows_ = [row("sgemm", 100, 110, 0.8, 0.9), row("native", 80, 99, 1, 1), row("compile", 40, 90, 2, 1.1),
-             row("onnxruntime", 50, 60, 1.6, 1.65), row("native_int8", 320, 396, 0.25, 0.25)]  # fmt: skip
-    rows.replace(tmp_path / "profiles/m/cpu_compare.jsonl", "\n".join(rows_))
-    monkeypatch.setattr(cpu_report, "ROOT", tmp_path)
-    made = cpu_report.filled("a\n<!-- table targets m/cpu_compare.jsonl -->\nstale\n<!-- end -->\nb").splitlines()
-    assert made[0] == "a" and made[-1] == "b" and "stale" not in made
-    assert made[4:7] == [
-        "| small_b8 | float32 to the best float32 peer | 1.2 | 1.60 | 1.10 | in one of the two |",
-        "| small_b8 | float32 to sgemm | 0.85 | 0.80 | 0.90 | in one of the two |",
-        "| small_b8 | int8 to the best float32 peer | 2.5 | 6.40 | 4.40 | yes |",
+
+@pytest.mark.parametrize(
+    ("kind", "file", "table"),
+    re.findall(
+        r"(?s)<!-- table (\w+) ([\w/.-]+) -->\n(.*?)<!-- end -->", CPU_PAGE.read_text() if CPU_PAGE.exists() else ""
+    ),
+)
+def test_tables_of_the_cpu_page_hold_the_figures_of_their_rows(kind: str, file: str, table: str) -> None:
+    shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")][
+        2:
     ]
+    expected = cells_of(kind, file)
+    assert len(shown) == len(expected)
+    for row, cells in zip(shown, expected, strict=True):
+        missing = list(cells)
+        for cell in row:
+            if cell in missing:
+                missing.remove(cell)
+        assert not missing, f"{row} lacks {missing} of {file}"
 
 
 def test_negative_results_are_one_line_each() -> None:
@@ -143,32 +172,25 @@ def test_negative_results_are_one_line_each() -> None:
     assert entries and all(line.startswith("- ") for line in entries)
 
 
+SUMMARY = [{"case": "c", "impl": "rtm_native", "metric": "latency", "value": 1.0, "ratio": 2.0}]
+STUDY_ROWS = "arm,policy,depth,exact_accuracy\na,fixed,1,0.3\na,fixed,2,0.9\na,q,2,0.5\n"
+CITED = "([c, rtm_native](profiles/m/summary.json))"
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("It is 2.0 times faster ([{case}, rtm_native](profiles/m/summary.json)).", None),
-        ("It is 2.00× ([{case}, rtm_native](profiles/m/summary.json)).", None),
-        ("It takes 1000 ms ([{case}, rtm_native](profiles/m/summary.json)).", None),
-        ("It is 2.1 times faster ([{case}, rtm_native](profiles/m/summary.json)).", "says 2.0"),
-        ("It takes 999 ms ([{case}, rtm_native](profiles/m/summary.json)).", "says 1000"),
+        (f"It is 2.0 times faster {CITED}.", None),
+        (f"It is 2.00× {CITED}.", None),
+        (f"It takes 1000 ms {CITED}.", None),
+        (f"It is 2.1 times faster {CITED}.", "says 2.0"),
+        (f"It takes 999 ms {CITED}.", "says 1000"),
         ("It is 2.0 times faster.", "names no file"),
-        ("It uses 3 J ([{case}, rtm_native](profiles/m/summary.json)).", "has no joules"),
-        ("It does 9 TFLOP/s ([{case}, rtm_native](profiles/m/summary.json)).", "do not hold"),
-        ("It takes 1 ms ([{case}, rtm_native](profiles/n/summary.json)).", "does not exist"),
-        ("A block of 512 channels, D = 512, 9x9 cells, 3 × (6 + 1) steps, 64 % of them.", None),
-        ("It takes 7 ms. Nothing here was measured.", None),
+        (f"It uses 3 J {CITED}.", "has no joules"),
+        (f"It does 9 TFLOP/s {CITED}.", "do not hold"),
+        ("It takes 1 ms ([c, rtm_native](profiles/n/summary.json)).", "does not exist"),
+        ("A block of 512 channels, D = 512, 9x9 cells, 3 × (6 + 1) steps.", None),
         ("It takes 7 ms by arithmetic.\n# Measured\nIt takes 7 ms.", "line 3: '7 ms': names no file"),
-    ],
-)
-def test_the_check_bites(line: str, expected: str | None, tmp_path: Path) -> None:
-    rows.replace(tmp_path / "profiles/m/summary.json", json.dumps(rows.summary(results([1.0]))))
-    found = complaints(line.format(case=FACTS["case"]), tmp_path)
-    assert found == [] if expected is None else (len(found) == 1 and expected in found[0])
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
         ("It solves 90.0 % ([a, exact](m/evaluation/s.csv)), at first 30 % ([a, first](m/evaluation/s.csv)).", None),
         ("It halts at 50.0 % ([a, halted](m/evaluation/s.csv)).", None),
         ("It solves 80.0 % ([a, exact](m/evaluation/s.csv)).", "says 90.0"),
@@ -176,42 +198,8 @@ def test_the_check_bites(line: str, expected: str | None, tmp_path: Path) -> Non
         ("It solves 90.0 %.", "names no file"),
     ],
 )
-def test_shares_are_held_to_the_rows_of_a_study(line: str, expected: str | None, tmp_path: Path) -> None:
-    from tests.benchmarks.test_evaluation import row
-
-    found = [
-        row("a", 0, 1, 0.3, 1.0),
-        row("a", 0, 2, 0.8, 2.0),
-        row("a", 1, 2, 1.0, 2.0),
-        row("a", 0, 2, 0.5, 1.5, "q"),
-    ]
-    evaluation.write_csv(found, tmp_path / "m/evaluation/s.csv")
-    wrong = complaints(line, tmp_path, shares=True)
-    assert wrong == [] if expected is None else (len(wrong) == 1 and expected in wrong[0])
-
-
-def test_a_report_is_complete(tmp_path: Path) -> None:
-    baseline = results([2.0], impl="official_eager", ratio=1.0, ratio_interval=[1.0, 1.0])
-    found = report.write([*baseline, *results([1.0])], tmp_path)
-    names = {"summary.json", "facts.jsonl", "README.md", "not_run.json", "history.jsonl", "ratios.png", "roofline.png"}
-    assert {p.name for p in tmp_path.iterdir()} == names
-    wanted = {"case", "impl", "metric", "value", "unit", "baseline", "ratio", "fraction_of_limit", "commit", "torch",
-              "triton", "gpu", "clock_mhz"}  # fmt: skip
-    assert all(wanted <= set(row) for row in found)
-    left = json.loads((tmp_path / "not_run.json").read_text())
-    assert left and all(entry["reason"] for entry in left)
-    report.write(results([1.0], commit="def"), tmp_path)
-    assert (tmp_path / "history.png").exists() and len((tmp_path / "history.jsonl").read_text().splitlines()) == 3
-    report.write(results([1.0], commit="def+"), tmp_path)
-    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 3, "a dirty checkout is not history"
-
-
-def test_a_format_may_be_the_default_under_the_rule_alone() -> None:
-    def rows_of(*shares: tuple[str, int, int]) -> list[dict[str, object]]:
-        return [{"impl": "native_int8", "policy": policy, "solved_float32": solved, "agree_of_solved": agree}
-                for policy, solved, agree in shares]  # fmt: skip
-
-    assert may_be_default(rows_of(("q", 600, 600), ("q", 400, 399), ("fixed", 1000, 1000)), "int8")
-    assert not may_be_default(rows_of(("q", 1000, 998), ("fixed", 1000, 1000)), "int8"), "not in every policy"
-    assert not may_be_default(rows_of(("q", 999, 999)), "int8"), "too few"
-    assert not may_be_default([], "int8")
+def test_the_check_bites(line: str, expected: str | None, tmp_path: Path) -> None:
+    rows.replace(tmp_path / "profiles/m/summary.json", json.dumps(SUMMARY))
+    rows.replace(tmp_path / "m/evaluation/s.csv", STUDY_ROWS)
+    found = complaints(line, tmp_path, shares=True)
+    assert found == [] if expected is None else (len(found) == 1 and expected in found[0])

@@ -1,9 +1,12 @@
-"""Every stage of `make gpu` once over a simulated device: the first minute of a real one is not for typing errors."""
+"""Every stage of `make gpu` over a simulated device: the first minute of a real one is not for typing errors."""
 
 from __future__ import annotations
 
 import json
-import runpy
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -18,106 +21,73 @@ from benchmarks import (
     choose,
     energy,
     gpu,
+    gpu_tests,
     harness,
-    loops,
     machine,
     peers,
     profile,
-    report,
     run,
+    sanitize,
     tune,
     tune_uses,
-)  # fmt: skip
+)
 from benchmarks.cases import Case
-from benchmarks.harness import Row
 from benchmarks.problem import make
-from benchmarks.providers import PERSISTENT, PROVIDERS, TRITON
+from benchmarks.providers import PERSISTENT, TRITON
+from benchmarks.rows import Row
 from benchmarks.timing import interleave
 from benchmarks.tune_uses import Use
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.energy import EnergyCounter
-from rtm_kernels.errors import InputError
-from rtm_kernels.recursion import choice
+from rtm_kernels.engine.executor import EXECUTORS
 from rtm_kernels.recursion.choice import ANY, ChoiceRow
 from tests.recursion.simulated_cuda import OnCpu, simulate
 
 pytest.importorskip("triton")
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real device")
-
 TINY = ModelConfig(vocab_size=7, seq_len=6, hidden_size=16, num_heads=2, H_cycles=1, L_cycles=1, expansion=1,
                    layers={"L_level": 1}, halt_max_steps=2, puzzle_emb_ndim=16, num_puzzle_identifiers=8)  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A simulated GPU, a tiny model in float32, and limits that are not measured."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a real device")
     simulate(monkeypatch)
     monkeypatch.setitem(cases.MODELS, "sudoku", TINY)
     monkeypatch.setattr(cases, "GPU_DTYPE", "float32")
-    monkeypatch.setattr(peers, "COMPILED", ())
+    monkeypatch.setattr(cases, "BATCHES", ())
     of_cpu = torch.profiler.profile  # there is no CUPTI to simulate
     monkeypatch.setattr(profile, "profile", lambda activities: of_cpu(activities=activities[:1]))
+    monkeypatch.setattr(torch, "compile", lambda module, **options: module)
     monkeypatch.setattr(harness, "_launches", lambda call: 0)
     monkeypatch.setattr(harness, "make", partial(make, copies=1))
     monkeypatch.setattr(harness, "interleave", partial(interleave, min_rounds=1, max_rounds=2))
     monkeypatch.setattr(machine, "limits", lambda device, dtype: {"tflops": 1.0, "gbs": 1.0})
+    for name in ("graph", "native", "symmetric"):  # a simulated device is not the device of a tensor
+        reason = None if name == "graph" else "it runs on a CPU"
+        monkeypatch.setitem(EXECUTORS, name, EXECUTORS[name]._replace(why_not=lambda model, reason=reason: reason))
     with OnCpu():
         yield
 
 
-def test_choose_measures_both_paths_and_writes_rows_that_can_be_applied(tmp_path: Path) -> None:
-    assert choose.main(["--folder", str(tmp_path), "--batch", "1", "--batch", "3", "--seconds", "0"]) == 0
+def test_choose_measures_both_paths_and_prints_rows(
+    device: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "commit", lambda: "abc")
+    arguments = ["--folder", str(tmp_path), "--batch", "3", "--seconds", "0"]
+    assert choose.main(arguments) == 0
     found = json.loads((tmp_path / "choice.json").read_text())
     assert [(r["case"].split("-")[2], r["path"], r["status"]) for r in found["rows"]] == [
-        (batch, path, "measured") for batch in ("B1", "B3") for path in choose.PROVIDER_OF
+        ("B3", path, "measured") for path in choose.PROVIDER_OF
     ]
-    assert found["table"][-1]["limit"] == ANY and "Simulated GPU at" in found["table"][-1]["measured"]
-    source = tmp_path / "choice.py"
-    source.write_text(choose.SOURCE.read_text())
-    assert [vars(row) for row in choose.apply(tmp_path / "choice.json", source)] == found["table"]
-    applied = runpy.run_path(str(source), run_name="rtm_kernels.recursion.choice")["TABLE"]
-    assert [vars(row) for row in applied if row.family == "interpreter"] == found["table"]
-    assert len(applied) == len(found["table"]) + len(choice.TABLE), "other families keep their rows"
-    rows = [r for r in json.loads((tmp_path / "summary.json").read_text()) if r["metric"] == "bucket_latency"]
-    assert [(r["case"].split("-")[2], r["path"]) for r in rows] == [
-        (batch, path) for batch in ("B1", "B3") for path in choose.PROVIDER_OF
-    ]
-    assert all(r["value"] > 0 and r["ratio"] > 0 and r["gpu"] == "Simulated GPU" for r in rows), "the loser's too"
-    assert [sum(r["chosen"] for r in rows if r["case"] == case) for case in {r["case"] for r in rows}] == [1, 1]
+    assert found["table"][-1]["limit"] == ANY and "Simulated GPU at abc" in found["table"][-1]["measured"]
+    assert "ChoiceRow(family=" in capsys.readouterr().out
+    monkeypatch.setattr(choose, "measure", lambda *args: pytest.fail("measured again"))
+    assert choose.main(arguments) == 0
 
 
-def test_choose_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "commit", lambda: "abc")
-    measured: list[int] = []
-
-    def measure(case: Case, seconds: float) -> dict[str, Row]:
-        measured.append(case.batch)
-        facts = {"device": "cuda", "machine": "a GPU", "threads": 1, "clock_mhz": None, "versions": machine.versions()}
-        facts |= {"commit": "abc", "fraction_of_limit": 0.5}
-        row = Row(case.name, "i", "measured", "", "i", 1.0, (1.0, 1.0), 1.0, (1.0, 1.0), [1.0], facts)
-        return {"graph": row, "persistent": replace(row, ratio=2.0)}
-
-    monkeypatch.setattr(choose, "measure", measure)
-    to = ["--folder", str(tmp_path)]
-    assert choose.main([*to, "--batch", "1"]) == 0
-    assert choose.main([*to, "--batch", "1", "--batch", "3"]) == 0
-    assert measured == [1, 3]
-    found = json.loads((tmp_path / "summary.json").read_text())
-    assert [r["chosen"] for r in found if r["metric"] == "bucket_latency"] == [False, True] * 2
-    monkeypatch.setattr(machine, "commit", lambda: "def")
-    assert choose.main([*to, "--batch", "1"]) == 0 and measured == [1, 3, 1]
-
-
-def test_choose_says_what_stops_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused = replace(PERSISTENT, name="rtm_persistent_graph", why_not=lambda case: "no MLP mixer")
-    others = [p for p in PROVIDERS if p.name != refused.name]
-    found = choose.measure(Case("sudoku", "act_step", 1, "float32", "cuda"), 0.0, [*others, refused])
-    assert found["persistent"].reason == "no MLP mixer" and choose.winner(found) == "graph"
-    with pytest.raises(InputError, match="not a file of measured choices"):
-        choose.apply(tmp_path / "nothing.json")
-
-
-def test_rows_follow_from_the_winners() -> None:
+def test_the_rows_follow_from_the_winners() -> None:
     winners = {1: "persistent", 2: "persistent", 4: "graph", 8: "persistent", 16: "graph", 32: "graph"}
     assert choose.table(winners, "hopper", "here") == (
         ChoiceRow("hopper", 2, "persistent", "here"),
@@ -125,13 +95,33 @@ def test_rows_follow_from_the_winners() -> None:
         ChoiceRow("hopper", 8, "persistent", "here"),
         ChoiceRow("hopper", ANY, "graph", "here"),
     )
-    assert choose.table({}, "hopper", "here") == ()
     both = {"graph": Row("c", "g", "measured", ratio=1.0), "persistent": Row("c", "p", "measured", ratio=0.7)}
     assert choose.winner(both) == "graph" and choose.winner({"graph": Row("c", "g", "refused")}) is None
 
 
-def test_tune_tries_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tasks = (("mixer", TRITON), ("channel", TRITON), ("block", PERSISTENT))
+@pytest.mark.parametrize(
+    ("task", "wanted"),
+    [
+        ("act_step", {"rtm_triton", "rtm_triton_graph", "rtm_graph_runner", "rtm_persistent", "rtm_persistent_graph"}),
+        ("train_step", {"official_compiled", "official_autotuned_graph", "rtm_triton", "rtm_triton_graph"}),
+    ],
+)
+def test_the_stages_bench_and_train_measure_every_way(
+    device: None, task: str, wanted: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cases, "GPU_SIZES", {"sudoku": {task: (2,)}})
+    monkeypatch.setattr(peers, "COMPILED", (("sudoku", "train_step", 2),))
+    (stage,) = [s for s in gpu.stages(tmp_path) if s.name == {"act_step": "bench", "train_step": "train"}[task]]
+    arguments = [*stage.command[2:], "--seconds", "0", "--results", str(tmp_path / "r.json")]
+    assert run.main(arguments) == 0
+    found = json.loads((tmp_path / "summary.json").read_text())
+    for metric in ("latency", "peak_memory_bytes"):
+        assert wanted | {"official_eager"} <= {r["impl"] for r in found if r["metric"] == metric}
+    assert all(row["gpu"] == "Simulated GPU" for row in found)
+
+
+def test_tune_tries_candidates(device: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = (("mixer", TRITON), ("channel", TRITON), ("act_step", PERSISTENT))
     small = [(Case("sudoku", task, 1, "float32", "cuda"), provider) for task, provider in tasks]
     uses = [Use(case.name, partial(tune_uses.layer, case, provider)) for case, provider in small]
     monkeypatch.setattr(tune, "uses", lambda: uses)
@@ -143,48 +133,7 @@ def test_tune_tries_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not [f for f in found if f["status"].startswith("refused")]
 
 
-def test_bench_measures_by_worth_and_writes_after_each_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"sudoku": {"act_step": (1,), "block": (1,)}}
-    monkeypatch.setattr(cases, "GPU_SIZES", sizes)
-    monkeypatch.setattr(cases, "BATCHES", ())
-    arguments = ["--results", str(tmp_path / "r.json"), "--folder", str(tmp_path), "--seconds", "0"]
-    assert run.main(arguments) == 0
-    rows = json.loads((tmp_path / "summary.json").read_text())
-    assert rows[0]["case"].startswith("sudoku-act_step-B1")
-    measured = {(r["case"].split("-")[1], r["impl"]) for r in rows if r["metric"] == "latency"}
-    ours = {"rtm_triton", "rtm_triton_graph", "rtm_graph_runner", "rtm_persistent", "rtm_persistent_graph"}
-    assert {("act_step", impl) for impl in (*ours, "official_eager")} <= measured
-    assert ("block", "rtm_persistent_graph") in measured
-    assert all(row["gpu"] == "Simulated GPU" for row in rows)
-
-
-def test_whole_training_steps_are_measured_captured_and_compared_with_the_official_structure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cases, "GPU_SIZES", {"sudoku": {"train_step": (2,)}})
-    monkeypatch.setattr(cases, "BATCHES", ())
-    monkeypatch.setattr(peers, "COMPILED", (("sudoku", "train_step", 2),))
-    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
-    arguments = ["--results", str(tmp_path / "r.json"), "--folder", str(tmp_path), "--seconds", "0"]
-    (train,) = [s for s in gpu.stages(tmp_path) if s.name == "train"]
-    assert run.main([*arguments, "--only", train.command[train.command.index("--only") + 1]]) == 0
-    rows = json.loads((tmp_path / "summary.json").read_text())
-    for metric in ("latency", "peak_memory_bytes"):
-        measured = {r["impl"] for r in rows if r["metric"] == metric}
-        assert {"official_compiled", "official_autotuned_graph", "rtm_triton", "rtm_triton_graph"} <= measured
-
-
-def test_the_gap_between_steps_of_both_loops(tmp_path: Path) -> None:
-    assert loops.main(["--folder", str(tmp_path), "--batch", "2", "--seconds", "0"]) == 0
-    rows = json.loads((tmp_path / "summary.json").read_text())
-    assert [(r["metric"], r["impl"]) for r in rows] == [
-        ("run", "replays"), ("run", "poll"), ("step_gap", "poll"), ("run", "while"), ("step_gap", "while")
-    ]  # fmt: skip
-    assert all(r["low"] <= r["value"] <= r["high"] for r in rows if r["metric"] == "step_gap")
-    assert "us between steps" in report.page(rows, tmp_path)
-
-
-def test_profile_and_energy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_profile_and_energy(device: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert profile.main(["sudoku", "--folder", str(tmp_path), "--repeats", "1", "--impl", "rtm_triton"]) == 0
     assert list(tmp_path.glob("act_step_sudoku-act_step-B1-float32-cuda.json"))
     joules = count()
@@ -198,3 +147,90 @@ def test_profile_and_energy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert energy.main(["--model", "sudoku", "--batch", "1", "--window", "0.01", "--folder", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "energy.json").read_text())
     assert [row["reason"] for row in found["rows"]] == [None, None, None] and found["idle_watts"] == 70.0
+
+
+def test_the_sanitizer_must_find_what_is_planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.CompletedProcess([], 0, "", "")
+    monkeypatch.setattr(sanitize.subprocess, "run", lambda *args, **kwargs: done)
+    assert sanitize.main([]) == 1
+
+
+def test_only_ok_everywhere_is_a_pass_and_what_succeeded_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(gpu, "STATE", tmp_path)
+    monkeypatch.setattr(machine, "commit", lambda: "abc")
+
+    def stage(name: str, code: str, seconds: int = 60, reason: str | None = None) -> gpu.Stage:
+        return gpu.Stage(name, ("-c", code), seconds, lambda: reason)
+
+    found = (
+        stage("good", "print('done')"),
+        stage("bad", "raise SystemExit(3)"),
+        stage("slow", "import time; time.sleep(60)", seconds=1),
+        stage("none", "pass", reason="a tool is missing"),
+    )
+    monkeypatch.setattr(gpu, "stages", lambda folder: found)
+    assert gpu.main(["--pack", str(tmp_path / "all.tgz")]) == 1 and (tmp_path / "all.tgz").exists()
+    status = {o["stage"]: o["status"] for o in json.loads((tmp_path / "stages.json").read_text())}
+    assert status == {"good": "ok", "bad": "failed", "slow": "timed out", "none": "not run"}
+    assert "a tool is missing" in capsys.readouterr().out
+    monkeypatch.setattr(gpu, "stages", lambda folder: found[:2])
+    assert gpu.main([]) == 1 and "good ..." not in capsys.readouterr().out
+    assert gpu.main(["--stage", "good"]) == 0
+
+
+def test_the_stages_fit_into_the_time_and_say_what_they_lack() -> None:
+    found = gpu.stages(Path("folder"))
+    assert [s.name for s in found][:5] == ["build", "tests", "choose", "bench", "train"]
+    assert sum(s.seconds for s in found) <= gpu.LIMIT < 600
+    if not torch.cuda.is_available():
+        assert all(s.why_not() == "PyTorch finds no CUDA device here" for s in found)
+
+
+BARE = """
+import sys
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+absent = {"typer", "rich", "hypothesis", "matplotlib", "nvtx", "xdist", "pytest_benchmark", "execnet"}
+PathFinder.find_spec = classmethod(lambda cls, name, path=None, target=None:
+                                   None if name.partition(".")[0] in absent else find(name, path, target))
+"""
+
+
+def test_stages_import_and_gpu_tests_are_collected_on_a_bare_machine() -> None:
+    modules = [s.command[1] for s in gpu.stages(Path("folder"))]
+    files = gpu_tests.files()
+    assert set(gpu_tests.FIRST) <= set(files)
+    options = gpu_tests.pytest_command("--collect-only", "-q", "-m", "gpu", *files)[3:]
+    code = BARE + f"for name in {modules}: __import__(name)\nimport pytest; raise SystemExit(pytest.main({options!r}))"
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=machine.ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
+    assert not [file for file in files if f"{file}::" not in done.stdout]
+
+
+def test_gpu_tests_end_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = f"import os, time, pytest\npytestmark = pytest.mark.{'gpu'}\n"
+    for name, body in {
+        "good": "def test_a(): pass\ndef test_b(): pytest.skip('no tool')",
+        "bad": "def test_c(): assert False",
+        "dies": "def test_d(): pass\ndef test_e(): os._exit(9)",
+        "slow": "def test_f(): pass\ndef test_g(): time.sleep(600)",
+    }.items():
+        (tmp_path / f"test_{name}.py").write_text(mark + body)
+    (tmp_path / "conftest.py").write_text("")
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.setattr(machine, "commit", lambda: "abc")
+    begin = time.monotonic()
+    gpu_tests.run(["test_good.py"], tmp_path / "logs", 300.0, 1, tmp_path / "tests.json")
+    limit = 2 + 4 * (time.monotonic() - begin)  # a machine that is busy starts processes slowly
+    chosen = ["test_good.py", "test_bad.py", "test_dies.py", "test_slow.py"]
+    ended = gpu_tests.run(chosen, tmp_path / "logs", limit, 4, tmp_path / "tests.json")
+    assert {file: one["ended"] for file, one in ended.items()} == {
+        "test_good.py": "ok", "test_bad.py": "exit 1", "test_dies.py": "exit 9", "test_slow.py": "out of time",
+    }  # fmt: skip
+    assert ended["test_good.py"]["tests"] == {"test_good.py::test_a": "passed", "test_good.py::test_b": "skipped"}
+    assert ended["test_slow.py"]["tests"] == {"test_slow.py::test_f": "passed"}
+    assert set(gpu_tests.earlier(tmp_path / "tests.json")) == {"test_good.py"}, "the others are tested again"

@@ -16,7 +16,6 @@ from rtm_kernels.config import ModelConfig
 from rtm_kernels.data.sudoku import generate, solve, to_text
 from rtm_kernels.engine import executor
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.pretrained import save_pretrained
 
 WIDTH = 16
 
@@ -55,7 +54,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.embed_tokens.embedding_weight.copy_(torch.arange(11.0)[:, None].expand(-1, WIDTH))
         for name in ("H_init", "L_init"):
             model.get_buffer(name).zero_()
-    return save_pretrained(model, tmp_path_factory.mktemp("models") / "tiny")
+    return model.save_pretrained(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,14 @@ from typer.testing import CliRunner
 from rtm_kernels.cli.main import app
 from rtm_kernels.data.dataset import PuzzleDataset
 from rtm_kernels.data.sudoku import generate, to_text
-from rtm_kernels.data.write import check_manifest
 
 
 def rtm(*arguments: str):
     return CliRunner().invoke(app, ["data", *arguments], catch_exceptions=False)
+
+
+def made_by(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_text())["made_by"]
 
 
 def test_generated_sudokus_become_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +26,7 @@ def test_generated_sudokus_become_a_data_set(tmp_path: Path, monkeypatch: pytest
     assert counts["test"] == 9 and counts["train"] % 3 == 0 and counts["train"] > 60
     dataset = PuzzleDataset.open(out, "train")
     assert dataset.metadata.vocab_size == 6 and len(dataset.sets["all"].inputs) == counts["train"]
-    assert check_manifest(out)["augmentations"] == 2
+    assert made_by(out)["augmentations"] == 2
     monkeypatch.setattr("rtm_kernels.data.sudoku.generate", lambda *_, **__: pytest.fail("made before it is asked"))
     again = rtm("sudoku", str(out), *options)
     assert again.exit_code == 2 and "exists already" in again.stderr
@@ -41,7 +44,7 @@ def test_sudokus_of_a_file_and_a_test_file(tmp_path: Path) -> None:
     both = [option for name in ("train.csv", "test.csv") for option in ("--source", str(tmp_path / name))]
     counts = json.loads(rtm("sudoku", str(tmp_path / "both"), *both, "--test", "2", "--json").stdout)
     assert (counts["train"], counts["test"]) == (12, 2)
-    assert check_manifest(tmp_path / "both")["source"] == "train.csv, test.csv"
+    assert made_by(tmp_path / "both")["source"] == "train.csv, test.csv"
     assert json.loads(result.stdout) | {"seconds": 0, "data": ""} == {
         "data": "", "train": 6, "test": 4, "twins_dropped": 0, "seconds": 0,
     }  # fmt: skip

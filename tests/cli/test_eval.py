@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rtm_kernels.cli.evaluate import Progress
 from rtm_kernels.cli.labelled import generated
 from rtm_kernels.cli.main import app
 from rtm_kernels.config import ModelConfig
@@ -19,8 +18,8 @@ from rtm_kernels.data.maze import generate as generate_mazes
 from rtm_kernels.data.sudoku import generate
 from rtm_kernels.data.task import get_task
 from rtm_kernels.data.write import write_dataset
+from rtm_kernels.engine import Measurement
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.pretrained import save_pretrained
 
 KEYS = {"model", "data", "n", "exact_accuracy", "token_accuracy", "verified", "mean_steps", "depth_histogram",
         "seconds", "puzzles_per_second"}  # fmt: skip
@@ -48,14 +47,22 @@ def test_eval_reports_both_protocols(rtm, labelled: str, puzzles) -> None:
 
 
 @pytest.mark.usefixtures("oracle")
-def test_eval_leaves_the_fixed_protocol_out(rtm, labelled: str) -> None:
+def test_the_two_protocols_are_compared_in_turns(rtm, labelled: str) -> None:
     whole = json.loads(rtm("eval", labelled, "--json", "--executor", "oracle").stdout)
-    result = rtm("eval", labelled, "--json", "--executor", "oracle", "--no-fixed")
-    assert result.exit_code == 0, result.stderr
-    report = json.loads(result.stdout)
-    assert "fixed" not in report and report["complete"] and report["n"] == 6
-    for name in ("exact_accuracy", "mean_steps", "depth_histogram"):
-        assert report[name] == whole[name]
+    alone = json.loads(rtm("eval", labelled, "--json", "--executor", "oracle", "--no-fixed").stdout)
+    turns = json.loads(rtm("eval", labelled, "--json", "--executor", "oracle", "--rounds", "3").stdout)
+    assert "fixed" not in alone and "comparison" not in alone and alone["complete"]
+    for name in ("n", "exact_accuracy", "mean_steps", "depth_histogram"):
+        assert alone[name] == turns[name] == whole[name] and turns["fixed"][name] == whole["fixed"][name]
+    assert turns["accuracy_by_step"] == [] and len(whole["accuracy_by_step"]) == 3
+    ratios = turns["comparison"]["speed_ratios"]
+    assert len(ratios) == 3 and min(ratios) <= turns["comparison"]["speed_ratio"] <= max(ratios)
+    assert turns["comparison"]["steps_ratio"] == whole["comparison"]["steps_ratio"] == 6 / whole["mean_total_steps"]
+    shown = rtm("eval", labelled, "--executor", "oracle", "--rounds", "2").stdout.replace("\n", " ")
+    assert "times fewer steps" in shown and "over 2 rounds" in shown and "as the cap grows" not in shown
+    for wrong in ("0", "7"):
+        result = rtm("eval", labelled, "--executor", "oracle", "--rounds", wrong)
+        assert result.exit_code == 2 and result.stderr.startswith(f"error: rounds={wrong} is not allowed: from 1 to")
 
 
 def test_eval_counts_what_is_wrong(rtm, labelled: str) -> None:
@@ -90,50 +97,37 @@ def test_eval_has_a_row_per_source(rtm, labelled: str, tmp_path: Path, puzzles) 
     report = json.loads(result.stdout)
     assert {name: row["n"] for name, row in report["sources"].items()} == {"puzzles": 6, "mixed": 3}
     assert report["n"] == 9 and report["accuracy_by_step"][-1] == 1 and len(report["fixed"]["accuracy_by_step"]) == 6
-    assert report["halting_accuracy"] == 1 and "verified 9/9: exact so far 100.0 %" in result.stderr
+    assert report["halting_accuracy"] == 1 and "eval 9/18: verified, exact so far 100.0 %" in result.stderr
     assert "mixed" in rtm("eval", labelled, str(other), "--executor", "oracle").stdout
 
 
 @pytest.mark.usefixtures("oracle")
-def test_an_interrupted_eval_reports_what_has_finished(rtm, labelled: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = Progress.add, []
-
-    def interrupting(self: Progress, done: object) -> None:
-        original(self, done)
-        calls.append(done)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Progress, "add", interrupting)
-    result = rtm("eval", labelled, "--executor", "oracle", "--json")
-    report = json.loads(result.stdout)
-    assert result.exit_code == 130 and "these are the figures of 2 of 6 puzzles" in result.stderr
-    assert report["n"] == 2 and not report["complete"] and "fixed" not in report
-
-
-@pytest.mark.usefixtures("oracle")
-@pytest.mark.parametrize("model_is_a_run", [False, True])
-def test_an_interrupt_between_the_passes_keeps_what_was_measured(
-    rtm, labelled: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_is_a_run: bool
-) -> None:
-    original, begun = Progress.__enter__, []
+@pytest.mark.parametrize(
+    ("model_is_a_run", "after", "told"),
+    [(False, 2, "2 of 6 puzzles"), (False, 6, "6 of 6 puzzles"), (True, 12, "0 of 6 puzzles for best")],
+    ids=["in the first pass", "between the passes", "between two models"],
+)
+def test_an_interrupted_eval_reports_what_has_finished(
+    rtm, labelled: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_is_a_run: bool,
+    after: int, told: str,
+) -> None:  # fmt: skip
+    original, calls = Measurement._finished, []
     for name in ("model", "best"):
         shutil.copytree(model_folder, tmp_path / "run" / name)
 
-    def interrupting(self: Progress) -> Progress:
-        begun.append(self)
-        if len(begun) == (3 if model_is_a_run else 2):
+    def interrupting(self: Measurement, done: object) -> None:
+        if len(calls) == after:
             raise KeyboardInterrupt
-        return original(self)
+        calls.append(done)
+        original(self, done)
 
-    monkeypatch.setattr(Progress, "__enter__", interrupting)
+    monkeypatch.setattr(Measurement, "_finished", interrupting)
     model = ("--model", str(tmp_path / "run")) if model_is_a_run else ()
     result = rtm("eval", labelled, *model, "--executor", "oracle", "--json")
     report = json.loads(result.stdout)
-    assert result.exit_code == 130 and report["n"] == 6 and report["complete"]
+    assert result.exit_code == 130 and f"interrupted: these are the figures of {told}\n" in result.stderr
+    assert report["n"] == min(after, 6) and report["complete"] == (after >= 6)
     assert ("fixed" in report) is model_is_a_run and "best" not in report
-    told = "0 of 6 puzzles for best" if model_is_a_run else "6 of 6 puzzles"
-    assert f"interrupted: these are the figures of {told}\n" in result.stderr
 
 
 def test_eval_refuses_a_data_set_of_another_task(rtm, tmp_path: Path) -> None:
@@ -155,7 +149,7 @@ def test_eval_votes_on_an_arc_data_set(rtm, tmp_path: Path) -> None:
     build_arc(tmp_path / "arc", {}, {"p": puzzle}, augmentations=3)
     config = ModelConfig(vocab_size=12, seq_len=900, hidden_size=16, num_heads=1, H_cycles=1, L_cycles=1,
                          layers={"L_level": 1}, halt_max_steps=2, num_puzzle_identifiers=5)  # fmt: skip
-    folder = save_pretrained(RecursiveReasoner(config), tmp_path / "model")
+    folder = RecursiveReasoner(config).save_pretrained(tmp_path / "model")
     answers = tmp_path / "submission.json"
     result = CliRunner().invoke(
         app, ["eval", str(tmp_path / "arc"), "--model", str(folder), "--json", "--submission", str(answers)]

@@ -13,7 +13,7 @@ CELLS = st.text(alphabet=".0*123456789", min_size=75, max_size=85)
 LINES = st.one_of(
     st.text(max_size=100), CELLS, st.just("puzzle,solution"), st.text(alphabet='123456789.|-+ \t,"\x00\x1b')
 )
-SETTINGS = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def check(result) -> None:

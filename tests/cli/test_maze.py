@@ -89,13 +89,11 @@ def test_recipes_generate_them_too(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("side", ["4", "65"])
-def test_other_sides_are_refused_by_name(side: str, folder: Path) -> None:
+def test_other_sides_and_bundled_mazes_are_refused(side: str, folder: Path, model: Path) -> None:
     assert rtm("data", "maze", str(folder / side), "--side", side).exit_code == 2
     result = rtm("eval", "--generate", "task=maze", "--generate", f"size={side}")
     assert result.exit_code == 2 and f"size={side} is not allowed: a side of a maze: 5 to 64" in result.stderr
 
-
-def test_there_are_no_bundled_mazes(model: Path) -> None:
     result = rtm("solve", "--model", str(model / "model"))
     assert result.exit_code == 2
     assert "no puzzles were given, and there are bundled examples only of sudoku, not of maze9" in result.stderr

@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 from rtm_kernels.cli.main import app
 from rtm_kernels.errors import InputError
-from rtm_kernels.train import official
-from rtm_kernels.train.official import accelerating, flash_attn_func, missing, run_script
+from rtm_kernels.interop.scripts import accelerating, flash_attn_func, missing, run_script
 from tests.interop import official_structure
 
 SCRIPT = """
@@ -84,7 +83,7 @@ def test_a_script_that_is_not_there_is_refused() -> None:
 
 
 def test_installed_packages_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "adam_atan2", official)
+    monkeypatch.setitem(sys.modules, "adam_atan2", official_structure)
     assert "adam_atan2" not in missing()
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,7 @@ from rich.console import Console
 
 from rtm_kernels import energy
 from rtm_kernels.cli import source
-from rtm_kernels.cli.live import LiveDepths
-from rtm_kernels.engine import Solution
+from rtm_kernels.cli.progress import DepthProgress
 from tests.cli.conftest import lines
 
 KEYS = {"task", "input", "answer", "status", "steps", "halt_probability", "seconds"}
@@ -68,13 +68,8 @@ def test_a_person_reads_grids_and_a_summary(rtm, puzzles) -> None:
     assert row in result.stdout and "verified after" in result.stdout and "puzzle 2" not in result.stdout
     assert "6 (100.0 %)" in result.stdout and "puzzles/s" in result.stdout and "oracle on cpu" in result.stdout
     assert result.stderr == ""
-
-
-@pytest.mark.usefixtures("oracle")
-def test_without_arguments_the_bundled_examples_are_solved(rtm) -> None:
-    result = rtm("solve", "--json", "--limit", "5", *ORACLE)
-    assert result.exit_code == 0
-    assert [s["status"] for s in lines(result.stdout)] == ["verified"] * 5
+    bundled = rtm("solve", "--show", "0", "--limit", "5", *ORACLE)
+    assert bundled.exit_code == 0 and "5 (100.0 %)" in bundled.stdout
 
 
 def test_rollouts_are_repeatable(rtm, puzzles) -> None:
@@ -85,9 +80,9 @@ def test_rollouts_are_repeatable(rtm, puzzles) -> None:
 
 
 def test_answers_that_break_the_rules_are_not_called_solved(rtm, puzzles) -> None:
-    result = rtm("solve", puzzles[0][0], "--show", "1")
+    result = rtm("solve", puzzles[0][0], "--show", "1", "--max-steps", "2")
     assert result.exit_code == 1
-    assert f"not solved in {6 * 8} steps, best candidate: " in result.stdout and "0 (0.0 %)" in result.stdout
+    assert f"not solved in {2 * 8} steps, best candidate: " in result.stdout and "0 (0.0 %)" in result.stdout
     for rollouts in (1, 8):
         options = ("--json", "--max-steps", "2", "--rollouts", str(rollouts))
         (found,) = lines(rtm("solve", puzzles[0][0], *options).stdout)
@@ -157,24 +152,10 @@ def test_bad_arguments_end_in_one_line_and_code_2(rtm, arguments: list[str], exp
     assert line.startswith("error: ") and expected in line
 
 
-@pytest.mark.parametrize("damage", ["truncated", "tampered", "missing", "wrong shape"])
-def test_damaged_models_end_in_one_line_and_code_2(rtm, model_folder: Path, tmp_path, damage: str) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for file in model_folder.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+def test_a_damaged_model_ends_in_one_line_and_code_2(rtm, model_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "model")
     weights = folder / "model.safetensors"
-    content = bytearray(weights.read_bytes())
-    if damage == "truncated":
-        weights.write_bytes(content[:-100])
-    elif damage == "tampered":
-        content[-1] ^= 1
-        weights.write_bytes(content)
-    elif damage == "missing":
-        weights.unlink()
-    else:
-        config = folder / "config.json"
-        config.write_text(config.read_text().replace('"hidden_size": 16', '"hidden_size": 32'))
+    weights.write_bytes(weights.read_bytes()[:-100])
     result = rtm("solve", "--model", str(folder), "1")
     assert result.exit_code == 2 and result.stdout == ""
     (line,) = result.stderr.splitlines()
@@ -208,15 +189,6 @@ def test_help_needs_no_torch_and_shows_examples() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-def test_as_a_process(model_folder: Path, puzzles) -> None:
-    command = [sys.executable, "-m", "rtm_kernels.cli.main", "solve", "-", "--json", "--max-steps", "1", "--model"]
-    text = puzzles[0][0] + "\nx\n"
-    result = subprocess.run([*command, str(model_folder)], input=text, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 2
-    assert [s["status"] for s in lines(result.stdout)] == ["unverified", "invalid"]
-    assert len(result.stderr.splitlines()) == 1 and "Traceback" not in result.stderr
-
-
 @pytest.mark.usefixtures("oracle")
 def test_stats_are_written_and_energy_is_null_without_a_counter(rtm, puzzles, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(energy, "RAPL", tmp_path / "none")
@@ -233,18 +205,16 @@ def test_stats_are_written_and_energy_is_null_without_a_counter(rtm, puzzles, tm
 
 def test_depths_grow_on_a_terminal() -> None:
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=100)
-    with LiveDepths(4, console) as live:
-        for steps in (3, 3, 16):
-            live.add(Solution(task="sudoku", input="", status="verified" if steps < 16 else "unverified", steps=steps))
-        live.add(Solution(task="sudoku", input="", status="invalid"))
-        live.live.refresh()
+    with DepthProgress(4, Console(file=screen, force_terminal=True, width=100)) as progress:
+        for steps, verified in ((3, True), (3, True), (16, False), (None, False)):
+            progress.add(steps, verified)
+        progress.refresh()
     shown = screen.getvalue()
     assert "4/4" in shown and "2 verified" in shown and "puzzles/s" in shown
     assert re.search(r" 3 .+ 2", shown) and re.search(r"16 .+ 1", shown)
     quiet = io.StringIO()
-    with LiveDepths(1, Console(file=quiet)) as live:
-        live.add(Solution(task="sudoku", input="", status="verified", steps=1))
+    with DepthProgress(1, Console(file=quiet)) as progress:
+        progress.add(1, True)
     assert quiet.getvalue() == ""
 
 

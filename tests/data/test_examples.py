@@ -10,7 +10,7 @@ from rtm_kernels.data.sudoku import from_text, generate, rate, solve
 from rtm_kernels.errors import InputError
 
 
-def test_sudoku_examples() -> None:
+def test_examples() -> None:
     examples = example_puzzles()
     puzzles = np.stack([from_text(p.text) for p in examples])
     solutions = np.stack([from_text(p.solution or "") for p in examples])
@@ -18,9 +18,6 @@ def test_sudoku_examples() -> None:
     assert np.array_equal(puzzles, made) and np.array_equal(solutions, solved)
     assert (solve(puzzles)[0] == 1).all() and (rate(puzzles) == 0).all()
     assert 30 <= (puzzles > 0).sum(axis=1).min() <= (puzzles > 0).sum(axis=1).max() <= 36
-
-
-def test_unknown_examples_are_refused() -> None:
     assert "sudoku" in example_names()
     with pytest.raises(InputError, match="task='chess' is not allowed: expected one of"):
         example_puzzles("chess")

@@ -7,14 +7,20 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from rtm_kernels.data.dataset import Examples, PuzzleDataset
+from rtm_kernels.data.dataset import Examples, PuzzleDataset, describe
 from rtm_kernels.data.loader import Batch, TestLoader, TrainLoader
 from rtm_kernels.data.sudoku import Sudoku, generate, verify
 from rtm_kernels.errors import InputError
 
 TASK = Sudoku(4)
 PUZZLES, SOLUTIONS = generate(60, seed=1, size=4)
-DATASET = PuzzleDataset.from_examples(Examples.of_single(PUZZLES + 1, SOLUTIONS + 1, puzzles_per_group=3), 6)
+
+
+def in_memory(examples: Examples, vocab_size: int, num_puzzle_identifiers: int = 1) -> PuzzleDataset:
+    return PuzzleDataset(describe({"all": examples}, vocab_size, num_puzzle_identifiers), {"all": examples})
+
+
+DATASET = in_memory(Examples.of_single(PUZZLES + 1, SOLUTIONS + 1, puzzles_per_group=3), 6)
 
 
 def numbered(sizes: list[int], puzzles_per_group: int = 2) -> PuzzleDataset:
@@ -23,7 +29,7 @@ def numbered(sizes: list[int], puzzles_per_group: int = 2) -> PuzzleDataset:
     tokens = (1 + np.arange(ends[-1]))[:, None].repeat(4, axis=1)
     groups = np.arange(0, len(sizes) + 1, puzzles_per_group)
     examples = Examples(tokens, tokens, np.arange(len(sizes)), ends, groups)
-    return PuzzleDataset.from_examples(examples, int(ends[-1]) + 1, num_puzzle_identifiers=len(sizes))
+    return in_memory(examples, int(ends[-1]) + 1, num_puzzle_identifiers=len(sizes))
 
 
 def forever(loader: TrainLoader):
@@ -131,7 +137,7 @@ def test_testing_covers_everything_once_and_pads() -> None:
 
 def test_ignored_labels_become_minus_100() -> None:
     labels = np.where(PUZZLES > 0, 0, SOLUTIONS + 1)
-    dataset = PuzzleDataset.from_examples(Examples.of_single(PUZZLES + 1, labels), 6)
+    dataset = in_memory(Examples.of_single(PUZZLES + 1, labels), 6)
     (batch, *_) = TestLoader(dataset, 60)
     assert np.array_equal(batch.arrays["labels"] == -100, PUZZLES > 0)
 

@@ -95,13 +95,6 @@ def test_reasons(answer: str, reason: str) -> None:
     assert verdict.verified == (not reason) and reason in verdict.reason
 
 
-def test_a_detour_is_told() -> None:
-    field = "S   G" + " " * 20
-    assert Maze(5).verify(field, "SoooG" + " " * 20).verified
-    detour = "S   G" + "ooooo" + " " * 15
-    assert Maze(5).verify(field, detour).reason == "a path of 6 steps; a shortest one has 4"
-
-
 def test_generation() -> None:
     mazes, answers = maze.generate(6, seed=3)
     assert mazes.shape == (6, 900) and mazes.dtype == np.uint8
@@ -160,26 +153,10 @@ def test_published_answers_are_shortest_paths() -> None:
         assert not Maze().verify_tokens(inputs, inputs).any()
 
 
-def test_one_maze_and_many_are_judged_alike() -> None:
-    """`Maze.verify` walks over the bits of one field, `verify` over arrays of many."""
-    rng = np.random.default_rng(3)
-    task = Maze(9)
-    mazes, answers = maze.generate(40, seed=5, side=9)
-    damaged = np.concatenate([answers, answers, answers])
-    for row in damaged[len(answers) :]:  # a mark more, one less, another cell
-        row[rng.integers(81)] = rng.choice([1, 2, 5])
-    many = maze.verify(np.tile(mazes, (3, 1)).reshape(-1, 9, 9), damaged.reshape(-1, 9, 9))
-    one = [
-        task.verify(task.decode(m), task.decode(a)).verified
-        for m, a in zip(np.tile(mazes, (3, 1)), damaged, strict=True)
-    ]
-    assert one == many.tolist() and 40 < many.sum() < 120
-
-
-def test_a_way_is_as_long_as_the_distance() -> None:
+def test_a_path_is_as_long_as_the_distance() -> None:
     rng = np.random.default_rng(4)
     fields = np.where(rng.random((200, 7, 7)) < 0.4, WALL, OPEN)
     fields[:, 0, 0], fields[np.arange(200), rng.integers(0, 7, 200), 6] = START, GOAL
     expected = maze.shortest(fields)
-    assert [maze.way(field, field != WALL) for field in fields] == expected.tolist()
+    assert [maze.path_length(field, field != WALL) for field in fields] == expected.tolist()
     assert (expected < 0).any() and (expected > 12).any()

@@ -22,8 +22,8 @@ from rtm_kernels.data.sudoku import (
     solve,
     verify,
 )
-from rtm_kernels.data.sudoku.logic import boards_of, candidates, reduce_candidates
-from rtm_kernels.data.sudoku.rules import explain, units
+from rtm_kernels.data.sudoku.logic import candidates, reduce_candidates
+from rtm_kernels.data.sudoku.rules import explain
 from rtm_kernels.errors import InputError, RTMError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "sudoku"
@@ -55,24 +55,6 @@ def slow_count(puzzle: np.ndarray, box: int) -> int:
         board[open_cells[0]] = digit
         total += slow_count(board, box)
     return total
-
-
-def slow_singles(board: np.ndarray) -> np.ndarray:
-    """Naked and hidden singles, one at a time, on a 9x9 board."""
-    board = board.copy()
-    cells_of = units(np.arange(81)[None])[0].reshape(27, 9)
-    while True:
-        options = {
-            cell: set(range(1, 10)) - {int(board[o]) for unit in cells_of if cell in unit for o in unit}
-            for cell in np.flatnonzero(board == 0).tolist()
-        }
-        found = [(cell, next(iter(digits))) for cell, digits in options.items() if len(digits) == 1]
-        for unit, digit in product(cells_of, range(1, 10)):
-            places = [cell for cell in unit.tolist() if digit in options.get(cell, ())]
-            found += [(places[0], digit)] if len(places) == 1 else []
-        if not found:
-            return board
-        board[found[0][0]] = found[0][1]
 
 
 @quick
@@ -112,15 +94,6 @@ def test_known_counts() -> None:
         solve(np.zeros((1, 81), dtype=np.uint8), limit=10**6, max_boards=5000)
 
 
-def test_singles_agree_with_one_at_a_time() -> None:
-    puzzles, _ = generate(3, seed=5, clues=(26, 28))
-    harder, _ = generate(3, seed=6, difficulty="locked")
-    boards = np.concatenate([puzzles, harder])
-    fast = boards_of(reduce_candidates(candidates(boards), 0))
-    assert fast.tolist() == [slow_singles(board).tolist() for board in boards]
-    assert (fast[:3] > 0).all() and not (fast[3:] > 0).all()
-
-
 @pytest.mark.parametrize("level", range(4))
 def test_techniques_never_remove_the_solution(level: int) -> None:
     rng = np.random.default_rng(level)
@@ -135,8 +108,8 @@ def test_techniques_never_remove_the_solution(level: int) -> None:
 
 @pytest.mark.parametrize(
     ("difficulty", "count", "size"),
-    [("singles", 300, 9), ("locked", 20, 9), ("subsets", 3, 9), ("fish", 1, 9), ("search", 4, 9),
-     ("singles", 60, 4), ("singles", 2, 16)],
+    [("singles", 100, 9), ("locked", 10, 9), ("subsets", 2, 9), ("fish", 1, 9), ("search", 2, 9),
+     ("singles", 60, 4), ("singles", 1, 16)],
 )  # fmt: skip
 def test_generated_puzzles_are_unique_and_of_their_level(difficulty: str, count: int, size: int) -> None:
     puzzles, solutions = generate(count, seed=7, difficulty=difficulty, size=size)
@@ -148,15 +121,12 @@ def test_generated_puzzles_are_unique_and_of_their_level(difficulty: str, count:
     assert len(np.unique(puzzles, axis=0)) == count
 
 
-def test_generation_is_deterministic_and_seeded() -> None:
-    first, again, other = (generate(30, seed=seed) for seed in (3, 3, 4))
+def test_generation_is_seeded_and_keeps_to_the_range_of_clues() -> None:
+    first, again, other = (generate(10, seed=seed) for seed in (3, 3, 4))
     assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
     assert not np.array_equal(first[0], other[0])
-
-
-def test_clues_stay_in_their_range() -> None:
     for clues in ((30, 36), (24, 24), (50, 80)):
-        given_cells = (generate(40, seed=1, clues=clues)[0] > 0).sum(axis=1)
+        given_cells = (generate(10, seed=1, clues=clues)[0] > 0).sum(axis=1)
         assert given_cells.min() >= clues[0] and given_cells.max() <= clues[1]
 
 
@@ -186,7 +156,7 @@ def test_symmetries_keep_validity_and_invert(seed: int, size: int) -> None:
 
 
 def test_augmentation_keeps_difficulty_and_reaches_the_whole_group() -> None:
-    puzzles, solutions = generate(40, seed=11, difficulty="locked")
+    puzzles, solutions = generate(8, seed=11, difficulty="locked")
     twins, twin_solutions = augment(puzzles, solutions, np.random.default_rng(0))
     assert verify(twins, twin_solutions).all()
     assert (rate(twins) == LEVELS.index("locked")).all()

@@ -8,7 +8,6 @@ import torch
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.data.sudoku import generate, to_text
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.pretrained import save_pretrained
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +20,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     with torch.no_grad():
         model.q_head.weight.normal_(std=1.5)
         model.q_head.bias.fill_(-3.0)
-    return str(save_pretrained(model, tmp_path_factory.mktemp("models") / "tiny"))
+    return str(model.save_pretrained(tmp_path_factory.mktemp("models") / "tiny"))
 
 
 @pytest.fixture(scope="session")

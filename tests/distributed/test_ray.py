@@ -18,7 +18,7 @@ import pytest
 
 from rtm_kernels.engine import Solver
 from rtm_kernels.errors import InputError
-from rtm_kernels.pretrained import from_pretrained
+from rtm_kernels.model import RecursiveReasoner
 
 ray = pytest.importorskip("ray", reason="no ray here: Ray Data and Ray Serve stay unproven (make test-ray installs it)")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -44,7 +44,7 @@ def texts(puzzles: list[tuple[str, str]]) -> list[str]:
 @pytest.fixture(scope="module")
 def expected(model_folder: str, texts: list[str]) -> dict[str, tuple[Any, ...]]:
     """Puzzle -> what one process says of it."""
-    solver = Solver(from_pretrained(model_folder), batch_invariant=True, batch_size=64, **OPTIONS)
+    solver = Solver(RecursiveReasoner.from_pretrained(model_folder), batch_invariant=True, batch_size=64, **OPTIONS)
     found = solver.solve(texts)
     assert len({s.steps for s in found}) > 3
     return {t: tuple(getattr(s, name) for name in FIELDS) for t, s in zip(texts, found, strict=True)}
@@ -183,7 +183,9 @@ def test_the_block_of_the_readme(cluster: None, puzzles: list[tuple[str, str]], 
         exec(compile(code.replace("puzzles.csv", str(tmp_path / "puzzles.csv")), "README.md", "exec"), names)
     finally:
         serve.shutdown()
-    expected = [s.answer for s in Solver(from_pretrained("sudoku"), batch_invariant=True).solve(texts)]
+    expected = [
+        s.answer for s in Solver(RecursiveReasoner.from_pretrained("sudoku"), batch_invariant=True).solve(texts)
+    ]
     assert [s["answer"] for s in names["solutions"]] == expected
     rows = {row["puzzle"]: row["answer"] for row in names["solved"].take_all()}
     assert [rows[text] for text in texts] == expected

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
-from rtm_kernels.engine import Evaluation, HaltingPolicy, Rollouts, Solver, evaluate
+from rtm_kernels.engine import Evaluation, HaltingPolicy, Measurement, Rollouts, Solver, take_turns
 from rtm_kernels.engine.slots import Finished
 from rtm_kernels.errors import InputError
 from tests.engine.fakes import TASK, ScriptedExecutor, model
@@ -22,6 +25,12 @@ def solver(policy: HaltingPolicy | None = None, rollouts: int = 1) -> Solver:
                   rollouts=Rollouts(rollouts, noise=0.0))  # fmt: skip
     made.executor = ScriptedExecutor(made.model)
     return made
+
+
+def evaluate(solver: Solver, inputs: np.ndarray, labels: np.ndarray, **options: Any) -> Evaluation:
+    measurement = Measurement(solver, inputs, labels, **options)
+    take_turns([measurement])
+    return measurement.evaluation()
 
 
 def arrays() -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +89,7 @@ def test_an_interrupt_gives_what_has_finished() -> None:
         if len(seen) == 3:
             raise KeyboardInterrupt
 
-    found: Evaluation = evaluate(solver(), inputs, labels, on_finished=stop)
+    found = evaluate(solver(), inputs, labels, on_finished=stop)
     assert not found.complete and found.n == 3 and found.accuracy_by_step == []
     assert found.mean_steps == sum(done.steps for done in seen) / 3
 
@@ -99,3 +108,24 @@ def test_arguments_are_checked() -> None:
         evaluate(solver(), inputs, labels, sources=["a", "b"])
     with pytest.raises(InputError, match=r"labels\.shape"):
         evaluate(solver(), inputs, labels[:2])
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 6])
+def test_two_protocols_take_turns_over_the_same_puzzles(rounds: int) -> None:
+    inputs, labels = arrays()
+    solvers = [solver(), solver(HaltingPolicy((), max_steps=CAP))]
+    order: list[str] = []
+    for made in solvers:
+        original = made.run
+        made.run = lambda *a, _run=original, _of=made, **k: (order.append(str(_of.policy)), _run(*a, **k))[1]  # type: ignore[method-assign]
+    both = [Measurement(made, inputs, labels, by_step=False) for made in solvers]
+    assert take_turns(both, rounds)
+    assert order == (["verified", "fixed", "fixed", "verified"] * 3)[: 2 * rounds]
+    for measured, alone in zip(both, (solver(), solver(HaltingPolicy((), max_steps=CAP))), strict=True):
+        found, whole = measured.evaluation(), evaluate(alone, inputs, labels)
+        assert len(measured.seconds) == rounds and found.seconds == sum(measured.seconds) and found.complete
+        timeless = {"seconds": 0, "puzzles_per_second": 0, "accuracy_by_step": [], "steps_by_step": []}
+        assert replace(found, **timeless) == replace(whole, **timeless) and found.accuracy_by_step == []
+    for wrong in (0, 7):
+        with pytest.raises(InputError, match="rounds"):
+            take_turns(both, wrong)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rtm_kernels.engine import Closed, Overloaded, Rollouts, Service, Solver
 from rtm_kernels.engine.executor import Latents
+from rtm_kernels.engine.service import finished
 from rtm_kernels.errors import InputError
 from tests.engine.fakes import TASK, ScriptedExecutor, model
 
@@ -68,18 +69,34 @@ def test_the_highest_priority_goes_first_then_the_earliest(gated: tuple[Service,
     assert executor.batches == [["1000"], ["1002"], ["1001"], ["1003"]]
 
 
-def test_a_full_queue_refuses_until_there_is_room(gated: tuple[Service, GatedExecutor]) -> None:
+def test_a_full_queue_refuses_a_call_as_a_whole(gated: tuple[Service, GatedExecutor]) -> None:
     service, executor = gated
     running = service.submit("2000")
     executor.wait()
-    waiting = [service.submit(f"100{i}") for i in range(3)]
-    with pytest.raises(Overloaded, match="3 puzzles are waiting"):
-        service.submit("1004")
-    assert service.stats().queued == 3 and service.stats().running == 1
-    executor.open(2)
-    late = service.submit("1005", wait=WAIT)
+    waiting = service.submit_all(["1000", "1001"])
+    with pytest.raises(Overloaded, match="2 puzzles are waiting, of at most 3"):
+        service.submit_all(["1003", "1004"])
+    assert (service.queued, service.running) == (2, 1)
+    waiting += [service.submit("1002"), service.submit("1005", priority=1)]  # one that may not be refused
+    with pytest.raises(Overloaded):
+        service.submit("1006")
     executor.open(10)
-    assert [f.result(WAIT).answer for f in (running, *waiting, late)] == ["0002", "0001", "1001", "2001", "5001"]
+    assert [f.result(WAIT).answer for f in (running, *waiting)] == ["0002", "0001", "1001", "2001", "5001"]
+    assert executor.batches[2] == ["1005"]
+
+
+def test_calls_take_turns(gated: tuple[Service, GatedExecutor]) -> None:
+    """The first puzzle of a new call goes before the later ones of a call that waits, but calls do not starve."""
+    service, executor = gated
+    futures = service.submit_all(["1000", "1001", "1002"])
+    executor.wait()
+    futures += service.submit_all(["1003"])
+    executor.open()
+    executor.wait()
+    futures += service.submit_all(["1004"])
+    executor.open(10)
+    assert all(f.result(WAIT).status == "verified" for f in futures)
+    assert executor.batches == [["1000"], ["1003"], ["1004"], ["1001"], ["1002"]]
 
 
 def test_cancelling_frees_the_slot(gated: tuple[Service, GatedExecutor]) -> None:
@@ -92,7 +109,7 @@ def test_cancelling_frees_the_slot(gated: tuple[Service, GatedExecutor]) -> None
     assert executor.batches == [["7000"], ["1002"]]
     with pytest.raises(CancelledError):
         endless.result(0)
-    assert service.stats().statuses == {"verified": 1}
+    assert (service.queued, service.running) == (0, 0)
 
 
 def test_a_deadline_returns_the_best_answer_so_far(gated: tuple[Service, GatedExecutor]) -> None:
@@ -143,15 +160,13 @@ def make_plain(batch_size: int = 3, **options: object) -> Solver:
     return solver
 
 
-def test_several_solvers_take_turns_and_count() -> None:
+def test_several_solvers_take_turns() -> None:
     with Service({"short": make_plain(max_steps=2), "long": make_plain(max_steps=6)}) as service:
         with pytest.raises(InputError, match="solver"):
             service.submit("7000")
         futures = {n: [service.submit("7000", solver=n) for _ in range(7)] for n in ("short", "long")}
         assert {n: {f.result(WAIT).steps for f in fs} for n, fs in futures.items()} == {"short": {2}, "long": {6}}
-        stats = service.stats()
-    assert stats.depth_histogram == {2: 7, 6: 7} and stats.statuses == {"unverified": 14}
-    assert stats.queued == stats.running == 0 and stats.puzzles_per_second > 0
+        assert service.queued == service.running == 0
 
 
 def test_rollouts_are_served_and_evicted_as_one_puzzle() -> None:
@@ -202,7 +217,7 @@ def test_a_failing_executor_fails_every_puzzle_instead_of_hanging() -> None:
     service.close()
 
 
-def test_async_solve_stream_and_cancel() -> None:
+def test_async_solve_and_cancel() -> None:
     async def main() -> None:
         solver, executor = make(batch_size=2)
         service = Service(solver)
@@ -214,8 +229,14 @@ def test_async_solve_stream_and_cancel() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert (await service.solve("2000")).answer == "0002"
-        found = [pair async for pair in service.stream(["4000", "1000", "x", "2000"], ahead=2)]
-        assert {i: s.status for i, s in found} == {0: "verified", 1: "verified", 2: "invalid", 3: "verified"}
+        found = await service.solve_all(["4000", "x", "2000"])
+        assert [s.status for s in found] == ["verified", "invalid", "verified"]
+        pairs = finished(service.submit_all(["4000", "x", "7007"]))
+        assert sorted([index async for index, _ in pairs]) == [0, 1, 2]
+        pairs = finished(service.submit_all(["7000", "x"]))
+        assert (await anext(pairs))[0] == 1
+        await pairs.aclose()
+        assert (service.queued, service.running) == (0, 0)
         await asyncio.to_thread(service.close)
 
     asyncio.run(main())

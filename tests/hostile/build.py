@@ -17,21 +17,19 @@ def saved(task: str, vocab: int, cells: int, root: Path) -> str:
 
     from rtm_kernels.config import ModelConfig
     from rtm_kernels.model import RecursiveReasoner
-    from rtm_kernels.pretrained import save_pretrained
 
     torch.manual_seed(0)
     config = ModelConfig(vocab_size=vocab, seq_len=cells, hidden_size=16, num_heads=1, H_cycles=1, L_cycles=1,
                          expansion=1, layers={"L_level": 1}, halt_max_steps=2)  # fmt: skip
-    return str(save_pretrained(RecursiveReasoner(config), root / task))
+    return str(RecursiveReasoner(config).save_pretrained(root / task))
 
 
 def recorded(root: Path) -> Path:
     """A trace of a model that lies beside it."""
-    from rtm_kernels.pretrained import save_pretrained
     from rtm_kernels.trace import record
     from tests.trace.support import PUZZLES, tiny_model, tiny_solver
 
-    folder = save_pretrained(tiny_model(), root / "tiny")
+    folder = tiny_model().save_pretrained(root / "tiny")
     record(tiny_solver(), PUZZLES, root / "t.jsonl", model_name=str(folder))
     return root / "t.jsonl"
 
@@ -83,33 +81,12 @@ def tool_arguments(root: Path) -> Iterator[Target]:
 
 @contextmanager
 def http(root: Path) -> Iterator[Target]:
-    from tests.hostile.http import front
+    from tests.hostile.http import http
 
-    yield front()
-
-
-@contextmanager
-def http_sockets(root: Path) -> Iterator[Target]:
-    from rtm_kernels.serve import pool
-    from rtm_kernels.serve.limits import Limits
-    from rtm_kernels.serve.server import Options
-    from tests.hostile.http import sockets
-    from tests.serve.support import SETUP, Running, Workers
-
-    start = pool.start
-    pool.start = Workers().start
-    server = Running(Options(SETUP, port=0, limits=Limits(read=0.1)))  # half of what it gets is incomplete
-    try:
-        yield sockets(server)
-        status, answer = server.solve("1000")
-        assert status == 200 and answer["solutions"][0]["answer"] == "0001"
-        assert server.run(lambda: server.server.pool.waiting) == 0
-    finally:
-        server.end()
-        pool.start = start
+    yield http()
 
 
 TARGETS: dict[str, Callable[[Path], AbstractContextManager[Target]]] = {
     "model_files": model_files, "data_sets": data_sets, "trace_files": trace_files, "command_line": command_line,
-    "tool_arguments": tool_arguments, "http": http, "http_sockets": http_sockets,
+    "tool_arguments": tool_arguments, "http": http,
 }  # fmt: skip

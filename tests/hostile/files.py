@@ -17,7 +17,8 @@ from rtm_kernels.data.arc import read_arc
 from rtm_kernels.data.dataset import Examples, PuzzleDataset, describe
 from rtm_kernels.data.write import write_dataset
 from rtm_kernels.errors import RTMError
-from rtm_kernels.pretrained import CONFIG, MANIFEST, WEIGHTS, from_pretrained
+from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.pretrained import CONFIG, MANIFEST, WEIGHTS
 from tests.hostile.mutations import damage_bytes, damage_json, damage_text
 from tests.hostile.targets import PUZZLE, Attack, Target, clear
 
@@ -67,7 +68,7 @@ def model_files(saved: str, folder: Path) -> Target:
             (folder / name).write_bytes(content)
         changed = [name for name in files if files[name] != good[name]]
         tried = " ".join(f"{name} {files[name][:300]!r}" for name in changed)
-        return lambda: read_or_refused(lambda: from_pretrained(folder, impl="reference"), tried)
+        return lambda: read_or_refused(lambda: RecursiveReasoner.from_pretrained(folder, impl="reference"), tried)
 
     return make
 

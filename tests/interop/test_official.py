@@ -11,6 +11,7 @@ from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.interop import checkpoint, from_official, load_official_checkpoint, to_official
 from rtm_kernels.interop.official import STACK_LAYERS, model_config
+from rtm_kernels.interop.unpickle import read_state
 from rtm_kernels.model import RecursiveReasoner
 
 CONFIG = {
@@ -82,14 +83,6 @@ def test_half_precision_weights_become_float32_parameters() -> None:
     assert model.H_init.dtype == torch.bfloat16
 
 
-def test_loaded_models_do_not_share_memory_with_the_state_dict() -> None:
-    config, state = official()
-    model = from_official("trm", config, state)
-    with torch.no_grad():
-        model.lm_head.weight.zero_()
-    assert state["_orig_mod.model.inner.lm_head.weight"].abs().sum() > 0
-
-
 def refuses(message: str, arch="trm", config=None, state=None) -> None:
     default_config, default_state = official()
     with pytest.raises(InputError, match=message) as error:
@@ -151,12 +144,9 @@ def test_what_the_official_class_cannot_express_is_named(change: dict, named: st
     hrm = dataclasses.replace(model_config("hrm", CONFIG), puzzle_emb_len=3)
     with pytest.raises(InputError, match="puzzle_emb_len=3"):
         to_official(RecursiveReasoner(hrm))
-
-
-def test_rins_has_no_official_class() -> None:
-    config = ModelConfig(vocab_size=3, seq_len=4, arch="rins", hidden_size=8, num_heads=1, layers={"A": 1, "B": 1})
+    rins = ModelConfig(vocab_size=3, seq_len=4, arch="rins", hidden_size=8, num_heads=1, layers={"A": 1, "B": 1})
     with pytest.raises(InputError, match=f"arch='rins' has no official class; .*{', '.join(STACK_LAYERS)}"):
-        to_official(RecursiveReasoner(config))
+        to_official(RecursiveReasoner(rins))
 
 
 def test_checkpoints(tmp_path) -> None:
@@ -166,7 +156,7 @@ def test_checkpoints(tmp_path) -> None:
     loaded = load_official_checkpoint(path)
     assert from_official("trm", config, loaded).state_dict().keys() == loaded.keys()
     torch.save({"model_state": state, "optimizer_states": [], "step": 3}, path)
-    assert load_official_checkpoint(path).keys() == loaded.keys()
+    assert read_state(path).keys() == state.keys()
     path.unlink()
     with pytest.raises(InputError, match="No such file"):
         load_official_checkpoint(path)

@@ -22,7 +22,7 @@ from rtm_kernels.cli.main import app
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.interop import checkpoint, from_official, load_official_checkpoint
 from rtm_kernels.interop.unpickle import Refused, read_state
-from rtm_kernels.pretrained import from_pretrained
+from rtm_kernels.model import RecursiveReasoner
 from tests.interop.test_official import official
 
 MEMORY_ALLOWED = 64 << 20
@@ -269,7 +269,7 @@ def test_convert(tmp_path: Path) -> None:
     done = rtm("--data", str(data), "--json")
     assert done.exit_code == 0 and json.loads(done.stdout)["arch"] == "trm"
     assert sorted(path.name for path in out.iterdir()) == ["config.json", "manifest.json", "model.safetensors"]
-    expected, found = from_official("trm", config, state), from_pretrained(out)
+    expected, found = from_official("trm", config, state), RecursiveReasoner.from_pretrained(out)
     assert found.config == expected.config
     assert all(torch.equal(value, found.state_dict()[name]) for name, value in expected.state_dict().items())
     again = rtm("--data", str(data))

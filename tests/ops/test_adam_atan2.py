@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.impl import launches
-from rtm_kernels.ops.adam_atan2.api import AdamATan2, SparseSignSGD, sign_sgd_
+from rtm_kernels.ops.adam_atan2.api import AdamATan2, sign_sgd_
 from rtm_kernels.ops.adam_atan2.reference import scalars
 
 IMPLS = ("reference", "triton")
@@ -223,18 +223,6 @@ def test_sign_sgd_leaves_rows_that_do_not_exist_alone() -> None:
     assert weights.sum(1).tolist() == [4, 2, 4]
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-def test_sparse_optimizer_finds_the_official_buffers(impl: str) -> None:
-    table, ids = torch.ones(5, 3), torch.tensor([1, 1, 4], dtype=torch.int32)
-    local = torch.ones(3, 3, requires_grad=True)
-    optimizer = SparseSignSGD([table, local, ids], lr=0.5, weight_decay=0.0, impl=impl)
-    optimizer.step()
-    assert torch.equal(table, torch.ones(5, 3))
-    local.grad = torch.tensor([[1.0, -3, 0], [1, 1, 0], [-1, -1, -1]])
-    loss = optimizer.step(lambda: 4.0)
-    assert loss == 4.0 and table.tolist() == [[1] * 3, [0.5, 1.5, 1], [1] * 3, [1] * 3, [1.5] * 3]
-
-
 def test_opcheck() -> None:
     g = torch.Generator().manual_seed(0)
     lists = [[torch.rand(n, generator=g) for n in (5, 3)] for _ in range(4)]
@@ -270,7 +258,6 @@ def _sign(**change: Any) -> None:
         (_sign, {"grad": torch.zeros(2, 3).double()}, "grad.dtype=torch.float64"),
         (_sign, {"lr": -0.1}, "lr=-0.1"),
         (_sign, {"impl": "triton", "weights": torch.zeros(3, 4).t()}, "weights.stride"),
-        (SparseSignSGD, {"params": [torch.zeros(3, 2), torch.zeros(3, dtype=torch.int32)]}, "three tensors per group"),
     ],
 )
 def test_what_does_not_fit_is_named(call: Callable[..., Any], change: dict[str, Any], message: str) -> None:

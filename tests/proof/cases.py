@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rtm_kernels import program as programs
-from rtm_kernels.ops.stablemax_loss.api import LOSSES
+from rtm_kernels.ops.token_loss.api import LOSSES
 from tests.gates import (
     interpret_adam_atan2,
     interpret_attention_norm,
@@ -11,8 +11,8 @@ from tests.gates import (
     interpret_mixer_norm,
     interpret_persistent,
     interpret_queue,
-    interpret_stablemax_loss,
     interpret_swiglu_norm,
+    interpret_token_loss,
 )
 from tests.gates.interpret_gate import OpCase
 
@@ -61,7 +61,7 @@ def small_cases() -> list[OpCase]:
         *(interpret_mixer_norm.case(*row) for row in MIXER),
         *(interpret_attention_norm.case(*row) for row in ATTENTION),
         *(interpret_halting.case(*row) for row in HALTING),
-        *(interpret_stablemax_loss.case(*row, loss) for row in TOKEN_LOSS for loss in LOSSES),
+        *(interpret_token_loss.case(*row, loss) for row in TOKEN_LOSS for loss in LOSSES),
         *(interpret_adam_atan2.case(*row) for row in ADAM),
         *(interpret_adam_atan2.sparse_case(*row) for row in SPARSE),
         *(interpret_persistent.case(*row) for row in PERSISTENT),

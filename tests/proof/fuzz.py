@@ -17,15 +17,15 @@ from dataclasses import dataclass
 import torch
 
 from rtm_kernels import program as programs
-from rtm_kernels.ops.stablemax_loss.api import LOSSES
+from rtm_kernels.ops.token_loss.api import LOSSES
 from tests.gates import (
     interpret_adam_atan2,
     interpret_attention_norm,
     interpret_halting,
     interpret_mixer_norm,
     interpret_persistent,
-    interpret_stablemax_loss,
     interpret_swiglu_norm,
+    interpret_token_loss,
 )
 from tests.gates.interpret_gate import OpCase, check
 from tests.interpreter import take_loop_bounds
@@ -91,7 +91,7 @@ def halting(rng: random.Random) -> tuple[OpCase, torch.dtype]:
 def loss(rng: random.Random) -> tuple[OpCase, torch.dtype]:
     layout = rng.choice([name for name in LAYOUTS if name != "expanded"])  # the logits are scaled in place
     row = (layout, rng.choice((0.1, 1.0, 10.0, 100.0)), rng.choice((0.0, 0.3, 1.0)), rng.choice(LOSSES))
-    return interpret_stablemax_loss.case(shape(rng), *row), rng.choice(HALVES)
+    return interpret_token_loss.case(shape(rng), *row), rng.choice(HALVES)
 
 
 def adam(rng: random.Random) -> tuple[OpCase, torch.dtype]:

@@ -180,7 +180,7 @@ _PERSISTENT = (
 )  # fmt: skip
 
 _FOLDERS = {
-    "ops/swiglu": _SWIGLU, "ops/attention_norm": _ATTENTION, "ops/halting": _HALTING, "ops/stablemax_loss": _LOSS,
+    "ops/swiglu": _SWIGLU, "ops/attention_norm": _ATTENTION, "ops/halting": _HALTING, "ops/token_loss": _LOSS,
     "ops/adam_atan2": _OPTIMISERS, "recursion/persistent": _PERSISTENT,
 }  # fmt: skip
 

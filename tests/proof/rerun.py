@@ -22,8 +22,8 @@ from rtm_kernels.ops.adam_atan2.api import AdamATan2, sign_sgd_
 from rtm_kernels.ops.attention_norm.api import attention_norm
 from rtm_kernels.ops.attention_norm.reference import rope_tables
 from rtm_kernels.ops.mixer_norm.api import mixer_norm
-from rtm_kernels.ops.stablemax_loss.api import token_loss
 from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
+from rtm_kernels.ops.token_loss.api import token_loss
 from tests.interpreter import take_loop_bounds
 from tests.proof.launching import bits
 

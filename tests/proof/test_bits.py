@@ -20,8 +20,8 @@ from rtm_kernels.ops.attention_norm.reference import rope_tables
 from rtm_kernels.ops.halting.api import halting_step_
 from rtm_kernels.ops.halting.reference import initial_state
 from rtm_kernels.ops.mixer_norm.api import mixer_norm
-from rtm_kernels.ops.stablemax_loss.api import token_loss
 from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
+from rtm_kernels.ops.token_loss.api import token_loss
 from rtm_kernels.recursion.head import HaltingHead
 from rtm_kernels.recursion.persistent.executor import run_act_step
 from rtm_kernels.recursion.persistent.pack import PackedWeights

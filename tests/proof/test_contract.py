@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from rtm_kernels.ops.shared import shared_weights
-from tests.gates import interpret_attention_norm, interpret_mixer_norm, interpret_stablemax_loss, interpret_swiglu_norm
+from tests.gates import interpret_attention_norm, interpret_mixer_norm, interpret_swiglu_norm, interpret_token_loss
 from tests.gates.interpret_gate import OpCase, run
 from tests.proof import uses
 from tests.proof.cases import name_of, small_cases
@@ -103,7 +103,7 @@ DEGENERATE = [
         lambda s: interpret_swiglu_norm.case(s, 5, 1, "plain"),
         lambda s: interpret_mixer_norm.case(*s, 5, "hidden", 1, "plain"),
         lambda s: interpret_attention_norm.case(s, 1, 1, "plain", "qk_norm"),
-        lambda s: interpret_stablemax_loss.case(s, "plain", 1.0, 0.1, "stablemax_cross_entropy"),
+        lambda s: interpret_token_loss.case(s, "plain", 1.0, 0.1, "stablemax_cross_entropy"),
     )
 ]
 

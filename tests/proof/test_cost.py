@@ -7,20 +7,20 @@ from collections.abc import Callable, Iterable
 import pytest
 import torch
 
+from benchmarks.costs import KernelCost
+from benchmarks.costs import adam_atan2 as adam_cost
+from benchmarks.costs import attention_norm as attention_cost
+from benchmarks.costs import halting as halting_cost
+from benchmarks.costs import mixer_norm as mixer_cost
+from benchmarks.costs import swiglu_norm as swiglu_cost
+from benchmarks.costs import token_loss as loss_cost
 from benchmarks.roofline import MIXERS, act_step, modelled_milliseconds, training_step
-from rtm_kernels.ops.adam_atan2 import cost as adam_cost
-from rtm_kernels.ops.attention_norm import cost as attention_cost
-from rtm_kernels.ops.cost import KernelCost
-from rtm_kernels.ops.halting import cost as halting_cost
-from rtm_kernels.ops.mixer_norm import cost as mixer_cost
-from rtm_kernels.ops.stablemax_loss import cost as loss_cost
-from rtm_kernels.ops.swiglu_norm import cost as swiglu_cost
 from tests.gates import interpret_adam_atan2 as adam_gate
 from tests.gates import interpret_attention_norm as attention_gate
 from tests.gates import interpret_halting as halting_gate
 from tests.gates import interpret_mixer_norm as mixer_gate
-from tests.gates import interpret_stablemax_loss as loss_gate
 from tests.gates import interpret_swiglu_norm as swiglu_gate
+from tests.gates import interpret_token_loss as loss_gate
 from tests.gates.interpret_gate import OpCase, run
 from tests.proof.counting import Counted, counting
 

@@ -16,9 +16,9 @@ from rtm_kernels.ops.halting.launchers import halting_step
 from rtm_kernels.ops.halting.reference import HaltingState
 from rtm_kernels.ops.mixer_norm.backward import mixer_norm_backward
 from rtm_kernels.ops.mixer_norm.forward import mixer_norm_forward
-from rtm_kernels.ops.stablemax_loss.kernels import token_loss_backward, token_loss_forward
 from rtm_kernels.ops.swiglu_norm.backward import swiglu_norm_backward
 from rtm_kernels.ops.swiglu_norm.forward import swiglu_norm_forward
+from rtm_kernels.ops.token_loss.kernels import token_loss_backward, token_loss_forward
 from rtm_kernels.program import transformer
 from rtm_kernels.recursion.head import HaltingHead
 from rtm_kernels.recursion.persistent.pack import PackedWeights

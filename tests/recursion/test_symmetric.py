@@ -15,7 +15,6 @@ from rtm_kernels.data.sudoku import Sudoku
 from rtm_kernels.engine import executor as executors
 from rtm_kernels.errors import InputError
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.pretrained import from_pretrained
 from rtm_kernels.recursion import native, symmetric
 from rtm_kernels.recursion.native_weights import HeadWeights
 from rtm_kernels.recursion.symmetric_weights import sizes_of
@@ -55,7 +54,7 @@ def gradients(model: RecursiveReasoner, symmetry: Symmetry, run: Any) -> tuple[d
     tokens = torch.randint(0, model.config.vocab_size, (3, cells), generator=generator)
     latents = {n: torch.randn(3, cells, model.config.hidden_size, generator=generator) for n in model.program.carried}
     weights = torch.randn(3, cells, model.config.hidden_size, generator=generator)
-    model.run = run
+    model.run_with(run)
     model.zero_grad()
     values, logits, _ = model.act_step(latents, model.embed(tokens, torch.zeros(3, dtype=torch.int32)))
     (logits.square().mean() + sum((v * weights).mean() for v in values.values())).backward()  # type: ignore[union-attr]
@@ -136,8 +135,7 @@ def test_a_stage_of_other_cycles_and_new_weights_are_seen() -> None:
     with torch.no_grad():
         for _, weight in symmetry._of(model):
             weight.mul_(1.5)
-    model.config = dataclasses.replace(model.config, H_cycles=3)
-    model.program = model.config.program
+    model.set_depth(dataclasses.replace(model.config, H_cycles=3))
     found, expected = gradients(model, symmetry, run), gradients(model, symmetry, None)
     assert_near(found[0], expected[0])
     assert not torch.allclose(found[0]["z_H"], before["z_H"], atol=0.1)
@@ -158,7 +156,7 @@ def test_the_executor_takes_steps_of_the_model() -> None:
 
 
 def test_auto_takes_it_for_the_bundled_model() -> None:
-    model = from_pretrained("sudoku")
+    model = RecursiveReasoner.from_pretrained("sudoku")
     assert symmetric.why_not(model) is None
     assert executors.executor("auto", model).name == "symmetric"
     assert executors.executor("auto", RecursiveReasoner(model.config)).name == "native"
@@ -204,7 +202,7 @@ def test_a_copy_of_the_model_runs_its_own_weights() -> None:
     import copy
 
     model, symmetry = board()
-    model.run = symmetric.TrainingRun(model)
+    model.run_with(symmetric.TrainingRun(model))
     other = copy.deepcopy(model)
     assert other.run is not model.run
     with torch.no_grad():

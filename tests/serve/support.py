@@ -1,8 +1,7 @@
-"""A whole server in this process: real sockets and all of the front, its worker a thread whose steps a test opens."""
+"""A whole server in this process: real sockets, and an executor whose steps a test opens one by one."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import http.client
 import json
@@ -12,167 +11,105 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
-from rtm_kernels.engine import Service, Solver
-from rtm_kernels.serve import pool as pool_module
-from rtm_kernels.serve import worker
-from rtm_kernels.serve.child import Setup
+from rtm_kernels.access import Token
+from rtm_kernels.engine import Solver
+from rtm_kernels.serve.front import Front
 from rtm_kernels.serve.limits import Limits
-from rtm_kernels.serve.server import Options, Server, serve
+from rtm_kernels.serve.server import Server, bind
 from tests.engine.fakes import TASK, model
 from tests.engine.test_service import GatedExecutor
 
 WAIT = 180.0
 SLOTS = 16
-SETUP = Setup((("reverse", "unused"),), slots=SLOTS)
+MANY = 20_000
 
 
-class ThreadWorker:
-    """What `child.start` gives, but a thread: `kill` cuts its socket and drops its work, as the end of a process."""
-
-    def __init__(self, setup: Setup, max_steps: int, held: bool) -> None:
-        self.pid = 0
-        self.solvers: dict[str, Solver] = {}
-        self.executors: dict[str, GatedExecutor] = {}
-        for name, _ in setup.models:
-            solver = Solver(model(), task=TASK, batch_size=setup.slots, max_steps=max_steps)
-            self.executors[name] = solver.executor = GatedExecutor(solver)
-            self.solvers[name] = solver
-        self.gate(0 if held else 10_000)
-        self.service: Service | None = None
-        self.ours, self.theirs = socket.socketpair()
-        self.thread = threading.Thread(target=self._work, daemon=True)
-        self.thread.start()
-
-    def gate(self, steps: int) -> None:
-        for executor in self.executors.values():
-            executor.open(steps)
-
-    def hold(self) -> None:
-        """Let no further step run until `gate` is called."""
-        for executor in self.executors.values():
-            while executor.gate.acquire(blocking=False):
-                pass
-
-    @property
-    def held(self) -> int:
-        """Puzzles that have arrived and are not solved."""
-        stats = self.service.stats() if self.service else None
-        return stats.queued + stats.running if stats else 0
-
-    def _work(self) -> None:
-        described = [worker.describe(name, solver) for name, solver in self.solvers.items()]
-        worker.send_line(self.theirs, {"ready": described})
-        self.service = service = Service(self.solvers, max_queued=1 << 16)
-        worker.serve(self.theirs, service)
-        self.gate(10_000)
-        service.close(drain=False)
-
-    def kill(self) -> None:
-        self.theirs.shutdown(socket.SHUT_RDWR)
-
-    def join(self) -> None:
-        self.gate(10_000)
-        self.thread.join(WAIT)
-
-    def close(self) -> None:
-        self.theirs.close()
-
-
-class Workers(list[ThreadWorker]):
-    """Every worker started so far; those started while `held` is set run no step before their gate opens."""
-
-    held = False
-
-    def start(self, setup: Setup, limits: Limits) -> tuple[ThreadWorker, socket.socket]:
-        found = ThreadWorker(setup, limits.steps, self.held)
-        self.append(found)
-        return found, found.ours
-
-
-@pytest.fixture
-def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
-    """Workers that the pools of this test start."""
-    found = Workers()
-    monkeypatch.setattr(pool_module, "start", found.start)
-    return found
+def gated_solver() -> tuple[Solver, GatedExecutor]:
+    """A solver of the task `reverse` and its executor, whose gate is open."""
+    solver = Solver(model(), task=TASK, batch_size=SLOTS, max_steps=64)
+    solver.executor = executor = GatedExecutor(solver)
+    executor.open(MANY)
+    return solver, executor
 
 
 class Running:
     """A server on a free port of loopback, in a thread."""
 
-    def __init__(self, options: Options) -> None:
-        self.options, self.ready = options, threading.Event()
-        self.listening = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listening.getsockname()[1]
-        self.thread = threading.Thread(target=self._run, daemon=True)
+    held = False
+
+    def __init__(self, token: str | None = None, **limits: Any) -> None:
+        solver, self.executor = gated_solver()
+        found = None if token is None else Token.of(token)
+        self.front = Front({"reverse": solver}, Limits(**limits))
+        self.service, self.server = self.front.service, Server(self.front, found)
+        bound = bind("127.0.0.1", 0, found)
+        bound.listen()
+        self.port = bound.getsockname()[1]
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [bound]}, daemon=True)
         self.thread.start()
-        assert self.ready.wait(WAIT)
 
-    def _run(self) -> None:
-        asyncio.run(serve(self.options, self.listening, self._on_ready))
+    def hold(self) -> None:
+        """Let no further step run until `open`."""
+        self.held = True
+        while self.executor.gate.acquire(blocking=False):
+            pass
 
-    def _on_ready(self, address: str, server: Server) -> None:
-        self.server, self.loop = server, asyncio.get_running_loop()
-        self.ready.set()
-
-    def stop(self) -> None:
-        self.server.should_exit = True
+    def open(self, steps: int | None = None) -> None:
+        """Let so many steps run, or all."""
+        if self.held:
+            self.held = steps is not None
+            self.executor.open(steps or MANY)
 
     def end(self) -> None:
-        self.stop()
+        self.server.should_exit = True
+        self.open()
         self.thread.join(WAIT)
         assert not self.thread.is_alive()
 
-    def run(self, function: Callable[[], Any]) -> Any:
-        """`function` on the loop of the server."""
-
-        async def call() -> Any:
-            return function()
-
-        return asyncio.run_coroutine_threadsafe(call(), self.loop).result(WAIT)
-
-    def raw(self, data: bytes, timeout: float = WAIT) -> bytes:
+    def raw(self, data: bytes) -> bytes:
         """Everything that the server sends in answer to `data`, until it closes."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=WAIT) as connection:
             connection.sendall(data)
             return b"".join(iter(lambda: connection.recv(1 << 16), b""))
-
-    def raw_refusal(self, data: bytes) -> int:
-        """The status of the answer to `data`, sent while the answer may already be there."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=WAIT) as connection:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                connection.sendall(data)
-            return int(connection.recv(1 << 12).split(b" ", 2)[1])
 
     def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], Any]:
         """(status, headers, body); the body read as JSON where it is."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
-        try:
+        with contextlib.closing(connection):
             data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before the body was sent
                 connection.request(method, path, data, {"content-type": "application/json"} | (headers or {}))
             response = connection.getresponse()
             content, found = response.read(), {k.lower(): v for k, v in response.getheaders()}
-        finally:
-            connection.close()
         is_json = found.get("content-type", "").startswith("application/json")
         return response.status, found, json.loads(content) if is_json else content.decode()
 
-    def solve(self, *puzzles: str, **options: Any) -> tuple[int, Any]:
-        status, _, body = self.ask("POST", "/v1/solve", {"puzzles": list(puzzles), **options})
-        return status, body
+    def solve(self, *puzzles: str, **options: Any) -> list[dict[str, Any]]:
+        status, _, answer = self.ask("POST", "/v1/solve", {"puzzles": list(puzzles), **options})
+        assert status == 200, answer
+        return list(answer["solutions"])
+
+    def post(self, path: str, puzzles: list[str], **options: Any) -> http.client.HTTPConnection:
+        """A request whose answer is still to be read."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
+        body = json.dumps({"puzzles": puzzles, **options})
+        connection.request("POST", path, body, {"content-type": "application/json"})
+        return connection
 
     def code(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, str]:
         """(status, error code) of a request that is refused in the promised form."""
         status, found, answer = self.ask(method, path, body, headers)
-        assert set(answer) == {"error"} and set(answer["error"]) == {"code", "message", "request_id"}, answer
-        assert answer["error"]["request_id"] == found["x-request-id"]
-        assert not any(word in answer["error"]["message"] for word in ("Traceback", ".py", "site-packages"))
+        check_refusal(found, answer)
         return status, answer["error"]["code"]
+
+
+def check_refusal(headers: dict[str, str], answer: Any) -> None:
+    assert set(answer) == {"error"} and set(answer["error"]) == {"code", "message", "request_id"}, answer
+    assert answer["error"]["request_id"] == headers["x-request-id"] and headers["cache-control"] == "no-store"
+    message = answer["error"]["message"]
+    assert message.isprintable() and not any(word in message for word in ("Traceback", ".py", "site-packages"))
 
 
 def metric(page: str, start: str) -> float:
@@ -180,16 +117,9 @@ def metric(page: str, start: str) -> float:
     return float(next(line for line in page.splitlines() if line.startswith(start)).split()[-1])
 
 
-def post(server: Running, path: str, body: Any) -> http.client.HTTPConnection:
-    """A request whose answer is still to be read."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=WAIT)
-    connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
-    return connection
-
-
 def until(condition: Callable[[], bool]) -> None:
     """Wait for a condition that has to come true."""
     end = time.monotonic() + WAIT
     while not condition():
         assert time.monotonic() < end
-        time.sleep(0.01)
+        time.sleep(0.005)

@@ -1,14 +1,8 @@
-"""Requests that nobody meant, from the OpenAPI document, and what refusing one costs.
-
-Bytes changed at random, through the front alone and over sockets, are in `tests/hostile`.
-"""
+"""Requests drawn from the OpenAPI document. Bytes changed at random are in `tests/hostile`."""
 
 from __future__ import annotations
 
-import json
-import tracemalloc
 from collections import Counter
-from pathlib import Path
 
 import hypothesis
 import pytest
@@ -21,35 +15,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from benchmarks import limits as costs
 from tests.serve.support import WAIT, Running
 
-EXAMPLES = 15
-MIB = 1 << 20
-
-
-@pytest.mark.parametrize("name", sorted(set(costs.cases()) - {"puzzles x cells x steps"}))  # needs a model of 900 cells
-def test_a_refusal_takes_little_memory(server: Running, name: str) -> None:
-    data, status = costs.cases()[name]
-    server.raw_refusal(data)  # imports, caches
-    tracemalloc.start()
-    try:
-        found = server.raw_refusal(data)
-        peak = tracemalloc.get_traced_memory()[1] / MIB
-    finally:
-        tracemalloc.stop()
-    assert found == status
-    assert peak <= costs.MOST_MIB, f"{peak:.2f} MiB for {len(data)} bytes"
-
-
-@pytest.mark.parametrize("path", sorted((costs.machine.ROOT / "profiles").glob("*/limits.json")), ids=str)
-def test_the_recorded_costs_are_within_what_is_promised(path: Path) -> None:
-    found = json.loads(path.read_text())["limits"]
-    assert set(found) == {*costs.cases(), "connections", "queue"}
-    for name, cost in found.items():
-        assert 400 <= cost["status"] < 500 or (cost["status"] == 503 and name in ("connections", "queue"))
-        assert cost["cpu_ms_most"] <= costs.MOST_MS and cost["mib_most"] <= costs.MOST_MIB, name
-        assert cost["ms_median"] <= costs.MOST_MS, name
+EXAMPLES = 10
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])

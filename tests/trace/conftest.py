@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from rtm_kernels.pretrained import save_pretrained
 from rtm_kernels.trace import record
 from tests.trace.support import PUZZLES, tiny_model, tiny_solver
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_pretrained(tiny_model(), tmp_path_factory.mktemp("models") / "tiny")
+    return tiny_model().save_pretrained(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -48,15 +48,18 @@ def test_the_records_are_what_the_model_computes(recorded: Path) -> None:
     assert [step["active"] for step in trace.puzzles[2].steps] == [1] * 5
 
 
-@pytest.mark.parametrize("executor", list(EXECUTORS))
-@pytest.mark.parametrize("policy", ["fixed", "verified", "q=0.4+settle=2"])
+@pytest.mark.parametrize(
+    ("executor", "policy"),
+    [*((name, "verified") for name in EXECUTORS), ("reference", "fixed"), ("reference", "q=0.4+settle=2")],
+)
 def test_a_replay_is_identical(tmp_path: Path, executor: str, policy: str) -> None:
     model = tiny_model()
     why = EXECUTORS[executor].why_not(model)
     if why is not None:
         pytest.skip(f"{executor}: {why}; its replay stays unproven here")
     path = tmp_path / "t.jsonl"
-    record(tiny_solver(model, executor=executor, policy=policy), PUZZLES, path, model_name="tiny")
+    fewer = {} if executor == "reference" else {"max_steps": 2}
+    record(tiny_solver(model, executor=executor, policy=policy, **fewer), PUZZLES[:2], path, model_name="tiny")
     assert replay(read_trace(path), tiny_model()) is None
 
 
@@ -75,14 +78,6 @@ def test_every_architecture_records_and_replays(tmp_path: Path, arch: str) -> No
     record(solver, ["012345", "543210", "000111"], again, model_name="six")
     timeless = [[{**json.loads(line), "seconds": 0} for line in lines(file)] for file in (path, again)]
     assert timeless[0] == timeless[1]
-
-
-def test_two_recordings_differ_in_times_alone(recorded: Path, tmp_path: Path, model_folder: Path) -> None:
-    again = tmp_path / "t.jsonl"
-    record(tiny_solver(), PUZZLES, again, model_name=str(model_folder))
-    for before, now in zip(lines(recorded), lines(again), strict=True):
-        first, second = json.loads(before), json.loads(now)
-        assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
 
 
 @pytest.mark.parametrize("field", ["answer", "q", "p_halt", "accumulated_p", "delta", "changed", "active", "fault"])
@@ -116,20 +111,14 @@ def test_a_step_removed_from_the_end_is_found(recorded: Path, tmp_path: Path) ->
     assert found is not None and f"line {number + 1}: puzzle 2, step 5, kind: recorded 'end', replayed 'step'" in found
 
 
-def test_other_weights_are_bad_input(recorded: Path) -> None:
+def test_another_model_or_input_is_bad_input(recorded: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"weights_sha256 of the model is .* recorded with"):
         replay(read_trace(recorded), tiny_model(seed=1))
-
-
-def test_another_config_is_bad_input(recorded: Path) -> None:
     model = tiny_model()
     other = RecursiveReasoner(replace(model.config, rms_norm_eps=1e-3)).eval()
     other.load_state_dict(model.state_dict())
     with pytest.raises(InputError, match="config_sha256 of the model is"):
         replay(read_trace(recorded), other)
-
-
-def test_another_input_is_bad_input(recorded: Path, tmp_path: Path) -> None:
     text = lines(recorded)
     puzzle = json.loads(text[1])
     text[1] = json.dumps(puzzle | {"input": "." * 16}) + "\n"
@@ -137,9 +126,6 @@ def test_another_input_is_bad_input(recorded: Path, tmp_path: Path) -> None:
     path.write_text("".join(text))
     with pytest.raises(InputError, match="puzzle 0: sha256 of its input"):
         replay(read_trace(path), tiny_model())
-
-
-def test_a_hub_model_of_a_trace_is_not_fetched(recorded: Path) -> None:
     trace = read_trace(recorded)
     trace.header["model"] = "someone/something"
     with pytest.raises(InputError, match="neither bundled nor a folder here"):

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from rtm_kernels.errors import BackendUnavailable
+from rtm_kernels.impl import launches
 from rtm_kernels.recursion.graph import Capture, CudaGraphs
 from rtm_kernels.train.checkpoint import load_checkpoint, save_checkpoint
 from rtm_kernels.train.loop import Diverged, Trainer
-from rtm_kernels.train.schema import Recipe
+from rtm_kernels.train.schema import Recipe, Stage
 from tests.recursion.simulated_cuda import Graph, simulate
 from tests.recursion.support import Recorder
 from tests.train.support import MODEL, TINY, same, weights
-from tests.train.test_contracts import ARCHS
+from tests.train.test_objectives import ARCHS
 
 NAMES = [name for name in ARCHS if name != "rtm-token"]
 EMBEDDED = dataclasses.replace(MODEL, puzzle_emb_ndim=16, num_puzzle_identifiers=3)
@@ -27,10 +28,10 @@ CAPTURED = ("adam_atan2", "adamw")
 
 
 def recipe_of(name: str, **changes: Any) -> Recipe:
-    model, contract = ARCHS[name]
+    model, objective = ARCHS[name]
     stages = tuple(dataclasses.replace(stage, batch_size=4) for stage in TINY.stages)
     made = dataclasses.replace(
-        TINY, model=dataclasses.replace(MODEL, **model), contract=contract, graph=True, stages=stages, accumulate=2
+        TINY, model=dataclasses.replace(MODEL, **model), objective=objective, graph=True, stages=stages, accumulate=2
     )
     return dataclasses.replace(made, **changes)
 
@@ -185,6 +186,25 @@ def test_on_a_device_a_step_is_two_graphs_and_one_wait_at_its_end(optimizer: str
         assert same(states(eager), states(captured)), f"step {step}"
         if step in (2, 5, 6, 7):  # 0 and 3 see which gradients their stage has, 1 and 4 capture
             assert waits == ["replay", "replay", "tolist"], f"step {step}"
+
+
+@pytest.mark.parametrize("name", ["trm", "rtm"])
+def test_on_a_device_captured_steps_take_the_loss_from_its_kernel(name: str, waits: list[str]) -> None:
+    stages = (Stage(steps=4, batch_size=2, mix={"all": 1.0}, halt_max_steps=2),)
+    recipe = recipe_of(name, optimizer="adam_atan2", accumulate=1, stages=stages)
+    eager = Trainer(dataclasses.replace(recipe, graph=False))
+    captured = Trainer(recipe, capture=CudaGraphs(torch.device("cpu")))
+    captured.model.impl = "triton"
+    replayed = 0
+    for _ in range(recipe.total_steps):
+        generator = torch.get_rng_state()
+        expected = eager.step()
+        torch.set_rng_state(generator)
+        waits.clear(), launches.clear()
+        assert captured.step() == pytest.approx(expected, rel=2e-4)
+        assert launches["token_loss.forward"] == launches["token_loss.backward"] > 0
+        replayed += waits[-3:] == ["replay", "replay", "tolist"]
+    assert replayed > 1
 
 
 @pytest.mark.gpu

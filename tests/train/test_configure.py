@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import pytest
 from rtm_kernels.data.build import build_sudoku
 from rtm_kernels.data.sudoku import generate
 from rtm_kernels.errors import InputError
-from rtm_kernels.pretrained import tensor_specs
+from rtm_kernels.model import tensor_specs
 from rtm_kernels.train.configure import fit_to_data, load_recipe, override, save_recipe
-from rtm_kernels.train.contract import CumulativeHalting
+from rtm_kernels.train.objective import CumulativeHalting
 from rtm_kernels.train.recipe import PRESETS
 from tests.train.support import TINY
 
@@ -21,6 +22,23 @@ from tests.train.support import TINY
 def test_every_recipe_survives_its_file(name: str, tmp_path: Path) -> None:
     save_recipe(PRESETS[name], tmp_path / "recipe.json")
     assert load_recipe(tmp_path / "recipe.json") == PRESETS[name]
+
+
+def test_a_file_with_an_unknown_or_missing_field_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    for change, named in (
+        (lambda r: r["model"].update(hiden=1), "model.hiden=1 is not allowed: Unexpected keyword"),
+        (lambda r: r["stages"][0].update(step=1), "stages.0.step=1"),
+        (lambda r: r["objective"].update(ponder=1), "objective.deep_supervision.ponder=1"),
+        (lambda r: r["sources"]["all"].pop("task") and r["model"].pop("seq_len"), "expected a value for seq_len"),
+    ):
+        save_recipe(TINY, path)
+        values = json.loads(path.read_text())
+        change(values)
+        path.write_text(json.dumps(values))
+        with pytest.raises(InputError) as caught:
+            load_recipe(path)
+        assert f"{path}: " in str(caught.value) and named in str(caught.value)
 
 
 def test_a_recipe_that_goes_on_from_another_fits_its_weights() -> None:
@@ -55,8 +73,8 @@ def test_overrides_reach_every_kind_of_field() -> None:
     assert (changed.compile, changed.betas, changed.grad_clip) == (True, (0.8, 0.9), None)
     assert changed.sources is not None and changed.sources["all"].clues == (7, 9) and changed.sources["all"].count == 5
     assert changed.stages[0].lr == (1.0, 0.5) and isinstance(changed.stages[0].lr[0], float)
-    rtm = override(PRESETS["rtm-sudoku"], ["contract.ponder=0.5"])
-    assert rtm.contract == CumulativeHalting(ponder=0.5, entropy=0.001, min_steps=2, anneal=0.3)
+    rtm = override(PRESETS["rtm-sudoku"], ["objective.ponder=0.5"])
+    assert rtm.objective == CumulativeHalting(ponder=0.5, entropy=0.001, min_steps=2, anneal=0.3)
 
 
 @pytest.mark.parametrize(
@@ -67,17 +85,17 @@ def test_overrides_reach_every_kind_of_field() -> None:
         ("model.hiden=1", "'hiden' is not one of vocab_size"),
         ("stages.7.steps=1", "'7' is not one of 0, 1"),
         ("lr.x=1", "leads into a value"),
-        ("lr=fast", "lr='fast' is not allowed: expected a number"),
-        ("model.hidden_size=1.5", "model.hidden_size=1.5 is not allowed: expected an integer"),
+        ("lr=fast", "lr='fast' is not allowed: expected a valid number"),
+        ("model.hidden_size=1.5", "model.hidden_size=1.5 is not allowed: expected a valid integer"),
         ("model.hidden_size=0", "model.hidden_size=0 is not allowed"),
-        ("compile=1", "compile=1 is not allowed: expected true or false"),
-        ("betas=[0.9]", "expected a list of 2"),
+        ("compile=1", "compile=1 is not allowed: expected a valid boolean"),
+        ("betas=[0.9]", "betas=[0.9] is not allowed: expected a value for 1"),
         ("optimizer=sgd", "optimizer='sgd' is not allowed: expected one of adamw"),
-        ("contract=fast", "contract.kind='fast' is not allowed"),
-        ("contract=final_loss", "arch='trm'"),
+        ("objective=fast", "objective={'kind': 'fast'} is not allowed: Input tag 'fast' found using 'kind'"),
+        ("objective=final_loss", "arch='trm'"),
         ("stages.0.batch_size=0", "batch_size=0 is not allowed"),
-        ("lr=none", "lr='none' is not allowed: expected a number"),
-        ("model.pos_encodings=null", "model.pos_encodings=None is not allowed: expected text"),
+        ("lr=none", "lr='none' is not allowed: expected a valid number"),
+        ("model.pos_encodings=null", "model.pos_encodings=None is not allowed: expected a valid string"),
         ("sources.all.size=5", "size=5 is not allowed: a side of a sudoku"),
         ("sources.all.task=chess", "task='chess' is not allowed: expected one of sudoku, maze"),
         ("ema=2", "ema=2.0 is not allowed: 0 to 1"),

@@ -11,16 +11,16 @@ import torch
 from rtm_kernels.errors import InputError
 from rtm_kernels.train.checkpoint import load_checkpoint, save_checkpoint
 from rtm_kernels.train.loop import Trainer
-from rtm_kernels.train.recipe import PRESETS
-from rtm_kernels.train.schema import OPTIMIZERS, Source, Stage
-from rtm_kernels.train.stream import BankStream
+from rtm_kernels.train.schema import OPTIMIZERS, Source
+from rtm_kernels.train.stream import PoolStream
 from tests.train.support import TINY, same, weights
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("cut", range(1, 8))
-def test_resuming_at_any_cut_gives_the_same_bits(optimizer: str, cut: int, tmp_path: Path) -> None:
-    recipe = dataclasses.replace(TINY, optimizer=optimizer, accumulate=1 + (cut % 2))
+@pytest.mark.parametrize("cut", [2, 3, 5])
+def test_resuming_at_any_cut_gives_the_same_bits(optimizer: str, cut: int, symmetric: bool, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(TINY, optimizer=optimizer, accumulate=1 + (cut % 2), symmetric=symmetric)
     whole = Trainer(recipe)
     losses = []
     for step in range(recipe.total_steps):
@@ -35,37 +35,15 @@ def test_resuming_at_any_cut_gives_the_same_bits(optimizer: str, cut: int, tmp_p
     assert same(weights(whole), weights(resumed))
 
 
-def test_the_loss_falls() -> None:
-    recipe = dataclasses.replace(TINY, stages=(Stage(steps=80, batch_size=16, mix={"all": 1.0}, halt_max_steps=2),))
-    losses: list[float] = []
-    Trainer(recipe).fit(lambda _, metrics: losses.append(metrics["loss"]))
-    assert len(losses) == 80
-    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
-
-
 def test_the_learning_rate_follows_the_stages() -> None:
     factors = [TINY.lr_factor(step) for step in range(TINY.total_steps)]
     assert factors == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.4, 0.3, 0.2, 0.1])
 
 
-def test_a_folder_without_a_state_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds none"):
-        load_checkpoint(Trainer(TINY), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [({"optimizer": "sgd"}, "optimizer='sgd'"), ({"stages": ()}, "stages"), ({"sources": {}}, "mix='all'")],
-)
-def test_bad_recipes_are_refused_by_name(change: dict[str, object], named: str) -> None:
-    with pytest.raises(InputError, match=named.replace("'", ".")):
-        dataclasses.replace(TINY, **change)
-
-
 def test_the_stream_mixes_by_weight_and_every_label_solves_its_input() -> None:
     sources = {"easy": Source(count=16, seed=1), "full": Source(count=16, seed=2, clues=(40, 60))}
-    batch = BankStream(sources, seed=3).batch(400, {"easy": 0.25, "full": 0.75})
-    again = BankStream(sources, seed=3).batch(400, {"easy": 0.25, "full": 0.75})
+    batch = PoolStream(sources, seed=3).batch(400, {"easy": 0.25, "full": 0.75})
+    again = PoolStream(sources, seed=3).batch(400, {"easy": 0.25, "full": 0.75})
     assert all(torch.equal(batch[k], again[k]) for k in batch)
     inputs, labels = batch["inputs"], batch["labels"]
     given = inputs > 1
@@ -87,13 +65,3 @@ def test_a_run_starts_from_the_weights_of_a_saved_model(tmp_path: Path) -> None:
         Trainer(wider)
     with pytest.raises(InputError, match="unknown model 'nowhere'"):
         Trainer(dataclasses.replace(TINY, init="nowhere"))
-
-
-def test_presets_name_their_whole_schedule() -> None:
-    for recipe in PRESETS.values():
-        assert recipe.total_steps == sum(s.steps for s in recipe.stages)
-        factors = [recipe.lr_factor(step) for step in range(0, recipe.total_steps, 97)]
-        assert all(0 < factor <= 1 for factor in factors)
-        assert factors[0] < 0.1  # warm-up
-    for name in ("sudoku-4x4", "sudoku-small", "rsm-sudoku"):
-        assert PRESETS[name].lr_factor(PRESETS[name].total_steps - 1) < 0.1

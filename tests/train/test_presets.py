@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rtm_kernels.train.configure import to_dict
-from rtm_kernels.train.recipe import PRESETS, growth
+from rtm_kernels.train.recipe import PRESETS
 
 TRM = {
     "arch": "trm", "hidden_size": 512, "num_heads": 8, "expansion": 4, "H_cycles": 3, "L_cycles": 6,
@@ -68,12 +68,12 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rsm-sudoku": (
         RSM | SUDOKU | MLP | {"layers": {"core": 1}, "H_cycles": 8, "L_cycles": 12},
         RSM_RUN | {"epochs": 2, "batch_size": 512,
-                   "contract": {"kind": "final_loss", "prob_detach_prev_H": 0.99}},
+                   "objective": {"kind": "final_loss", "prob_detach_prev_H": 0.99}},
     ),
     "rsm-maze": (
         RSM | MAZE | {"layers": {"core": 2}, "H_cycles": 9, "L_cycles": 5},
         RSM_RUN | {"epochs": 500, "batch_size": 128, "weight_decay": 1.0,
-                   "contract": {"kind": "final_loss", "prob_detach_prev_H": 1.0}},
+                   "objective": {"kind": "final_loss", "prob_detach_prev_H": 1.0}},
     ),
     "transformer-sudoku": (
         TRM | SUDOKU | {"arch": "transformer", "layers": {"H_level": 8}, "H_cycles": 1, "puzzle_emb_len": 0,
@@ -137,8 +137,3 @@ def test_depth_and_rate_of_rsm_follow_its_loop_step_by_step(
         rate *= min(1.0, (step - last) / ramp) if ramp else 1.0
         assert recipe.lr_factor(step - 1) == pytest.approx(rate, abs=1e-9), step
     assert before == (recipe.model.H_cycles, recipe.model.L_cycles)
-
-
-def test_growth_without_milestones_is_one_stage() -> None:
-    (stage,) = growth(10, 4, (), ())
-    assert (stage.steps, stage.H_cycles, stage.L_cycles, stage.lr) == (10, 2, 2, (1.0, 1.0))

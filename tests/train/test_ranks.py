@@ -32,7 +32,7 @@ RECIPE = dataclasses.replace(
 )
 """Draws matter: with a head that wants to halt at once, exploration alone decides how long a sample goes on."""
 SHORT = dataclasses.replace(RECIPE, stages=(dataclasses.replace(RECIPE.stages[0], steps=3),))
-CUTS, AFTER = range(1, 21), 2
+CUTS, AFTER = (1, 4, 5, 13), 2
 """Steps before which a state is saved, and how many steps are taken again from each."""
 
 

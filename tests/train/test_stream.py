@@ -1,4 +1,4 @@
-"""What is trained on: banks and data sets, resumable; and that nothing held out is trained on, nor a twin of it."""
+"""What is trained on: pools and data sets, resumable; and that nothing held out is trained on, nor a twin of it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rtm_kernels.data.maze import Maze, solve
 from rtm_kernels.data.sudoku import generate, to_text
 from rtm_kernels.data.sudoku.canonical import canonical
 from rtm_kernels.errors import InputError
-from rtm_kernels.train.banks import load_bank
+from rtm_kernels.train.pools import load_pool
 from rtm_kernels.train.recipe import SUDOKU_4X4
 from rtm_kernels.train.schema import Source
-from rtm_kernels.train.stream import Ahead, BankStream, DatasetStream
+from rtm_kernels.train.stream import DatasetStream, PoolStream, Prefetch
 
 
 def keys(inputs, labels) -> set[bytes]:
@@ -26,7 +26,7 @@ def keys(inputs, labels) -> set[bytes]:
 
 
 def test_no_twin_of_an_unseen_4x4_puzzle_is_ever_trained_on() -> None:
-    stream = BankStream(SUDOKU_4X4.sources or {}, seed=0, test=SUDOKU_4X4.test)
+    stream = PoolStream(SUDOKU_4X4.sources or {}, seed=0, test=SUDOKU_4X4.test)
     test = stream.test_arrays(1000)
     assert test is not None and len(test["inputs"]) == 1000
     unseen = keys(test["inputs"], test["labels"])
@@ -38,30 +38,30 @@ def test_no_twin_of_an_unseen_4x4_puzzle_is_ever_trained_on() -> None:
 
 
 @pytest.mark.parametrize("size", [4, 9])
-def test_a_csv_with_or_without_solutions_is_a_bank(size: int, tmp_path: Path) -> None:
+def test_a_csv_with_or_without_solutions_is_a_pool(size: int, tmp_path: Path) -> None:
     puzzles, solutions = generate(6, seed=3, size=size)
     with_solutions, without = tmp_path / "a.csv", tmp_path / "b.txt"
     rows = [f"{to_text(p)},{to_text(s)}" for p, s in zip(puzzles, solutions, strict=True)]
     with_solutions.write_text("puzzle,solution\n" + "\n".join(rows))
     without.write_text("\n".join(to_text(p) for p in puzzles))
     for path in (with_solutions, without):
-        found = load_bank(Source(path=str(path), size=size))
+        found = load_pool(Source(path=str(path), size=size))
         assert np.array_equal(found[0], puzzles + 1) and np.array_equal(found[1], solutions + 1)
     without.write_text("." * size * size)
-    with pytest.raises(InputError, match="exactly one solution"):
-        load_bank(Source(path=str(without), size=size))
+    with pytest.raises(InputError, match=r"b\.txt: puzzle 1 has more than one solution"):
+        load_pool(Source(path=str(without), size=size))
 
 
 def test_hints_are_cells_of_the_solution_as_many_as_are_drawn() -> None:
     plain = Source(size=4, clues=(4, 5), count=30, seed=1)
-    stream = BankStream({"all": dataclasses.replace(plain, hints=(2, 4))}, seed=0)
+    stream = PoolStream({"all": dataclasses.replace(plain, hints=(2, 4))}, seed=0)
     position = stream.state()
     batch = stream.batch(600, {"all": 1.0})
     inputs, labels = batch["inputs"].numpy(), batch["labels"].numpy()
     given = inputs == labels
     assert (given | (inputs == 1)).all() and given.any(axis=0).all()
     assert stream.unseen == "none: the recipe has no test puzzles"
-    clues = (load_bank(plain)[0] > 1).sum(axis=1)
+    clues = (load_pool(plain)[0] > 1).sum(axis=1)
     counts = set(given.sum(axis=1).tolist())
     assert counts == set(range(clues.min() + 2, clues.max() + 5))
     stream.load_state(position)
@@ -69,7 +69,7 @@ def test_hints_are_cells_of_the_solution_as_many_as_are_drawn() -> None:
 
 
 def test_a_puzzle_with_fewer_blanks_than_hints_is_filled_in() -> None:
-    stream = BankStream({"all": Source(size=4, clues=(4, 5), count=3, seed=1, hints=(16, 20))}, seed=0)
+    stream = PoolStream({"all": Source(size=4, clues=(4, 5), count=3, seed=1, hints=(16, 20))}, seed=0)
     batch = stream.batch(8, {"all": 1.0})
     assert torch.equal(batch["inputs"], batch["labels"])
 
@@ -112,41 +112,41 @@ def test_the_test_split_of_a_data_set_is_what_is_measured(folder: str) -> None:
     assert few is not None and np.array_equal(few["inputs"], arrays["inputs"][:3])
 
 
-def test_mazes_are_a_bank_whose_labels_stay_those_of_the_generator(tmp_path: Path) -> None:
+def test_mazes_are_a_pool_whose_labels_stay_those_of_the_generator(tmp_path: Path) -> None:
     sources = {"all": Source(task="maze", size=7, count=300, seed=1)}
-    stream = BankStream(sources, seed=0, test=Source(task="maze", size=7, count=40, seed=2))
+    stream = PoolStream(sources, seed=0, test=Source(task="maze", size=7, count=40, seed=2))
     task, batch = Maze(7), stream.batch(64, {"all": 1.0})
     inputs, labels = batch["inputs"].numpy(), batch["labels"].numpy()
     assert task.verify_tokens(inputs, labels).all()
     assert np.array_equal(solve(inputs.reshape(-1, 7, 7)).reshape(-1, 49), labels)
     unseen = stream.test_arrays(60)
     assert unseen is not None and len(unseen["inputs"]) == 60
-    trained = set(task.keys(*stream.banks["all"]).tolist())
+    trained = set(task.keys(*stream.pools["all"]).tolist())
     assert not trained & set(task.keys(unseen["inputs"].astype(np.uint8), unseen["labels"]).tolist())
-    assert len(stream.banks["all"][0]) <= 300
+    assert len(stream.pools["all"][0]) <= 300
     rows = [f"{task.decode(x)},{task.decode(y)}" for x, y in zip(inputs, labels, strict=True)]
     (tmp_path / "mazes.csv").write_text("question,answer\n" + "\n".join(rows))
-    mazes, answers = load_bank(Source(task="maze", size=7, path=str(tmp_path / "mazes.csv"), count=50))
+    mazes, answers = load_pool(Source(task="maze", size=7, path=str(tmp_path / "mazes.csv"), count=50))
     assert np.array_equal(mazes, inputs[:50]) and np.array_equal(answers, labels[:50])
 
 
 def test_sources_of_two_tasks_are_refused() -> None:
     sources = {"all": Source(size=4, count=4, seed=1), "other": Source(task="maze", size=5, count=4)}
     with pytest.raises(InputError, match="one task and size"):
-        BankStream(sources, seed=0)
+        PoolStream(sources, seed=0)
 
 
-def test_a_batch_drawn_ahead_changes_nothing() -> None:
+def test_a_prefetched_batch_changes_nothing() -> None:
     sources = {"all": Source(size=4, count=30, seed=1), "other": Source(size=4, count=30, seed=2)}
-    plain, ahead = BankStream(sources, seed=0), Ahead(BankStream(sources, seed=0))
+    plain, prefetch = PoolStream(sources, seed=0), Prefetch(PoolStream(sources, seed=0))
     calls = [(4, {"all": 1.0}), (4, {"all": 1.0}), (6, {"other": 1.0}), (6, {"all": 0.5, "other": 0.5})]
     for number, (size, mix) in enumerate(calls):
-        assert ahead.state() == plain.state()
-        expected, found = plain.batch(size, mix), ahead.batch(size, mix)
+        assert prefetch.state() == plain.state()
+        expected, found = plain.batch(size, mix), prefetch.batch(size, mix)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
-        ahead.prepare(*calls[0] if number == 2 else calls[min(number + 1, 3)])  # once not what is asked for next
-        assert ahead.state() == plain.state()
-    state = ahead.state()
+        prefetch.prepare(*calls[0] if number == 2 else calls[min(number + 1, 3)])  # once not what is asked for next
+        assert prefetch.state() == plain.state()
+    state = prefetch.state()
     expected = plain.batch(5, {"all": 1.0})
-    ahead.load_state(state)
-    assert torch.equal(ahead.batch(5, {"all": 1.0})["inputs"], expected["inputs"])
+    prefetch.load_state(state)
+    assert torch.equal(prefetch.batch(5, {"all": 1.0})["inputs"], expected["inputs"])

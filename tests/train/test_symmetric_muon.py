@@ -60,21 +60,6 @@ def test_blocks_stay_on_the_device_of_their_weight() -> None:
     assert weight.device.type == "meta" and expanded(*mean_blocks(weight, 9), 9).device.type == "meta"
 
 
-def test_a_weight_without_gradient_stays() -> None:
-    torch.manual_seed(0)
-    model = RecursiveReasoner(NINE)
-    symmetry = Symmetry(model, Sudoku(9))
-    symmetry.fresh_(model)
-    weights = symmetry.channel_mixes(model)
-    first, *others = weights
-    weights[first].grad = torch.ones_like(weights[first])
-    symmetry.gradients_(model)
-    before = {name: w.detach().clone() for name, w in weights.items()}
-    SymmetricMuon(weights, symmetry.values, lr=0.02, weight_decay=0.1).step()
-    assert not torch.equal(weights[first], before[first])
-    assert all(torch.equal(weights[name], before[name]) for name in others)
-
-
 def test_training_in_cpp_follows_that_of_whole_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = dataclasses.replace(RECIPE, optimizer="muon")
     own = Trainer(recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from rtm_kernels.data.sudoku.canonical import canonical
 from rtm_kernels.data.sudoku.generate import generate, random_grids
 from rtm_kernels.data.sudoku.logic import LEVELS, rate
-from rtm_kernels.data.sudoku.parse import read_boards, read_puzzles
+from rtm_kernels.data.sudoku.parse import boards_of_puzzles, read_puzzles
 from rtm_kernels.data.sudoku.rules import (
     BLANK,
     DIGITS,
@@ -22,7 +23,7 @@ from rtm_kernels.data.sudoku.rules import (
     to_text,
     verify,
 )
-from rtm_kernels.data.sudoku.search import solve
+from rtm_kernels.data.sudoku.search import solve, solve_missing
 from rtm_kernels.data.sudoku.symmetry import Symmetry, augment, generators
 from rtm_kernels.data.task import Generators, Pair, Puzzle, Task, Twin, Verdict, register
 from rtm_kernels.errors import InputError, require
@@ -41,9 +42,19 @@ __all__ = [
     "read_boards",
     "read_puzzles",
     "solve",
+    "solve_missing",
     "to_text",
     "verify",
 ]
+
+
+def read_boards(path: str | os.PathLike[str], *, size: int = 9, min_rating: float | None = None) -> Pair:
+    """Puzzles and solutions of a file, uint8 [N, cells] each; a missing solution is a row of zeros.
+
+    `min_rating` keeps only puzzles rated at least so. Errors: `InputError` naming the file and the line of a fault.
+    """
+    kept = (p for p in Sudoku(size).read(path) if min_rating is None or (p.rating or 0) >= min_rating)
+    return boards_of_puzzles(kept, size)
 
 
 class Sudoku(Task):
@@ -78,8 +89,7 @@ class Sudoku(Task):
         return verify(self._boards(inputs), self._boards(answers))
 
     def parse(self, source: str | Iterable[str], errors: str = "raise") -> Iterator[Puzzle]:
-        lines = source.splitlines() if isinstance(source, str) else source
-        return read_puzzles(lines, size=self.size, errors=errors)
+        return read_puzzles(source, size=self.size, errors=errors)
 
     def render(self, puzzle: str, answer: str | None = None, emphasis: Callable[[str], str] = str) -> str:
         """The grid with its boxes ruled off; `emphasis` is applied to each cell that the answer filled in."""

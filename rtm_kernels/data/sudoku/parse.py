@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -22,16 +22,9 @@ from rtm_kernels.data.sudoku.rules import (
     illegal_column,
     verify,
 )
-from rtm_kernels.data.task import Puzzle
-from rtm_kernels.data.text import (
-    MAX_LINE,
-    Source,
-    csv_fields,
-    header_columns,
-    numbered_lines,
-    source_prefix,
-)
-from rtm_kernels.errors import InputError, one_of, printable
+from rtm_kernels.data.task import Pair, Puzzle, reported
+from rtm_kernels.data.text import MAX_LINE, csv_fields, header_columns, numbered_lines
+from rtm_kernels.errors import printable
 
 SEPARATORS = " \t|"
 RULERS = SEPARATORS + "-+="
@@ -39,42 +32,29 @@ CHUNK = 1024
 MAX_NAME = 80
 
 
-def read_puzzles(source: Source, *, size: int = 9, errors: str = "raise", chunk: int = CHUNK) -> Iterator[Puzzle]:
-    """Puzzles of a file by its path, or of lines (an open file, stdin, `text.splitlines()`), one after the other.
+def read_puzzles(source: str | Iterable[str], *, size: int = 9, errors: str = "raise") -> Iterator[Puzzle]:
+    """Puzzles of a text or of lines (an open file, stdin, a list), one after the other.
 
     Understood: one puzzle per line; grids of `size` lines, with `|`, `-`, `+` and spaces between the cells; csv
     with a header that names a column `puzzle`, `quizzes` or `question`, and perhaps `solution`, `solutions` or
     `answer`, `rating` and `source`. Blanks are `.`, `0`, `*` or `_`; `#` starts a comment line. `Puzzle.text` and
-    `.solution` come out with `.` for blanks. Lines are read `chunk` puzzles ahead.
-    A fault names the line and, where there is one, the column: with `errors="raise"` as `InputError`, with
-    `"report"` as a puzzle whose `error` is set. A source without any puzzle raises in both cases.
+    `.solution` come out with `.` for blanks. Lines are read `CHUNK` puzzles ahead.
+    A fault names the line and, where there is one, the column, see `Task.parse`.
     """
     check_size(size)
-    one_of("errors", errors, ("raise", "report"))
-    prefix = source_prefix(source)
-    found = False
     scan = _Scanner(size).scan(numbered_lines(source))
-    while part := list(islice(scan, chunk)):
-        found = True
-        for puzzle in _check(part, size):
-            if puzzle.error and errors == "raise":
-                raise InputError(prefix + puzzle.error)
-            yield puzzle
-    if not found:
-        raise InputError(f"{prefix}no puzzle found: the input is empty")
+    parts = iter(lambda: list(islice(scan, CHUNK)), [])
+    return reported((puzzle for part in parts for puzzle in _check(part, size)), errors)
 
 
-def read_boards(source: Source, *, size: int = 9, min_rating: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Puzzles and solutions of a source, uint8 [N, cells] each; a missing solution is a row of zeros.
-
-    `min_rating` keeps only puzzles rated at least so. Raises `InputError` as `read_puzzles`.
-    """
-    puzzles, solutions = [np.zeros((0, size * size), dtype=np.uint8)], [np.zeros((0, size * size), dtype=np.uint8)]
-    kept = (p for p in read_puzzles(source, size=size) if min_rating is None or (p.rating or 0) >= min_rating)
-    while part := list(islice(kept, CHUNK)):
-        puzzles.append(boards_from_texts([p.text for p in part], size))
+def boards_of_puzzles(puzzles: Iterable[Puzzle], size: int) -> Pair:
+    """Puzzles and solutions as boards, uint8 [N, cells] each; a missing solution is a row of zeros."""
+    boards = [np.zeros((0, size * size), dtype=np.uint8)]
+    solutions, source = list(boards), iter(puzzles)
+    while part := list(islice(source, CHUNK)):
+        boards.append(boards_from_texts([p.text for p in part], size))
         solutions.append(boards_from_texts([p.solution or "." * size * size for p in part], size))
-    return np.concatenate(puzzles), np.concatenate(solutions)
+    return np.concatenate(boards), np.concatenate(solutions)
 
 
 @dataclass

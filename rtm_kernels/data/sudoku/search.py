@@ -6,7 +6,7 @@ import numpy as np
 
 from rtm_kernels.data.sudoku.logic import boards_of, boxes, candidates, reduce_candidates, solved
 from rtm_kernels.data.sudoku.rules import as_boards
-from rtm_kernels.errors import RTMError, require
+from rtm_kernels.errors import InputError, RTMError, require
 
 BATCH = 512
 
@@ -39,6 +39,20 @@ def solve(puzzles: np.ndarray, *, limit: int = 2, max_boards: int = 10_000_000) 
         np.add.at(counts, owner[done], 1)
         stack.extend(_branch(masks[:, :, ~done], owner[~done]))
     return np.minimum(counts, limit), solutions
+
+
+def solve_missing(puzzles: np.ndarray, solutions: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The puzzles of `name` and their solutions [N, cells], where rows of zeros are replaced by what `solve` finds.
+
+    Errors: `InputError` naming the first puzzle of these that has not exactly one solution.
+    """
+    unsolved = np.flatnonzero(~solutions.any(axis=1))
+    counts, solutions[unsolved] = solve(puzzles[unsolved])
+    wrong = np.flatnonzero(counts != 1)
+    if wrong.size:
+        found = "no solution" if counts[wrong[0]] == 0 else "more than one solution"
+        raise InputError(f"{name}: puzzle {unsolved[wrong[0]] + 1} has {found}")
+    return puzzles, solutions
 
 
 def consistent(masks: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""AdamATan2 and sparse sign-SGD: the public optimisers of the op."""
+"""AdamATan2, and sign-SGD of embedding rows: the public functions of the op."""
 
 from __future__ import annotations
 
@@ -116,9 +116,7 @@ class AdamATan2(Optimizer):
         for param in params:
             if param.grad is None:
                 continue
-            require(
-                not param.grad.is_sparse, "grad.layout", param.grad.layout, "dense; use SparseSignSGD for embeddings"
-            )
+            require(not param.grad.is_sparse, "grad.layout", param.grad.layout, "dense; `sign_sgd_` updates embeddings")
             state = self.state[param]
             if not state:
                 state["step"] = torch.zeros((), device=param.device)
@@ -127,56 +125,6 @@ class AdamATan2(Optimizer):
             bucket = (param.device, _choose_adam(self.impl, param))
             buckets[bucket].append((param, param.grad, state["exp_avg"], state["exp_avg_sq"], state["step"]))
         return buckets
-
-
-class SparseSignSGD(Optimizer):
-    """Sign-SGD with decoupled weight decay for a sparse embedding; each group is one embedding's three tensors.
-
-    A group holds the local rows of the batch (they have the gradient) [B, D], their ids [B] integer, and the whole
-    table [N, D], in any order, as `module.buffers()` of the official `CastedSparseEmbedding` yields them.
-
-    Errors: `InputError` for a group that is not such a triple.
-    Source: models/sparse_embedding.py of the TRM repository.
-    """
-
-    def __init__(
-        self, params: Iterable[Any], lr: float = 1e-2, weight_decay: float = 0.1, *, impl: str = "auto"
-    ) -> None:
-        _require_rates(lr, weight_decay)
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
-        self.impl = impl
-        for group in self.param_groups:
-            _embedding_triple(group["params"])
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update the rows that the last batch touched; nothing when there is no gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            local, ids, weights = _embedding_triple(group["params"])
-            if local.grad is not None:
-                sign_sgd_(weights, ids, local.grad, lr=group["lr"], weight_decay=group["weight_decay"], impl=self.impl)
-        return loss
-
-
-def _embedding_triple(params: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """(local rows, ids, weights) of one embedding, told apart by what they are."""
-    local = [p for p in params if p.requires_grad]
-    ids = [p for p in params if not p.requires_grad and p.ndim == 1]
-    weights = [p for p in params if not p.requires_grad and p.ndim == 2]
-    shapes = [tuple(p.shape) for p in params]
-    require(
-        len(params) == 3 and len(local) == len(ids) == len(weights) == 1, "params", shapes,
-        "three tensors per group: local rows with gradient, their ids (1-D), the table (2-D)",
-    )  # fmt: skip
-    return local[0], ids[0], weights[0]
 
 
 def _choose_adam(impl: str, param: Tensor) -> str:

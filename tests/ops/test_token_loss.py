@@ -1,0 +1,195 @@
+"""Token losses beyond the interpreter gate: the formula, accuracy of every element, the registered op, bits, errors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rtm_kernels.errors import BackendUnavailable, InputError
+from rtm_kernels.impl import launches
+from rtm_kernels.ops.token_loss import reference
+from rtm_kernels.ops.token_loss.api import LOSSES, TokenLoss, token_loss
+
+pytest.importorskip("triton")
+
+EPS = torch.finfo(torch.float32).eps
+
+
+def inputs(batch: int, length: int, vocabulary: int, scale: float = 3.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Logits as a leaf, and labels of which about a fifth are ignored."""
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(batch, length, vocabulary, generator=g) * scale
+    labels = torch.randint(0, vocabulary, (batch, length), generator=g)
+    labels[torch.rand(batch, length, generator=g) < 0.2] = -100
+    return logits.requires_grad_(), labels
+
+
+def test_stablemax_is_the_formula_of_the_paper() -> None:
+    logits, labels = torch.tensor([[[2.0, -1.0, 0.0]]]), torch.tensor([[1]])
+    shares = (3.0, 0.5, 1.0)
+    wanted = math.log(sum(shares) / shares[1])
+    for impl in ("reference", "triton"):
+        assert token_loss(logits, labels, impl=impl).loss.item() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_official_losses_are_float64_and_float32() -> None:
+    logits, labels = inputs(2, 5, 7)
+    assert reference.stablemax_cross_entropy(logits, labels).dtype == torch.float64
+    assert reference.softmax_cross_entropy(logits, labels).dtype == torch.float32
+    found = {impl: token_loss(logits, labels, impl=impl) for impl in ("reference", "triton")}
+    assert (found["reference"].loss.dtype, found["triton"].loss.dtype) == (torch.float64, torch.float32)
+    assert {f.total(dtype=torch.float64).dtype for f in found.values()} == {torch.float64}
+
+
+def test_exact_means_that_every_labelled_token_is_right_in_torch_and_numpy() -> None:
+    answers, labels = (
+        torch.tensor([[1, 2, 5], [1, 2, 5], [0, 0, 0]]),
+        torch.tensor([[1, 2, -100], [1, 3, 5], [-100] * 3]),
+    )
+    assert reference.exact(answers, labels).tolist() == [True, False, True]
+    assert reference.exact(answers.numpy(), labels.numpy()).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("confidence", [1e-3, 1.0, 30.0, 1e3, 1e6, 1e20])
+def test_every_loss_and_gradient_is_as_good_as_float64(loss: str, confidence: float) -> None:
+    g = torch.Generator().manual_seed(1)
+    logits = torch.randn(2, 40, 11, generator=g)
+    labels = torch.randint(0, 11, (2, 40), generator=g)
+    logits.scatter_add_(2, labels.unsqueeze(-1), torch.full((2, 40, 1), confidence) * torch.sign(logits[..., :1]))
+    logits.requires_grad_()
+    exact = logits.detach().double().requires_grad_()
+    got, truth = (token_loss(t, labels, loss=loss, impl=i).loss for t, i in ((logits, "triton"), (exact, "reference")))
+    (d_got,), (d_truth,) = torch.autograd.grad(got.sum(), logits), torch.autograd.grad(truth.sum(), exact)
+    allowed = 8 * EPS * truth.abs()
+    if loss == "softmax_cross_entropy":
+        allowed += 4 * EPS * logits.detach().abs().amax(-1)  # exp(x - max) knows x to one rounding
+        assert (got - truth).abs().le(allowed + 1e-38).all()
+        return
+    reached = truth > 1e-15  # below, log(s / sum s) of the float64 formula itself rounds to 0
+    assert (got - truth).abs()[reached].le(allowed[reached]).all()
+    assert (got[~reached] < 2e-15).all()
+    scale = d_truth.abs().amax(-1, keepdim=True)
+    assert (d_got - d_truth).abs().le(16 * EPS * (d_truth.abs() + 1e-9 * scale) + 1e-37).all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("vocabulary", [5, 70])
+def test_float64_gradients_are_the_derivatives(loss: str, vocabulary: int) -> None:
+    logits, labels = inputs(2, 3, vocabulary)
+    exact = logits.detach().double().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x: token_loss(x, labels, loss=loss, impl="triton").loss, (exact,), nondet_tol=0.0, fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_float16_logits_with_official_slicing(loss: str) -> None:
+    full, labels = inputs(2, 9, 13)
+    half = full.detach().half().requires_grad_()
+    sliced = half[:, 4:]  # as the official head drops the puzzle prefix
+    got = token_loss(sliced, labels[:, 4:], loss=loss, impl="triton")
+    wanted = token_loss(sliced.double(), labels[:, 4:], loss=loss, impl="reference")
+    torch.testing.assert_close(got.loss.double(), wanted.loss, rtol=1e-6, atol=1e-6)
+    assert all(map(torch.equal, got[1:], wanted[1:]))
+    (d_half,) = torch.autograd.grad(got.loss.sum(), half)
+    assert d_half.dtype == torch.float16 and d_half.shape == half.shape and (d_half[:, :4] == 0).all()
+
+
+def test_counts_and_accuracies() -> None:
+    labels = torch.tensor([[1, 2, -100], [0, 0, 0], [-100, -100, -100]])
+    logits = torch.nn.functional.one_hot(torch.tensor([[1, 2, 0], [0, 1, 0], [3, 3, 3]]), 4).float()
+    for impl in ("reference", "triton"):
+        result = token_loss(logits, labels, impl=impl)
+        assert result.labelled.tolist() == [2, 3, 0] and result.correct.tolist() == [2, 2, 0]
+        assert result.exact.tolist() == [True, False, True]
+        torch.testing.assert_close(result.token_accuracy, torch.tensor([1.0, 2 / 3, 0.0]))
+
+
+@pytest.mark.parametrize("vocabulary", [9, 200])
+def test_the_first_of_equal_logits_is_predicted(vocabulary: int) -> None:
+    logits = torch.zeros(1, 3, vocabulary)
+    logits[0, 1, [4, 8]] = 1.0
+    logits[0, 2] = -2.0
+    labels = torch.zeros(1, 3, dtype=torch.int32)
+    for loss in LOSSES:
+        assert token_loss(logits, labels, loss=loss, impl="triton").predictions.tolist() == [[0, 4, 0]]
+
+
+def test_a_label_out_of_range_gives_nan_and_reads_nothing() -> None:
+    logits, _ = inputs(1, 4, 5)
+    labels = torch.tensor([[1, 5, -1, 1 << 40]])
+    loss = token_loss(logits, labels, impl="triton").loss
+    assert loss.isnan().tolist() == [[False, True, True, True]]
+    (d_logits,) = torch.autograd.grad(loss.sum(), logits)
+    assert d_logits[0, 0].isfinite().all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_sample_does_not_depend_on_its_batch_nor_on_a_nan_beside_it(loss: str) -> None:
+    logits, labels = inputs(20, 70, 11)
+    whole = token_loss(logits, labels, loss=loss, impl="triton")
+    for start, size in ((3, 1), (10, 7), (1, 19)):
+        part = slice(start, start + size)
+        again = token_loss(logits[part], labels[part], loss=loss, impl="triton")
+        assert all(torch.equal(a, b[part]) for a, b in zip(again, whole, strict=True))
+    poisoned = logits.detach().clone()
+    poisoned[1] = float("nan")
+    dirty = token_loss(poisoned, labels, loss=loss, impl="triton")
+    assert dirty.loss[1][labels[1] != -100].isnan().all()
+    assert torch.equal(dirty.loss[2:], whole.loss[2:]) and torch.equal(dirty.correct[2:], whole.correct[2:])
+
+
+@pytest.mark.parametrize("stablemax", [True, False])
+def test_opcheck(stablemax: bool) -> None:
+    logits, labels = inputs(2, 3, 5)
+    torch.library.opcheck(torch.ops.rtm_kernels.token_loss, (logits, labels, -100, stablemax))
+    loss, _, _, saved = torch.ops.rtm_kernels.token_loss(logits.detach(), labels, -100, stablemax)
+    arguments = (torch.ones_like(loss), saved, logits.detach(), labels, -100, stablemax)
+    torch.library.opcheck(torch.ops.rtm_kernels.token_loss_backward, arguments)
+
+
+def test_compiles_without_a_graph_break() -> None:
+    logits, labels = inputs(2, 5, 6)
+
+    def call(logits: Tensor) -> tuple[Tensor, Tensor]:
+        result: TokenLoss = token_loss(logits, labels, impl="triton")
+        return result.loss.sum(), result.exact
+
+    got, wanted = torch.compile(call, fullgraph=True, backend="aot_eager")(logits), call(logits)
+    assert all(map(torch.equal, got, wanted))
+    assert torch.equal(*(torch.autograd.grad(loss, logits)[0] for loss, _ in (got, wanted)))
+
+
+def test_one_launch_each_way() -> None:
+    logits, labels = inputs(2, 5, 6)
+    launches.clear()
+    token_loss(logits, labels, impl="triton").loss.sum().backward()
+    assert launches == {"token_loss.forward": 1, "token_loss.backward": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"logits": torch.zeros(5, 7)}, r"logits.shape=\(5, 7\)"),
+        ({"logits": torch.zeros(2, 5, 0)}, r"logits.shape=\(2, 5, 0\)"),
+        ({"logits": torch.zeros(2, 5, 7, dtype=torch.int32)}, "logits.dtype=torch.int32"),
+        ({"labels": torch.zeros(2, 4, dtype=torch.int64)}, r"labels.shape=\(2, 4\) .*\(2, 5\)"),
+        ({"labels": torch.zeros(2, 5)}, "labels.dtype=torch.float32"),
+        ({"loss": "hinge"}, "loss='hinge'"),
+        ({"impl": "cuda"}, "impl='cuda'"),
+    ],
+)
+def test_what_does_not_fit_is_named(change: dict[str, Any], message: str) -> None:
+    arguments = {"logits": torch.zeros(2, 5, 7), "labels": torch.zeros(2, 5, dtype=torch.int64), **change}
+    with pytest.raises(InputError, match=message):
+        token_loss(**arguments)
+
+
+def test_bfloat16_is_refused_by_the_interpreter() -> None:
+    with pytest.raises(BackendUnavailable, match="bfloat16"):
+        token_loss(torch.zeros(1, 2, 3).bfloat16(), torch.zeros(1, 2, dtype=torch.int64), impl="triton")

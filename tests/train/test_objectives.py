@@ -1,0 +1,271 @@
+"""The objectives: what each one's loss is, that it learns, and that growth, curricula and failures behave as said."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from rtm_kernels.config import ModelConfig
+from rtm_kernels.engine.executor import executor
+from rtm_kernels.errors import BackendUnavailable, InputError
+from rtm_kernels.interop.official import model_config
+from rtm_kernels.losses import CumulativeHead
+from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.ops.token_loss.reference import softmax_cross_entropy
+from rtm_kernels.recursion.tape import encode
+from rtm_kernels.train.loop import PATIENCE, Diverged, Trainer
+from rtm_kernels.train.objective import CumulativeHalting, DeepSupervision, FinalLoss, StochasticRounds
+from rtm_kernels.train.recipe import PRESETS
+from rtm_kernels.train.schema import Recipe, Stage
+from tests.train.support import MODEL, TINY, same, weights
+
+ARCHS: dict[str, tuple[dict, object]] = {
+    "trm": ({}, DeepSupervision()),
+    "hrm": (
+        {"arch": "hrm", "layers": {"H_level": 1, "L_level": 1}, "halting": "q_continue", "q_continue_target": True},
+        DeepSupervision(),
+    ),
+    "transformer": ({"arch": "transformer", "layers": {"H_level": 1}, "halting": "q_continue"}, DeepSupervision()),
+    "rsm": (
+        {"arch": "rsm", "layers": {"core": 1}, "halting": "settle", "tied_lm_head": True, "norm_axis": "hidden"},
+        FinalLoss(prob_detach_prev_H=0.5),
+    ),
+    "rtm": ({"arch": "rtm", "layers": {"core": 1}, "halting": "cumulative_sequence"}, CumulativeHalting()),
+    "rtm-token": ({"arch": "rtm", "layers": {"core": 1}, "halting": "cumulative_token"}, CumulativeHalting()),
+    "rtm-ema": (
+        {"arch": "rtm", "layers": {"core": 1}, "halting": "cumulative_sequence", "state_ema": 0.3},
+        CumulativeHalting(cost="graves"),
+    ),
+    "rins": (
+        {"arch": "rins", "layers": {"A": 1, "B": 1}, "halting": "fixed", "H_cycles": 3},
+        StochasticRounds(keep=0.5),
+    ),
+    "rins-adapters": (
+        {"arch": "rins", "layers": {"A": 1, "B": 1}, "halting": "fixed", "H_cycles": 3, "adapter_rank": 2},
+        StochasticRounds(keep=0.5),
+    ),
+}  # fmt: skip
+
+
+def recipe_of(name: str, steps: int = 30, **changes) -> Recipe:
+    model, objective = ARCHS[name]
+    return dataclasses.replace(
+        TINY, model=dataclasses.replace(MODEL, **model), objective=objective,
+        stages=(Stage(steps=steps, batch_size=16, mix={"all": 1.0}, halt_max_steps=2),), **changes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_every_contract_learns(name: str) -> None:
+    losses: list[float] = []
+    Trainer(recipe_of(name)).fit(lambda _, metrics: losses.append(metrics["lm_loss"]))
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("preset", ["trm", "hrm", "transformer", "rsm", "rtm", "rins"])
+def test_every_preset_of_an_architecture_takes_a_step(preset: str) -> None:
+    for recipe in PRESETS.values():
+        if recipe.model.arch == preset:
+            small = dataclasses.replace(recipe.model, hidden_size=16, num_heads=2, puzzle_emb_ndim=0, puzzle_emb_len=0)
+            model = RecursiveReasoner(small)
+            batch = {"inputs": torch.ones(2, small.seq_len, dtype=torch.int32),
+                     "labels": torch.ones(2, small.seq_len, dtype=torch.int32),
+                     "puzzle_identifiers": torch.zeros(2, dtype=torch.int32)}  # fmt: skip
+            model.set_depth(dataclasses.replace(recipe.stages[0].model(small), H_cycles=1, L_cycles=1))
+            head = recipe.objective.head(model, recipe.loss)
+            _, loss, _, _, _ = head((), carry=model.initial_carry(batch), batch=batch)
+            loss.backward()
+            assert loss.isfinite() and model.lm_head.weight.grad is not None
+
+
+OFFICIAL = {
+    "vocab_size": 6, "seq_len": 16, "hidden_size": 16, "expansion": 1, "num_heads": 2, "H_cycles": 2, "L_cycles": 1,
+    "L_layers": 1, "num_puzzle_identifiers": 1, "pos_encodings": "rope", "halt_max_steps": 2, "mlp_t": True,
+    "halt_exploration_prob": 0.1, "puzzle_emb_ndim": 16, "puzzle_emb_len": 2, "forward_dtype": "float32",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "loss", "metric"),
+    [
+        ({}, "softmax_cross_entropy", "lm_loss"),
+        ({"no_ACT_continue": False}, "stablemax_cross_entropy", "q_continue_loss"),
+        ({"puzzle_emb_ndim": 0}, "stablemax_cross_entropy", "lm_loss"),
+    ],
+)
+def test_the_options_that_crash_in_the_official_code_train(option: dict, loss: str, metric: str) -> None:
+    """softmax loss; `no_ACT_continue=False`; no puzzle embedding, yet a prefix (`puzzle_emb_len` 2)."""
+    model = model_config("trm", OFFICIAL | option)
+    assert model.latent_len == 16 + 2
+    recipe = dataclasses.replace(
+        TINY, model=model, loss=loss, stages=(Stage(steps=30, batch_size=16, mix={"all": 1.0}, halt_max_steps=2),)
+    )
+    seen: list[dict[str, float]] = []
+    Trainer(recipe).fit(lambda _, metrics: seen.append(metrics))
+    assert all(metric in step for step in seen)
+    assert sum(step["lm_loss"] for step in seen[-5:]) < 0.95 * sum(step["lm_loss"] for step in seen[:5])
+
+
+def test_a_contract_refuses_a_model_it_cannot_train() -> None:
+    for name, objective in (("rsm", DeepSupervision()), ("trm", CumulativeHalting()), ("trm", FinalLoss()),
+                           ("trm", StochasticRounds())):  # fmt: skip
+        with pytest.raises(InputError, match="is not allowed"):
+            dataclasses.replace(recipe_of(name), objective=objective)
+
+
+@pytest.mark.parametrize("policy", ["cumulative_sequence", "cumulative_token"])
+@pytest.mark.parametrize(
+    ("progress", "cost"), [(0.0, "continue"), (0.15, "continue"), (1.0, "continue"), (1.0, "graves")]
+)
+def test_the_cumulative_loss_is_the_formula(policy: str, progress: float, cost: str) -> None:
+    recipe = recipe_of("rtm" if policy == "cumulative_sequence" else "rtm-token")
+    trainer = Trainer(recipe)
+    model = trainer.model
+    with torch.no_grad():
+        model.q_head.weight.normal_(std=0.5)
+        model.q_head.bias.fill_(-1.0)
+    model.set_depth(dataclasses.replace(model.config, halt_max_steps=4))
+    batch = trainer.stream.batch(5, {"all": 1.0})
+    head = CumulativeHead(model, "softmax_cross_entropy", ponder=0.2, entropy=0.1, min_steps=2, anneal=0.3,
+                          cost=cost)  # fmt: skip
+    head.set_progress(progress)
+    _, loss, metrics, _, _ = head((), carry=model.initial_carry(batch), batch=batch)
+
+    x, z = model.embed(batch["inputs"], batch["puzzle_identifiers"]), model.initial_latents(5)
+    expected = torch.zeros(())
+    rise = min(1.0, progress / 0.3)
+    steps = []
+    for _ in range(4):
+        z, logits, _ = model.act_step(z, x)
+        read = z["z_H"] if policy == "cumulative_token" else z["z_H"][:, :1]
+        p = torch.sigmoid(read @ model.q_head.weight[0] + model.q_head.bias[0])
+        steps.append((p, softmax_cross_entropy(logits, batch["labels"])))
+    units = steps[0][0].shape[1]
+    for b in range(5):
+        for u in range(units):
+            left, share = torch.ones(()), torch.zeros(())
+            for t, (p, token_loss) in enumerate(steps):
+                halts = (1 - left + p[b, u] >= 1 and t >= 1) or t == 3
+                w = left if halts else torch.minimum(p[b, u], left)
+                loss_here = token_loss[b].mean() if units == 1 else token_loss[b, u] / units
+                ponder = 1 - p[b, u] if cost == "continue" else 1 + (left if halts else 0)
+                share = share + rise * (0.2 * ponder + 0.1 * torch.xlogy(w, w.clamp_min(1e-12))) / units
+                share = share + w * loss_here
+                left = left - w
+                if halts:
+                    break
+            expected = expected + share
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    assert 2 * 5 <= metrics["steps"] <= 4 * 5
+
+
+def test_the_state_is_a_moving_average_across_steps() -> None:
+    trainer = Trainer(recipe_of("rtm-ema"))
+    model = trainer.model
+    batch = trainer.stream.batch(3, {"all": 1.0})
+    x, z = model.embed(batch["inputs"], batch["puzzle_identifiers"]), model.initial_latents(3)
+    core = model.get_submodule("core")
+    expected = z["z_H"]
+    for _ in range(model.config.H_cycles):
+        expected = 0.3 * expected + 0.7 * core(expected, (x,))
+    torch.testing.assert_close(model.act_step(z, x)[0]["z_H"], expected)
+
+
+def test_rounds_of_rins_have_an_adapter_each_that_starts_as_the_identity() -> None:
+    trainer = Trainer(recipe_of("rins-adapters"))
+    model = trainer.model
+    batch = trainer.stream.batch(3, {"all": 1.0})
+    x = model.embed(batch["inputs"], batch["puzzle_identifiers"])
+    first, second = model.get_submodule("A"), model.get_submodule("B")
+    h = first(first(first(x)))
+    torch.testing.assert_close(model.act_step({}, x)[0]["h"], second(h))
+    for i in (1, 2, 3):
+        torch.nn.init.normal_(model.get_submodule(f"adapter_{i}.up_proj").weight)
+    h = x
+    for i in (1, 2, 3):
+        h = first(h)
+        down, up = (model.get_submodule(f"adapter_{i}.{name}_proj").weight for name in ("down", "up"))
+        h = h + h @ down.T @ up.T
+    torch.testing.assert_close(model.act_step({}, x)[0]["h"], second(h))
+    trained = sum(p.numel() for name, p in model.named_parameters() if "adapter" in name)
+    assert trained == 3 * 2 * 2 * model.config.hidden_size
+
+
+@pytest.mark.parametrize("name", ["rtm-ema", "rins-adapters"])
+def test_executors_of_blocks_alone_refuse_by_name(name: str, tmp_path: Path) -> None:
+    model = Trainer(recipe_of(name)).model.eval()
+    model.save_pretrained(tmp_path / "model")
+    loaded = RecursiveReasoner.from_pretrained(tmp_path / "model")
+    assert same(loaded.state_dict(), model.state_dict()) and loaded.config == model.config
+    assert executor("auto", model).name == "reference"
+    with pytest.raises(BackendUnavailable, match="a tape only"):
+        executor("native", model)
+    with pytest.raises(InputError, match="a tape only"):
+        encode(model.program)
+
+
+def test_options_of_one_architecture_are_refused_elsewhere() -> None:
+    for change, named in (({"state_ema": 0.5}, "state_ema=0.5"), ({"adapter_rank": 2}, "adapter_rank=2")):
+        with pytest.raises(InputError, match=named):
+            dataclasses.replace(MODEL, **change)
+
+
+def test_rounds_are_drawn_from_all_of_one_to_r() -> None:
+    trainer = Trainer(recipe_of("rins", steps=40))
+    seen: set[float] = set()
+    trainer.fit(lambda _, metrics: seen.add(metrics["steps"]))
+    assert seen == {1.0, 2.0, 3.0}
+
+
+def test_a_stage_sets_the_depth_of_the_model() -> None:
+    stages = (
+        Stage(steps=1, batch_size=4, mix={"all": 1.0}, H_cycles=1),
+        Stage(steps=1, batch_size=4, mix={"all": 1.0}, H_cycles=3, L_cycles=2, halt_max_steps=5),
+    )
+    trainer = Trainer(dataclasses.replace(TINY, stages=stages))
+    trainer.step()
+    assert len(trainer.model.program) == 1 * 2
+    trainer.step()
+    assert len(trainer.model.program) == 3 * 3 and trainer.model.config.halt_max_steps == 5
+    assert trainer.averaged.config == TINY.model
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
+    calm = dataclasses.replace(MODEL, halt_exploration_prob=0.0)
+    whole = Trainer(dataclasses.replace(TINY, model=calm))
+    parts = Trainer(dataclasses.replace(TINY, model=calm, accumulate=2))
+    for _ in range(TINY.total_steps):
+        a, b = whole.step(), parts.step()
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_puzzle_embeddings_move_by_the_sign_of_their_gradient() -> None:
+    model = ModelConfig(**dataclasses.asdict(MODEL) | {"puzzle_emb_ndim": 16, "num_puzzle_identifiers": 3})
+    trainer = Trainer(dataclasses.replace(TINY, model=model, puzzle_lr=0.01, warmup_steps=0))
+    trainer.step()
+    table = trainer.model.puzzle_emb.weights
+    assert torch.all(table[1:] == 0)
+    assert torch.all(table[0].abs().sub(0.01).abs() < 1e-7)
+    assert torch.equal(trainer.averaged.puzzle_emb.weights, table)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_three_end_the_run() -> None:
+    trainer = Trainer(TINY)
+    trainer.step()
+    before = weights(trainer)
+    poison = trainer.model.lm_head.weight.register_hook(lambda grad: grad * float("nan"))
+    assert trainer.step()["skipped"] == 1
+    assert same(weights(trainer), before) and trainer.carries == [None]
+    poison.remove()
+    assert trainer.step()["skipped"] == 1
+    trainer.last_good = "runs/here/step-1"
+    trainer.model.lm_head.weight.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(Diverged, match=r"3 steps in a row.*last good state: runs/here/step-1"):
+        for _ in range(PATIENCE):
+            trainer.step()
