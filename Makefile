@@ -6,6 +6,7 @@ PIP := $(PY) -m pip install -qq --disable-pip-version-check
 LOCKED := $(PIP) --require-hashes --no-deps
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 PYTEST := $(PY) -m pytest
+WORKERS := -n auto --maxprocesses 8 --dist worksteal
 # a machine with a GPU often has a PyTorch of its own and no network, so `make gpu` takes what is there
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 
@@ -37,8 +38,8 @@ GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 solve: .venv/.installed  ## set everything up and solve the bundled example puzzles
 	@$(BIN)/rtm solve
 
-test: .venv/.installed  ## set everything up and run every test, both gates included
-	@$(PYTEST) -n auto --maxprocesses 8 --dist worksteal
+test: .venv/.installed  ## set everything up and run the tests, with a quick look at both gates
+	@$(PYTEST) --ignore=tests/proof -m "not slow" $(WORKERS)
 
 test-ray: .venv/.installed  ## install Ray into .venv (once) and run the tests that need it
 	@$(PY) -c 'import ray' 2>/dev/null || $(LOCKED) -r constraints/ray.txt
@@ -61,10 +62,10 @@ gates: .venv/.installed  ## both gates and the proof under another Triton, insta
 	@PYTHONPATH=.triton/$(TRITON) $(PY) -c 'import triton; print("Triton", triton.__version__)'
 	@PYTHONPATH=.triton/$(TRITON) $(PY) -m tests.gates.interpret_gate
 	@PYTHONPATH=.triton/$(TRITON) $(PY) -m tests.gates.compile_gate --arch $(or $(ARCH),90)
-	@PYTHONPATH=.triton/$(TRITON) $(PYTEST) tests/proof -n auto --maxprocesses 8 --dist worksteal -q --no-header -W ignore
+	@PYTHONPATH=.triton/$(TRITON) $(PYTEST) tests/proof $(WORKERS) -q --no-header -W ignore
 
-proof: .venv/.installed  ## every proof that needs no GPU, ending in one table
-	@$(PYTEST) tests/proof tests/gates -n auto --maxprocesses 8 --dist worksteal -q --no-header -W ignore
+proof: .venv/.installed  ## what takes longer: both gates whole, every proof that needs no GPU, slow tests; ends in one table
+	@$(PYTEST) tests/proof $$(grep -rl mark.slow tests --include=test_*.py) -m slow $(WORKERS) -q --no-header -W ignore
 
 roofline: .venv/.installed  ## FLOPs, bytes and modelled time of every kernel of an ACT step and of a training step
 	@$(PY) -m benchmarks.roofline $(ARGS)

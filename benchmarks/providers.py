@@ -18,8 +18,7 @@ from rtm_kernels.engine.executor import EXECUTORS, executor
 from rtm_kernels.impl import why_not_triton
 from rtm_kernels.ops.adam_atan2.api import AdamATan2
 from rtm_kernels.ops.attention_norm.api import attention_norm
-from rtm_kernels.ops.mixer_norm.api import mixer_norm
-from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
+from rtm_kernels.ops.swiglu_norm.api import mixer_norm, swiglu_norm
 from rtm_kernels.program import INPUT, Program, Step
 from rtm_kernels.recursion import native
 from rtm_kernels.recursion.native_weights import StackWeights

@@ -68,7 +68,7 @@ def act_step(batch: int, mixer: str = "mlp") -> list[Line]:
             lines += _mixer(batch, mixer, min(terms, 2), backward=False)
             lines += [("swiglu_norm", c) for c in swiglu_cost.forward(batch, LENGTH, WIDTH, INNER, 0)]
     lines += [("lm head (PyTorch)", _linear(batch * LENGTH, WIDTH, VOCABULARY))]
-    lines += [("halting", halting_cost.step(batch, LENGTH, WIDTH, "q", "first"))]
+    lines += [("halting", halting_cost.step(batch, LENGTH, WIDTH, tokens=81, vocabulary=VOCABULARY))]
     return _counted(lines)
 
 

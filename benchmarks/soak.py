@@ -31,7 +31,6 @@ from benchmarks import machine
 from rtm_kernels import ModelConfig, RecursiveReasoner, Solver
 from rtm_kernels.data.examples import example_puzzles
 from rtm_kernels.data.sudoku import generate, to_text
-from rtm_kernels.pretrained import save_pretrained
 from rtm_kernels.serve.limits import Limits
 
 BITS = ("answer", "status", "steps", "halt_probability", "residual")
@@ -234,7 +233,7 @@ def run(count: int, clients: int = 12, seed: int = 0) -> dict[str, Any]:
     config = ModelConfig(vocab_size=6, seq_len=16, hidden_size=16, num_heads=1, H_cycles=1, L_cycles=1)
     large = Request(post({"puzzles": ["1..4.4.1.1.44.1."] * 64, "model": "tiny", "max_steps": 64}), 200)
     with tempfile.TemporaryDirectory() as name:
-        tiny = save_pretrained(RecursiveReasoner(config), Path(name) / "tiny")
+        tiny = RecursiveReasoner(config).save_pretrained(Path(name) / "tiny")
         requests, server = requests_of(random.Random(seed), tiny), Server(Path(name))
         try:
             result = {"steady": steady(server, requests, count, clients)}

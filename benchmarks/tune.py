@@ -14,18 +14,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks import machine, rows
 from benchmarks.harness import capture
 from benchmarks.timing import Clock, interleave, speedup
-from benchmarks.tune_uses import Use, Work, uses
 from rtm_kernels.impl import launches
 from rtm_kernels.ops import launch, tuned
 from rtm_kernels.ops.launch import LaunchRow, substituted
+from tests.cases import tuned as uses
+from tests.cases.case import Tuned, as_dtype, check, gradients, upstream_of
 
 MARGIN = 1.02
 """The lower end of a winner's interval must be above this ratio."""
@@ -33,6 +36,41 @@ MARGIN = 1.02
 Replay = Callable[[], object]
 Timer = Callable[[Replay, Replay], tuple[float, float, float]]
 """Time of the first over time of the second, and the ends of its interval."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A call whose launches are tuned, and why what it computes now must not be timed (None: it may)."""
+
+    run: Callable[[], Sequence[Tensor]]
+    refusal: Callable[[], str | None]
+
+
+def work_of(use: Tuned, device: str = "cuda") -> Work:
+    """The call of `use` on tensors that are made once; two samples of it are held to the budget of the gates."""
+    case, few = use.case(use.batch), use.case(min(2, use.batch))
+    made = case.make(torch.Generator().manual_seed(0))
+    tensors = {name: as_dtype(t, use.dtype, device) for name, t in made.items()}
+    once = case.start(tensors) if case.start else partial(case.call, "triton", tensors)
+
+    def outputs() -> list[Tensor]:
+        with torch.set_grad_enabled(use.gradient):
+            found = once()
+        return [found] if isinstance(found, Tensor) else list(found)
+
+    upstream = upstream_of(outputs())
+
+    def run() -> list[Tensor]:
+        found = outputs()
+        return [*found, *gradients(found, tensors, upstream).values()]
+
+    def refusal() -> str | None:
+        failures = check(few, use.dtype, device=torch.device(device)).failures
+        if not failures and not all(t.isfinite().all() for t in run()):
+            failures = ["values that are not finite"]
+        return "; ".join(failures) or None
+
+    return Work(run, refusal)
 
 
 @dataclass(frozen=True)
@@ -153,14 +191,21 @@ def merge(before: Sequence[Any], winners: Sequence[dict[str, Any]]) -> list[dict
     return [kept[k] for k in sorted(kept, key=str)]
 
 
-def tune(chosen: Sequence[Use], begin: float, limit: float, timer: Timer, replay: Any = lambda run: run) -> list[Found]:
+def tune(
+    chosen: Sequence[Tuned],
+    begin: float,
+    limit: float,
+    timer: Timer,
+    replay: Any = lambda run: run,
+    device: str = "cuda",
+) -> list[Found]:
     """Climb from every row that the uses launch; each use gets an equal share of the time that is left."""
     found: list[Found] = []
     seen: list[LaunchRow] = []
     for i, use in enumerate(chosen):
         share = (begin + limit - time.monotonic()) / (len(chosen) - i)
         until = time.monotonic() + max(0.0, share)
-        work = use.build()
+        work = work_of(use, device)
         for row in rows_used(work.run):
             if all(row is not other for other in seen):
                 seen.append(row)

@@ -13,8 +13,7 @@ from rtm_kernels.config import MIXERS, NORM_AXES, inner_width
 from rtm_kernels.errors import InputError, one_of, require
 from rtm_kernels.impl import IMPLS
 from rtm_kernels.ops.attention_norm.api import attention_norm
-from rtm_kernels.ops.mixer_norm.api import mixer_norm
-from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
+from rtm_kernels.ops.swiglu_norm.api import mixer_norm, swiglu_norm
 
 CosSin = tuple[Tensor, Tensor]
 

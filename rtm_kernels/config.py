@@ -16,7 +16,7 @@ MIXERS = ("mlp", "attention")
 NORM_AXES = ("sequence", "hidden")
 POSITIONS = ("none", "rope", "learned")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-HALTING = ("q", "q_continue", "settle", "cumulative_sequence", "cumulative_token", "fixed")
+HALTING = ("q", "q_continue", "settle", "cumulative", "cumulative_token", "fixed")
 LIMIT = 1 << 20
 MAX_STEPS = 1 << 14
 """Most steps that the program of one ACT step may have."""

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from rtm_kernels import program as programs
 from rtm_kernels.errors import InputError, one_of, require
 from rtm_kernels.model import Batch, Carry, RecursiveReasoner
-from rtm_kernels.ops.halting.reference import halting_logits, halting_update, initial_state, relative_change
+from rtm_kernels.ops.halting.mixture import halting_update, initial_state
+from rtm_kernels.ops.halting.reference import halting_logits, relative_change
 from rtm_kernels.ops.token_loss.api import LOSSES, TokenLoss, token_loss
 from rtm_kernels.ops.token_loss.reference import token_counts
 
@@ -212,12 +213,11 @@ class CumulativeHead(Head):
         for _ in range(taken):
             previous = latents[model.program.output].detach()
             latents, logits, _ = model.act_step(latents, x)
-            head = halting_logits(latents[model.program.output], model.q_head.weight, model.q_head.bias,
-                                  "token" if token else "first")  # fmt: skip
+            head = halting_logits(latents[model.program.output], model.q_head.weight, model.q_head.bias, token)
             active, p = state.active, torch.sigmoid(head[..., 0])
             confidence = confidence + p.detach().mean(-1).sum()
             change = change + relative_change(latents[model.program.output].detach(), previous).sum()
-            state = halting_update(state, policy, logits=head, max_steps=taken, min_steps=min(self.min_steps, taken))
+            state = halting_update(state, policy, head, max_steps=taken, min_steps=min(self.min_steps, taken))
             found = self._score(logits, batch)
             lm_loss = lm_loss + self._total(found, state.weight[:, prefix:] if token else state.weight)
             ponder = ponder + torch.where(active, 1 - p, 0).mean(-1).sum()

@@ -19,6 +19,7 @@ from rtm_kernels.config import ModelConfig
 from rtm_kernels.embedding import Embedding, SparseEmbedding
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.ops.attention_norm.reference import rope_tables
+from rtm_kernels.ops.halting.reference import halt_logit
 from rtm_kernels.program import ADAPTER, Program
 from rtm_kernels.ranges import ranged
 from rtm_kernels.recursion import reference
@@ -170,11 +171,11 @@ class RecursiveReasoner(nn.Module):
             self._rope[self.device] = rope_tables(c.latent_len, c.hidden_size // c.num_heads, c.rope_theta, self.device)
         return self._rope[self.device]
 
-    def stacks(self) -> dict[str, reference.Stack]:
+    def stacks(self) -> dict[str, reference.ApplyStack]:
         """The stacks of blocks by name, as an executor calls them."""
         cos_sin = self.cos_sin()
 
-        def bind(stack: nn.Module) -> reference.Stack:
+        def bind(stack: nn.Module) -> reference.ApplyStack:
             return lambda state, injection: stack(state, injection, cos_sin)
 
         return {name: bind(self.get_submodule(name)) for name in self.program.stacks}
@@ -205,9 +206,13 @@ class RecursiveReasoner(nn.Module):
             name: self.get_buffer(init_name(name)).expand(batch_size, c.latent_len, -1) for name in self.program.carried
         }
 
+    def token_logits(self, output: Tensor) -> Tensor:
+        """Logits [B, seq_len, V] of the output latent [B, L, D]."""
+        return F.linear(output, self.lm_head.weight.to(output.dtype))[:, self.config.prefix_len :]
+
     def heads(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits [B, seq_len, V] and halting logits [B, 2] in float32 (None without a halting head)."""
-        logits = F.linear(output, self.lm_head.weight.to(output.dtype))[:, self.config.prefix_len :]
+        logits = self.token_logits(output)
         if not self.config.has_q_head:
             return logits, None
         head = self.q_head
@@ -277,7 +282,7 @@ class RecursiveReasoner(nn.Module):
         c = self.config
         if q is None or c.halt_max_steps == 1:
             return last
-        wants = q[..., 0] > q[..., 1] if c.halting == "q_continue" else q[..., 0] > 0
+        wants = halt_logit(q, c.halting == "q_continue") > 0
         size, own = (len(steps) * self._world_size,), slice(self._rank * len(steps), (self._rank + 1) * len(steps))
         explore = torch.rand(size, device=q.device)[own] < c.halt_exploration_prob
         least = torch.randint(2, c.halt_max_steps + 1, size, dtype=steps.dtype, device=q.device)[own]

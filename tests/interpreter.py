@@ -21,7 +21,7 @@ def take_loop_bounds() -> None:
         return
     from triton.runtime import interpreter
 
-    patch = interpreter._patch_lang_tensor
+    tl, patch, patch_all = interpreter.tl, interpreter._patch_lang_tensor, interpreter._patch_lang
     if getattr(patch, "takes_loop_bounds", False):
         return
 
@@ -34,6 +34,11 @@ def take_loop_bounds() -> None:
         product = np.matmul(rows[..., None, :], columns[..., None, :, :])[..., 0, :]
         return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
 
+    def patch_once(fn: Any) -> Any:
+        langs = [lang for lang in (tl, tl.core) if any(value is lang for value in fn.__globals__.values())]
+        fresh = not langs or any(tl.core.is_builtin(part.load) for part in (*langs, tl))
+        return patch_all(fn) if fresh else interpreter._LangPatchScope()
+
     patch_and_take.takes_loop_bounds = True  # type: ignore[attr-defined]
-    interpreter._patch_lang_tensor = patch_and_take
+    interpreter._patch_lang_tensor, interpreter._patch_lang = patch_and_take, patch_once
     interpreter.InterpreterBuilder.create_dot = dot

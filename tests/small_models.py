@@ -22,7 +22,7 @@ ARCHS = {
     },
     "rsm": {"arch": "rsm", "layers": {"core": 2}, "tied_lm_head": True, "halting": "settle", "norm_axis": "hidden"},
     "rins": {"arch": "rins", "layers": {"A": 1, "B": 1}, "mixer": "attention", "causal": True, "halting": "fixed"},
-    "rtm": {"arch": "rtm", "layers": {"core": 1}, "halting": "cumulative_sequence"},
+    "rtm": {"arch": "rtm", "layers": {"core": 1}, "halting": "cumulative"},
     "transformer": {"arch": "transformer", "layers": {"H_level": 2}, "mixer": "attention", "halting": "q_continue"},
 }  # fmt: skip
 

@@ -46,7 +46,7 @@ def test_every_architecture_has_a_config(arch: str) -> None:
         config(arch=arch, layers={"other": 1})
 
 
-@pytest.mark.parametrize("halting", ["q", "q_continue", "settle", "cumulative_sequence", "cumulative_token", "fixed"])
+@pytest.mark.parametrize("halting", ["q", "q_continue", "settle", "cumulative", "cumulative_token", "fixed"])
 def test_which_policies_have_a_head(halting: str) -> None:
     assert config(halting=halting).has_q_head == (halting not in ("settle", "fixed"))
 

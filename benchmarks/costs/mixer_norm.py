@@ -8,15 +8,15 @@ from dataclasses import replace
 from benchmarks.costs import KernelCost
 from benchmarks.costs import swiglu as cost
 from benchmarks.costs.swiglu import HOPPER, View
-from rtm_kernels.ops.mixer_norm.launch import TABLE
 
 
 def _views(
     batch: int, length: int, width: int, inner: int, terms: int, norm_axis: str, element: int, families: tuple[str, ...]
 ) -> tuple[View, View]:
     """The rows that are mixed, and those that are normalised."""
-    mixed = View(batch, width, length, inner, terms, element, families)
-    return mixed, mixed if norm_axis == "sequence" else replace(mixed, rows=length, features=width)
+    mixed = View(batch, width, length, inner, terms, "sequence", element, families)
+    tokens = replace(mixed, batch=1, rows=batch * length, features=width, axis="hidden")
+    return mixed, mixed if norm_axis == "sequence" else tokens
 
 
 def forward(
@@ -25,9 +25,9 @@ def forward(
 ) -> Iterator[KernelCost]:  # fmt: skip
     """The launches of one forward call."""
     mixed, normed = _views(batch, length, width, inner, terms, norm_axis, element, families)
-    yield from cost.forward(mixed, TABLE, norm_features=norm_axis == "sequence")
+    yield from cost.forward(mixed, norm_features=norm_axis == "sequence")
     if norm_axis == "hidden":
-        yield cost.normalise(normed, TABLE)
+        yield cost.normalise(normed)
 
 
 def backward(
@@ -36,5 +36,5 @@ def backward(
 ) -> Iterator[KernelCost]:  # fmt: skip
     """The launches of one backward call."""
     mixed, normed = _views(batch, length, width, inner, terms, norm_axis, element, families)
-    yield cost.norm_backward(normed, TABLE)
-    yield from cost.backward(mixed, TABLE)
+    yield cost.norm_backward(normed)
+    yield from cost.backward(mixed)

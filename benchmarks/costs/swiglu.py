@@ -1,4 +1,4 @@
-"""FLOPs, bytes and special functions of the SwiGLU kernels, of the launches that `launchers` makes."""
+"""FLOPs, bytes and special functions of the row kernels in `rtm_kernels.ops.swiglu`, launch by launch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.costs import KernelCost, row_for, up
 from rtm_kernels.errors import InputError
-from rtm_kernels.ops.launch import LaunchRow
+from rtm_kernels.ops.swiglu.launch import VIEWS
 from rtm_kernels.ops.swiglu.weights import aligned
 
 HOPPER = ("hopper", "portable")
@@ -17,14 +17,16 @@ HOPPER = ("hopper", "portable")
 class View:
     """Rows that a half layer is applied to: `batch` times `rows` rows of `features`, with inner width `inner`.
 
-    `element` is the size of an element in bytes, `families` whose launch rows are taken.
+    `axis` is the axis that the features lie along, `element` the size of an element in bytes, `families` whose launch
+    rows are taken.
     """
 
     batch: int
     rows: int
     features: int
-    inner: int
+    inner: int = 0
     terms: int = 0
+    axis: str = "hidden"
     element: int = 2
     families: tuple[str, ...] = HOPPER
 
@@ -38,16 +40,16 @@ class View:
         return self.batch * up(self.rows, block)
 
 
-def forward(view: View, table: tuple[LaunchRow, ...], norm_features: bool = True) -> Iterator[KernelCost]:
-    """The launches of `swiglu_residual`; with `norm_features` the rows are normalised over their features."""
+def forward(view: View, norm_features: bool = True) -> Iterator[KernelCost]:
+    """The launches of `injected` and `swiglu`; with `norm_features` the rows are normalised over their features."""
     v, element = view, view.element
     inner, width = aligned(v.inner), v.features
     try:
-        row = _row(v, table, "fused")
+        blocks = _blocks(v, "fused")
     except InputError:
-        yield from _long_forward(v, table, norm_features)
+        yield from inject(v)
+        yield from _long_forward(v, norm_features)
         return
-    blocks = row.blocks
     rows, padded = v.executed(blocks["BLOCK_R"]), up(inner, blocks["BLOCK_F"])
     yield KernelCost(
         "fused", 6 * rows * padded * blocks["BLOCK_N"], 6 * v.count * v.inner * width,
@@ -56,66 +58,68 @@ def forward(view: View, table: tuple[LaunchRow, ...], norm_features: bool = True
     )  # fmt: skip
 
 
-def _long_forward(v: View, table: tuple[LaunchRow, ...], norm_features: bool) -> Iterator[KernelCost]:
+def _long_forward(v: View, norm_features: bool) -> Iterator[KernelCost]:
     inner, width, element = aligned(v.inner), v.features, v.element
-    blocks = _row(v, table, "gate_up").blocks
+    blocks = _blocks(v, "gate_up")
     rows, padded = v.executed(blocks["BLOCK_R"]), up(inner, blocks["BLOCK_F"])
     yield KernelCost(
         "gate_up", 4 * rows * padded * up(width, blocks["BLOCK_N"]), 4 * v.count * v.inner * width,
-        element * (v.count * (width * (1 + v.terms) + inner) + 2 * inner * aligned(width)), 2 * rows * padded,
+        element * (v.count * (width + inner) + 2 * inner * aligned(width)), 2 * rows * padded,
     )  # fmt: skip
-    inside = norm_features and not v.terms
+    yield from gemm(v, inner, width * inner, normalised=norm_features)
+
+
+def gemm(v: View, k: int, weight: int, residual: bool = True, normalised: bool = False) -> Iterator[KernelCost]:
+    """The launches of `gemm` over K = `k` with a weight of that many elements."""
+    inside = normalised
     try:
-        blocks = _row(v, table, "down_norm" if inside else "residual_gemm").blocks
+        blocks = _blocks(v, "gemm_norm" if inside else "gemm")
     except InputError:
-        inside = False
-        blocks = _row(v, table, "residual_gemm").blocks
-    name = "down_norm" if inside else "residual_gemm"
-    yield _gemm(name, v, blocks, inner, element * width * inner, v.terms, inside)
-    if norm_features and not inside:
-        yield normalise(v, table)
-
-
-def _gemm(
-    name: str, v: View, blocks: Mapping[str, int], k: int, weight_bytes: int, terms: int, normalised: bool
-) -> KernelCost:  # fmt: skip
+        inside, blocks = False, _blocks(v, "gemm")
     rows = v.executed(blocks["BLOCK_R"])
-    return KernelCost(
-        name, 2 * rows * up(v.features, blocks["BLOCK_N"]) * up(k, blocks["BLOCK_K"]), 2 * v.count * v.features * k,
-        v.element * v.count * (k + v.features * (2 + terms)) + weight_bytes + _rstd(v, normalised),
-        2 * rows * normalised,
+    yield KernelCost(
+        "gemm_norm" if inside else "gemm",
+        2 * rows * up(v.features, blocks["BLOCK_N"]) * up(k, blocks["BLOCK_K"]), 2 * v.count * v.features * k,
+        v.element * (v.count * (k + v.features * (1 + residual)) + weight) + _rstd(v, inside), 2 * rows * inside,
     )  # fmt: skip
+    if normalised and not inside:
+        yield normalise(v)
 
 
-def normalise(view: View, table: tuple[LaunchRow, ...]) -> KernelCost:
+def inject(v: View) -> Iterator[KernelCost]:
+    """The launch of `injected`, if there is an injection."""
+    if v.terms:
+        yield KernelCost("inject", 0, 0, v.element * v.count * v.features * (2 + v.terms), 0)
+
+
+def normalise(view: View) -> KernelCost:
     """The launch of `normalise`: rows are read, normalised over their features and written."""
-    rows = view.executed(_row(view, table, "norm").blocks["BLOCK_R"])
+    rows = view.executed(_blocks(view, "norm")["BLOCK_R"])
     size = 2 * view.element * view.count * view.features  # the second reading is from the cache
     return KernelCost("norm", 0, 0, size + _rstd(view, True), 2 * rows)
 
 
-def norm_backward(view: View, table: tuple[LaunchRow, ...]) -> KernelCost:
+def norm_backward(view: View) -> KernelCost:
     """The launch of `norm_backward`: dy and y are read, dr is written."""
     return KernelCost("norm_backward", 0, 0, 3 * view.element * view.count * view.features + _rstd(view, True), 0)
 
 
-def backward(view: View, table: tuple[LaunchRow, ...]) -> Iterator[KernelCost]:
-    """The launches of `injected`, `input_grad` and `weight_grads`, for the rows of one call."""
+def backward(view: View) -> Iterator[KernelCost]:
+    """The launches of `injected`, `swiglu_input_grad` and `swiglu_weight_grads`, for the rows of one call."""
     v, element = view, view.element
     inner, width = aligned(v.inner), v.features
     latent, useful = v.count * width, 6 * v.count * v.inner * width
     weights = element * inner * (2 * aligned(width) + width)
-    if v.terms:
-        yield KernelCost("inject", 0, 0, element * latent * (2 + v.terms), 0)
+    yield from inject(v)
     try:
-        blocks = _row(v, table, "fused_input_grad").blocks
+        blocks = _blocks(v, "fused_input_grad")
     except InputError:
-        yield from _long_backward(v, table)
+        yield from _long_backward(v)
         return
     rows, padded = v.executed(blocks["BLOCK_R"]), up(inner, blocks["BLOCK_F"])
     products = 10 * rows * padded * blocks["BLOCK_N"]
     yield KernelCost("fused_input_grad", products, useful, element * latent * 3 + weights, 2 * rows * padded)
-    blocks = _row(v, table, "fused_weight_grad").blocks
+    blocks = _blocks(v, "fused_weight_grad")
     rows, padded = v.executed(blocks["BLOCK_R"]), up(inner, blocks["BLOCK_F"])
     partials = 4 * blocks["SPLITS"] * 3 * inner * width
     products = 12 * rows * padded * blocks["BLOCK_N"]
@@ -124,28 +128,31 @@ def backward(view: View, table: tuple[LaunchRow, ...]) -> Iterator[KernelCost]:
     )
 
 
-def _long_backward(v: View, table: tuple[LaunchRow, ...]) -> Iterator[KernelCost]:
+def _long_backward(v: View) -> Iterator[KernelCost]:
     inner, width, element = aligned(v.inner), v.features, v.element
-    blocks = _row(v, table, "hidden_backward").blocks
+    blocks = _blocks(v, "hidden_backward")
     rows, padded = v.executed(blocks["BLOCK_R"]), up(inner, blocks["BLOCK_F"])
     weights = element * inner * (2 * aligned(width) + width)
     yield KernelCost(
         "hidden_backward", 6 * rows * padded * up(width, blocks["BLOCK_N"]), 2 * v.count * v.inner * width,
         element * v.count * (2 * width + 3 * inner) + weights, 2 * rows * padded,
     )  # fmt: skip
-    blocks = _row(v, table, "residual_gemm").blocks
-    yield _gemm("residual_gemm", v, blocks, 2 * inner, element * 2 * inner * aligned(width), 0, False)
-    blocks = _row(v, table, "weight_grad").blocks
+    yield from gemm(v, 2 * inner, 2 * inner * aligned(width))
     for outputs in (2 * inner, inner):
-        tile = up(outputs, blocks["BLOCK_P"]) * up(width, blocks["BLOCK_N"])
-        yield KernelCost(
-            "weight_grad", 2 * v.executed(blocks["BLOCK_R"]) * tile, 2 * v.count * outputs * width,
-            element * v.count * (outputs + width) + 4 * blocks["SPLITS"] * outputs * width, 0,
-        )  # fmt: skip
+        yield weight_grad(v, outputs)
 
 
-def _row(v: View, table: tuple[LaunchRow, ...], kernel: str) -> LaunchRow:
-    return row_for(table, kernel, 8 * v.element, v.features, v.families)
+def weight_grad(v: View, outputs: int) -> KernelCost:
+    """The launch of `weight_grad` for a weight [outputs, features]."""
+    blocks = _blocks(v, "weight_grad")
+    tile = up(outputs, blocks["BLOCK_P"]) * up(v.features, blocks["BLOCK_N"])
+    moved = v.element * v.count * (outputs + v.features) + 4 * blocks["SPLITS"] * outputs * v.features
+    useful = 2 * v.count * outputs * v.features
+    return KernelCost("weight_grad", 2 * v.executed(blocks["BLOCK_R"]) * tile, useful, moved, 0)
+
+
+def _blocks(v: View, kernel: str) -> Mapping[str, int]:
+    return row_for(VIEWS[v.axis], kernel, 8 * v.element, v.features, v.families).blocks
 
 
 def _rstd(v: View, written: bool) -> int:

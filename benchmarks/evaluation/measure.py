@@ -13,7 +13,8 @@ from benchmarks import machine
 from benchmarks.evaluation.cost import step_flops
 from rtm_kernels.data.task import find_tasks
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.ops.halting.reference import halting_logits, halting_update, initial_state
+from rtm_kernels.ops.halting.mixture import halting_update, initial_state
+from rtm_kernels.ops.halting.reference import halting_logits
 from rtm_kernels.ops.token_loss.reference import IGNORE_INDEX
 from rtm_kernels.program import rins
 from rtm_kernels.train.objective import StochasticRounds
@@ -91,9 +92,8 @@ def _trajectory(
         if config.has_q_head:
             active = state.active[:, config.prefix_len :] if token else state.active
             kept = torch.where(active, answer, kept)
-            q = halting_logits(values[model.program.output], model.q_head.weight, model.q_head.bias,
-                               "token" if token else "first")  # fmt: skip
-            state = halting_update(state, config.halting, logits=q, max_steps=depth)
+            q = halting_logits(values[model.program.output], model.q_head.weight, model.q_head.bias, token)
+            state = halting_update(state, config.halting, q, max_steps=depth)
     return answers, kept.cpu().numpy() if config.has_q_head else None, state.sample_steps.cpu().numpy()
 
 

@@ -132,7 +132,7 @@ def _halting(scale: Scale) -> tuple[Arm, ...]:
     objective = json.dumps({"kind": "cumulative_halting", "ponder": scale.ponder, "entropy": 0.001, "min_steps": 1})
     return (
         Arm("per token", (*model, "model.halting=cumulative_token", f"objective={objective}")),
-        Arm("per sequence", (*model, "model.halting=cumulative_sequence", f"objective={objective}")),
+        Arm("per sequence", (*model, "model.halting=cumulative", f"objective={objective}")),
         Arm("q head", model),
     )
 

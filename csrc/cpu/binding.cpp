@@ -85,41 +85,19 @@ class NativeModel : public torch::CustomClassHolder {
     executor_.set_heads(std::move(heads));
   }
 
-  // Returns what was seen.
+  // Returns what was seen: logits [B, L, N], answers [B, S], finite [B], change [B].
   std::vector<Tensor> act_step(const std::vector<Tensor>& latents, const Tensor& x) {
-    std::vector<Tensor> found = empty_like(x);
-    executor_.act_step(pointers(latents, x), data(x, "x"), x.size(0), x.size(1), seen(found));
-    return found;
-  }
-
-  // Returns (steps [B], reason [B]) and what was seen in the last step of each sample.
-  std::tuple<Tensor, Tensor, std::vector<Tensor>> solve(const std::vector<Tensor>& latents, const Tensor& x, i64 policy,
-                                                        bool mean_pool, i64 min_steps, i64 max_steps,
-                                                        double tolerance) {
-    const i64 B = x.size(0);
-    Tensor steps = at::empty({B}, at::kLong), reason = at::empty({B}, at::kLong);
-    std::vector<Tensor> found = empty_like(x);
-    const rtm::Halting halting{static_cast<rtm::Halting::Policy>(policy), mean_pool, min_steps, max_steps,
-                               static_cast<float>(tolerance)};
-    executor_.solve(pointers(latents, x), data(x, "x"), B, x.size(1), halting,
-                    {steps.mutable_data_ptr<i64>(), reason.mutable_data_ptr<i64>()}, seen(found));
-    return {steps, reason, found};
+    const rtm::PackedHeads& heads = executor_.heads();
+    const i64 B = x.size(0), L = x.size(1), S = heads.tokens ? L - heads.prefix : 0;
+    const std::vector<Tensor> t{at::empty({B, L, heads.N}, at::kFloat), at::empty({B, S}, at::kInt),
+                                at::empty({B}, at::kBool), at::empty({B}, at::kFloat)};
+    executor_.act_step(pointers(latents, x), data(x, "x"), B, L,
+                       {t[0].mutable_data_ptr<float>(), t[1].mutable_data_ptr<std::int32_t>(),
+                        t[2].mutable_data_ptr<bool>(), t[3].mutable_data_ptr<float>()});
+    return t;
   }
 
  private:
-  // logits [B, L, N], answers [B, S], finite [B], change [B]
-  std::vector<Tensor> empty_like(const Tensor& x) const {
-    const rtm::PackedHeads& heads = executor_.heads();
-    const i64 B = x.size(0), L = x.size(1), S = heads.tokens ? L - heads.prefix : 0;
-    return {at::empty({B, L, heads.N}, at::kFloat), at::empty({B, S}, at::kInt), at::empty({B}, at::kBool),
-            at::empty({B}, at::kFloat)};
-  }
-
-  static rtm::Seen seen(const std::vector<Tensor>& t) {
-    return {t[0].mutable_data_ptr<float>(), t[1].mutable_data_ptr<std::int32_t>(), t[2].mutable_data_ptr<bool>(),
-            t[3].mutable_data_ptr<float>()};
-  }
-
   std::vector<float*> pointers(const std::vector<Tensor>& latents, const Tensor& x) const {
     TORCH_CHECK(static_cast<i64>(latents.size()) == executor_.latents(), "one tensor for each latent is needed");
     TORCH_CHECK(x.dim() == 3 && x.size(2) == executor_.hidden_size(), "x must be [B, L, D]");
@@ -261,8 +239,7 @@ TORCH_LIBRARY(rtm_kernels_native, m) {
       .def("add_step", &NativeModel::add_step)
       .def("set_heads", &NativeModel::set_heads)
       .def("run", &NativeModel::run)
-      .def("act_step", &NativeModel::act_step)
-      .def("solve", &NativeModel::solve);
+      .def("act_step", &NativeModel::act_step);
   m.class_<SymmetricModel>("SymmetricModel")
       .def(torch::init<const std::string&, const std::vector<i64>&, i64, double>())
       .def("add_step", &SymmetricModel::add_step)

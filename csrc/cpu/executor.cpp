@@ -1,13 +1,31 @@
 #include "executor.h"
 
-#include "halting.h"
-
 #include <ATen/Parallel.h>
 
-#include <algorithm>
 #include <atomic>
 
 namespace rtm {
+
+namespace {
+
+bool all_finite(const float* y, i64 n) {
+  bool finite = true;
+  for (i64 i = 0; i < n; ++i) finite &= std::isfinite(y[i]);
+  return finite;
+}
+
+// |y - previous| / |y|
+double relative_change(const float* y, const float* previous, i64 n) {
+  double change = 0, size = 0;
+  for (i64 i = 0; i < n; ++i) {
+    const double difference = static_cast<double>(y[i]) - previous[i];
+    change += difference * difference;
+    size += static_cast<double>(y[i]) * y[i];
+  }
+  return std::sqrt(change) / std::fmax(std::sqrt(size), 1e-30);
+}
+
+}  // namespace
 
 // One sample of one call: where it lives, and whether its threads work on it together (team) or on one each.
 struct Executor::Sample {
@@ -113,19 +131,10 @@ void Executor::run(const std::vector<float*>& latents, const float* x, i64 B, i6
 }
 
 void Executor::act_step(const std::vector<float*>& latents, const float* x, i64 B, i64 L, const Seen& seen) const {
-  for_each_sample(latents, x, B, L, [&](const Sample& s, i64 b) { step_sample(s, row_of(seen, b, L)); });
-}
-
-void Executor::solve(const std::vector<float*>& latents, const float* x, i64 B, i64 L, const Halting& halting,
-                     const Outcome& outcome, const Seen& seen) const {
+  const i64 positions = heads_.tokens ? L - heads_.prefix : 0;
   for_each_sample(latents, x, B, L, [&](const Sample& s, i64 b) {
-    solve_sample(s, halting, outcome.steps[b], outcome.reason[b], row_of(seen, b, L));
+    step_sample(s, {seen.logits + b * L * heads_.N, seen.answers + b * positions, seen.finite + b, seen.change + b});
   });
-}
-
-Seen Executor::row_of(const Seen& seen, i64 b, i64 L) const {
-  std::int32_t* answers = heads_.tokens ? seen.answers + b * (L - heads_.prefix) : nullptr;
-  return {seen.logits + b * L * heads_.N, answers, seen.finite + b, seen.change + b};
 }
 
 void Executor::step_sample(const Sample& s, const Seen& seen) const {
@@ -152,17 +161,6 @@ void Executor::read_heads(const Sample& s, float* logits) const {
   split_rows(s, [&](i64 first, i64 last, float* scratch) {
     kernels_->project(heads_.weight.view(), heads_.bias.get(), y, logits, D_, heads_.N, first, last, scratch);
   });
-}
-
-void Executor::solve_sample(const Sample& s, const Halting& h, i64& steps, i64& reason, const Seen& seen) const {
-  double accumulated = 0;
-  for (steps = 1;; ++steps) {
-    step_sample(s, seen);
-    const HaltingLogits q = halting_logits(h, seen.logits + heads_.tokens, s.L, heads_.N, heads_.N - heads_.tokens);
-    const bool wants = wants_to_halt(h, q, *seen.change, accumulated) && steps >= h.min_steps;
-    reason = !*seen.finite ? Outcome::non_finite : wants ? Outcome::halted : Outcome::max_steps;
-    if (reason != Outcome::max_steps || steps >= h.max_steps) return;
-  }
 }
 
 std::unique_ptr<Workspace> Executor::lease(i64 L, i64 threads) const {

@@ -30,28 +30,12 @@ struct Workspace {
   std::vector<Buffer> query, key, value, mixed, previous;
 };
 
-// When a sample stops between two passes of the program: `ops/halting/reference.py` with one unit per sample.
-struct Halting {
-  enum Policy : i64 { fixed, q, q_continue, settle, cumulative_sequence };
-  Policy policy;
-  bool mean_pool;  // the mean of the halting logits over L instead of those of the first position
-  i64 min_steps, max_steps;
-  float tolerance;  // of settle
-};
-
 // What an ACT step leaves of each sample beside its latents.
 struct Seen {
   float* logits;          // [B, L, N] of the heads
   std::int32_t* answers;  // [B, L - prefix], the largest logit of the vocabulary; not written without one
   bool* finite;           // [B], whether latents and logits are
   float* change;          // [B], |y - y before| / |y| of the output latent
-};
-
-// What became of each sample.
-struct Outcome {
-  enum Reason : i64 { max_steps, halted, non_finite };
-  i64* steps;   // [B]
-  i64* reason;  // [B]
 };
 
 // What reads the output latent of an ACT step at every position: N logits, of them first `tokens` of the vocabulary,
@@ -81,16 +65,10 @@ class Executor {
   // The whole tape, then the heads.
   void act_step(const std::vector<float*>& latents, const float* x, i64 B, i64 L, const Seen& seen) const;
 
-  // ACT steps of each sample until its policy halts it; a thread that is done with a sample takes the next one.
-  void solve(const std::vector<float*>& latents, const float* x, i64 B, i64 L, const Halting& halting,
-             const Outcome& outcome, const Seen& seen) const;
-
  private:
   struct Sample;
   template <class F>
   void for_each_sample(const std::vector<float*>& latents, const float* x, i64 B, i64 L, const F& f) const;
-  Seen row_of(const Seen& seen, i64 b, i64 L) const;
-  void solve_sample(const Sample& sample, const Halting& halting, i64& steps, i64& reason, const Seen& seen) const;
   void step_sample(const Sample& sample, const Seen& seen) const;
   void read_heads(const Sample& sample, float* logits) const;
   void run_sample(const Sample& sample, i64 begin, i64 end) const;

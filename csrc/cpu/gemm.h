@@ -2,9 +2,6 @@
 // is, so a row has the same bits in every tiling.
 #pragma once
 
-#include <array>
-#include <utility>
-
 #include "simd.h"
 
 namespace rtm::RTM_ISA {

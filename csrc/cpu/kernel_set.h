@@ -1,8 +1,6 @@
 // The kernel set of the instruction set named by RTM_ISA, as the executor sees it.
 #pragma once
 
-#include <algorithm>
-
 #include "attention.h"
 
 #ifndef RTM_FORMAT

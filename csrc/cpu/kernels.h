@@ -6,7 +6,12 @@
 // Activations that are a left operand have the `rows` layout too, as one tile: [K / W][rows][W].
 #pragma once
 
+#include <algorithm>  // all that a kernel set needs, compiled before it names its instructions
+#include <array>
+#include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <utility>
 #include <vector>
 
 namespace rtm {

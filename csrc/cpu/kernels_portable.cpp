@@ -2,12 +2,6 @@
 #include <arm_neon.h>
 #endif
 
-#include <algorithm>
-#include <array>
-#include <cmath>
-#include <cstring>
-#include <utility>
-
 #define RTM_ISA portable
 #define RTM_NAME "portable"
 #define RTM_WIDTH 4

@@ -2,8 +2,6 @@
 // written out and contraction is off, so an expression has the same bits wherever the compiler puts it.
 #pragma once
 
-#include <cstring>
-
 #include "kernels.h"
 
 #define RTM_INLINE_MEMBER inline __attribute__((always_inline))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rtm_kernels.cli.labelled import Labelled
     from rtm_kernels.data.arc_vote import Votes
     from rtm_kernels.engine import Measurement, Solver
-    from rtm_kernels.engine.slots import Finished
+    from rtm_kernels.engine.samples import Finished
 
 
 @with_solver_options()

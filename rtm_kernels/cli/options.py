@@ -40,7 +40,8 @@ MinSteps = Annotated[int, typer.Option(help="Fewest ACT steps per puzzle.", meta
 Halt = Annotated[
     str,
     typer.Option(
-        help="When a puzzle stops: verified (the rules confirm its answer), q[=P], settle[=N or N/TOL], cumulative, "
+        help="When a puzzle stops: verified (the rules confirm its answer), q[=P], q_continue[=P], "
+        "settle[=N or N/TOL], cumulative, "
         "cumulative_token, several joined by +, or fixed (always all steps).",
         metavar="POLICY", rich_help_panel=HALTING,
     ),

@@ -21,11 +21,27 @@ from rtm_kernels.recursion.persistent.executor import why_not as why_not_persist
 from rtm_kernels.recursion.tape import why_not_program
 
 Latents = dict[str, Tensor]
-Run = Callable[[Mapping[str, Tensor], Tensor], Latents]
-"""One pass of the model's program: latents and x [B, L, D] to the new latents."""
 
 
-Act = Callable[[Mapping[str, Tensor], Tensor], tuple[Latents, Tensor, Tensor | None]]
+class ActStep(NamedTuple):
+    """What one ACT step found: latents [B, L, D], at least the carried ones and the output, and of each sample
+
+    logits [B, seq_len, V] of the tokens, and q float32 [B, 2] of the halting head, None without one. What an executor
+    leaves None of the others, halting computes from these: answers int32 [B, seq_len], the first of the largest
+    logits; finite bool [B], False where a latent, a logit or q is NaN or infinite; change float32 [B], |dy| / |y| of
+    the output latent; token_q float32 [B, L, 2], the halting head at every position.
+    """
+
+    latents: Latents
+    logits: Tensor
+    q: Tensor | None
+    answers: Tensor | None = None
+    finite: Tensor | None = None
+    change: Tensor | None = None
+    token_q: Tensor | None = None
+
+
+Act = Callable[[Mapping[str, Tensor], Tensor], ActStep]
 """One ACT step, see `Executor.step`."""
 
 
@@ -40,32 +56,35 @@ class Executor(Protocol):
         """`step` as launches that a CUDA graph may record, or None when the host takes part in it."""
         ...
 
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
-        """One ACT step on the batch: latents and x [B, L, D] to (latents, logits [B, seq_len, V], q [B, 2] or None).
-
-        The latents given are not modified; those returned hold at least the carried ones and the output.
-        """
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
+        """One ACT step from latents and x [B, L, D]; the latents given are not modified."""
         ...
 
 
 class ProgramExecutor:
-    """An executor of programs, followed by the model's heads."""
+    """The program op by op, with `stacks` as `reference.run` takes them, followed by the model's heads."""
 
     batch_invariant = False
 
-    def __init__(self, name: str, model: RecursiveReasoner, run: Run, records: bool = False) -> None:
-        self.name, self._model, self._run, self._records = name, model, run, records
+    def __init__(
+        self, name: str, model: RecursiveReasoner, stacks: Mapping[str, reference.ApplyStack], records: bool = False
+    ) -> None:
+        self.name, self._model, self._stacks, self._records = name, model, stacks, records
 
     @property
     def recorded(self) -> Act | None:
         """See `Executor.recorded`."""
-        return self.step if self._records else None
+        return self._launch if self._records else None
 
     @ranged("ACT step")
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         """See `Executor.step`."""
-        values = self._run(latents, x)
-        return values, *self._model.heads(values[self._model.program.output])
+        return self._launch(latents, x)
+
+    @torch.no_grad()
+    def _launch(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
+        values = reference.run(self._model.program, latents, x, self._stacks)
+        return ActStep(values, *self._model.heads(values[self._model.program.output]))
 
 
 class Native:
@@ -79,13 +98,17 @@ class Native:
             for stack in model.config.layers
         }
         self.name, self._has_q = name, model.config.has_q_head
+        self._carries_output = model.program.output in model.program.carried
         self._executor = native.NativeExecutor(model.program, stacks, _head_weights(model), precision=precision)
 
     @ranged("ACT step")
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         """See `Executor.step`."""
         found = self._executor.step(latents, x)
-        return found.latents, found.logits, found.halting[:, 0] if self._has_q else None
+        return ActStep(
+            found.latents, found.logits, found.halting[:, 0] if self._has_q else None, found.answers, found.finite,
+            found.change if self._carries_output else None, found.halting if self._has_q else None,
+        )  # fmt: skip
 
 
 class Symmetric:
@@ -99,58 +122,69 @@ class Symmetric:
         self._heads = native.NativeExecutor(model.program[:0], {}, heads=_head_weights(model))
 
     @ranged("ACT step")
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         """See `Executor.step`."""
         values = {**latents, **self._program.run(latents, x)}
         found = self._heads.step({self._output: values[self._output]}, x)
-        return values, found.logits, found.halting[:, 0] if self._has_q else None
+        q = found.halting if self._has_q else None
+        return ActStep(values, found.logits, None if q is None else q[:, 0], found.answers, token_q=q)
 
 
-class GraphExecutor:
+class Persistent:
+    """Program, halting head and the change of the output latent in one launch of the persistent kernel."""
+
+    name, batch_invariant = "persistent", False
+
+    def __init__(self, model: RecursiveReasoner) -> None:
+        head = (model.q_head.weight, model.q_head.bias) if model.config.has_q_head else None
+        self._model = model
+        self._executor = PersistentExecutor(model.program, _modules(model), model.dtype, head)
+
+    @property
+    def recorded(self) -> Act:
+        """See `Executor.recorded`."""
+        return self.step
+
+    @ranged("ACT step")
+    @torch.no_grad()
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
+        """See `Executor.step`."""
+        latents, q, change = self._executor.run(latents, x)
+        logits = self._model.token_logits(latents[self._model.program.output])
+        return ActStep(latents, logits, None if q is None else q[:, 0], change=change, token_q=q)
+
+
+class GraphExecutor(ProgramExecutor):
     """The fused ops and the heads of a whole ACT step, captured once per batch bucket and replayed.
 
     Weights are read where they lie. A batch beyond the largest bucket runs in parts. `capture` is that of
     `recursion.graph.GraphRunner`.
     """
 
-    name, batch_invariant = "graph", False
-
     def __init__(self, model: RecursiveReasoner, capture: graph.Capture | None = None) -> None:
-        self._model, self._capture = model, capture
-        self._stacks = fused.stacks_of(_modules(model), model.cos_sin())
+        super().__init__("graph", model, fused.stacks_of(_modules(model), model.cos_sin()), records=True)
+        self._capture = capture
         self._runner: graph.GraphRunner | None = None
 
-    @property
-    def recorded(self) -> Act:
-        """The fused ops and the heads, as every graph records them."""
-        return self._act_step
-
     @ranged("ACT step")
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         """See `Executor.step`."""
-        carried = {name: latents[name] for name in self._model.program.carried}
+        program = self._model.program
+        carried = {name: latents[name] for name in program.carried}
         parts = zip(*(t.split(graph.BUCKETS[-1]) for t in (x, *carried.values())), strict=True)
         found = [self._part(part[0], dict(zip(carried, part[1:], strict=True))) for part in parts]
         whole = found[0] if len(found) == 1 else {name: torch.cat([part[name] for part in found]) for name in found[0]}
-        return {name: whole[name] for name in self._results()}, whole["logits"], whole.get("q")
+        results = dict.fromkeys((*program.carried, program.output))
+        return ActStep({name: whole[name] for name in results}, whole["logits"], whole.get("q"))
 
     def _part(self, x: Tensor, carried: Latents) -> graph.Tensors:
         if self._runner is None or len(x) > self._runner.buckets[-1]:
             self._runner = graph.GraphRunner(self._named, max_batch=max(1, len(x)), capture=self._capture)
         return self._runner({"x": x, **carried})
 
-    @torch.no_grad()
-    def _act_step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
-        values = reference.run(self._model.program, latents, x, self._stacks)
-        return {name: values[name] for name in self._results()}, *self._model.heads(values[self._model.program.output])
-
     def _named(self, inputs: graph.Tensors) -> graph.Tensors:
-        latents, logits, q = self._act_step(inputs, inputs["x"])
-        return {**latents, "logits": logits, **({} if q is None else {"q": q})}
-
-    def _results(self) -> tuple[str, ...]:
-        program = self._model.program
-        return tuple(dict.fromkeys((*program.carried, program.output)))
+        step = self._launch({name: inputs[name] for name in self._model.program.carried}, inputs["x"])
+        return {**step.latents, "logits": step.logits, **({} if step.q is None else {"q": step.q})}
 
 
 class ByBatch:
@@ -169,7 +203,7 @@ class ByBatch:
             return None
         return lambda latents, x: self._path(acts, len(x))(latents, x)
 
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         """See `Executor.step`."""
         return self._path(self._paths, len(x)).step(latents, x)
 
@@ -195,20 +229,11 @@ def _modules(model: RecursiveReasoner) -> dict[str, torch.nn.Module]:
 
 
 def _reference(model: RecursiveReasoner) -> Executor:
-    return ProgramExecutor(
-        "reference", model, lambda latents, x: reference.run(model.program, latents, x, model.stacks())
-    )
+    return ProgramExecutor("reference", model, model.stacks())
 
 
 def _triton(model: RecursiveReasoner) -> Executor:
-    stacks = fused.stacks_of(_modules(model), model.cos_sin())
-    run: Run = lambda latents, x: reference.run(model.program, latents, x, stacks)  # noqa: E731
-    return ProgramExecutor("triton", model, run, records=True)
-
-
-def _persistent(model: RecursiveReasoner) -> Executor:
-    run = PersistentExecutor(model.program, _modules(model), model.dtype).run
-    return ProgramExecutor("persistent", model, run, records=True)
+    return ProgramExecutor("triton", model, fused.stacks_of(_modules(model), model.cos_sin()), records=True)
 
 
 def _native(precision: str) -> Backend:
@@ -247,7 +272,7 @@ def _why_not_persistent(model: RecursiveReasoner) -> str | None:
 EXECUTORS: dict[str, Backend] = {
     "symmetric": Backend(Symmetric, symmetric.why_not),
     "native": _native("float32"),
-    "persistent": Backend(_persistent, _why_not_persistent),
+    "persistent": Backend(Persistent, _why_not_persistent),
     "graph": Backend(GraphExecutor, _why_not_graph),
     "triton": Backend(_triton, _why_not_triton),
     "reference": Backend(_reference, lambda model: None),

@@ -8,6 +8,7 @@ that works in place and never waits for the device.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.data.task import PAD
-from rtm_kernels.engine.slots import Sample
+from rtm_kernels.engine.samples import Sample
 from rtm_kernels.model import RecursiveReasoner
 
 FIRST, EVERY, RETURN = 3, 1, 2
@@ -89,6 +90,41 @@ class Guesses:
         _put(x, due, self.model.embed(given, identifier))
 
 
+class Noise:
+    """Noise on the latents of samples in `capacity` slots: `rows` [capacity, 2] int32, a seed and the deviation."""
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        self.rows = torch.zeros(capacity, 2, dtype=torch.int32, device=device)
+
+    @property
+    def buffers(self) -> tuple[Tensor, ...]:
+        """All that belongs to a sample."""
+        return (self.rows,)
+
+    @staticmethod
+    def fresh(samples: Sequence[Sample]) -> np.ndarray:
+        """The rows of new samples."""
+        deviations = np.array([s.noise for s in samples], dtype=np.float32).view(np.int32)
+        return np.stack([np.array([s.seed & SEED_MASK for s in samples], dtype=np.int32), deviations], 1)
+
+    def added(self, steps: Tensor, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The latents [n, L, D] of the first n slots with noise added, drawn from seed, `steps` [n] taken, and place.
+
+        A draw is the sum of twelve uniform numbers, less their mean: a normal one but for its tails beyond 6, by exact
+        operations alone, so that its bits depend neither on the batch nor on the device.
+        """
+        seed, deviation = self.rows[: len(steps), 0], self.rows[: len(steps), 1].view(torch.float32)
+        found = {}
+        for number, (name, latent) in enumerate(latents.items()):
+            total = torch.zeros((), dtype=torch.int64, device=latent.device)
+            for draw in range(6):
+                h = hashed(seed, steps, latent.shape[1:], 1 + 6 * number + draw)
+                total = total + (h >> 16) + (h & 0xFFFF)
+            normal = (total - 6 * 0xFFFF).double() * 2.0**-16
+            found[name] = latent + (deviation[:, None, None] * normal).to(latent.dtype)
+        return found
+
+
 def _put(rows: Tensor, where: Tensor, values: Tensor) -> None:
     """In place: `values` in the rows, or the elements, where bool `where` [n] or [n, S] holds."""
     where = where.reshape(*where.shape, *[1] * (rows.dim() - where.dim()))
@@ -97,10 +133,16 @@ def _put(rows: Tensor, where: Tensor, values: Tensor) -> None:
 
 def gumbel(seed: Tensor, step: Tensor, shape: Sequence[int]) -> Tensor:
     """Gumbel noise [n, *shape] in float64, each number a hash of its seed [n], step [n] and place."""
-    place = torch.arange(int(np.prod(shape)), device=seed.device)
-    h = _hash(seed.long() ^ (step.long() << 20))[:, None] ^ (place * 2 + 1)
-    uniform = (_hash(h).double() + 0.5) / 2**32
-    return -torch.log(-torch.log(uniform)).reshape(-1, *shape)
+    uniform = (hashed(seed, step, shape).double() + 0.5) / 2**32
+    return -torch.log(-torch.log(uniform))
+
+
+def hashed(seed: Tensor, step: Tensor, shape: Sequence[int], draw: int = 0) -> Tensor:
+    """Uniform numbers [n, *shape] of 32 bits in int64, each a hash of its seed [n], step [n], place and draw."""
+    place = torch.arange(math.prod(shape), device=seed.device)
+    h = _hash(seed.long() ^ (step.long() << 20))
+    h = _hash(h + draw) if draw else h
+    return _hash(h[:, None] ^ (place * 2 + 1)).reshape(-1, *shape)
 
 
 def _hash(h: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from rtm_kernels.data.task import PAD, Task
-from rtm_kernels.engine.policy import HaltingPolicy
-from rtm_kernels.engine.slots import Finished, Sample, Slots
+from rtm_kernels.engine.samples import Finished, Sample
+from rtm_kernels.engine.slots import Slots
 from rtm_kernels.errors import one_of, require
+from rtm_kernels.ops.halting.policy import HaltingPolicy
 
 MAX_ROLLOUTS = 4096
 

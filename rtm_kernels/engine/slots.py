@@ -2,184 +2,315 @@
 
 from __future__ import annotations
 
-import math
+import time
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rtm_kernels.data.task import PAD
-from rtm_kernels.engine.executor import Executor
-from rtm_kernels.engine.tracker import Observation, Tracker, Verify, on_host
+from rtm_kernels.engine.executor import ActStep, Executor
+from rtm_kernels.engine.guesses import Guesses, Noise
+from rtm_kernels.engine.observer import Observer, Step
+from rtm_kernels.engine.samples import Finished, Sample, Verify, finish, probability
+from rtm_kernels.errors import require
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.ops.halting.reference import halting_logits, relative_change
+from rtm_kernels.ops.halting.api import halting_step_
+from rtm_kernels.ops.halting.policy import HaltingPolicy
+from rtm_kernels.ops.halting.reference import Outputs, relative_change
+from rtm_kernels.ops.halting.state import STAYS, SlotStates, on_host
+from rtm_kernels.recursion import conditional
+from rtm_kernels.recursion.graph import BUCKETS, Capture, CudaGraphs
+from rtm_kernels.recursion.queue.runner import HaltingQueue
+from rtm_kernels.recursion.queue.schedule import Moved
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One encoded puzzle: tokens [seq_len] and what the caller recognises it by.
+class Slots:
+    """`capacity` slots; a step runs all occupied ones as one batch, in place.
 
-    Before each step, noise * N(0, 1) is added to its carried latents, drawn from `seed` and the step alone.
-    With an `open_token` positions of that token are guessed from the same (`guesses`). `max_steps` takes the place of
-    the policy's cap.
+    Free slots take new samples, lowest first; those still free at the next step are closed by moving the others up, in
+    order, so that the batch shrinks. With `fixed_shape` the batch always has `capacity` rows, which keeps the shapes of
+    every step, and so the rounding of a sample, independent of how many others there are.
+
+    On a CUDA device the ACT step, the decision who leaves and the exchange of samples are captured
+    (`recursion.queue`): after a launch the host reads one counter and, if samples finished, their rows in one copy.
+    Elsewhere, and with an observer, the same code runs eagerly. Under `verified` the host also reads all answers that
+    changed in one copy, and writes what the verifier says of them in another. A sample gets the same answer after the
+    same steps either way, whoever else is there.
+
+    Args:
+        ahead: how many more samples wait in device memory; only where steps are captured. With it one launch takes
+            many steps where it can (`conditional.why_not`): it is for callers that neither prefer nor evict samples.
+        kind: what samples may do beside: `guesses` or `noise`, see `Rollouts`.
+        observer: called with every step of every sample, in slot order.
+        capture: the recorder; by default CUDA graphs on a CUDA device, and nothing is captured elsewhere.
+        impl: of the halting step and of the exchange of samples.
     """
 
-    key: Any
-    tokens: np.ndarray
-    puzzle_identifier: int = 0
-    noise: float = 0.0
-    seed: int = 0
-    open_token: int = PAD
-    max_steps: int | None = None
+    @torch.inference_mode(False)
+    def __init__(
+        self,
+        model: RecursiveReasoner,
+        executor: Executor,
+        policy: HaltingPolicy,
+        verify: Verify,
+        capacity: int,
+        fixed_shape: bool = False,
+        ahead: int = 0,
+        kind: str = "",
+        *,
+        observer: Observer | None = None,
+        capture: Capture | None = None,
+        impl: str = "auto",
+    ) -> None:
+        config, device = model.config, model.device
+        self.recipe = executor, policy, verify, capacity, fixed_shape, ahead, kind
+        """What slots of one model are made of; those of equal recipes are interchangeable when empty."""
+        self.model, self.executor, self.policy, self.verify = model, executor, policy, verify
+        self.capacity, self.fixed_shape, self.observer, self._impl = capacity, fixed_shape, observer, impl
+        recorded = executor.recorded if observer is None else None
+        if recorded is not None and capture is None and device.type == "cuda":
+            capture = CudaGraphs(device)
+        self.captured = recorded is not None and capture is not None
+        """Whether steps are captured."""
+        self._act = recorded if self.captured and recorded is not None else executor.step
+        self._held = held = capacity + (ahead if self.captured else 0)
+        self.states = states = SlotStates(policy, capacity, config.seq_len, config.prefix_len, device)
 
-    def limit(self, cap: int) -> int:
-        """Its own cap, else that of the policy."""
-        return cap if self.max_steps is None else self.max_steps
+        def rows(count: int, *shape: int, like: Tensor) -> Tensor:
+            return torch.zeros(count, *shape, dtype=like.dtype, device=device)
 
-
-@dataclass(frozen=True)
-class Finished:
-    """A sample that left the batch. `answer` [seq_len] is None when it was not finite, or took no step.
-
-    `residual` is |dy| / |y| of its last step: large where the trajectory has not settled. `total_steps` counts the
-    steps of all `rollouts` of the puzzle.
-    """
-
-    key: Any
-    answer: np.ndarray | None
-    verified: bool
-    reason: str
-    steps: int
-    answer_step: int
-    halt_probability: float | None
-    residual: float | None
-    seconds: float
-    rollout: int = 0
-    total_steps: int = 0
-
-
-class Slots(Protocol):
-    """Slots over one latent buffer; a step runs all occupied ones as one batch.
-
-    `HostSlots` decides on the host who enters and leaves, `DeviceSlots` on the device. A sample gets the same answer
-    after the same steps in both.
-    """
+        self._initial = initial = {name: t.clone() for name, t in model.initial_latents(1).items()}
+        shape, like = (config.latent_len, config.hidden_size), torch.empty(0, dtype=model.dtype)
+        self._latents = {name: rows(capacity, *shape, like=t) for name, t in initial.items()}
+        self._x, self._embedded = (rows(n, *shape, like=like) for n in (capacity, held))
+        self._fresh, self._results = (rows(held, *states.rows[0].shape, like=states.rows) for _ in range(2))
+        self._entering = states.read(self._fresh)
+        self._guesses = Guesses(model, capacity) if kind == "guesses" else None
+        self._noise = Noise(capacity, device) if kind == "noise" else None
+        self._kind = self._guesses or self._noise
+        drawn = () if self._kind is None else self._kind.buffers  # all but the first are blank in new samples
+        new = [rows(1 if i else held, *buffer.shape[1:], like=buffer) for i, buffer in enumerate(drawn)]
+        self._fresh_drawn = new[:1]
+        self._alive = torch.zeros(capacity, dtype=torch.bool, device=device)
+        self._asked = rows(capacity + 1, 1 + config.seq_len, like=states.rows)
+        self._asking, self._place = rows(1, like=states.rows), rows(capacity, like=states.rows).long()
+        self._verdict = torch.zeros(capacity + 1, dtype=torch.bool, device=device)
+        self._asks = "verified" in policy.on
+        loops = isinstance(capture, CudaGraphs) and ahead > 0 and not self._asks and conditional.why_not() is None
+        self._queue = HaltingQueue(
+            (self._observe, self._decide) if self._asks else (self._observe_and_decide,),
+            self._alive,
+            [
+                *(Moved(self._latents[name], fresh) for name, fresh in initial.items()),
+                Moved(self._x, self._embedded),
+                Moved(states.rows, self._fresh, self._results if self.captured else None),
+                *(Moved(buffer, fresh) for buffer, fresh in zip(drawn, new, strict=True)),
+            ],
+            capacity=held,
+            buckets=(capacity,) if fixed_shape else (*(b for b in BUCKETS if b < capacity), capacity),
+            between=self._ask if self._asks else None,
+            loop="while" if loops else "poll",
+            limit=held * policy.max_steps,
+            impl=impl,
+            capture=capture if self.captured else None,
+        )
+        self._samples: dict[int, tuple[Sample, float]] = {}
+        self._unused, self._waiting = list(range(held))[::-1], deque[int]()
+        self._moved = False
 
     @property
     def free(self) -> int:
         """How many samples `admit` takes now."""
-        ...
+        return self._held - len(self._samples)
 
     @property
     def active(self) -> int:
-        """How many samples are here."""
-        ...
+        """How many samples are here; those that wait are counted."""
+        return len(self._samples)
 
     def admit(self, samples: Sequence[Sample]) -> None:
-        """Take samples, at most `free`: fresh latents, embedded input, zero steps."""
-        ...
+        """Take samples, at most `free`: fresh latents, embedded input, zero steps.
+
+        Errors: `InputError` for more than are free, and for noise or guesses in slots of another `kind`.
+        """
+        if not samples:
+            return
+        require(len(samples) <= self.free, "samples", len(samples), f"at most the {self.free} that are free")
+        for sample in samples:
+            may = self._noise is not None or sample.noise == 0
+            require(may, "noise", sample.noise, "0 in slots that were made without kind='noise'")
+            may = self._guesses is not None or sample.open_token == PAD
+            require(may, "open_token", sample.open_token, "padding in slots that were made without kind='guesses'")
+        cap, now, own = self.policy.max_steps, time.perf_counter(), []
+        for sample in samples:
+            number = self._unused.pop()
+            self._samples[number] = sample, now
+            self._waiting.append(number)
+            own.append((number, sample.puzzle_identifier, sample.limit(cap), *sample.tokens))
+        with self._queue.exclusive():
+            new = torch.from_numpy(np.array(own, dtype=np.int32)).to(self.model.device)
+            numbers = new[:, 0].long()
+            for name, fresh in self.model.initial_latents(1).items():
+                self._initial[name].copy_(fresh)  # weights may have been loaded since
+            self._embedded[numbers] = self.model.embed(new[:, 3:], new[:, 1])
+            self._fresh[numbers] = self.states.fresh
+            self._entering.sample[numbers] = new[:, 0]
+            self._entering.limit[numbers] = new[:, 2]
+            for fresh in self._fresh_drawn:
+                fresh[numbers] = torch.from_numpy(self._kind.fresh(samples)).to(self.model.device)  # type: ignore[union-attr]
+            self._queue.schedule.wait(self._waiting)
+            self._changed()
+
+    def _changed(self) -> None:
+        """Samples wait or have left: let those that wait enter, and the others move up; eagerly, before a step."""
+        if self.captured:
+            self._exchange()
+        else:
+            self._moved = True
+
+    def _exchange(self) -> None:
+        free = self.capacity - (self.active - len(self._waiting))
+        if free > 0:
+            self._queue.exchange()
+            self._entered(max(0, len(self._waiting) - free))
+
+    def _entered(self, waiting: int) -> None:
+        while len(self._waiting) > waiting:
+            self._waiting.popleft()
 
     def step(self) -> list[Finished]:
-        """One ACT step of every sample, or several; returns those that left."""
-        ...
+        """One ACT step of every sample, or several; returns those that finished, step by step in slot order."""
+        if not self._samples:
+            return []
+        with self._queue.exclusive():
+            if not self.captured:
+                return self._eager()
+            active = self.active - len(self._waiting)
+            smaller = max(bucket for bucket in (0, *self._queue.buckets) if bucket < active)
+            counts = self._queue.launch(active, floor=smaller if self.free else self.capacity - 1)
+            self._entered(counts.waiting)
+            return self._finish(self._results[: counts.finished].cpu()) if counts.finished else []
+
+    def _eager(self) -> list[Finished]:
+        if self._moved:
+            self._exchange()
+        n = self.capacity if self.fixed_shape else self.active
+        self._queue.run(n)
+        finished = self._take(~self._alive[:n] & (self._queue.schedule.owner[:n] >= 0))
+        self._moved = bool(finished)
+        return finished
 
     def tighten(self, key: Any, max_steps: int) -> None:
         """Lower the cap of the sample of `key`, if it is here: it leaves with the next step that reaches it."""
-        ...
+        for number in self._numbers_of(key):
+            with self._queue.exclusive():
+                limit, mine = self.states.first(self.capacity).limit, self._queue.schedule.owner == number
+                limit.copy_(torch.where(mine, limit.clamp(max=max_steps), limit))
+                self._entering.limit[number : number + 1].clamp_(max=max_steps)
 
     def evict(self, key: Any, reason: str) -> Finished | None:
         """Take the sample of `key` out with its best answer so far; None when it is not here."""
-        ...
+        for number in self._numbers_of(key):
+            with self._queue.exclusive():
+                if number in self._waiting:
+                    self._waiting.remove(number)
+                    self._queue.schedule.wait(self._waiting)
+                    return self._finish(self._fresh[number : number + 1].cpu(), reason)[0]
+                finished = self._take(self._queue.schedule.owner == number, reason)
+                self._changed()
+                return finished[0]
+        return None
 
+    def _numbers_of(self, key: Any) -> list[int]:
+        return [number for number, (sample, _) in self._samples.items() if sample.key == key]
 
-def observation(
-    model: RecursiveReasoner,
-    executor: Executor,
-    tracker: Tracker,
-    before: Mapping[str, Tensor],
-    after: Mapping[str, Tensor],
-    logits: Tensor,
-    q: Tensor | None,
-) -> Observation:
-    """What the ACT step from the latents `before` to `after` showed, with no wait for the device."""
-    finite = torch.isfinite(_peak(logits))
-    for name in before:
-        finite = finite & torch.isfinite(_peak(after[name]))
-    if q is not None:
-        finite = finite & torch.isfinite(q).all(-1)
-    output, tokens = model.program.output, None
-    if tracker.positions:
-        head = model.q_head
-        apart = after[output].split(1) if executor.batch_invariant else (after[output],)
-        tokens = torch.cat([halting_logits(part, head.weight, head.bias, "token") for part in apart])
-    compares = model.config.halting == "q_continue"
-    return Observation(
-        answers=logits.argmax(-1).to(torch.int32),
-        finite=finite,
-        halt_logits=None if q is None else _halting(q, compares).float(),
-        change=relative_change(after[output], before[output]).float() if output in before else None,
-        token_logits=None if tokens is None else _halting(tokens, compares).float(),
-    )
+    def _take(self, leaving: Tensor, reason: str | None = None) -> list[Finished]:
+        """Empty the slots where bool leaving [n] holds; the host waits for it."""
+        slots = leaving.nonzero()[:, 0]
+        rows = self.states.rows[slots].cpu()
+        self._queue.schedule.owner[slots] = -1
+        return self._finish(rows, reason) if len(rows) else []
 
+    def _observe(self, n: int) -> None:
+        """An ACT step of the first n slots, and the answers that the verifier has to see, one after the other."""
+        latents = {name: t[:n] for name, t in self._latents.items()}
+        at = self.states.first(n)
+        step = self._act(latents if self._noise is None else self._noise.added(at.steps, latents), self._x[:n])
+        if self._noise is not None:
+            step = step._replace(change=None)  # it counts from the latents without noise
+        sums = self.observer is not None
+        halting_step_(at, self.policy, self._outputs(latents, step), sums=sums, impl=self._impl)
+        changes = {name: relative_change(step.latents[name], t) for name, t in latents.items()} if sums else {}
+        for name, buffer in latents.items():
+            buffer.copy_(step.latents[name])
+        if self._guesses is not None:
+            self._guesses.take(at.steps, step.logits, latents, self._x[:n])
+        if self._asks:
+            asks = (at.asks != 0) & (self._queue.schedule.owner[:n] >= 0)
+            place = (asks.cumsum(0) - 1).masked_fill(~asks, self.capacity)  # a row that nobody reads
+            self._place[:n].copy_(place)
+            self._asked[place] = torch.cat([at.sample[:, None], at.answers], 1)
+            self._asking.copy_(asks.sum())
+        if self.observer is not None:
+            self._report(self.observer, n, step.q, changes)
 
-def _halting(q: Tensor, compares: bool) -> Tensor:
-    return q[..., 0] - q[..., 1] if compares else q[..., 0]
+    def _outputs(self, before: Mapping[str, Tensor], step: ActStep) -> Outputs:
+        """The step as the halting op reads it."""
+        config, output, after = self.model.config, self.model.program.output, step.latents
+        head = (self.model.q_head.weight, self.model.q_head.bias) if config.has_q_head else None
+        others = tuple(after[name] for name in before if name != output)
+        return Outputs(
+            step.logits, step.q, after[output], before.get(output), others, head, config.halting == "q_continue",
+            step.answers, step.finite, step.change, step.token_q,
+        )  # fmt: skip
 
+    def _ask(self) -> None:
+        """The verifier's part, on the host: one counter, and one copy each way when an answer has changed."""
+        count = int(self._asking)
+        if count:
+            asked = self._asked[:count].cpu().numpy()
+            inputs = np.stack([self._samples[number][0].tokens for number in asked[:, 0].tolist()])
+            self._verdict[:count].copy_(torch.from_numpy(self.verify(inputs, asked[:, 1:])))
 
-def _peak(values: Tensor) -> Tensor:
-    """Largest magnitude of each sample [B], which is NaN or infinite when one of its values is."""
-    return torch.linalg.vector_norm(values.flatten(1), ord=math.inf, dim=1)
+    def _decide(self, n: int) -> None:
+        at = self.states.first(n)
+        halting_step_(at, self.policy, None, self._verdict[self._place[:n]], impl=self._impl)
+        self._alive[:n].copy_(at.reason == STAYS)
 
+    def _observe_and_decide(self, n: int) -> None:
+        self._observe(n)
+        self._alive[:n].copy_(self.states.first(n).reason == STAYS)
 
-def finish(
-    tracker: Tracker,
-    verify: Verify,
-    rows: Tensor,
-    samples: Sequence[Sample],
-    seconds: Sequence[float],
-    reason: str | None = None,
-) -> list[Finished]:
-    """What the samples leave with that had the tracker's rows [k, W], which are on the host by now.
-
-    A sample answers with its confirmed answer; when no signal of the policy ended it, with the one the head was most
-    sure of, the latest among equals; else with its last one, and always with that where tokens halt on their own.
-    """
-    at = on_host(tracker.read(rows))
-    on = tracker.policy.on
-    reasons = [reason or tracker.reasons[which] for which in at.reason]
-    answered = [k for k, why in enumerate(reasons) if why != "non_finite" and at.steps[k]]
-    ended = [why in on or not on or "cumulative_token" in on for why in reasons]
-    last = [ended[k] and not at.verified[k] for k in range(len(samples))]
-    answers = {k: (at.answers if last[k] else at.best)[k].copy() for k in answered}
-    verified = {k: bool(at.verified[k]) for k in answered}
-    if answered and "verified" not in on:
-        inputs = np.stack([samples[k].tokens for k in answered])
-        verified = dict(zip(answered, verify(inputs, np.stack(list(answers.values()))).tolist(), strict=True))
-    finished = []
-    for k, sample in enumerate(samples):
-        steps, residual, logit = int(at.steps[k]), float(at.residual[k]), math.nan
-        if k in answers:
-            logit = float((at.logit if last[k] else at.best_logit)[k])
-        finished.append(
-            Finished(
-                key=sample.key,
-                answer=answers.get(k),
-                verified=verified.get(k, False),
-                reason=reasons[k],
-                steps=steps,
-                answer_step=int((at.steps if last[k] else at.best_step)[k]) if k in answers else 0,
-                halt_probability=None if math.isnan(logit) else probability(logit),
-                residual=None if k not in answers or math.isnan(residual) else residual,
-                seconds=seconds[k],
-                total_steps=steps,
+    def _report(self, observer: Observer, n: int, q: Tensor | None, changes: Mapping[str, Tensor]) -> None:
+        now, head = time.perf_counter(), None if q is None else q.tolist()
+        rows = self.states.read(self.states.rows[:n].cpu())
+        sums = rows.token_accumulated.amin(1) if self.states.positions else rows.accumulated
+        change, at = {name: t.tolist() for name, t in changes.items()}, on_host(rows)
+        for slot in (self._queue.schedule.owner[:n] >= 0).nonzero()[:, 0].tolist():
+            sample, since = self._samples[int(at.sample[slot])]
+            observer(
+                Step(
+                    key=sample.key,
+                    number=int(at.steps[slot]),
+                    answer=at.answers[slot].copy(),
+                    finite=bool(at.finite[slot]),
+                    q=None if head is None else tuple(head[slot]),
+                    halt_probability=None if head is None else probability(at.logit[slot]),
+                    accumulated=float(sums[slot]),
+                    change={name: values[slot] for name, values in change.items()},
+                    active=self.active,
+                    seconds=now - since,
+                )
             )
-        )
-    return finished
 
-
-def probability(logit: float) -> float:
-    """1 / (1 + exp(-logit)), without overflow."""
-    return float(np.exp(-np.logaddexp(0, -logit)))
+    def _finish(self, rows: Tensor, reason: str | None = None) -> list[Finished]:
+        """What the samples of these rows of the states, on the host by now, leave with; their numbers are free."""
+        at, now = self.states.read(rows), time.perf_counter()
+        numbers = at.sample.tolist()
+        samples, since = zip(*(self._samples.pop(number) for number in numbers), strict=True)
+        self._unused.extend(numbers)
+        return finish(self.states, at, samples, [now - t for t in since], self.verify, reason)

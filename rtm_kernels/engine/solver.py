@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -11,26 +10,19 @@ from itertools import islice
 import torch
 
 from rtm_kernels.data.task import Puzzle, Task, find_tasks, get_task
-from rtm_kernels.engine import device_slots
-from rtm_kernels.engine.device_slots import DeviceSlots
 from rtm_kernels.engine.executor import executor as build_executor
 from rtm_kernels.engine.executor import with_precision
-from rtm_kernels.engine.host_slots import HostSlots
 from rtm_kernels.engine.observer import Observer
-from rtm_kernels.engine.policy import HEADED, HaltingPolicy
-from rtm_kernels.engine.prediction import DepthEstimate, LookAhead
 from rtm_kernels.engine.rollouts import Rollouts, RolloutSlots
-from rtm_kernels.engine.slots import Finished, Sample, Slots
+from rtm_kernels.engine.samples import Finished, Sample
+from rtm_kernels.engine.slots import Slots
 from rtm_kernels.engine.solution import Solution
-from rtm_kernels.errors import BackendUnavailable, InputError, one_of, printable, require
+from rtm_kernels.errors import BackendUnavailable, InputError, printable, require
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.recursion import conditional
+from rtm_kernels.ops.halting.policy import HEADED, HaltingPolicy
 
 MAX_BATCH = 1 << 16
 SHOWN = 200
-HALTING = ("auto", "host", "device")
-
-logger = logging.getLogger(__name__)
 
 
 class Solver:
@@ -53,10 +45,6 @@ class Solver:
         precision: of the products on a CPU: `float32`, or `bfloat16` or `int8` where the processor has instructions
             for them. The faster ones may change answers, which stay checked.
         rollouts: `Rollouts`, or how many of them an unconfirmed puzzle gets; the best one answers.
-        lookahead: puzzles that are read in advance, so that those predicted to be deep begin first (`LookAhead`).
-        halting: who decides which puzzle leaves and which enters, with the same results: `device` (`DeviceSlots`, for a
-            model on CUDA whose executor can be recorded), `host` (`HostSlots`), or `auto`, the device where it can;
-            `why_host` says why it cannot.
 
     Errors: `InputError` for arguments, `BackendUnavailable` for an executor that cannot run here. A puzzle that
     cannot be read is no error but a `Solution` with status `invalid`.
@@ -76,24 +64,18 @@ class Solver:
         precision: str = "float32",
         batch_invariant: bool = False,
         rollouts: Rollouts | int = 1,
-        lookahead: int = 0,
-        halting: str = "auto",
     ) -> None:
-        one_of("halting", halting, HALTING)
         require(isinstance(batch_size, int) and 1 <= batch_size <= MAX_BATCH, "batch_size", batch_size,
                 f"an integer from 1 to {MAX_BATCH}")  # fmt: skip
-        require(isinstance(lookahead, int) and 0 <= lookahead <= MAX_BATCH, "lookahead", lookahead,
-                f"an integer from 0 to {MAX_BATCH}")  # fmt: skip
-        self.task, self.lookahead = find_task(model, task), lookahead
+        self.task = find_task(model, task)
         self.policy = resolve_policy(model, policy, max_steps, min_steps)
         self.model = model if device is None else model.to(usable_device(device))
         name = with_precision(executor, precision)
         self.executor = build_executor(name, self.model, batch_size if batch_invariant else None)
-        self.batch_size, self.batch_invariant, self.halting = batch_size, batch_invariant, halting
+        self.batch_size, self.batch_invariant = batch_size, batch_invariant
         self.rollouts = rollouts if isinstance(rollouts, Rollouts) else Rollouts(rollouts)
-        self._resting: dict[tuple[object, ...], DeviceSlots] = {}
         self.rollouts.of(self.task)
-        self._refuse_host(self.why_host())
+        self._resting: dict[tuple[object, ...], Slots] = {}
 
     def solve(self, puzzles: Iterable[str | Puzzle]) -> list[Solution]:
         """The solutions of `puzzles` in the order given."""
@@ -101,68 +83,34 @@ class Solver:
 
     def stream(self, puzzles: Iterable[str | Puzzle]) -> Iterator[tuple[int, Solution]]:
         """(index, solution) of each puzzle as it finishes; `puzzles` is read only as fast as slots become free, and on
-        the device up to `batch_size` more of them, which wait in its memory."""
+        a GPU up to `batch_size` more of them, which wait in its memory."""
         require(not isinstance(puzzles, (str, Puzzle)), "puzzles", puzzles, "expected a list of puzzles, not one")
         return self._stream(puzzles)
-
-    def why_host(self, observed: bool = False) -> str | None:
-        """Why the host moves the puzzles between the slots, or None when the device does."""
-        if self.halting == "host":
-            return "halting='host'"
-        if observed:
-            return "an observer sees every step of every sample"
-        if self.rollouts.count > 1 and self.rollouts.noise > 0 and self.rollouts.of(self.task) == "noise":
-            return "the noise of rollouts is drawn by the host"
-        return device_slots.why_not(self.model, self.executor)
-
-    def _refuse_host(self, reason: str | None) -> None:
-        if self.halting == "device" and reason is not None:
-            raise BackendUnavailable(f"halting='device' cannot run: {reason}")
 
     def slots(self, observer: Observer | None = None, *, ahead: bool = False) -> Slots | RolloutSlots:
         """An empty latent buffer of this solver's size and policy; `observer` is called with every step.
 
-        With `ahead` it also takes samples that wait on the device, and one launch may take many steps: for callers that
-        neither prefer nor evict any.
-
-        Errors: `BackendUnavailable` for `halting="device"` where `why_host` says what is in the way.
+        With `ahead`, on a GPU, it also takes samples that wait in its memory, and one launch may take many steps: for
+        callers that neither prefer nor evict any.
         """
-        verify, fixed = self.task.verify_tokens, self.batch_invariant and not self.executor.batch_invariant
-        common = self.model, self.executor, self.policy, verify, self.batch_size, fixed
-        reason = self.why_host(observer is not None)
+        fixed = self.batch_invariant and not self.executor.batch_invariant
         several = self.rollouts.count > 1
-        if reason is None:
-            guesses = several and self.rollouts.of(self.task) == "guesses"
-            loops = ahead and not several and "verified" not in self.policy.on and conditional.why_not() is None
-            waiting = self.batch_size if ahead and not several else 0
-            recipe = self.executor, self.policy, self.batch_size, fixed, waiting, guesses, loops
-            resting = self._resting.pop(recipe, None)
-            slots: Slots = resting or DeviceSlots(
-                *common, ahead=waiting, guesses=guesses, loop="while" if loops else "poll", recipe=recipe
-            )
-        else:
-            self._refuse_host(reason)
-            logger.info("samples halt on the host: %s", reason)
-            slots = HostSlots(*common, observer)
+        kind, waiting = self.rollouts.of(self.task) if several else "", self.batch_size if ahead and not several else 0
+        recipe = self.executor, self.policy, self.task.verify_tokens, self.batch_size, fixed, waiting, kind
+        resting = self._resting.pop(recipe, None) if observer is None else None
+        slots = resting or Slots(self.model, *recipe, observer=observer)
         return RolloutSlots(slots, self.rollouts, self.task, self.policy) if several else slots
 
     def run(self, samples: Iterable[Sample], observer: Observer | None = None) -> Iterator[Finished]:
-        """Samples as they leave the batch; `samples` is read as fast as slots become free, `lookahead` in advance."""
-        slots = self.slots(observer, ahead=True)
-        queue = LookAhead(iter(samples), self.lookahead, DepthEstimate(self.policy.max_steps))
+        """Samples as they leave the batch; `samples` is read as fast as slots become free."""
+        slots, source = self.slots(observer, ahead=True), iter(samples)
         while True:
-            slots.admit(queue.take(slots.free))
+            slots.admit(list(islice(source, slots.free)))
             if not slots.active:
-                self._rest(slots)
-                return
-            for done in slots.step():
-                queue.finished(done)
-                yield done
-
-    def _rest(self, slots: Slots | RolloutSlots) -> None:
-        """Keep empty slots on the device for the next run: their graphs are recorded."""
+                break
+            yield from slots.step()
         inner = slots.slots if isinstance(slots, RolloutSlots) else slots
-        if isinstance(inner, DeviceSlots):
+        if inner.captured:  # its graphs are recorded: the next run takes it
             self._resting[inner.recipe] = inner
 
     def _stream(self, puzzles: Iterable[str | Puzzle]) -> Iterator[tuple[int, Solution]]:
@@ -272,6 +220,8 @@ def resolve_policy(
     needs_head = sorted(HEADED & set(resolved.on))
     require(config.has_q_head or not needs_head, "policy", str(resolved),
             f"the model has no halting head, which {', '.join(needs_head)} reads")  # fmt: skip
+    compares = config.halting == "q_continue" or "q_continue" not in resolved.on
+    require(compares, "policy", str(resolved), f"q, as the model has halting={config.halting!r}")
     carried = config.program.output in config.program.carried
     require(carried or not resolved.settle_tolerance, "settle_tolerance", resolved.settle_tolerance,
             f"0 for the program {config.program.name!r}, whose output is not carried between ACT steps")  # fmt: skip

@@ -23,18 +23,12 @@ def check_latent(x: Tensor, injection: Sequence[Tensor], eps: float) -> None:
     require(eps >= 0, "eps", eps, "a number that is not negative")
 
 
-def check_swiglu_weights(x: Tensor, size: int, gate_up_weight: Tensor, down_weight: Tensor) -> None:
-    """gate_up_weight is [2F, size] and down_weight [size, F], floating-point and on x's device."""
-    require(down_weight.dim() == 2, "down_weight.shape", tuple(down_weight.shape), f"[{size}, F]")
-    inner = down_weight.shape[1]
-    for name, weight, shape in (
-        ("gate_up_weight", gate_up_weight, (2 * inner, size)),
-        ("down_weight", down_weight, (size, inner)),
-    ):
-        require(tuple(weight.shape) == shape, f"{name}.shape", tuple(weight.shape), f"{shape} for F={inner}")
-        require(weight.dtype in FLOATING, f"{name}.dtype", weight.dtype, "a floating-point dtype")
-        require(weight.device == x.device, f"{name}.device", weight.device, f"x's device {x.device}")
-        require(weight.numel() < 2**31, f"{name}.shape", tuple(weight.shape), "fewer than 2^31 elements")
+def check_weight(x: Tensor, name: str, weight: Tensor, shape: tuple[int, ...], given: str) -> None:
+    """A weight is floating-point, on x's device, and of the `shape` that follows from `given`, such as "D=512"."""
+    require(tuple(weight.shape) == shape, f"{name}.shape", tuple(weight.shape), f"{shape} for {given}")
+    require(weight.dtype in FLOATING, f"{name}.dtype", weight.dtype, "a floating-point dtype")
+    require(weight.device == x.device, f"{name}.device", weight.device, f"x's device {x.device}")
+    require(weight.numel() < 2**31, f"{name}.shape", tuple(weight.shape), "fewer than 2^31 elements")
 
 
 def to_autocast_dtype(x: Tensor, injection: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:

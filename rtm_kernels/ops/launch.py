@@ -1,6 +1,6 @@
 """Launch tables: which block sizes, warps and pipeline stages a kernel runs with, as typed data.
 
-Every op folder has a `launch.py` with a `TABLE` of `LaunchRow`. A row is chosen by kernel, GPU family,
+A folder with kernels has a `launch.py` with a `TABLE` of `LaunchRow`. A row is chosen by kernel, GPU family,
 element size and a size that is never the batch, so that a sample's result does not depend on its batch.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,9 +43,9 @@ class LaunchRow:
     """How one kernel runs for one GPU family, element size and shape class.
 
     `bits` is the element size of the operands (0: any), `limit` the largest size of the shape class, `blocks`
-    the kernel's constexpr block sizes, `variant` one of `VARIANTS`. `waiver` is the written reason why the compile gate
-    lets a row spill. Of rows for the same kernel, family, bits and limit the first runs; the others are alternatives
-    that the tuner measures against it.
+    the kernel's constexpr block sizes, `variant` one of `VARIANTS`. `view` names the one view of the latents that the
+    row is for ("": every view), `waiver` the reason why the compile gate lets the row spill. Of rows of one shape class
+    the first runs; the others are alternatives that the tuner measures against it.
     """
 
     kernel: str
@@ -57,6 +57,7 @@ class LaunchRow:
     num_stages: int = 2
     waiver: str = ""
     variant: str = ""
+    view: str = ""
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -64,17 +65,9 @@ class LaunchRow:
         one_of("variant", self.variant, VARIANTS)
 
     @property
-    def shape_class(self) -> tuple[str, str, int, int]:
-        """What the row is chosen by: kernel, family, bits and limit."""
-        return self.kernel, self.family, self.bits, self.limit
-
-
-@dataclass(frozen=True)
-class CompileCase:
-    """A named use of an op's launchers with meta tensors, which compiles what it would launch."""
-
-    name: str
-    run: Callable[[], object]
+    def shape_class(self) -> tuple[str, str, str, int, int]:
+        """What the row is chosen by: kernel, view, family, bits and limit."""
+        return self.kernel, self.view, self.family, self.bits, self.limit
 
 
 def family() -> str:
@@ -129,7 +122,7 @@ def substituted(old: LaunchRow, new: LaunchRow) -> Iterator[None]:
 @contextlib.contextmanager
 def preferring(variant: str, table: Sequence[LaunchRow]) -> Iterator[None]:
     """The rows of this variant run instead of the first ones of their shape classes."""
-    first: dict[tuple[str, str, int, int], LaunchRow] = {}
+    first: dict[tuple[str, str, str, int, int], LaunchRow] = {}
     with contextlib.ExitStack() as stack:
         for row in table:
             default = first.setdefault(row.shape_class, row)

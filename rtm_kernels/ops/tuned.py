@@ -44,8 +44,8 @@ def tuned(
     It takes the place of the row of its class and variant; other variants stay as alternatives. A row measured where
     only the rows of a fallback family ran becomes the first of a class of its own.
 
-    Errors: `InputError` for a measured row that matches no row of the table by kernel, bits, limit, variant and the
-    names of its blocks.
+    Errors: `InputError` for a measured row that matches no row of the table by kernel, view, bits, limit, variant and
+    the names of its blocks.
     """
     rows = list(table)
     for entry in entries() if found is None else found:
@@ -56,7 +56,7 @@ def tuned(
 
 def _insert(rows: list[LaunchRow], new: LaunchRow, op: str) -> None:
     def alike(row: LaunchRow) -> bool:
-        same = (row.kernel, row.bits, row.limit, row.variant) == (new.kernel, new.bits, new.limit, new.variant)
+        same = all(getattr(row, name) == getattr(new, name) for name in ("kernel", "view", "bits", "limit", "variant"))
         return same and row.family in FALLBACKS[new.family] and set(row.blocks) == set(new.blocks)
 
     replaced = [i for i, row in enumerate(rows) if alike(row)]
@@ -66,5 +66,7 @@ def _insert(rows: list[LaunchRow], new: LaunchRow, op: str) -> None:
         if rows[i].family == new.family:
             del rows[i]
             break
-    later = (i for i, row in enumerate(rows) if (row.kernel, row.family) == (new.kernel, new.family))
+    later = (
+        i for i, row in enumerate(rows) if (row.kernel, row.view, row.family) == (new.kernel, new.view, new.family)
+    )
     rows.insert(next((i for i in later if rows[i].limit >= new.limit), len(rows)), new)

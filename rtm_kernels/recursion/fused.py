@@ -6,12 +6,11 @@ import copy
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rtm_kernels.block import CosSin, FusedTRMBlock, Stack
 from rtm_kernels.errors import BackendUnavailable
 from rtm_kernels.ops.launch import choose
-from rtm_kernels.program import Program
 from rtm_kernels.recursion import reference
 
 
@@ -24,14 +23,14 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def stacks_of(stacks: Mapping[str, nn.Module], cos_sin: CosSin | None = None) -> dict[str, reference.Stack]:
+def stacks_of(stacks: Mapping[str, nn.Module], cos_sin: CosSin | None = None) -> dict[str, reference.ApplyStack]:
     """`stacks` with every op of their `FusedTRMBlock`s by Triton, as `reference.run` calls them.
 
     A stack without `layers` (a linear adapter) stays as it is. The weights are shared, not copied: what is changed in
     place or loaded later is seen.
     """
 
-    def bind(stack: nn.Module) -> reference.Stack:
+    def bind(stack: nn.Module) -> reference.ApplyStack:
         layers = getattr(stack, "layers", None)
         ours = stack if layers is None else Stack([_by_triton(layer) for layer in layers])
         return lambda state, injection: ours(state, injection, cos_sin)
@@ -44,14 +43,3 @@ def _by_triton(layer: nn.Module) -> FusedTRMBlock:
     assert isinstance(other, FusedTRMBlock)
     other.impl = "triton"
     return other
-
-
-def run(
-    program: Program,
-    latents: Mapping[str, Tensor],
-    x: Tensor,
-    stacks: Mapping[str, nn.Module],
-    cos_sin: CosSin | None = None,
-) -> dict[str, Tensor]:
-    """`reference.run` with every op by Triton; differentiable. Errors: `BackendUnavailable`, see `why_not`."""
-    return reference.run(program, latents, x, stacks_of(stacks, cos_sin))

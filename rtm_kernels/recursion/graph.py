@@ -25,7 +25,7 @@ WARM_UPS = 3
 logger = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
-Step = Callable[[Tensors], Tensors]
+TensorsFunction = Callable[[Tensors], Tensors]
 """A step on named tensors [B, ...] to named tensors [B, ...]; it may also update tensors it closes over."""
 Recorded = tuple[Callable[[], None], Tensors]
 """What replays a captured function, and the tensors that every replay writes its results to."""
@@ -129,8 +129,6 @@ class GraphRunner:
     Args:
         step: what is captured. It must not synchronise with the host, and must not depend on rows being padding.
         max_batch: the largest batch that will come. buckets: ascending batch sizes.
-        mutates: tensors that the step updates besides its results (parameters, optimiser state); the runs before a
-            capture leave no trace in them.
         exact: refuse batches that would be padded, for steps that reduce over the batch, such as training; their
             results may have any shape.
         capture: the recorder; by default CUDA graphs on the device of the first batch.
@@ -140,16 +138,15 @@ class GraphRunner:
 
     def __init__(
         self,
-        step: Step,
+        step: TensorsFunction,
         *,
         max_batch: int,
         buckets: Sequence[int] = BUCKETS,
-        mutates: Iterable[Tensor] = (),
         exact: bool = False,
         capture: Capture | None = None,
     ) -> None:
         require(list(buckets) == sorted(set(buckets)) and buckets[0] >= 1, "buckets", buckets, "ascending from 1 on")
-        self._step, self._mutates, self._exact, self._capture = step, tuple(mutates), exact, capture
+        self._step, self._exact, self._capture = step, exact, capture
         self.buckets = tuple(b for b in buckets if b <= bucket_of(max_batch, buckets))
         self._buffers: Tensors = {}
         self._captured: dict[int, Recorded] = {}
@@ -203,7 +200,7 @@ class GraphRunner:
 
     def _record(self, capture: Capture, bucket: int) -> Recorded:
         views = {name: buffer[:bucket] for name, buffer in self._buffers.items()}
-        recorded = record(capture, lambda: self._step(dict(views)), self._mutates, f"batch {bucket}")
+        recorded = record(capture, lambda: self._step(dict(views)), (), f"batch {bucket}")
         for name, output in recorded[1].items() if not self._exact else ():
             first = output.shape[0] if output.dim() else None
             require(first == bucket, name, tuple(output.shape), f"a result of the step starts with the batch, {bucket}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +28,7 @@ from rtm_kernels.recursion.native_weights import (
     swiglu_weights,
 )
 from rtm_kernels.recursion.sources import digest
-from rtm_kernels.recursion.tape import why_not_program
+from rtm_kernels.recursion.tape import encode
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc" / "cpu"
 """Where the sources of the extension lie in a checkout; an installed package has none."""
@@ -49,11 +48,6 @@ def why_not() -> str | None:
     if CSRC.is_dir() and getattr(extension, "sources", None) != digest(CSRC):
         return f"the extension rtm_kernels._cpu is older or newer than {CSRC} (`make native` builds it anew)"
     return None
-
-
-def available() -> bool:
-    """Whether the compiled extension is here and loads."""
-    return why_not() is None
 
 
 PRECISIONS = ("float32", "bfloat16", "int8")
@@ -92,7 +86,7 @@ def _load() -> None:
         raise BackendUnavailable(f"the native executor cannot run: {reason}")
 
 
-class ActStep(NamedTuple):
+class NativeStep(NamedTuple):
     """What an ACT step leaves: latents [B, L, D], and of each sample what halting asks for.
 
     logits [B, S, V] with S = L - prefix, halting logits [B, L, K] of every position, answers [B, S] int32 (the place of
@@ -105,24 +99,6 @@ class ActStep(NamedTuple):
     answers: Tensor
     finite: Tensor
     change: Tensor
-
-
-POLICIES = ("fixed", "q", "q_continue", "settle", "cumulative_sequence")
-"""Halting policies that `NativeExecutor.solve` knows, in the order of csrc/cpu/executor.h."""
-
-REASONS = ("max_steps", "halted", "non_finite")
-
-
-@dataclass(frozen=True)
-class Halted:
-    """What `NativeExecutor.solve` found: the last ACT step of each sample, and how it ended.
-
-    steps [B] int64, reasons (one of `REASONS` each).
-    """
-
-    last: ActStep
-    steps: Tensor
-    reasons: tuple[str, ...]
 
 
 class NativeExecutor:
@@ -148,9 +124,6 @@ class NativeExecutor:
         reason = why_not_precision(precision)
         if reason is not None:
             raise BackendUnavailable(f"the native executor cannot run: {reason}")
-        reason = why_not_program(program)
-        if reason is not None:
-            raise InputError(reason)
         one_of("isa", isa, ("auto", *supported))
         for name in program.stacks:
             require(name in stacks, "stacks", sorted(stacks), f"weights of the stack {name!r} are needed")
@@ -170,14 +143,9 @@ class NativeExecutor:
             for layer in stacks[name].layers:
                 self._add_layer(number, name, stacks[name], layer)
         weight, bias, self._tokens = self.heads.stacked(self.hidden_size)
-        self._halting = len(weight) - self._tokens
         self._model.set_heads(self.names.index(program.output), self._tokens, self.heads.prefix, weight, bias)
-        place = {name: i for i, name in enumerate((*self.names, INPUT))}
-        for step in program.steps:
-            self._model.add_step(
-                place[step.dst], program.stacks.index(step.stack),
-                [place[name] for name in step.state], [place[name] for name in step.inject],
-            )  # fmt: skip
+        for step in encode(program):
+            self._model.add_step(*step)
 
     def _add_layer(self, number: int, name: str, stack: StackWeights, layer: Mapping[str, Tensor]) -> None:
         reduced = self.precision != "float32"
@@ -220,54 +188,16 @@ class NativeExecutor:
         self._model.run(buffers, x.contiguous(), begin, end)
         return {**latents, **new}
 
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> NativeStep:
         """One ACT step: the whole program from `latents` with input embedding `x`, then the heads.
 
         Errors: those of `run`.
         """
         buffers, new = self._buffers(self.program, latents, x)
-        self._has_tokens(x)
-        return self._act_step({**latents, **new}, *self._model.act_step(buffers, x.contiguous()))
-
-    def _has_tokens(self, x: Tensor) -> None:
-        require(self.heads.prefix <= x.shape[1], "prefix", self.heads.prefix, f"at most L={x.shape[1]}")
-
-    def _act_step(self, latents: dict[str, Tensor], logits: Tensor, *seen: Tensor) -> ActStep:
-        """Logits [B, L, V + K] as what they are of."""
-        return ActStep(latents, logits[:, self.heads.prefix :, : self._tokens], logits[..., self._tokens :], *seen)
-
-    def solve(
-        self,
-        latents: Mapping[str, Tensor],
-        x: Tensor,
-        *,
-        policy: str = "q",
-        max_steps: int,
-        min_steps: int = 1,
-        pool: str = "first",
-        tolerance: float = 1e-3,
-    ) -> Halted:
-        """ACT steps until the policy halts each sample, without Python in between.
-
-        A thread that is done with a sample takes the next one, so B may be far larger than the number of threads.
-        `policy` is one of `POLICIES`, with the meaning of `ops.halting` for one unit per sample; it reads the first of
-        the halting logits, `pool` those of the "first" position or their "mean"; `tolerance` is that of `settle`.
-        A sample with a value that is not finite stops at once and says so.
-        """
-        one_of("policy", policy, POLICIES)
-        one_of("pool", pool, ("first", "mean"))
-        require(1 <= min_steps <= max_steps, "min_steps, max_steps", (min_steps, max_steps), "1 <= min <= max")
-        needed = {"q": 1, "q_continue": 2, "cumulative_sequence": 1}.get(policy, 0)
-        require(self._halting >= needed, "heads", self._halting, f"{needed} halting logits or more for {policy}")
-        require(policy != "settle" or self.program.output in latents, "latents", sorted(latents),
-                f"settle compares with the {self.program.output!r} given")  # fmt: skip
-        buffers, new = self._buffers(self.program, latents, x)
-        self._has_tokens(x)
-        steps, reasons, seen = self._model.solve(
-            buffers, x.contiguous(), POLICIES.index(policy), pool == "mean", min_steps, max_steps, tolerance
-        )
-        last = self._act_step({**latents, **new}, *seen)
-        return Halted(last, steps, tuple(REASONS[i] for i in reasons.tolist()))
+        prefix, tokens = self.heads.prefix, self._tokens
+        require(prefix <= x.shape[1], "prefix", prefix, f"at most L={x.shape[1]}")
+        logits, *seen = self._model.act_step(buffers, x.contiguous())  # logits [B, L, V + K]
+        return NativeStep({**latents, **new}, logits[:, prefix:, :tokens], logits[..., tokens:], *seen)
 
     def _buffers(
         self, part: Program, latents: Mapping[str, Tensor], x: Tensor
@@ -299,10 +229,3 @@ class NativeExecutor:
                 f"{name} has shape {tuple(value.shape)}; expected [B={x.shape[0] if x.ndim else '?'}, "
                 f"L={length}, D={self.hidden_size}]"
             )
-
-
-def run(
-    program: Program, latents: Mapping[str, Tensor], x: Tensor, stacks: Mapping[str, StackWeights]
-) -> dict[str, Tensor]:
-    """Execute `program` as `recursion.reference.run` does, with `StackWeights` for stacks; packs them every time."""
-    return NativeExecutor(program, stacks).run(latents, x)

@@ -11,12 +11,14 @@ from rtm_kernels.ops.shared import shared_weights
 from rtm_kernels.program import INPUT, Program, Step
 from rtm_kernels.ranges import ranged
 
-Stack = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
+ApplyStack = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
 """`stack(state, injection) -> latent`: blocks applied in order to `state + (sum of injection)`; [B, L, D]."""
 
 
 @ranged(lambda program, *_: f"recursion {program.name}")
-def run(program: Program, latents: Mapping[str, Tensor], x: Tensor, stacks: Mapping[str, Stack]) -> dict[str, Tensor]:
+def run(
+    program: Program, latents: Mapping[str, Tensor], x: Tensor, stacks: Mapping[str, ApplyStack]
+) -> dict[str, Tensor]:
     """Execute `program` from `latents` with input embedding `x`; returns the new latents, all [B, L, D].
 
     Each step computes `latent[dst] <- stack((sum of state) + (sum of inject))`, summing from left to right, or the
@@ -34,7 +36,7 @@ def run(program: Program, latents: Mapping[str, Tensor], x: Tensor, stacks: Mapp
 
 
 @ranged(lambda step, *_: f"step {step.dst} <- {step.stack}")
-def _apply(step: Step, values: Mapping[str, Tensor], stacks: Mapping[str, Stack]) -> Tensor:
+def _apply(step: Step, values: Mapping[str, Tensor], stacks: Mapping[str, ApplyStack]) -> Tensor:
     state = values[step.state[0]]
     for name in step.state[1:]:
         state = state + values[name]

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rtm_kernels.program import INPUT, Program
+from rtm_kernels.program import Program
 from rtm_kernels.recursion import native
 from rtm_kernels.recursion.symmetric_weights import SIDES, Sizes, layer_weights, sizes_of, why_not_symmetric
-from rtm_kernels.recursion.tape import why_not_program
+from rtm_kernels.recursion.tape import encode, why_not_program
 
 
 def why_not_structure(model: Any) -> str | None:
@@ -58,12 +58,8 @@ class SymmetricProgram:
         self.isa = native.isas()[0] if isa == "auto" else isa
         self.program, self.names = program, program.latents
         self.model = torch.classes.rtm_kernels_native.SymmetricModel(self.isa, list(sizes), len(self.names), eps)
-        place = {name: i for i, name in enumerate((*self.names, INPUT))}
-        for step in program.steps:
-            self.model.add_step(
-                place[step.dst], program.stacks.index(step.stack),
-                [place[name] for name in step.state], [place[name] for name in step.inject],
-            )  # fmt: skip
+        for step in encode(program):
+            self.model.add_step(*step)
         self.first = next((i for i, step in enumerate(program.steps) if step.grad), len(program))
         """The first step with a gradient."""
 

@@ -1,49 +1,33 @@
-"""A program as an integer tape, for executors that interpret it in native code.
+"""A program as integers, which the C++ executors and the persistent kernel read.
 
-One int32 row of `WIDTH` per step:
-
-    dst, stack, grad, n_state, n_inject, state[MAX_TERMS], inject[MAX_TERMS]
-
-Latents are slots and stacks are numbers: slot 0 is the input embedding `x`, which no step writes, and slots
-1, 2, … are `Program.latents` in order; stacks are numbered as in `Program.stacks`. Unused terms are -1.
+Latents are numbered as `Program.latents` lists them, the input embedding `x` comes after them, and stacks are
+numbered as in `Program.stacks`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rtm_kernels.errors import InputError, require
-from rtm_kernels.program import ADAPTER, INPUT, Program, Step
+from rtm_kernels.errors import InputError
+from rtm_kernels.program import ADAPTER, INPUT, Program
 
 MAX_TERMS = 8
 """Longest sum that a step may have, for the state and for the injection each."""
 
-DST, STACK, GRAD, N_STATE, N_INJECT, TERMS = range(6)
-"""Columns of a row; the state terms start at TERMS, the injected terms at TERMS + MAX_TERMS."""
-
-WIDTH = TERMS + 2 * MAX_TERMS
+ROW_WIDTH = 4 + 2 * MAX_TERMS
 
 
-@dataclass(frozen=True)
-class Tape:
-    """An encoded program: `rows` [n_steps, WIDTH] int32 on the CPU, and the names behind its numbers."""
+class TapeStep(NamedTuple):
+    """One step of a program: numbers of its latent and stack, and of the latents that it sums."""
 
-    rows: Tensor
-    slots: tuple[str, ...]
-    """Slot -> latent name; slot 0 is the input embedding."""
-    stacks: tuple[str, ...]
-    """Stack number -> name."""
-    output: int
-    """Slot that the heads read."""
-    name: str
-
-    def written(self) -> tuple[int, ...]:
-        """Slots that the program writes, in order of their first write."""
-        return tuple(dict.fromkeys(int(slot) for slot in self.rows[:, DST]))
+    dst: int
+    stack: int
+    state: list[int]
+    inject: list[int]
 
 
 def why_not_program(program: Program) -> str | None:
@@ -59,62 +43,40 @@ def why_not_program(program: Program) -> str | None:
     return None
 
 
-def encode(program: Program) -> Tape:
-    """The tape of `program`.
+def numbers(program: Program) -> dict[str, int]:
+    """The number of each latent, and of the input embedding."""
+    return {name: i for i, name in enumerate((*program.latents, INPUT))}
 
-    Errors: `InputError` for what `why_not_program` names.
-    """
+
+def encode(program: Program) -> list[TapeStep]:
+    """The steps of `program`. Errors: `InputError` for what `why_not_program` names."""
     reason = why_not_program(program)
     if reason is not None:
         raise InputError(reason)
-    slots = (INPUT, *program.latents)
-    number = {name: i for i, name in enumerate(slots)}
-    stack_number = {name: i for i, name in enumerate(program.stacks)}
-
-    def terms(names: tuple[str, ...]) -> list[int]:
-        return [number[name] for name in names] + [-1] * (MAX_TERMS - len(names))
-
-    rows = [
-        [number[s.dst], stack_number[s.stack], int(s.grad), len(s.state), len(s.inject),
-         *terms(s.state), *terms(s.inject)]
+    place = numbers(program)
+    return [
+        TapeStep(place[s.dst], program.stacks.index(s.stack), [place[n] for n in s.state], [place[n] for n in s.inject])
         for s in program.steps
-    ]  # fmt: skip
-    table = torch.tensor(rows, dtype=torch.int32).reshape(-1, WIDTH)
-    return Tape(table, slots, program.stacks, number[program.output], program.name)
+    ]
 
 
-def decode(tape: Tape) -> Program:
-    """The program of `tape`; `decode(encode(program)) == program`.
+def layer_rows(program: Program, stack_layers: Mapping[str, range]) -> Tensor:
+    """The steps of `program` layer by layer, [layers applied, ROW_WIDTH] int32, as the persistent kernel reads them:
 
-    Errors: `InputError` naming the row and column of a number that stands for nothing.
+        dst, layer, n_state, n_inject, state[MAX_TERMS], inject[MAX_TERMS]
+
+    `layer` counts the packed layers, of which `stack_layers` gives those of each stack. A term is
+    `2 * number + pending`: the kernel stores what it writes before its norm, and whoever reads it applies the norm.
     """
-    rows = tape.rows.tolist()
-    steps = tuple(_decode_step(tape, i, row) for i, row in enumerate(rows))
-    return Program(tape.name, steps, output=_name(tape.slots, tape.output, "output"))
+    rows: list[list[int]] = []
+    pending: set[int] = set()
 
+    def terms(latents: list[int]) -> list[int]:
+        return [2 * n + (n in pending) for n in latents] + [0] * (MAX_TERMS - len(latents))
 
-def _decode_step(tape: Tape, index: int, row: list[int]) -> Step:
-    if len(row) != WIDTH:
-        raise InputError(f"rows[{index}] has {len(row)} columns, a step has {WIDTH}")
-
-    def sum_of(column: int, first: int, role: str) -> tuple[str, ...]:
-        where = f"rows[{index}].{role}"
-        require(0 <= row[column] <= MAX_TERMS, f"n of {where}", row[column], f"0 to {MAX_TERMS}")
-        return _names(tape.slots, row[first : first + row[column]], where)
-
-    return Step(
-        dst=_name(tape.slots, row[DST], f"rows[{index}].dst"),
-        state=sum_of(N_STATE, TERMS, "state"),
-        inject=sum_of(N_INJECT, TERMS + MAX_TERMS, "inject"),
-        stack=_name(tape.stacks, row[STACK], f"rows[{index}].stack"),
-        grad=bool(row[GRAD]),
-    )
-
-
-def _names(table: tuple[str, ...], numbers: Iterable[int], where: str) -> tuple[str, ...]:
-    return tuple(_name(table, number, where) for number in numbers)
-
-
-def _name(table: tuple[str, ...], number: int, where: str) -> str:
-    require(0 <= number < len(table), where, number, f"0 to {len(table) - 1}")
-    return table[number]
+    for dst, stack, state, inject in encode(program):
+        for layer in stack_layers[program.stacks[stack]]:
+            rows.append([dst, layer, len(state), len(inject), *terms(state), *terms(inject)])
+            pending.add(dst)
+            state, inject = [dst], []
+    return torch.tensor(rows, dtype=torch.int32).reshape(-1, ROW_WIDTH)

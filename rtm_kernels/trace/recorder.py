@@ -20,7 +20,7 @@ from safetensors.torch import save
 import rtm_kernels
 from rtm_kernels.data.task import Puzzle, Task
 from rtm_kernels.engine.observer import Step
-from rtm_kernels.engine.slots import Finished, Sample
+from rtm_kernels.engine.samples import Finished, Sample
 from rtm_kernels.engine.solution import Solution
 from rtm_kernels.engine.solver import Solver
 from rtm_kernels.errors import InputError, require

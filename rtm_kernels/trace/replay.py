@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rtm_kernels.engine.policy import HaltingPolicy
-from rtm_kernels.engine.slots import Sample
+from rtm_kernels.engine.samples import Sample
 from rtm_kernels.engine.solver import Solver, find_task
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.ops.halting.policy import HaltingPolicy
 from rtm_kernels.pretrained import known_models
 from rtm_kernels.trace.reader import Record, Trace
 from rtm_kernels.trace.recorder import model_sha256, run, sha256, versions

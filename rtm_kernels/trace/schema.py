@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from rtm_kernels.engine.policy import MAX_STEPS, SIGNALS
 from rtm_kernels.engine.solution import STATUSES
 from rtm_kernels.errors import BackendUnavailable
+from rtm_kernels.ops.halting.policy import MAX_STEPS, SIGNALS
 
 try:
     from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, StringConstraints, ValidationError

@@ -41,7 +41,7 @@ def build(expected: type[Part], values: Any) -> Part:
     try:
         return pydantic.TypeAdapter(expected).validate_json(json.dumps(values))
     except pydantic.ValidationError as errors:
-        first = errors.errors()[0]
+        first = min(errors.errors(), key=lambda error: error["type"] == "missing")
         path, absent = first["loc"], first["type"] == "missing"
         key = ".".join(map(str, path[:-1] if absent else path))
         raised = first.get("ctx", {}).get("error")

@@ -38,8 +38,8 @@ class Trainer:
     """Holds all state of a run: model, moving average, optimisers, stream, carries and step count.
 
     Under torch.distributed every rank draws the same global batch and the same random numbers, and computes its share
-    of each part; gradients are summed over the ranks, as in the official code. So several ranks train as one process does, except
-    for the rounding of sums. `capture` records the steps of a recipe with `graph`, by default CUDA graphs.
+    of each part; gradients are summed over the ranks, as in the official code. So several ranks train as one process
+    does, except for the rounding of sums. `capture` records the steps of a recipe with `graph`, by default CUDA graphs.
 
     Errors: `InputError` for a batch that the ranks cannot share; `BackendUnavailable` for `graph` where CUDA graphs
     cannot run.
@@ -184,7 +184,7 @@ class Trainer:
         return sums, (torch.cat([ids for ids, _ in rows]), torch.cat([grad for _, grad in rows])) if rows else None
 
     def _finish(self, sums: dict[str, Tensor], rows: Rows | None) -> tuple[Metrics, float]:
-        """Apply the update unless a gradient is not finite; sums of metrics and the gradient norm as numbers."""
+        """Apply the update, or skip it if a gradient is not finite; sums of metrics and the gradient's norm."""
         self.update.schedule(self.step_count)
         capture = self.captured_update if self.average.started else None
         found = self.update.clip(rows) if capture is None else capture(rows)

@@ -78,7 +78,7 @@ class CumulativeHalting:
 
     def check(self, model: ModelConfig) -> None:
         """Refuse a model without cumulative halting (`InputError`)."""
-        one_of("halting", model.halting, ("cumulative_sequence", "cumulative_token"))
+        one_of("halting", model.halting, ("cumulative", "cumulative_token"))
 
     def head(self, model: RecursiveReasoner, loss: str) -> Head:
         """A `CumulativeHead` with these weights."""

@@ -216,7 +216,7 @@ SUDOKU_FULL_SYMMETRIC = replace(
 RTM_SUDOKU = Recipe(
     model=ModelConfig(
         vocab_size=11, seq_len=81, arch="rtm", hidden_size=512, num_heads=8, layers={"core": 2}, H_cycles=1,
-        L_cycles=1, mixer="attention", pos_encodings="rope", qk_norm=True, halting="cumulative_sequence",
+        L_cycles=1, mixer="attention", pos_encodings="rope", qk_norm=True, halting="cumulative",
         forward_dtype="bfloat16",
     ),
     sources={"easy": Source(clues=(26, 40), count=40_000, seed=101), "search": Source(difficulty="search", count=2_000,

@@ -29,18 +29,16 @@ from benchmarks import (
     run,
     sanitize,
     tune,
-    tune_uses,
 )
-from benchmarks.cases import Case
 from benchmarks.problem import make
-from benchmarks.providers import PERSISTENT, TRITON
 from benchmarks.rows import Row
 from benchmarks.timing import interleave
-from benchmarks.tune_uses import Use
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.energy import EnergyCounter
 from rtm_kernels.engine.executor import EXECUTORS
 from rtm_kernels.recursion.choice import ANY, ChoiceRow
+from tests.cases import small_cases
+from tests.cases.case import Tuned
 from tests.recursion.simulated_cuda import OnCpu, simulate
 
 pytest.importorskip("triton")
@@ -121,9 +119,9 @@ def test_the_stages_bench_and_train_measure_every_way(
 
 
 def test_tune_tries_candidates(device: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tasks = (("mixer", TRITON), ("channel", TRITON), ("act_step", PERSISTENT))
-    small = [(Case("sudoku", task, 1, "float32", "cuda"), provider) for task, provider in tasks]
-    uses = [Use(case.name, partial(tune_uses.layer, case, provider)) for case, provider in small]
+    small = {case.op: case for case in small_cases()}
+    chosen = [small[op] for op in ("token_loss", "adam_atan2", "persistent")]
+    uses = [Tuned(case.op, lambda _, case=case: case, 1, torch.float32) for case in chosen]
     monkeypatch.setattr(tune, "uses", lambda: uses)
     monkeypatch.setattr(tune, "candidates", lambda row: iter([replace(row, num_warps=8)]))
     monkeypatch.setattr(tune, "variants", lambda row, table: [])

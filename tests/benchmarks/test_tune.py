@@ -5,36 +5,36 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import cases, tune, tune_uses
-from benchmarks.tune_uses import Use, Work
-from rtm_kernels.config import ModelConfig
+from benchmarks import tune
+from benchmarks.tune import Work
 from rtm_kernels.ops import launch, tuned
 from rtm_kernels.ops.launch import LaunchRow
-from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
-from rtm_kernels.ops.swiglu_norm.launch import TABLE
-from tests.ops.support import swiglu_inputs
+from rtm_kernels.ops.swiglu.launch import TABLE
+from tests.cases import DIFFERENTIABLE, OPS, small_cases
+from tests.cases.case import Tuned
+from tests.ops.support import half_layer
+from tests.proof.launching import every_launch
+from tests.proof.tiles import tiles
 
 pytest.importorskip("triton")
 
 DEFAULT = next(r for r in TABLE if r.kernel == "gate_up" and r.family == "interpreter")
-FAST = {"BLOCK_F": 64}
+FAST = {"BLOCK_F": 128}
 """What the fake clock likes in a row of gate_up, beside 8 warps."""
 
 
 def channel() -> Work:
     """A tiny channel half layer, whose rows are as far from its reference as rounding allows."""
-    x, gate_up, down, _ = swiglu_inputs((1, 3, 72), -1, inner=16)
+    call, leaves = half_layer("channel", (1, 3, 72), inner=16)
 
     def run(impl: str = "triton") -> list[torch.Tensor]:
         with torch.no_grad():
-            return [swiglu_norm(x, gate_up, down, impl=impl)]
+            return [call(*leaves, impl=impl)]
 
     def refusal() -> str | None:
         row = current(run)
@@ -68,8 +68,8 @@ def climbed() -> list[tune.Found]:
 
 def test_the_search_goes_uphill_and_measures_the_winner_against_the_table(climbed: list[tune.Found]) -> None:
     winner = climbed[-1]
-    assert winner.status == "winner" and winner.op == "swiglu_norm" and winner.row is DEFAULT
-    assert (winner.candidate.num_warps, winner.candidate.blocks["BLOCK_F"]) == (8, 64)
+    assert winner.status == "winner" and winner.op == "swiglu" and winner.row is DEFAULT
+    assert (winner.candidate.num_warps, winner.candidate.blocks["BLOCK_F"]) == (8, 128)
     assert winner.ratio == pytest.approx(cost(DEFAULT) / cost(winner.candidate))
     assert any(f.candidate.variant == "tma" for f in climbed)
     assert current() is DEFAULT
@@ -85,8 +85,9 @@ def test_a_candidate_that_fails_or_is_wrong_is_never_timed(climbed: list[tune.Fo
 
 
 def test_nothing_is_tried_after_the_time_is_up() -> None:
-    use = Use("use", channel)
-    assert tune.tune([use], time.monotonic() - 10, 1.0, timer, current) == []
+    (case, *_) = small_cases()
+    use = Tuned("use", lambda _: case, 1, torch.float32)
+    assert tune.tune([use], time.monotonic() - 10, 1.0, timer, current, "cpu") == []
 
 
 def test_candidates_differ_in_one_number() -> None:
@@ -107,7 +108,7 @@ def test_winners_enter_the_file_that_the_tables_read(
     (written,) = json.loads(path.read_text())
     assert written["measured"]["ratio"] == pytest.approx(climbed[-1].ratio, abs=1e-4)
     assert {"gpu", "commit", "versions", "use", "low"} <= set(written["measured"])
-    table = tuned.tuned("swiglu_norm", TABLE, [written])
+    table = tuned.tuned("swiglu", TABLE, [written])
     assert launch.select(table, "gate_up", torch.float32, 72) == climbed[-1].candidate
     assert len(table) == len(TABLE)
     everything = json.loads((tmp_path / "tuned.json").read_text())["found"]
@@ -122,61 +123,26 @@ def test_of_one_row_tuned_for_two_uses_the_larger_gain_is_kept() -> None:
     assert tune.merge([{**base, "measured": {"ratio": 9.0}}, other], [more, less]) == [more, other]
 
 
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: dict[str, Any] = {"vocab_size": 5, "seq_len": 9, "hidden_size": 80, "num_heads": 2, "expansion": 1}
-    monkeypatch.setitem(cases.MODELS, "tiny", ModelConfig(**sizes))
-    monkeypatch.setitem(
-        cases.MODELS, "tiny-attention", ModelConfig(**{**sizes, "mixer": "attention", "pos_encodings": "rope"})
-    )
-
-
-def small_uses() -> list[Use]:
-    """The uses of a GPU at sizes that the interpreter runs."""
-    f32 = torch.float32
-    return [
-        *tune_uses.half_layers("tiny", 2, "cpu", "float32", ("mixer", "channel")),
-        *tune_uses.half_layers("tiny-attention", 2, "cpu", "float32", ("mixer",)),
-        Use("token_loss", partial(tune_uses.loss, 2, 9, 5, "cpu", f32)),
-        Use("adam_atan2", partial(tune_uses.adam, ((7, 5), (3,)), "cpu")),
-        Use("sign_sgd", partial(tune_uses.sign_sgd, 9, 6, 8, "cpu")),
-        *(
-            Use(policy, partial(tune_uses.halting, 3, 9, 16, policy, "cpu", f32))
-            for policy in ("q", "cumulative_token", "settle")
-        ),
-    ]
-
-
-def test_forward_backward_and_attention_kernels_of_every_op_are_reached(tiny: None) -> None:
+def test_forward_backward_and_attention_kernels_of_every_op_are_reached() -> None:
     reached = set()
-    for use in small_uses():
-        work = use.build()
-        used = tune.rows_used(work.run)
+    for case in small_cases():
+        if case.op == "queue":  # its kernels have nothing to choose
+            continue
+        use = Tuned(case.name, lambda _, case=case: case, 1, torch.float32, gradient=case.op in DIFFERENTIABLE)
+        with case.scope(), tiles(32), every_launch(lambda launch: None):
+            used = tune.rows_used(tune.work_of(use, "cpu").run)
         reached |= {row.kernel for row in used}
         assert used and all(tune.table_of(row)[0] for row in used), use.name
-        if "-" not in use.name or (use.name.startswith("tiny-channel") and "gradient" in use.name):
-            assert work.refusal() is None, use.name
-    assert reached == {
-        "fused", "norm_backward", "inject", "fused_input_grad", "fused_weight_grad",
-        "gate_up", "down_norm", "hidden_backward", "residual_gemm", "weight_grad",
-        "attention_norm.qkv", "attention_norm.output", "attention_norm.norm_backward", "attention_norm.turn_backward",
-        "attention_norm.input_grad", "attention_norm.weight_grad",
-        "token_loss.forward", "token_loss.backward", "adam_atan2", "sign_sgd",
-        "halting.step",
-    }  # fmt: skip
+    tables = (row for op in OPS.values() for table in op.tables.values() for row in table)
+    assert reached == {row.kernel for row in tables if row.family == "interpreter" and "queue" not in row.kernel}
 
 
-def test_a_wrong_gradient_is_refused(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    (use,) = [u for u in tune_uses.half_layers("tiny", 2, "cpu", "float32", ("channel",)) if "gradient" in u.name]
-    work = use.build()
-    original = tune_uses._gradients
-
-    def swapped(problem: Any, impl: str) -> Any:
-        run = original(problem, impl)
-        return lambda: [2 * g for g in run()] if impl == "triton" else run()
-
-    monkeypatch.setattr(tune_uses, "_gradients", swapped)
-    assert "error" in str(work.refusal())
+def test_a_wrong_result_is_refused() -> None:
+    (case,) = [c for c in small_cases() if c.name.startswith("[3, 7, 24] F=40")]
+    wrong = replace(case, call=lambda impl, t: case.call(impl, t) * (1 + (impl == "triton")))
+    for chosen, failures in ((case, ""), (wrong, "d_x")):
+        work = tune.work_of(Tuned("channel", lambda _, c=chosen: c, 3, torch.float32, gradient=True), "cpu")
+        assert failures in str(work.refusal()) and (work.refusal() is None) == (not failures)
 
 
 def test_without_a_gpu_it_says_so_and_lists_what_it_would_tune(capsys: pytest.CaptureFixture[str]) -> None:

@@ -215,7 +215,7 @@ def cut_run(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("recipe.json", b'{"mo', "recipe.json: is not JSON"),
         ("recipe.json", b"[" * 100_000, "recipe.json: is not JSON"),
         ("recipe.json", b"[1]", "recipe.json: recipe=[1] is not allowed: expected an object"),
-        ("recipe.json", b'{"lr": "x"}', "recipe.json: recipe={'lr': 'x'} is not allowed: expected a value for model"),
+        ("recipe.json", b'{"lr": "x"}', "recipe.json: lr='x' is not allowed: expected a valid number"),
         ("evaluations.jsonl", b"garbage}\n", "evaluations.jsonl: not the evaluations of a run"),
         ("evaluations.jsonl", b'{"a": 1}\n', "evaluations.jsonl: not the evaluations of a run"),
         ("metrics.csv", b"a,b\n1,x\n", "metrics.csv: not the rows of a run"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from rtm_kernels.engine import HaltingPolicy, Solver
-from rtm_kernels.engine.policy import MAX_STEPS
 from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.ops.halting.policy import MAX_STEPS
 from tests.engine.fakes import TASK, config
 
 PUZZLES = ["0123", "7654", "1111", "2053"]

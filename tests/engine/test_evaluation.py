@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rtm_kernels.engine import Evaluation, HaltingPolicy, Measurement, Rollouts, Solver, take_turns
-from rtm_kernels.engine.slots import Finished
+from rtm_kernels.engine.samples import Finished
 from rtm_kernels.errors import InputError
 from tests.engine.fakes import TASK, ScriptedExecutor, model
 

@@ -15,13 +15,12 @@ from rtm_kernels.config import ModelConfig
 from rtm_kernels.data import sudoku
 from rtm_kernels.data.task import PAD, get_task
 from rtm_kernels.engine import HaltingPolicy, Rollouts, Service, Solver
-from rtm_kernels.engine.executor import Act, Latents
+from rtm_kernels.engine.executor import Act, ActStep
 from rtm_kernels.engine.guesses import EVERY, FIRST, RETURN, SHARPNESS, Guesses, gumbel
-from rtm_kernels.engine.slots import Sample
+from rtm_kernels.engine.samples import Sample
 from rtm_kernels.errors import InputError
 from rtm_kernels.model import RecursiveReasoner
 from tests.engine import fakes
-from tests.engine.test_device_slots import on_device
 
 BLANK = sudoku.Sudoku.open_token
 CONFIG = ModelConfig(vocab_size=6, seq_len=16, hidden_size=16, num_heads=1, H_cycles=1, L_cycles=1,
@@ -52,12 +51,12 @@ class Unsure:
     def recorded(self) -> Act:
         return self.step
 
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         tokens = (x[..., 0] / CONFIG.hidden_size**0.5).round().long().numpy()
         steps = (latents["z_H"][:, 0, 0] - self.new).round() + 1
         rows = [self.logits(*row) for row in zip(tokens, (steps <= FIRST + RETURN).tolist(), strict=True)]
         logits = torch.stack(rows) if rows else torch.zeros(0, 16, 6)
-        return {name: latent + 1 for name, latent in latents.items()}, logits, None
+        return ActStep({name: latent + 1 for name, latent in latents.items()}, logits, None)
 
     @staticmethod
     def logits(tokens: np.ndarray, awake: bool) -> Tensor:
@@ -92,7 +91,7 @@ def test_the_choice_does_not_depend_on_batch_size_order_place_or_service() -> No
     assert max(s.steps for s in solver(9).solve(PUZZLES)) > FIRST + RETURN  # some come back first
     for size in (2, 5, 64):
         for order in (PUZZLES, PUZZLES[::-1]):
-            for made in (solver(9, batch_size=size), on_device(solver(9, batch_size=size))):
+            for made in (solver(9, batch_size=size), fakes.captured(solver(9, batch_size=size))):
                 found = made.solve(order)
                 assert {s.input: (s.answer, s.status, s.rollout, s.steps) for s in found} == expected
     with Service(solver(9, batch_size=3)) as service:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.engine import Rollouts, Solution, Solver
-from rtm_kernels.engine.executor import Latents
+from rtm_kernels.engine.executor import Act, ActStep
 from rtm_kernels.engine.rollouts import preference
-from rtm_kernels.engine.slots import Finished
+from rtm_kernels.engine.samples import Finished
 from rtm_kernels.errors import InputError
 from rtm_kernels.model import RecursiveReasoner
 from tests.engine.fakes import TASK, ScriptedExecutor, model
@@ -22,15 +22,19 @@ class NoisyExecutor(ScriptedExecutor):
     Without noise no puzzle that starts with 5 is ever answered, whatever the depth.
     """
 
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+    @property
+    def recorded(self) -> Act:
+        return self.step
+
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         clean = {name: torch.zeros_like(latent) for name, latent in latents.items()}
-        _, right, q = super().step({name: latent + 9 for name, latent in clean.items()}, x)
+        _, right, q, *_ = super().step({name: latent + 9 for name, latent in clean.items()}, x)
         stuck = (x[:, 0, 0] / x.shape[-1] ** 0.5).round() == 6
         lucky = latents["z_H"][:, 0, 0] > 0.5
         wrong = torch.nn.functional.one_hot(torch.full(right.shape[:2], 2), right.shape[-1]).float()
         logits = torch.where((stuck & ~lucky)[:, None, None], wrong, right)
         new = {name: latent.clone() for name, latent in latents.items()}
-        return new, logits, q
+        return ActStep(new, logits, q)
 
 
 def solver(count: int, batch_size: int = 4, noise: float = 0.25, seed: int = 0, max_steps: int = 8) -> Solver:

@@ -11,7 +11,7 @@ import pytest
 from torch import Tensor
 
 from rtm_kernels.engine import Closed, Overloaded, Rollouts, Service, Solver
-from rtm_kernels.engine.executor import Latents
+from rtm_kernels.engine.executor import ActStep
 from rtm_kernels.engine.service import finished
 from rtm_kernels.errors import InputError
 from tests.engine.fakes import TASK, ScriptedExecutor, model
@@ -27,7 +27,7 @@ class GatedExecutor(ScriptedExecutor):
         self.gate, self.stepped = threading.Semaphore(0), threading.Semaphore(0)
         self.batches: list[list[str]] = []
 
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         tokens = (x[..., 0] / x.shape[-1] ** 0.5).round().long().numpy()
         self.batches.append([TASK.decode(row) for row in tokens])
         self.stepped.release()
@@ -205,7 +205,7 @@ def test_close_drains_or_cancels() -> None:
 def test_a_failing_executor_fails_every_puzzle_instead_of_hanging() -> None:
     solver = make_plain()
 
-    def broken(latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+    def broken(latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         raise RuntimeError("device lost")
 
     solver.executor.step = broken  # type: ignore[method-assign]

@@ -8,17 +8,10 @@ import torch
 
 from rtm_kernels.data.task import Puzzle
 from rtm_kernels.engine import HaltingPolicy, Solution, Solver
+from rtm_kernels.engine.executor import ActStep
 from rtm_kernels.errors import InputError
 from rtm_kernels.model import RecursiveReasoner
-from tests.engine.fakes import TASK, ScriptedExecutor, config, model
-
-
-def scripted(policy: HaltingPolicy | str | None = None, **options: object) -> Solver:
-    options = {"batch_size": 3, "max_steps": None} | options
-    changes = {"halting": options.pop("halting", "q")}
-    solver = Solver(model(**changes), task=TASK, policy=policy, **options)
-    solver.executor = ScriptedExecutor(solver.model)
-    return solver
+from tests.engine.fakes import TASK, ScriptedExecutor, config, model, scripted
 
 
 def outcome(solution: Solution) -> tuple[object, ...]:
@@ -103,11 +96,11 @@ def test_nan_anywhere_in_a_sample_is_seen(where: str) -> None:
     solver = scripted(batch_size=3)
     inner = solver.executor.step
 
-    def poison(latents: dict, x: torch.Tensor) -> tuple:
-        new, logits, q = inner(latents, x)
+    def poison(latents: dict, x: torch.Tensor) -> ActStep:
+        new, logits, q, *_ = inner(latents, x)
         target = {"logits": logits, "q": q, "z_H": new["z_H"]}[where]
         target.view(len(target), -1)[1, -1] = float("inf") if where == "z_H" else float("nan")
-        return new, logits, q
+        return ActStep(new, logits, q)
 
     solver.executor.step = poison  # type: ignore[method-assign]
     assert [s.status for s in solver.solve(["1000", "1001", "1002"])] == ["verified", "non_finite", "verified"]

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from rtm_kernels.engine import HaltingPolicy, Solver, Step
-from rtm_kernels.engine.slots import Sample
+from rtm_kernels.engine.samples import Sample
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.ops.halting.reference import halting_logits, halting_update, initial_state
+from rtm_kernels.ops.halting.mixture import halting_update, initial_state
+from rtm_kernels.ops.halting.reference import halting_logits
 from tests.engine.fakes import TASK, config
 
 PUZZLES = ["0123", "7654", "1111", "2053", "6420"]
@@ -34,11 +35,11 @@ def expected(model: RecursiveReasoner, puzzle: str, min_steps: int, max_steps: i
         with torch.no_grad():
             values, logits, _ = model.act_step(latents, x)
             output = values[model.program.output]
-            token = halting_logits(output, model.q_head.weight, model.q_head.bias, "token")
+            token = halting_logits(output, model.q_head.weight, model.q_head.bias, True)
         latents = {name: values[name] for name in latents}
         decoded = logits[0].argmax(-1).tolist()
         answer = [new if goes_on else old for new, old, goes_on in zip(decoded, answer, active, strict=True)]
-        state = halting_update(state, "cumulative_token", logits=token, max_steps=max_steps, min_steps=min_steps)
+        state = halting_update(state, "cumulative_token", token, max_steps=max_steps, min_steps=min_steps)
     return int(state.sample_steps[0]), answer
 
 

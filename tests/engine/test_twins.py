@@ -13,8 +13,8 @@ from rtm_kernels.config import ModelConfig
 from rtm_kernels.data import maze, sudoku
 from rtm_kernels.data.task import Task, get_task
 from rtm_kernels.engine import Rollouts, Service, Solver
-from rtm_kernels.engine.executor import Latents
-from rtm_kernels.engine.slots import Sample
+from rtm_kernels.engine.executor import Act, ActStep
+from rtm_kernels.engine.samples import Sample
 from rtm_kernels.model import RecursiveReasoner
 from tests.engine import fakes
 
@@ -29,13 +29,17 @@ class Picky:
     def __init__(self) -> None:
         self.seen: list[np.ndarray] = []
 
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[Latents, Tensor, Tensor | None]:
+    @property
+    def recorded(self) -> Act:
+        return self.step
+
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         tokens = (x[..., 0] / WIDTH**0.5).round().long().numpy()
         self.seen.extend(tokens)
         answers = sudoku.solve((tokens - 1).astype(np.uint8))[1].astype(np.int64) + 1
         answers = np.where(self.lucky(tokens)[:, None], answers, 2)
         logits = torch.nn.functional.one_hot(torch.from_numpy(answers), 6).float()
-        return dict(latents), logits, None
+        return ActStep(dict(latents), logits, None)
 
     @staticmethod
     def lucky(tokens: np.ndarray) -> np.ndarray:

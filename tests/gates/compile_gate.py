@@ -1,33 +1,28 @@
 """Compile gate: every kernel of every launch row becomes an sm_90 cubin, without a GPU, and the cubin is read.
 
-    python -m tests.gates.compile_gate [--arch 90|all] [--jobs 2] [--table] [--note] [FILTER ...]
+    python -m tests.gates.compile_gate [--arch 90|all] [--jobs 2] [--table] [FILTER ...]
 
-`--arch all` compiles for every architecture of the committed table and writes it again; `--table` compares with it;
-`--note` keeps how many kernels failed under a Triton that the table was not made with (`make gates TRITON=...`).
+`--arch all` compiles for every architecture of the committed table and writes it again; `--table` compares with it.
 
-Protocol. A package folder (`rtm_kernels/ops/<op>/` or any other) that launches Triton kernels has a file
-`compile_cases.py` with one function:
-
-    def compile_cases() -> Iterator[CompileCase]      # tests import it; the package itself does not
-
-`CompileCase(name, run)` holds a function that calls the op's *launchers* with tensors on `device="meta"`, at the
-sizes the launch rows are for. Nothing else is declared: while `run` executes, every launch of a Triton kernel is
-compiled instead, with the very signature, specialisation and options that the real launch has, and becomes one
-row of the table. Launchers must not read tensor values, and pick their rows with `ops.launch.select`.
+The uses are `launched` in `tests/cases`: functions that call an op's launchers with tensors on `device="meta"`. While
+one runs, every launch of a Triton kernel is compiled instead, with the signature, specialisation and options that the
+real launch has, and becomes a row of the table. Launchers must not read tensor values.
 
 A row fails when it needs more shared memory than the GPU has, spills (unless its `LaunchRow.waiver` says why),
 has an atomic other than an arrival (at the grid barrier of a cooperative launch, or at a counter that tells the last
-program), or has a dot on 16-bit operands but no
-wgmma on Hopper. The gate also fails when a launch row for this GPU family, in the `TABLE` of a `launch.py` beside
-the cases, is reached by no case.
+program), or has a dot on 16-bit operands but no wgmma on Hopper. The gate also fails when no use reaches a launch row
+for this GPU family.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib
-import multiprocessing
 import os
+
+if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)  # this gate compiles
+
+import argparse
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -41,9 +36,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from tests.cases import OPS
 from tests.gates import compile_table
 
-ROOT = Path(__file__).resolve().parents[2]
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
 """Compute capability -> shared memory of one program, in KiB."""
 
@@ -68,12 +63,6 @@ class Compiled:
     atomics: int = 0
     row: str = ""
     failures: list[str] = field(default_factory=list)
-
-
-def case_modules() -> Iterator[str]:
-    """Names of every `compile_cases` module of the package."""
-    for path in sorted((ROOT / "rtm_kernels").rglob("compile_cases.py")):
-        yield ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
 def read_cubin(cubin: bytes) -> dict[str, int]:
@@ -102,31 +91,28 @@ def _install_target(arch: int) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
-    class OfflineDriver:
-        def get_current_target(self) -> GPUTarget:
-            return GPUTarget("cuda", arch, 32)
-
-        def get_current_device(self) -> int:
-            return 0
-
-        def get_current_stream(self, device: int) -> int:
-            return 0
-
-    driver.set_active(OfflineDriver())
+    offline = {
+        "get_current_target": lambda: GPUTarget("cuda", arch, 32),
+        "get_current_device": lambda: 0,
+        "get_current_stream": lambda device: 0,
+    }
+    driver.set_active(SimpleNamespace(**offline))
 
 
-def table_rows(module: str) -> Iterator[tuple[str, Any]]:
-    """Text and row of every launch row in the `TABLE` beside a `compile_cases` module."""
-    folder = module.rpartition(".")[0]
-    if (ROOT / folder.replace(".", "/") / "launch.py").exists():
-        for row in importlib.import_module(f"{folder}.launch").TABLE:
-            yield f"{folder.rpartition('.')[2]}: {row}", row
+def table_rows(op: str) -> Iterator[tuple[str, Any]]:
+    """Text and row of every launch row of an op."""
+    for name, table in OPS[op].tables.items():
+        yield from ((f"{name}: {row}", row) for row in table)
 
 
-def _row_of(module: str, name: str, kwargs: dict[str, Any], bits: int) -> tuple[str, Any] | None:
+def _row_of(op: str, name: str, kwargs: dict[str, Any], bits: int) -> tuple[str, Any] | None:
     """The launch row that a launch counted under `name` used, with its text for the coverage check."""
+    from rtm_kernels.ops.launch import FALLBACKS, family
+
     found = []
-    for text, row in table_rows(module):
+    for text, row in table_rows(op):
+        if row.family not in FALLBACKS[family()]:
+            continue
         same = {**row.blocks, "num_warps": row.num_warps, "num_stages": row.num_stages}.items() <= kwargs.items()
         if row.kernel == name and row.bits in (0, bits) and same:
             found.append((text, row))
@@ -166,15 +152,14 @@ def _bits(args: tuple[Any, ...]) -> int:
     return min((a.dtype.itemsize * 8 for a in args if hasattr(a, "dtype") and a.dtype.is_floating_point), default=0)
 
 
-def compile_case(job: tuple[str, int, int]) -> list[Compiled]:
-    """Run one case (module, index, arch) with every kernel launch compiled instead; one row per launch."""
-    module, index, arch = job
+def compile_case(job: tuple[str, str, int]) -> list[Compiled]:
+    """Run one use (op, name, arch) with every kernel launch compiled instead; one row per launch."""
+    op, case, arch = job
     from triton.runtime.jit import JITFunction
 
     from rtm_kernels.impl import launches
 
     _install_target(arch)
-    case = list(importlib.import_module(module).compile_cases())[index]
     compiled: list[Compiled] = []
     real_run = JITFunction.run
     launches.clear()
@@ -182,92 +167,75 @@ def compile_case(job: tuple[str, int, int]) -> list[Compiled]:
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         kernel = SimpleNamespace(__name__=self.__name__, run=partial(real_run, self))
-        result = _compile(case.name, kernel, args, kwargs, arch)
+        result = _compile(case, kernel, args, kwargs, arch)
         names = [name for name, count in launches.items() if count > counted.get(name, 0)]
         counted.update(launches)
         if len(names) != 1:
             result.failures.append("the launch is not counted in impl.launches")
-        elif found := _row_of(module, names[0], kwargs, _bits(args)):
+        elif found := _row_of(op, names[0], kwargs, _bits(args)):
             result.row, row = found
             result.failures = [f for f in result.failures if not (row.waiver and f.startswith("spills"))]
         compiled.append(result)
 
     JITFunction.run = compile_only  # type: ignore[method-assign]
     try:
-        case.run()
+        OPS[op].launched[case]()
     except Exception:
         last_line = traceback.format_exc().strip().splitlines()[-1]
-        compiled.append(Compiled(case.name, "-", "", failures=[last_line]))
+        compiled.append(Compiled(case, "-", "", failures=[last_line]))
     finally:
         JITFunction.run = real_run  # type: ignore[method-assign]
     return compiled
 
 
-def unreached_rows(modules: list[str], compiled: list[Compiled], arch: int) -> list[str]:
-    """Launch rows for this GPU family that no case launched."""
+def unreached_rows(compiled: list[Compiled], arch: int) -> list[str]:
+    """Launch rows for this GPU family that no use launched."""
     from rtm_kernels.ops.launch import family
 
     _install_target(arch)
     reached = {result.row for result in compiled}
-    rows = [(text, row) for module in modules for text, row in table_rows(module) if row.family == family()]
-    return [text for text, _ in rows if text not in reached]
+    rows = {text: row for op in OPS for text, row in table_rows(op)}
+    return [text for text, row in rows.items() if row.family == family() and text not in reached]
 
 
-def print_table(compiled: list[Compiled], arch: int) -> None:
+def print_table(compiled: list[Compiled]) -> None:
     """One line per distinct compiled kernel, failures in the last column."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"compile gate, sm_{arch}")
-    for column in ("case", "kernel", "launch", "regs", "stack", "smem KiB", "wgmma", "atomics", "result"):
-        table.add_column(column, justify="left" if column in ("case", "kernel", "launch", "result") else "right")
+    print(f"{'case':70} {'kernel':24} {'launch':28} regs stack  KiB wgmma atomics result")
     for c in compiled:
-        verdict = "[red]" + "; ".join(c.failures) if c.failures else "ok"
-        figures = (c.registers, c.stack, f"{c.shared / 1024:.0f}", c.wgmma, c.atomics)
-        table.add_row(c.case, c.kernel, c.options, *map(str, figures), verdict)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+        figures = f"{c.registers:4} {c.stack:5} {c.shared // 1024:4} {c.wgmma:5} {c.atomics:7}"
+        print(f"{c.case:70} {c.kernel:24} {c.options:28} {figures} {'; '.join(c.failures) or 'ok'}")
 
 
 def compile_all(arch: int, filters: list[str], pool: ProcessPoolExecutor) -> tuple[list[Compiled], list[str]]:
-    """Every distinct kernel of the chosen cases, and, without filters, the launch rows that no case reaches."""
-    modules, jobs = [], []
-    for module in case_modules():
-        for index, case in enumerate(importlib.import_module(module).compile_cases()):
-            if not filters or any(f in module or f in case.name for f in filters):
-                jobs.append((module, index, arch))
-                modules.append(module)
+    """Every distinct kernel of the chosen uses, and, without filters, the launch rows that no use reaches."""
+    uses = [(name, case) for name, op in OPS.items() for case in op.launched]
+    jobs = [(op, case, arch) for op, case in uses if not filters or any(f in op or f in case for f in filters)]
     compiled = [row for rows in pool.map(compile_case, jobs) for row in rows]
     worst_last = sorted(compiled, key=lambda c: bool(c.failures))  # of like launches keep one that fails
     distinct = {(c.kernel, c.options, c.case): c for c in worst_last}
-    unreached = [] if filters else unreached_rows(sorted(set(modules)), compiled, arch)
+    unreached = [] if filters else unreached_rows(compiled, arch)
     return list(distinct.values()), unreached
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="compile every launch row without a GPU and read the cubins")
-    parser.add_argument("filters", nargs="*", help="keep cases whose module or name contains one of these")
+    parser.add_argument("filters", nargs="*", help="keep uses whose op or name contains one of these")
     parser.add_argument("--arch", default="90", choices=["all", *map(str, sorted(SHARED_LIMIT))])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--table", action="store_true", help="fail where the committed table says something else")
-    parser.add_argument("--note", action="store_true", help="keep the count of failures of this Triton in the summary")
     options = parser.parse_args(argv)
-    if os.environ.pop("TRITON_INTERPRET", None):
-        print("TRITON_INTERPRET is ignored: this gate compiles")
     bad = 0
     for arch in compile_table.ARCHITECTURES if options.arch == "all" else (int(options.arch),):
         with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
             compiled, unreached = compile_all(arch, options.filters, pool)
         rows = [compile_table.row(c) for c in compiled]
-        print_table(compiled, arch)
+        print_table(compiled)
         stale = compile_table.differences(arch, rows) if options.table and not options.filters else []
-        for text in (*(f"no case reaches launch row {row}" for row in unreached), *stale):
+        for text in (*(f"no use reaches launch row {row}" for row in unreached), *stale):
             print(text)
         failed = sum(bool(c.failures) for c in compiled)
         print(f"sm_{arch}: {len(compiled)} kernels, {failed} failed, {len(unreached)} rows unreached", flush=True)
         bad += failed + len(unreached) + len(stale) + (not compiled)
-        if options.note and not options.filters:
-            compile_table.note(arch, rows)
-            compile_table.summarise()
         if options.arch == "all" and not options.filters:
             compile_table.write(arch, rows)
             compile_table.summarise()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "profiles" / "compile"
+PACKAGE, FOLDER = ROOT / "rtm_kernels", ROOT / "profiles" / "compile"
 ARCHITECTURES = (90, 80, 86, 89, 100, 120)
 FACTS = ("registers", "stack", "spills", "shared", "wgmma", "atomics")
 OFFICIAL = ("D=512 F=1536", "L=97 D=512 F=512", "L=916 D=512", "attention_norm D=512 h=8", "persistent L=97", "halting",
@@ -23,10 +23,10 @@ OFFICIAL = ("D=512 F=1536", "L=97 D=512 F=512", "L=916 D=512", "attention_norm D
 
 
 def sources() -> list[Path]:
-    """The files that decide what is compiled: kernels, launch tables, cases, and the launchers between them."""
-    folders = {path.parent for path in (ROOT / "rtm_kernels").rglob("compile_cases.py")}
-    folders.add(ROOT / "rtm_kernels" / "ops" / "swiglu")
-    skip = {"cost.py", "reference.py", "api.py", "op.py", "registration.py", "executor.py", "__init__.py"}
+    """The files that decide what is compiled: kernels, launch tables, and the launch sequences between them."""
+    folders = {path.parent for path in PACKAGE.rglob("*.py") if "@triton.jit" in path.read_text()}
+    folders |= {path.parent for name in ("launch.py", "op.py") for path in PACKAGE.rglob(name)} - {PACKAGE / "ops"}
+    skip = {"reference.py", "api.py", "executor.py", "__init__.py"}
     return sorted(path for folder in folders for path in folder.glob("*.py") if path.name not in skip)
 
 
@@ -50,42 +50,13 @@ def write(arch: int, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write the table of one architecture."""
     import triton
 
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     ordered = sorted(rows, key=lambda r: (r["case"], r["kernel"], r["launch"]))
-    head = {
-        "arch": f"sm_{arch}",
-        "triton": triton.__version__,
-        "commit": commit.stdout.strip(),
-        "sources": fingerprint(),
-    }
+    head = {"arch": f"sm_{arch}", "triton": triton.__version__, "commit": git.stdout.strip(), "sources": fingerprint()}
     lines = ",\n".join(json.dumps(r) for r in ordered)
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"sm_{arch}.json"
     path.write_text(json.dumps({**head, "kernels": None})[: -len("null}")] + f"[\n{lines}\n]}}\n")
-
-
-def note(arch: int, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Keep how many kernels this Triton compiled for an architecture and how many failed, beside the tables."""
-    import triton
-
-    found = {(n["triton"], n["arch"]): n for n in notes()}
-    kept = list(rows)
-    failures = [f"{r['case']} {r['kernel']} {r['launch']}: {'; '.join(r['failures'])}" for r in kept if r["failures"]]
-    mine = {"triton": triton.__version__, "arch": f"sm_{arch}", "kernels": len(kept), "failures": failures}
-    found[mine["triton"], mine["arch"]] = {**mine, "sources": fingerprint()}
-    (FOLDER / "other_versions.json").write_text(json.dumps(list(found.values()), indent=1) + "\n")
-
-
-def notes() -> list[dict[str, Any]]:
-    """What was kept of other versions of Triton."""
-    path = FOLDER / "other_versions.json"
-    found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    return found
-
-
-def exists(arch: int) -> bool:
-    """Whether the table of an architecture was committed."""
-    return (FOLDER / f"sm_{arch}.json").exists()
 
 
 def read(arch: int) -> dict[str, Any]:
@@ -96,8 +67,6 @@ def read(arch: int) -> dict[str, Any]:
 
 def differences(arch: int, rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """How freshly compiled rows differ from the committed table, if there is one."""
-    if not exists(arch):
-        return []
     key = ("case", "kernel", "launch")
     old = {tuple(r[k] for k in key): r for r in read(arch)["kernels"]}
     new = {tuple(r[k] for k in key): dict(r) for r in rows}
@@ -107,27 +76,15 @@ def differences(arch: int, rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return [f"{what}: {' | '.join(name)}" for what, names in parts for name in sorted(names)]
 
 
-def _other_versions() -> list[str]:
-    """A line for each version and architecture that was noted, and one per failure."""
-    lines = []
-    for n in notes():
-        same = "these sources" if n["sources"] == fingerprint() else "older sources"
-        figures = f"{n['kernels']} kernels, {len(n['failures'])} failures"
-        lines += ["", f"Triton {n['triton']}, {n['arch']}, {same}: {figures}."]
-        lines += [f"- {failure}" for failure in n["failures"]]
-    return lines
-
-
 def summarise() -> None:
     """Write the summary of every table: one line per architecture, and the official sizes on sm_90."""
-    tables = {arch: read(arch) for arch in sorted(ARCHITECTURES) if exists(arch)}
+    tables = {arch: read(arch) for arch in sorted(ARCHITECTURES)}
     first = tables[90]
     lines = [
         "# What the kernels compile to", "",
         f"Triton {first['triton']}, no GPU: every launch row of every kernel, compiled by `make compile-gate ARCH=all` "
         f"at {first['commit']} and read with cuobjdump. `sm_<arch>.json` holds all rows. Nothing here is a time.", "",
-        "`make gates TRITON=3.9.0` runs both gates and the proof under another version of Triton.",
-        *_other_versions(), "",
+        "`make gates TRITON=3.9.0` runs both gates and the proof under another version of Triton.", "",
         "| architecture | kernels | failures | spilling | most registers | most shared KiB | with wgmma | atomics |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip

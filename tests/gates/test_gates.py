@@ -1,62 +1,31 @@
-"""The gates as tests. Each runs in its own process: one needs Triton compiling, the other Triton interpreting."""
+"""A quick look at both gates: a case of each op interpreted, a use of each compiled. `make proof` runs all of them."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tests.gates import compile_table
-from tests.gates.compile_gate import ROOT
+from tests.cases import name_of, small_cases
+from tests.cases.case import Case, check
 
-GATES = {"compile": ["compile_gate", "--table"], "error": ["interpret_gate"]}
+pytest.importorskip("triton")
+FIRST = {case.op: case for case in reversed(small_cases())}
+USES = ("D=64 F=256", "L=16 D=128", "attention_norm D=100 h=4 terms=2 rope=0 qk_norm=0 bfloat16", "halting q first",
+        "token_loss V=11 stablemax bfloat16", "adam_atan2 float32", "sign_sgd float32", "queue bfloat16")  # fmt: skip
 
 
-SPILLING = pytest.mark.xfail(strict=True, reason="the persistent kernel spills up to 96 bytes on Blackwell")
+@pytest.mark.parametrize("case", FIRST.values(), ids=name_of)
+def test_an_op_is_within_twice_the_error_of_eager(case: Case) -> None:
+    assert check(case).failures == []
 
 
-@pytest.mark.parametrize("row", [pytest.param(name, marks=pytest.mark.proof(name)) for name in GATES])
-def test_gate(row: str, cells: Callable[[int], None]) -> None:
-    pytest.importorskip("triton")
+def test_a_use_of_each_op_compiles_for_hopper() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", f"tests.gates.{GATES[row][0]}", *GATES[row][1:]]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "tests.gates.compile_gate", "--jobs", "1", *USES]
+    root = Path(__file__).resolve().parents[2]
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    cells(int(re.findall(r"(\d+) (?:kernels|cases),", result.stdout)[-1]))
-
-
-@pytest.mark.proof("compile")
-@pytest.mark.parametrize(
-    "arch", [pytest.param(a, marks=SPILLING) if a in (100, 120) else a for a in compile_table.ARCHITECTURES]
-)
-def test_the_committed_table_is_of_these_sources_and_has_no_failure(arch: int, cells: Callable[[int], None]) -> None:
-    if not compile_table.exists(arch):
-        pytest.skip("no table was committed yet: make compile-gate ARCH=all")
-    table = compile_table.read(arch)
-    assert table["sources"] == compile_table.fingerprint(), "refresh it: make compile-gate ARCH=all"
-    assert [r for r in table["kernels"] if r["failures"]] == []
-    cells(len(table["kernels"]))
-
-
-@pytest.mark.proof("compile")
-def test_the_official_sizes_on_hopper_spill_nothing_and_multiply_on_tensor_cores() -> None:
-    if not compile_table.exists(90):
-        pytest.skip("no table was committed yet: make compile-gate ARCH=all")
-    rows = [r for r in compile_table.read(90)["kernels"] if r["case"].startswith(compile_table.OFFICIAL)]
-    assert {r["kernel"] for r in rows} == {r["kernel"] for r in compile_table.read(90)["kernels"]}
-    for r in rows:
-        assert r["stack"] == r["spills"] == 0, r
-        half = not re.search("float32|fp32", r["case"])
-        assert not half or r["kernel"] not in PRODUCTS or r["wgmma"] > 0, r
-
-
-PRODUCTS = {
-    "fused_kernel", "gate_up_kernel", "residual_gemm_kernel", "fused_input_grad_kernel", "fused_weight_grad_kernel",
-    "hidden_backward_kernel", "weight_grad_kernel", "qkv_kernel", "output_kernel", "input_grad_kernel",
-    "recursion_kernel", "gate_up_tma_kernel", "residual_gemm_tma_kernel",
-}  # fmt: skip
-"""Kernels with a dot."""

@@ -10,7 +10,7 @@ import torch
 
 from rtm_kernels import program as programs
 from rtm_kernels.recursion import reference
-from rtm_kernels.recursion.persistent.executor import run
+from rtm_kernels.recursion.persistent.executor import PersistentExecutor
 from tests.gpu.checks import check_budget, draw, make_block
 from tests.recursion.support import small_stacks
 
@@ -34,6 +34,9 @@ def test_persistent(device: torch.device) -> None:
     latents = {name: draw(2, 9, 32, torch.float32, device, i) for i, name in enumerate(program.carried)}
     x = draw(2, 9, 32, torch.float32, device, 9)
     with torch.no_grad():
-        got, expected = run(program, latents, x, stacks), reference.run(program, latents, x, stacks)
+        got, expected = (
+            PersistentExecutor(program, stacks).run(latents, x).latents,
+            reference.run(program, latents, x, stacks),
+        )
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-4)

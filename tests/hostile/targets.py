@@ -68,7 +68,7 @@ def command_line(model: str, recorded: Path, folder: Path) -> Target:
         ["trace", "record", PUZZLE, *small, "--out", out, "--max-steps", "1", "--batch-size", "2"],
         ["trace", "view", trace, "--out", out, "--limit", "1"],
         ["trace", "replay", trace, "--model", model],
-        ["compare", str(folder / "none.csv"), *small, "--rounds", "2"],
+        ["eval", str(folder / "none.csv"), *small, "--max-steps", "2"],
         ["mcp", "--transport", "pigeon", "--port", "1", "--token-file", out],
     )
 

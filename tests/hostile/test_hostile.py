@@ -31,20 +31,20 @@ def test_damaged(name: str, tmp_path, monkeypatch, request) -> None:
         pytest.skip(f"no package {NEEDS[name]} here: {name} stay untried")
     monkeypatch.chdir(tmp_path)
     seed = request.config.getoption("--hostile-seed")
-    with TARGETS[name](tmp_path) as target:
-        for number in range(WARM_UP):
-            target(random.Random(f"warm {number}"))()
-        for number in range(int(request.config.getoption("--hostile") * TIMES.get(name, 1))):
-            seconds = []
-            while not seconds or (min(seconds) > CPU_SECONDS and len(seconds) < 3):
-                attack = target(random.Random(f"{seed} {number}"))
-                start = time.process_time()
-                try:
-                    tried, _ = attack()
-                except BaseException as error:
-                    pytest.fail(f"attack {number} of seed {seed}: {error!r:.1500}")
-                seconds.append(time.process_time() - start)
-            assert min(seconds) < CPU_SECONDS, f"attack {number} of seed {seed}: {seconds} s of processor time: {tried}"
+    target = TARGETS[name](tmp_path)
+    for number in range(WARM_UP):
+        target(random.Random(f"warm {number}"))()
+    for number in range(int(request.config.getoption("--hostile") * TIMES.get(name, 1))):
+        seconds = []
+        while not seconds or (min(seconds) > CPU_SECONDS and len(seconds) < 3):
+            attack = target(random.Random(f"{seed} {number}"))
+            start = time.process_time()
+            try:
+                tried, _ = attack()
+            except BaseException as error:
+                pytest.fail(f"attack {number} of seed {seed}: {error!r:.1500}")
+            seconds.append(time.process_time() - start)
+        assert min(seconds) < CPU_SECONDS, f"attack {number} of seed {seed}: {seconds} s of processor time: {tried}"
 
 
 def test_the_mutator_is_seeded_and_reaches_far() -> None:

@@ -133,7 +133,7 @@ def test_tied_heads_must_agree() -> None:
         ({"causal": True}, "causal=True"),
         ({"qk_norm": True}, "qk_norm=True"),
         ({"norm_axis": "hidden"}, "norm_axis='hidden'"),
-        ({"halting": "cumulative_sequence"}, "halting='cumulative_sequence'"),
+        ({"halting": "cumulative"}, "halting='cumulative'"),
         ({"tied_lm_head": True}, "tied_lm_head=True"),
     ],
 )

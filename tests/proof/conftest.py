@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
+HERE = Path(__file__).parent
 PROPERTIES = {
     "error": "forward and gradient error at most twice eager's, against float64",
     "gradcheck": "float64 gradients are the derivatives, double backward is refused",
@@ -34,8 +36,9 @@ PROPERTIES = {
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        marker = item.get_closest_marker("proof")
-        if marker:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+        if marker := item.get_closest_marker("proof"):
             assert marker.args[0] in PROPERTIES, f"{item.nodeid}: unknown property {marker.args[0]!r}"
             item.user_properties.append(("proof", marker.args[0]))
 

@@ -13,17 +13,15 @@ import sys
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-import faulthandler
-
 import torch
 import triton
 import triton.language as tl
 
 from rtm_kernels.ops.adam_atan2.adam import adam_atan2
 from rtm_kernels.ops.adam_atan2.reference import scalars
-from tests.gates.interpret_gate import run
+from tests.cases import small_cases
+from tests.cases.case import run
 from tests.interpreter import take_loop_bounds
-from tests.proof.cases import small_cases
 from tests.proof.launching import Launch, every_launch, kernel_names
 from tests.proof.memory import mapped
 from tests.proof.tiles import tiles
@@ -42,12 +40,11 @@ def behind_fences(launch: Launch, at_end: bool) -> None:
 def optimiser(at_end: bool) -> None:
     """AdamATan2, whose kernel takes addresses from a table, on fenced tensors."""
     with mapped() as mapping:
-        tensors = {f"{kind}{n}": torch.ones(n) for kind in "pgmv" for n in (1, 300, 513)}
-        tensors |= {f"step{n}": torch.zeros(1) for n in (1, 300, 513)}
+        sizes = (1, 300, 513)
+        tensors = {f"{kind}{n}": torch.ones(1 if kind == "step" else n) for kind in (*"pgmv", "step") for n in sizes}
         fenced = mapping.fenced(tensors, at_end)
-        lists = [[fenced[f"{kind}{n}"] for n in (1, 300, 513)] for kind in ("p", "g", "m", "v", "step")]
+        lists = [[fenced[f"{kind}{n}"] for n in sizes] for kind in (*"pgmv", "step")]
         adam_atan2(*lists, *scalars("cpu", 1e-3, None), 0.9, 0.95, 0.1)
-        assert not torch.equal(lists[0][2], torch.ones(513))
 
 
 @triton.jit
@@ -72,23 +69,17 @@ def child(side: str) -> int:
         else:
             optimiser(at_end)
             for case in small_cases():
-                run(case, "triton", case.make(torch.Generator().manual_seed(1)), torch.float32)
-    missing = kernel_names() - set(seen)
-    print(f"{side} {len(seen)} launches, kernels not launched: {sorted(missing)}", flush=True)
-    return 1 if missing else 0
+                run(case, "triton", case.make(torch.Generator().manual_seed(1)))
+    print(f"{side} {len(seen)} launches", flush=True)
+    return len(kernel_names() - set(seen))
 
 
-def main() -> int:
+if __name__ == "__main__":
     take_loop_bounds()
     torch.set_num_threads(1)  # a forked process has no threads of its pool
     for side in ("end", "start", "read", "write"):
         pid = os.fork()
         if not pid:
-            faulthandler.enable()
             os._exit(child(side))
         print(f"{side} ended with {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}", flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(0)

@@ -28,9 +28,10 @@ TURNED, CAUSAL, ODD, OUT_WIDE, MANY_ROWS = (
     ("attention_norm", "[3, 7, 24]"), ("attention_norm", "[2, 9, 32]"), ("attention_norm", "[1, 5, 130]"),
     ("attention_norm", "[1, 6, 144]"), ("attention_norm", "[2, 97, 64]"),
 )  # fmt: skip
-FIRST, CONTINUE, MEAN, TOKEN, SUM, SETTLE = (
-    ("halting", "[5, 9, 70] q"), ("halting", "[5, 1, 7] q_continue"), ("halting", "q_continue mean"),
-    ("halting", "cumulative_token"), ("halting", "cumulative_sequence"), ("halting", "settle"),
+FIRST, CONTINUE, TOKEN, TOKEN_CONTINUE, SUM, MOVING, VERIFIES = (
+    ("halting", "[5, 9, 70] q"), ("halting", "q_continue strided"), ("halting", "cumulative_token"),
+    ("halting", "q_continue+cumulative_token"), ("halting", "cumulative offset"), ("halting", "settle=2/0.06+q"),
+    ("halting", "verified"),
 )  # fmt: skip
 STABLEMAX, SOFTMAX, SOFTMAX_TILES = (
     ("token_loss", "[3, 67, 11] plain scale=3 ignored=0.3 stablemax"),
@@ -39,9 +40,8 @@ STABLEMAX, SOFTMAX, SOFTMAX_TILES = (
 )
 ADAM, NO_MOMENTUM = ("adam_atan2", "[7, 130]"), ("adam_atan2", "beta1=0.0")
 SIGN, FEW_DUPLICATES = ("sign_sgd", "B=12"), ("sign_sgd", "N=64 B=31")
-PERSISTENT, PERSISTENT_TOKEN, PERSISTENT_MAX, PERSISTENT_SETTLE, TWO_STACKS = (
-    ("persistent", "trm [2, 9, 24]"), ("persistent", "rtm [3, 5, 40]"), ("persistent", "rtm [2, 5, 40]"),
-    ("persistent", "transformer [3, 5, 24]"), ("persistent", "hrm"),
+PERSISTENT, PERSISTENT_HIDDEN, TWO_STACKS = (
+    ("persistent", "trm [2, 9, 24]"), ("persistent", "rtm [3, 5, 40]"), ("persistent", "hrm"),
 )  # fmt: skip
 
 _SWIGLU = (
@@ -60,24 +60,30 @@ _SWIGLU = (
      "/ N)\n        tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=offs_r < R)", FUSED),
     ("forward", "/ N + tl.cast(eps, ACC))\n        tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=offs_r < R)",
      "/ BLOCK_N + tl.cast(eps, ACC))\n        tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=offs_r < R)", FUSED),
-    ("forward", "    for n in range(0, N, BLOCK_N):\n        mask_x",
-     "    for n in range(0, N - BLOCK_N, BLOCK_N):\n        mask_x", LONG),
-    ("forward", "x_offs += BLOCK_N * tl.cast(x_stride_n, tl.int64)", "x_offs += BLOCK_N", MIXER_LONG),
+    ("forward", "    for n in range(0, N, BLOCK_N):\n        mask_h",
+     "    for n in range(0, N - BLOCK_N, BLOCK_N):\n        mask_h", LONG),
+    ("forward", "h_offs += BLOCK_N * tl.cast(h_stride_n, tl.int64)", "h_offs += BLOCK_N", MIXER_LONG),
     ("forward", "a_offs = (batch * R + offs_r)[:, None] * F", "a_offs = (batch * R + offs_r)[:, None] * N", LONG),
-    ("forward", "acc = load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask, TERMS, ACC).to(ACC)",
-     "acc = tl.zeros((BLOCK_R, BLOCK_N), dtype=ACC)", DOWN_NORM),
+    *(("forward", "acc = tl.load(h_ptr + h_offs, mask=mask, other=0.0).to(ACC)",
+       "acc = tl.zeros((BLOCK_R, BLOCK_N), dtype=ACC)", case) for case in (DOWN_NORM, CAUSAL)),
+    ("forward", "/ N + tl.cast(eps, ACC))\n        tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=mask_r)",
+     "/ N)\n        tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=mask_r)", CAUSAL),
+    ("forward", "for k in range(0, k_end, BLOCK_K):", "for k in range(BLOCK_K, k_end, BLOCK_K):", ODD),
     ("forward", "w_ptrs += BLOCK_K * w_stride_k", "w_ptrs += BLOCK_K", WIDE),
     ("forward", "        squares += y * y\n", "        squares += tl.abs(y)\n", WIDE),
-    ("forward", "(y * rstd[:, None]).to(y_ptr.dtype.element_ty)", "y.to(y_ptr.dtype.element_ty)", HIDDEN),
+    *(("forward", "(y * rstd[:, None]).to(y_ptr.dtype.element_ty)", "y.to(y_ptr.dtype.element_ty)", case)
+      for case in (HIDDEN, OUT_WIDE)),
     ("forward", "rstd = 1.0 / tl.sqrt(tl.sum(squares, axis=1) / N + tl.cast(eps, ACC))",
      "rstd = 1.0 / (tl.sqrt(tl.sum(squares, axis=1) / N) + tl.cast(eps, ACC))", HIDDEN),
-    ("backward", "projection = tl.sum(products, axis=1) / N", "projection = tl.sum(products, axis=1)", FUSED),
+    *(("backward", "projection = tl.sum(products, axis=1) / N", "projection = tl.sum(products, axis=1)", case)
+      for case in (FUSED, CAUSAL)),
     ("backward", "if N == 1 else", "if N == 0 else", SINGLE),
     ("backward", "        products += dy * y\n", "", HIDDEN),
     ("backward", "tl.store(dz_ptrs + F, d_up.to", "tl.store(dz_ptrs + F, d_gate.to", LONG),
     ("backward", "act, d_gate, d_up = silu_gate_backward(d_act, gate, up)",
      "act, d_gate, d_up = silu_gate_backward(d_act, up, gate)", LONG),
-    ("backward", "share = tl.cdiv(B * blocks_r, SPLITS)", "share = B * blocks_r // SPLITS", MIXER_LONG),
+    *(("backward", "share = tl.cdiv(B * blocks_r, SPLITS)", "share = B * blocks_r // SPLITS", case)
+      for case in (MIXER_LONG, CAUSAL)),
     ("backward", "out_ptr + (split * P + offs_p)[:, None] * N", "out_ptr + offs_p[:, None] * N", LONG),
     ("backward", "x_offs, mask, TERMS, ACC)\n    tl.store(h_ptr", "x_offs, mask, 0, ACC)\n    tl.store(h_ptr", FUSED),
     ("fused_backward", "(acc + dr.to(ACC))", "(acc)", FUSED),
@@ -95,40 +101,41 @@ _ATTENTION = (
     ("qkv", "turned = head < 2 * HEADS", "turned = head < 3 * HEADS", CAUSAL),
     ("qkv", "squares / HEAD_DIM", "squares / BLOCK_E", TURNED),
     ("qkv", "rstd = tl.where((heads < 2 * HEADS)[None, :], rstd, 1.0)", "", TURNED),
-    ("qkv", "mask_k = k + offs_k < D", "mask_k = k + offs_k < D - 1", CAUSAL),
+    ("qkv", "below(k + offs_k, D, BLOCK_K)", "below(k + offs_k, D - 1, BLOCK_K)", CAUSAL),
     ("qkv", "in_head = lane_e + lanes % 2 * half", "in_head = lane_e + (1 - lanes % 2) * half", CAUSAL),
-    ("output", "acc = tl.load(h_ptr + start * D + offs, mask=mask, other=0.0).to(ACC)",
-     "acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)", CAUSAL),
-    ("output", "tl.sum(acc * acc, axis=1) / D + tl.cast(eps, ACC)", "tl.sum(acc * acc, axis=1) / D", CAUSAL),
-    ("output", "for k in range(0, D, BLOCK_K):", "for k in range(BLOCK_K, D, BLOCK_K):", ODD),
-    ("output", "other=0.0).to(ACC) * rstd[:, None]", "other=0.0).to(ACC)", OUT_WIDE),
-    ("backward", "ds = rstd[:, None] * (dy - y * mean[:, None])", "ds = rstd[:, None] * dy", CAUSAL),
-    ("backward", "a * cos_a + b * sin_b, b * cos_b - a * sin_a",
-     "a * cos_a - b * sin_b, b * cos_b + a * sin_a", CAUSAL),
-    ("backward", "rstd * (a - normed_a * mean[:, None])", "rstd * a", TURNED),
-    ("gemm_backward", "acc += tl.load(residual_ptr", "acc -= tl.load(residual_ptr", CAUSAL),
-    ("gemm_backward", "end = tl.minimum(M - start, SPLIT_ROWS)", "end = tl.minimum(M - start, SPLIT_ROWS) - 1", CAUSAL),
-    ("steps", "head_dim).transpose(1, 2), causal)", "head_dim).transpose(1, 2), False)", CAUSAL),
+    ("qkv", "a * cos_a + b * sin_b, b * cos_b - a * sin_a", "a * cos_a - b * sin_b, b * cos_b + a * sin_b", CAUSAL),
+    ("qkv", "rstd * (a - normed_a * mean[:, None])", "rstd * a", TURNED),
+    ("op", "qkv_weight.t(), residual,", "qkv_weight.t(), None,", CAUSAL),
+    ("attention", "is_causal=causal", "is_causal=False", CAUSAL),
 )  # fmt: skip
 
 _HALTING = (
-    ("step", "(steps >= max_steps)", "(steps > max_steps)", ("halting", "[70, 7, 24]")),
-    ("step", "(steps >= least)", "(steps > least)", MEAN),
-    ("step", "wants = halt > 0", "wants = halt < 0", FIRST),
-    ("step", "wants = halt > carry_on", "wants = halt < carry_on", MEAN),
-    ("step", "wants = accumulated + p >= 1.0", "wants = accumulated + p >= 2.0", SUM),
-    ("step", "left = 1.0 - accumulated", "left = 1.0 + accumulated", TOKEN),
-    ("step", "next_idle + tl.cumsum(idle, 0)) - 1", "next_idle + tl.cumsum(idle, 0)) - 0", FIRST),
-    ("step", "alive_ptr, tl.num_programs(0), BLOCK_ORDER)", "alive_ptr, tl.num_programs(0) - 1, BLOCK_ORDER)", FIRST),
-    ("step", "alive = tl.maximum(alive, tl.max(active, axis=0))", "alive = tl.max(active, axis=0)", TOKEN),
-    ("signals", "weight_ptr + D + offs_d", "weight_ptr + offs_d", CONTINUE),
-    ("step", "steps = tl.load(steps_ptr + unit, mask=mask, other=0) + active.to(tl.int32)",
-     "steps = tl.load(steps_ptr + unit, mask=mask, other=0) + 1", FIRST),
-    ("signals", "count = L if POOL", "count = D if POOL", MEAN),
-    ("signals", "l + rows < L, stride_l", "l + rows < L - 1, stride_l", MEAN),
-    ("signals", "u + rows, u + rows < end,", "u + rows, u + rows < end - 1,", TOKEN),
-    ("signals", "return tl.sqrt(tl.sum(change, axis=0))", "return tl.sum(change, axis=0)", SETTLE),
-    ("signals", "(y - before) * (y - before)", "(y + before) * (y - before)", SETTLE),
+    ("kernel", "tl.where(steps >= tl.load(row + LIMIT)", "tl.where(steps > tl.load(row + LIMIT)", MOVING),
+    ("kernel", "reason = tl.where((steps >= min_steps)", "reason = tl.where((steps > min_steps)", CONTINUE),
+    ("kernel", "logit.to(tl.float64) > THRESHOLD", "logit.to(tl.float64) < THRESHOLD", FIRST),
+    ("kernel", "logit = logit - second", "logit = logit + second", CONTINUE),
+    ("kernel", "tl.load(doubles + ACCUMULATED) >= 1", "tl.load(doubles + ACCUMULATED) >= 2", SUM),
+    ("kernel", "halted = (tl.load(halted_ptr + offs_l, mask=mask, other=0) != 0) |", "halted =", TOKEN),
+    ("kernel", "token = tl.where(halted != 0, old, token)", "", TOKEN),
+    ("kernel", "tl.where(changed, 0, tl.load(row + STABLE) + 1)", "tl.load(row + STABLE) + 1", MOVING),
+    ("kernel", "better = (better & (verified == 0)) |", "better = better |", VERIFIES),
+    ("kernel", "wrong += broken(other_ptr", "wrong += 0 * broken(other_ptr", FIRST),
+    ("signals", "weight_ptr + D + offs_d", "weight_ptr + offs_d", TOKEN_CONTINUE),
+    ("signals", "(best == best) & ((z > best)", "(best == best) & ((z >= best)", FIRST),
+    ("signals", "return tl.sqrt(tl.sum(change, axis=0))", "return tl.sum(change, axis=0)", MOVING),
+    ("signals", "(y - before) * (y - before)", "(y + before) * (y - before)", MOVING),
+    ("signals", "exponential * t * (1 / (6 - n))", "exponential * t * (1 / (7 - n))", SUM),
+    ("kernel", "(total >= 1)", "(total >= 2)", TOKEN),
+    ("kernel", "    steps = tl.load(row + STEPS) + 1\n", "    steps = tl.load(row + STEPS) + 2\n", FIRST),
+    ("kernel", "better = (logit < tl.load(floats + BEST_LOGIT)) == 0",
+     "better = (logit < tl.load(floats + BEST_LOGIT)) == 1", FIRST),
+    ("kernel", "tl.load(row + FINITE) == 0, NON_FINITE", "tl.load(row + FINITE) != 0, NON_FINITE", FIRST),
+    ("kernel", "asks = changed & (finite != 0) &", "asks = (finite != 0) &", VERIFIES),
+    ("kernel", "going_on == 0, AT_TOKEN", "going_on != 0, AT_TOKEN", TOKEN),
+    ("kernel", "mask=mask & better)", "mask=mask)", FIRST),
+    ("signals", "first += tl.load(bias_ptr).to(tl.float32)", "first -= tl.load(bias_ptr).to(tl.float32)", TOKEN),
+    ("signals", "l + rows < L, D)\n            before", "l + rows < L - 1, D)\n            before", MOVING),
+    ("signals", "tl.where(x < 0, small, 1.0 - small)", "tl.where(x < 0, 1.0 - small, small)", SUM),
 )  # fmt: skip
 
 _LOSS = (
@@ -164,22 +171,19 @@ _PERSISTENT = (
     ("channel", "inner = gate * tl.sigmoid(gate) * up", "inner = up * tl.sigmoid(up) * gate", PERSISTENT),
     ("channel", "y = (residual + acc)", "y = (acc)", PERSISTENT),
     ("channel", "x = (x.to(tl.float32) * scale[:, None]).to(x.dtype)",
-     "x = x + scale[:, None] * 0.0", PERSISTENT_TOKEN),
+     "x = x + scale[:, None] * 0.0", PERSISTENT_HIDDEN),
     ("channel", "for k0 in range(0, INNER_D, BLOCK_K):", "for k0 in range(BLOCK_K, INNER_D, BLOCK_K):", PERSISTENT),
     ("device", "tl.sum(squares, axis=1) / D + eps", "tl.sum(squares, axis=1) / D", PERSISTENT),
     ("device", "is_pending = tl.full(rows.shape, pending, tl.int32) != 0",
      "is_pending = tl.full(rows.shape, pending, tl.int32) >= 0", PERSISTENT),
     ("norm", "slots_ptr + tile // n_blocks", "slots_ptr", PERSISTENT),
     ("kernel", "tl.load(row_ptr + 1).to(tl.int64) * LAYER_SIZE", "tl.load(row_ptr + 1).to(tl.int64) * 0", TWO_STACKS),
-    ("halting", "(steps >= max_steps)", "(steps > max_steps)", PERSISTENT),
-    ("halting", "wants = q_halt > 0", "wants = q_halt < 0", PERSISTENT_SETTLE),
-    ("halting", "delta = y - load_rows", "delta = y + load_rows", PERSISTENT_SETTLE),
-    ("halting", "weight = tl.where(halts, left, tl.minimum(weight, left))",
-     "weight = tl.minimum(weight, left)", PERSISTENT_MAX),
-    ("halting", "tl.load(head_ptr + 2 * D)", "tl.load(head_ptr + 2 * D + 1)", PERSISTENT),
+    ("head", "weight_ptr + k * D", "weight_ptr", PERSISTENT),
+    ("head", "bias_ptr + k, rows", "bias_ptr, rows", PERSISTENT),
+    ("head", "previous_ptr + start, D", "y_ptr + start, D", PERSISTENT),
 )  # fmt: skip
 
-_FOLDERS = {
+FOLDERS = {
     "ops/swiglu": _SWIGLU, "ops/attention_norm": _ATTENTION, "ops/halting": _HALTING, "ops/token_loss": _LOSS,
     "ops/adam_atan2": _OPTIMISERS, "recursion/persistent": _PERSISTENT,
 }  # fmt: skip
@@ -187,6 +191,6 @@ _FOLDERS = {
 
 def mutants() -> Iterator[Mutant]:
     """All of them."""
-    for folder, rows in _FOLDERS.items():
+    for folder, rows in FOLDERS.items():
         for file, find, replace, kill in rows:
             yield Mutant(f"rtm_kernels/{folder}/{file}.py", find, replace, kill)

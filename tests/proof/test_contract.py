@@ -15,16 +15,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from rtm_kernels.ops.shared import shared_weights
-from tests.gates import interpret_attention_norm, interpret_mixer_norm, interpret_swiglu_norm, interpret_token_loss
-from tests.gates.interpret_gate import OpCase, run
-from tests.proof import uses
-from tests.proof.cases import name_of, small_cases
+from tests.cases import DIFFERENTIABLE, by_batch, name_of, small_cases
+from tests.cases.attention_norm import attention
+from tests.cases.case import Case, meta, run
+from tests.cases.persistent import launch_persistent
+from tests.cases.swiglu import channel, mixer
+from tests.cases.token_loss import loss
 from tests.proof.launching import PACKAGE, Launch, bits, every_launch, jit_functions, kernel_files
 
 pytest.importorskip("triton")
 
 NAMESPACE = "rtm_kernels::"
-DIFFERENTIABLE = ("swiglu_norm", "mixer_norm", "attention_norm", "token_loss")
 
 
 class Recorder(TorchDispatchMode):
@@ -50,10 +51,10 @@ def recorded() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     with Recorder() as recorder:
         for case in small_cases():
             tensors = case.make(torch.Generator().manual_seed(0))
-            run(case, "triton", tensors, torch.float32)
+            run(case, "triton", tensors)
             if case.op in DIFFERENTIABLE:
                 with shared_weights():
-                    run(case, "triton", tensors, torch.float32)
+                    run(case, "triton", tensors)
     return recorder.calls
 
 
@@ -77,15 +78,15 @@ COMPILED = {
 }  # fmt: skip
 
 
-def same_compiled(case: OpCase, make: dict[str, Tensor]) -> None:
+def same_compiled(case: Case, make: dict[str, Tensor]) -> None:
     """The case in one graph gives the bits of eager, forward and backward."""
     torch._dynamo.reset()
-    eager = run(case, "triton", make, torch.float32)
+    eager = run(case, "triton", make)
 
     def call(impl: str, tensors: dict[str, Tensor]) -> Any:
         return torch.compile(lambda t: case.call(impl, t), fullgraph=True, backend="aot_eager")(dict(tensors))
 
-    compiled = run(OpCase(case.op, case.shape, case.make, call), "triton", make, torch.float32)
+    compiled = run(Case(case.op, case.name, case.make, call), "triton", make)
     assert list(map(bits, compiled[0])) == list(map(bits, eager[0]))
     assert {n: bits(t) for n, t in compiled[1].items()} == {n: bits(t) for n, t in eager[1].items()}
 
@@ -100,45 +101,45 @@ DEGENERATE = [
     build(shape)
     for shape in ((0, 3, 8), (1, 1, 1), (2, 1, 5), (1, 7, 3))
     for build in (
-        lambda s: interpret_swiglu_norm.case(s, 5, 1, "plain"),
-        lambda s: interpret_mixer_norm.case(*s, 5, "hidden", 1, "plain"),
-        lambda s: interpret_attention_norm.case(s, 1, 1, "plain", "qk_norm"),
-        lambda s: interpret_token_loss.case(s, "plain", 1.0, 0.1, "stablemax_cross_entropy"),
+        lambda s: channel(s, 5, 1, "plain"),
+        lambda s: mixer(*s, 5, "hidden", 1, "plain"),
+        lambda s: attention(s, 1, 1, "plain", "qk_norm"),
+        lambda s: loss(s, "plain", 1.0, 0.1),
     )
 ]
 
 
 @pytest.mark.proof("degenerate")
 @pytest.mark.parametrize("case", DEGENERATE, ids=name_of)
-def test_degenerate_sizes_forward_backward_and_compiled(case: OpCase) -> None:
+def test_degenerate_sizes_forward_backward_and_compiled(case: Case) -> None:
     same_compiled(case, case.make(torch.Generator().manual_seed(0)))
 
 
 @pytest.mark.proof("graphs")
-@pytest.mark.parametrize("name", uses.by_batch())
+@pytest.mark.parametrize("name", by_batch())
 def test_launchers_read_no_value_of_a_tensor(name: str) -> None:
     """On meta tensors reading a value raises, so nothing here makes the host wait for the device."""
     with every_launch(lambda launch: None) as seen:
-        uses.by_batch()[name](4)
+        by_batch()[name](4)
     assert seen
 
 
 @pytest.mark.proof("graphs")
 def test_a_planted_host_synchronisation_is_found() -> None:
     with pytest.raises(RuntimeError, match="meta tensors"):
-        uses.meta(3).sum().item()
+        meta(3).sum().item()
 
 
 @pytest.mark.proof("graphs")
 def test_the_persistent_launch_allocates_nothing_and_calls_nothing_else() -> None:
-    recursion = uses.persistent(2, 97, 512, "sequence", "q", "first", launch=False)
+    recursion = launch_persistent(2, 97, "sequence", launch=False)
     with every_launch(lambda launch: None) as seen, Recorder() as recorder:
         recursion.step()
     assert (seen, recorder.names) == (["recursion_kernel"], [])
 
 
 WAITS = {"item", "tolist", "cpu", "numpy", "nonzero", "synchronize", "masked_select", "unique"}
-OUTSIDE = {"reference.py", "cost.py", "instructions.py"}
+OUTSIDE = {"reference.py"}
 """What runs on the host before there is a launch."""
 
 
@@ -186,14 +187,14 @@ def variant(launch: Launch, skip: set[str]) -> tuple[Any, ...]:
 
 
 @pytest.mark.proof("variants")
-@pytest.mark.parametrize("name", uses.by_batch())
+@pytest.mark.parametrize("name", by_batch())
 def test_few_variants_and_no_constant_that_follows_the_batch(name: str, cells: Callable[[int], None]) -> None:
     skip = unspecialised()
     launches: dict[int, list[Launch]] = {}
     for batch in BATCHES:
         found: list[Launch] = []
         with every_launch(found.append):
-            uses.by_batch()[name](batch)
+            by_batch()[name](batch)
         launches[batch] = found
     constants = [
         [(x.kernel, {k: str(v) for k, v in x.arguments.items() if k in x.constexprs}) for x in each]

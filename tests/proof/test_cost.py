@@ -15,13 +15,12 @@ from benchmarks.costs import mixer_norm as mixer_cost
 from benchmarks.costs import swiglu_norm as swiglu_cost
 from benchmarks.costs import token_loss as loss_cost
 from benchmarks.roofline import MIXERS, act_step, modelled_milliseconds, training_step
-from tests.gates import interpret_adam_atan2 as adam_gate
-from tests.gates import interpret_attention_norm as attention_gate
-from tests.gates import interpret_halting as halting_gate
-from tests.gates import interpret_mixer_norm as mixer_gate
-from tests.gates import interpret_swiglu_norm as swiglu_gate
-from tests.gates import interpret_token_loss as loss_gate
-from tests.gates.interpret_gate import OpCase, run
+from tests.cases.attention_norm import attention
+from tests.cases.case import Case, run
+from tests.cases.halting import halting
+from tests.cases.optimisers import adam, sparse
+from tests.cases.swiglu import channel, mixer
+from tests.cases.token_loss import loss as token_loss
 from tests.proof.counting import Counted, counting
 
 pytest.importorskip("triton")
@@ -31,10 +30,10 @@ HERE = ("interpreter",)
 OWN = {"element": 4, "families": HERE}
 
 
-def counted(case: OpCase) -> list[Counted]:
+def counted(case: Case) -> list[Counted]:
     """The launches of a case, forward and backward."""
     with counting() as counts:
-        run(case, "triton", case.make(torch.Generator().manual_seed(0)), torch.float32)
+        run(case, "triton", case.make(torch.Generator().manual_seed(0)))
     return counts
 
 
@@ -53,7 +52,7 @@ def compare(found: Iterable[Counted], modelled: Iterable[KernelCost]) -> int:
 def test_swiglu_norm(batch: int, length: int, width: int, inner: int, terms: int, cells: Callable[[int], None]) -> None:
     sizes = (batch, length, width, inner, terms)
     models = [*swiglu_cost.forward(*sizes, **OWN), *swiglu_cost.backward(*sizes, **OWN)]
-    cells(compare(counted(swiglu_gate.case((batch, length, width), inner, terms, "plain")), models))
+    cells(compare(counted(channel((batch, length, width), inner, terms, "plain")), models))
 
 
 @pytest.mark.parametrize("axis", ["sequence", "hidden"])
@@ -65,12 +64,12 @@ def test_mixer_norm(
 ) -> None:
     sizes = (batch, length, width, inner, terms, axis)
     models = [*mixer_cost.forward(*sizes, **OWN), *mixer_cost.backward(*sizes, **OWN)]
-    cells(compare(counted(mixer_gate.case(batch, length, width, inner, axis, terms, "plain")), models))
+    cells(compare(counted(mixer(batch, length, width, inner, axis, terms, "plain")), models))
 
 
 @pytest.mark.parametrize(("width", "heads", "terms", "options"), [(64, 2, 2, "rope"), (300, 3, 0, "qk_norm rope")])
 def test_attention_norm(width: int, heads: int, terms: int, options: str, cells: Callable[[int], None]) -> None:
-    case = attention_gate.case((2, 70, width), heads, terms, "plain", options)
+    case = attention((2, 70, width), heads, terms, "plain", options)
     qk_norm = "qk_norm" in options
     models = [
         *attention_cost.forward(2, 70, width, heads, terms, qk_norm, **OWN),
@@ -81,29 +80,27 @@ def test_attention_norm(width: int, heads: int, terms: int, options: str, cells:
 
 @pytest.mark.parametrize("loss", ["stablemax_cross_entropy", "softmax_cross_entropy"])
 def test_token_loss_bytes(loss: str) -> None:
-    found = counted(loss_gate.case((3, 70, 11), "plain", 1.0, 0.0, loss))
+    found = counted(token_loss((3, 70, 11), "plain", 1.0, 0.0, loss))
     sizes = (3, 70, 11, loss.startswith("stable"), 4)
     (forward,), (backward,) = loss_cost.forward(*sizes, block=64), loss_cost.backward(*sizes)
     assert [c.bytes for c in found] == [forward.bytes, backward.bytes]
 
 
 def test_optimiser_bytes() -> None:
-    found = counted(adam_gate.case(((97, 24), (7, 130)), "plain", 0.9))
+    found = counted(adam(((97, 24), (7, 130)), "plain", 0.9))
     parameters = 97 * 24 + 7 * 130
     table = 2 * (6 * 8 + 4) + 5 * 8 + 8 + 4  # rows and steps, constants, lr, found_inf
     assert [c.bytes for c in found] == [adam_cost.adam_atan2(parameters).bytes + table] * 2
-    (sparse,) = counted(adam_gate.sparse_case(1000, 1, 70, "plain"))
-    assert sparse.bytes == adam_cost.sign_sgd(1, 70).bytes + 8 + 4
+    (rows,) = counted(sparse(1000, 1, 70, "plain"))
+    assert rows.bytes == adam_cost.sign_sgd(1, 70).bytes + 8 + 4
 
 
-@pytest.mark.parametrize(
-    ("policy", "pool"), [("q", "first"), ("q_continue", "mean"), ("cumulative_token", "token"), ("settle", "first")]
-)
-def test_halting_bytes(policy: str, pool: str) -> None:
-    found = counted(halting_gate.case((40, 7, 64), policy, pool, "plain"))
-    model = halting_cost.step(40, 7, 64, policy, pool, element=4)
-    (fact,) = found
-    assert 0.7 * model.bytes <= fact.bytes <= model.bytes  # the model counts every unit as active
+@pytest.mark.parametrize("text", ["q", "cumulative_token", "settle=2"])
+def test_halting_bytes(text: str) -> None:
+    (fact,) = counted(halting((40, 7, 64), text, "plain"))
+    per_token = text == "cumulative_token"
+    model = halting_cost.step(40, 7, 64, tokens=6, vocabulary=5, per_token=per_token, element=4)
+    assert 0.9 * model.bytes <= fact.bytes <= model.bytes
 
 
 def test_an_act_step_of_the_official_sudoku_model_is_modelled_below_30_ms() -> None:

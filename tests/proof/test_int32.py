@@ -26,13 +26,16 @@ from rtm_kernels.errors import InputError
 from rtm_kernels.ops.adam_atan2.adam import adam_atan2
 from rtm_kernels.ops.adam_atan2.reference import scalars
 from rtm_kernels.ops.adam_atan2.sign_sgd import sign_sgd
-from rtm_kernels.ops.launch import LaunchRow, preferring
-from rtm_kernels.ops.mixer_norm.launch import TABLE as mixer
-from rtm_kernels.ops.swiglu_norm.launch import TABLE as channel
 from rtm_kernels.recursion.persistent.device import GRID_LIMIT
 from rtm_kernels.recursion.queue import kernels as queue
 from rtm_kernels.recursion.queue.schedule import Moved, Schedule
-from tests.proof import uses
+from rtm_kernels.recursion.tape import layer_rows, numbers
+from tests.cases.attention_norm import launch_attention
+from tests.cases.case import meta
+from tests.cases.halting import launch_halting
+from tests.cases.persistent import launch_persistent
+from tests.cases.swiglu import launch_channel, launch_mixer
+from tests.cases.token_loss import launch_loss
 from tests.proof.launching import ROOT, Launch, every_launch, jit_functions, kernel_files, kernel_names
 from tests.proof.memory import mapped, span
 
@@ -48,7 +51,7 @@ SMALL = {
     "origin_ptr",
 }  # fmt: skip
 """Arguments that do not grow with the batch, or address by 64-bit values that they hold."""
-PER_SAMPLE = {"busy_ptr", "min_steps_ptr", "alive_ptr", "order_ptr"}
+PER_SAMPLE = {"min_steps_ptr", "alive_ptr", "order_ptr"}
 """One element per sample: beyond 2^31 only with 2^31 samples, whose index is an int64 there or a bare offset."""
 
 
@@ -109,51 +112,45 @@ def sanitized(given: dict[str, Tensor]) -> Iterator[list[str]]:
         builder.options, builder.create_atomic_rmw = options, atomic
 
 
-def by_tma(table: tuple[LaunchRow, ...], use: Callable[..., None], *sizes: Any) -> None:
-    """A use with the rows whose weights come by descriptors."""
-    with preferring("tma", table):
-        use(*sizes)
-
-
 SCENARIOS: dict[str, Callable[[], None]] = {
-    "swiglu_norm, wide, tma": partial(by_tma, channel, uses.swiglu_norm, 300_000, 97, 136, 136, 1),
+    "swiglu_norm, wide, tma": lambda: launch_channel(300_000, 97, 136, 136, 1, variant="tma"),
     "swiglu_norm, the down product normalises, tma":
-        partial(by_tma, channel, uses.swiglu_norm, 300_000, 97, 100, 100, 0),
-    "swiglu_norm, wide, 2^31 rows, tma": partial(by_tma, channel, uses.swiglu_norm, 22_000_000, 97, 136, 16, 1),
-    "mixer_norm, long, tma": partial(by_tma, mixer, uses.mixer_norm, 60_000, 300, 136, 96, 2, "sequence"),
+        lambda: launch_channel(300_000, 97, 100, 100, 0, variant="tma"),
+    "swiglu_norm, wide, 2^31 rows, tma": lambda: launch_channel(22_000_000, 97, 136, 16, 1, variant="tma"),
+    "mixer_norm, long, tma": lambda: launch_mixer(60_000, 300, 136, 96, "sequence", 2, variant="tma"),
     "mixer_norm, long, 2^31 rows, tma":
-        partial(by_tma, mixer, uses.mixer_norm, 15_000_000, 131, 140, 16, 0, "sequence"),
-    "swiglu_norm, wide": lambda: uses.swiglu_norm(300_000, 97, 136, 136, 1),
-    "swiglu_norm, the down product normalises": lambda: uses.swiglu_norm(300_000, 97, 100, 100, 0),
-    "swiglu_norm, narrow": lambda: uses.swiglu_norm(1_500_000, 97, 24, 32, 2),
-    "swiglu_norm, 2^31 rows": lambda: uses.swiglu_norm(22_000_000, 97, 24, 16, 0),
-    "swiglu_norm, wide, 2^31 rows": lambda: uses.swiglu_norm(22_000_000, 97, 136, 16, 1),
-    "mixer_norm": lambda: uses.mixer_norm(300_000, 97, 136, 96, 2, "sequence"),
-    "mixer_norm, hidden": lambda: uses.mixer_norm(300_000, 97, 136, 96, 0, "hidden"),
-    "mixer_norm, long": lambda: uses.mixer_norm(60_000, 300, 136, 96, 1, "sequence"),
-    "mixer_norm, 2^31 rows": lambda: uses.mixer_norm(15_000_000, 17, 140, 16, 1, "sequence"),
-    "mixer_norm, long, 2^31 rows": lambda: uses.mixer_norm(15_000_000, 131, 140, 16, 0, "sequence"),
-    "attention_norm": lambda: uses.attention_norm(300_000, 97, 160, 2, 2, True),
-    "attention_norm, odd": lambda: uses.attention_norm(500_000, 97, 50, 2, 1, True),
-    "attention_norm, 2^31 rows": lambda: uses.attention_norm(22_000_000, 97, 300, 2, 0, True),
+        lambda: launch_mixer(15_000_000, 131, 140, 16, "sequence", 0, variant="tma"),
+    "swiglu_norm, wide": lambda: launch_channel(300_000, 97, 136, 136, 1),
+    "swiglu_norm, the down product normalises": lambda: launch_channel(300_000, 97, 100, 100, 0),
+    "swiglu_norm, narrow": lambda: launch_channel(1_500_000, 97, 24, 32, 2),
+    "swiglu_norm, 2^31 rows": lambda: launch_channel(22_000_000, 97, 24, 16, 0),
+    "swiglu_norm, wide, 2^31 rows": lambda: launch_channel(22_000_000, 97, 136, 16, 1),
+    "mixer_norm": lambda: launch_mixer(300_000, 97, 136, 96, "sequence", 2),
+    "mixer_norm, hidden": lambda: launch_mixer(300_000, 97, 136, 96, "hidden", 0),
+    "mixer_norm, long": lambda: launch_mixer(60_000, 300, 136, 96, "sequence", 1),
+    "mixer_norm, 2^31 rows": lambda: launch_mixer(15_000_000, 17, 140, 16, "sequence", 1),
+    "mixer_norm, long, 2^31 rows": lambda: launch_mixer(15_000_000, 131, 140, 16, "sequence", 0),
+    "attention_norm": lambda: launch_attention(300_000, 97, 160, 2, 2, True, True),
+    "attention_norm, odd": lambda: launch_attention(500_000, 97, 50, 2, 1, True, True),
+    "attention_norm, 2^31 rows": lambda: launch_attention(22_000_000, 97, 300, 2, 0, True, True),
     **{
-        f"halting, {policy} {pool}": partial(uses.halting, batch, 97, 512, policy, pool)
+        f"halting, {policy} {pool}": partial(launch_halting, batch, 97, 512, policy, pool)
         for policy, pool, batch in (
             ("q", "first", 50_000), ("q_continue", "mean", 50_000), ("cumulative_token", "token", 23_000_000),
             ("settle", "first", 23_000_000),
         )
     },
-    "stablemax": lambda: uses.token_loss(22_000_000, 97, 11, True),
-    "softmax": lambda: uses.token_loss(22_000_000, 97, 70, False),
+    "stablemax": lambda: launch_loss(22_000_000, 97, 11, True),
+    "softmax": lambda: launch_loss(22_000_000, 97, 70, False),
     **{
         f"{op}, stride {HALF} over {axis}": partial(use, strides=tuple(HALF if a == axis else 1 for a in "BLD"))
         for axis in "BLD"
         for op, use in {
-            "swiglu_norm": partial(uses.swiglu_norm, 5, 7, 24, 16, 0),
-            "swiglu_norm, wide": partial(uses.swiglu_norm, 5, 7, 140, 16, 2),
-            "mixer_norm": partial(uses.mixer_norm, 5, 7, 24, 16, 0, "sequence"),
-            "mixer_norm, long": partial(uses.mixer_norm, 5, 131, 24, 16, 1, "hidden"),
-            "stablemax": partial(uses.token_loss, 5, 7, 24, True),
+            "swiglu_norm": partial(launch_channel, 5, 7, 24, 16, 0),
+            "swiglu_norm, wide": partial(launch_channel, 5, 7, 140, 16, 2),
+            "mixer_norm": partial(launch_mixer, 5, 7, 24, 16, "sequence", 0),
+            "mixer_norm, long": partial(launch_mixer, 5, 131, 24, 16, "hidden", 1),
+            "stablemax": partial(launch_loss, 5, 7, 24, True),
         }.items()
     },
 }  # fmt: skip
@@ -167,27 +164,28 @@ def test_offsets_beyond_2_31_elements(name: str, cells: Callable[[int], None]) -
     cells(len(seen))
 
 
-PERSISTENT = [(46_000, 97, 512, "sequence", "q", "first"), (46_000, 97, 512, "hidden", "settle", "first")]
+PERSISTENT = [(46_000, 97, "sequence"), (46_000, 97, "hidden")]
 
 
 @pytest.mark.parametrize("sizes", PERSISTENT, ids=str)
 def test_offsets_of_the_persistent_kernel(sizes: tuple[Any, ...]) -> None:
-    plan = uses.persistent(1, *sizes[1:], launch=False).plan
-    busy = torch.ones(sizes[0], dtype=torch.int32)
-    with sanitized({"tape_ptr": plan.rows, "written_ptr": plan.written, "busy_ptr": busy}) as seen:
-        uses.persistent(*sizes, grid=65535)
+    made = launch_persistent(1, *sizes[1:], launch=False)
+    written = torch.tensor([numbers(made.program)[made.program.output]], dtype=torch.int32)
+    tape = layer_rows(made.program, made.weights.stack_layers)
+    with sanitized({"tape_ptr": tape, "written_ptr": written}) as seen:
+        launch_persistent(*sizes, grid=65535)
     assert seen == ["recursion_kernel"]
 
 
 def test_tiles_that_32_bits_do_not_count_are_refused() -> None:
     """The programs of a row with TMA count tiles, which the hardware addresses by 32-bit coordinates."""
     with every_launch(lambda launch: None), pytest.raises(InputError, match=r"tiles=\d+ .* fewer than 2\^31"):
-        by_tma(mixer, uses.mixer_norm, 800_000_000, 130, 140, 16, 0, "sequence")
+        launch_mixer(800_000_000, 130, 140, 16, "sequence", 0, variant="tma")
 
 
 def test_programs_that_cuda_does_not_number_are_refused() -> None:
     with every_launch(lambda launch: None), pytest.raises(InputError, match=r"grid=\(\d+,\) .* fewer than 2\^31"):
-        uses.mixer_norm(1_200_000_000, 130, 140, 16, 0, "sequence")
+        launch_mixer(1_200_000_000, 130, 140, 16, "sequence", 0)
 
 
 def test_offsets_of_the_optimisers() -> None:
@@ -227,7 +225,7 @@ def test_the_scenarios_bring_every_argument_that_grows_beyond_2_31(cells: Callab
         for scenario in SCENARIOS.values():
             scenario()
         for sizes in PERSISTENT:
-            uses.persistent(*sizes, grid=65535)
+            launch_persistent(*sizes, grid=65535)
     apart = {"adam_atan2_kernel", "sign_sgd_kernel", "plan_kernel", "move_kernel"}  # have tests of their own above
     assert {kernel for kernel, _ in largest} == kernel_names() - apart
     short = {key: n for key, n in largest.items() if n < ALMOST and key[1] not in SMALL | PER_SAMPLE}
@@ -246,7 +244,7 @@ def planted_kernel(out_ptr, x_ptr, stride, WIDE: tl.constexpr, BLOCK: tl.constex
 
 @pytest.mark.parametrize("wide", [False, True])
 def test_a_planted_overflow_is_found(wide: bool) -> None:
-    x = uses.meta(64, 2, strides=(HALF, 1))
+    x = meta(64, 2, strides=(HALF, 1))
     with sanitized({}):
         if wide:
             planted_kernel[(4,)](torch.empty(16), x, x.stride(0), True, 16)
@@ -288,11 +286,3 @@ def test_program_ids_are_wide_before_they_are_multiplied(path: Any, cells: Calla
     bad = [f"{path.name}:{n.lineno}: {ast.unparse(n)}" for f in functions for n in narrow_products(f)]
     assert not bad
     cells(sum(ast.unparse(f).count("tl.program_id(") for f in functions) or 1)
-
-
-def test_the_lint_finds_a_narrow_product() -> None:
-    text = "def k():\n p, q = tl.program_id(0), tl.program_id(1).to(tl.int64)\n a = p * 4\n b = q * 4\n"
-    text += " c = p // 2\n d = c * 4\n e = (p % 3) * 4\n f = (c.to(tl.int64)) * 4\n"
-    function = ast.parse(text).body[0]
-    assert isinstance(function, ast.FunctionDef)
-    assert [ast.unparse(node) for node in narrow_products(function)] == ["p * 4", "c * 4"]

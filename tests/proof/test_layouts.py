@@ -3,70 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.gates.interpret_gate import OpCase
-from tests.proof.cases import small_cases
+from tests.cases import small_cases
+from tests.cases.case import Case
 from tests.proof.launching import bits
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.proof("layout")
 
 
-def padded(t: Tensor) -> Tensor:
-    """Rows that lie further apart than they are long."""
-    wide = torch.full((*t.shape[:-1], t.shape[-1] + 3), torch.nan).to(t.dtype)
-    wide[..., : t.shape[-1]] = t
-    return wide[..., : t.shape[-1]]
-
-
-def strided(t: Tensor) -> Tensor:
-    """Every second element of memory."""
-    wide = torch.full((*t.shape, 2), torch.nan).to(t.dtype)
-    wide[..., 0] = t
-    return wide[..., 0]
-
-
-def offset(t: Tensor) -> Tensor:
-    """One element into its storage."""
-    flat = torch.empty(t.numel() + 1, dtype=t.dtype)
-    flat[1:] = t.reshape(-1)
-    return flat[1:].view(t.shape)
-
-
-def swapped(first: int, second: int) -> Callable[[Tensor], Tensor]:
-    """Two axes in the other order in memory."""
-    return lambda t: t.transpose(first, second).contiguous().transpose(first, second)
-
-
-def alternate(t: Tensor) -> Tensor:
-    """Every second sample of a larger tensor."""
-    wide = torch.full((2 * t.shape[0], *t.shape[1:]), torch.nan).to(t.dtype)
-    wide[1::2] = t
-    return wide[1::2]
-
-
-def window(t: Tensor) -> Tensor:
-    """A column block of a larger tensor, as the heads of a projection are."""
-    wide = torch.full((*t.shape[:-1], 3 * t.shape[-1]), torch.nan).to(t.dtype)
-    wide[..., t.shape[-1] : 2 * t.shape[-1]] = t
-    return wide[..., t.shape[-1] : 2 * t.shape[-1]]
+def part_of(t: Tensor, shape: tuple[int, ...], index: Any) -> Tensor:
+    """A copy of `t` as a part of a larger tensor of NaN."""
+    wide = torch.full(shape, torch.nan).to(t.dtype)
+    wide[index] = t
+    return wide[index]
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "padded": padded, "strided": strided, "offset": offset, "transposed": swapped(-1, -2), "batch last": swapped(0, -1),
-    "alternate": alternate, "window": window,
-}  # fmt: skip
+    "padded": lambda t: part_of(t, (*t.shape[:-1], t.shape[-1] + 3), (..., slice(t.shape[-1]))),
+    "strided": lambda t: part_of(t, (*t.shape, 2), (..., 0)),
+    "offset": lambda t: part_of(t.reshape(-1), (t.numel() + 1,), slice(1, None)).view(t.shape),
+    "transposed": lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "batch last": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
+    "alternate": lambda t: part_of(t, (2 * t.shape[0], *t.shape[1:]), slice(1, None, 2)),
+    "window": lambda t: part_of(t, (*t.shape[:-1], 3 * t.shape[-1]), (..., slice(t.shape[-1], 2 * t.shape[-1]))),
+}
 """With dense tensors and `expanded` below: nine layouts."""
 OPS = ("swiglu_norm", "mixer_norm", "attention_norm", "token_loss", "halting", "sign_sgd")
 CASES = {case.op: case for case in reversed(small_cases()) if case.op in OPS}
 GRADIENT = "upstream gradient"
 
 
-def result(case: OpCase, tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
+def result(case: Case, tensors: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
     """Outputs and gradients; the tensors, and the upstream gradient if one is given, as they are laid out."""
     leaves = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in tensors.items() if n != GRADIENT}
     outputs = case.call("triton", leaves)

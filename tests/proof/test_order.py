@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tests.gates.interpret_gate import OpCase, run
-from tests.proof.cases import name_of, small_cases
+from tests.cases import name_of, small_cases
+from tests.cases.case import Case, run
 from tests.proof.launching import Launch, bits, every_launch
 from tests.proof.tiles import tiles
 
@@ -49,7 +49,7 @@ def disagreement(launch: Launch) -> str | None:
 
 
 @pytest.mark.parametrize("case", small_cases(), ids=name_of)
-def test_every_order_gives_the_same_bits(case: OpCase, cells: Callable[[int], None]) -> None:
+def test_every_order_gives_the_same_bits(case: Case, cells: Callable[[int], None]) -> None:
     compared, failures = [], []
 
     def in_every_order(launch: Launch) -> None:
@@ -59,7 +59,7 @@ def test_every_order_gives_the_same_bits(case: OpCase, cells: Callable[[int], No
         launch.run()
 
     with tiles(32), every_launch(in_every_order):
-        run(case, "triton", case.make(torch.Generator().manual_seed(5)), torch.float32)
+        run(case, "triton", case.make(torch.Generator().manual_seed(5)))
     assert not [failure for failure in failures if failure]
     cells(len(compared) * ORDERS)
 
@@ -75,7 +75,7 @@ def test_every_order_of_the_optimiser_gives_the_same_bits(cells: Callable[[int],
             launch.run(random.Random(seed).sample(programs, len(programs)))
 
         with every_launch(shuffled):
-            outputs, _ = run(case, "triton", case.make(torch.Generator().manual_seed(5)), torch.float32)
+            outputs, _ = run(case, "triton", case.make(torch.Generator().manual_seed(5)))
         results.append([bits(t) for t in outputs])
     assert all(result == results[0] for result in results)
     cells(ORDERS)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.gates.interpret_gate import OpCase, run
-from tests.proof.cases import name_of, small_cases
+from tests.cases import name_of, small_cases
+from tests.cases.case import Case, run
 from tests.proof.launching import ROOT, bits, every_launch, jit_functions, kernel_files, kernel_names
 from tests.proof.tiles import tiles
 
@@ -33,12 +33,12 @@ def filled(on: bool) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("case", small_cases(), ids=name_of)
-def test_uninitialised_memory_is_never_read_and_always_written(case: OpCase) -> None:
+def test_uninitialised_memory_is_never_read_and_always_written(case: Case) -> None:
     tensors = case.make(torch.Generator().manual_seed(3))
     results = []
     for on in (True, False):
         with tiles(32), filled(on):
-            outputs, gradients = run(case, "triton", tensors, torch.float32)
+            outputs, gradients = run(case, "triton", tensors)
         results.append([*map(bits, outputs), *map(bits, gradients.values())])
         for tensor in (*outputs, *gradients.values()):
             assert not tensor.is_floating_point() or not tensor.isnan().any()
@@ -48,7 +48,7 @@ def test_uninitialised_memory_is_never_read_and_always_written(case: OpCase) -> 
 def test_the_cases_launch_every_kernel(cells: Callable[[int], None]) -> None:
     with tiles(32), every_launch(lambda launch: launch.run()) as seen:
         for case in small_cases():
-            run(case, "triton", case.make(torch.Generator().manual_seed(3)), torch.float32)
+            run(case, "triton", case.make(torch.Generator().manual_seed(3)))
     assert set(seen) == kernel_names()
     cells(len(kernel_names()))
 
@@ -68,8 +68,3 @@ def test_every_masked_load_says_what_the_masked_elements_are(path: Path, cells: 
     bad = [f"{path.name}:{node.lineno}" for f in functions for node in masked_loads_without_other(f)]
     assert not bad
     cells(sum(ast.unparse(n.func) == "tl.load" for f in functions for n in ast.walk(f) if isinstance(n, ast.Call)))
-
-
-def test_the_lint_finds_a_masked_load_without_other() -> None:
-    tree = ast.parse("tl.load(p, mask=m)\ntl.load(p, m)\ntl.load(p)\ntl.load(p, m, other=0)\ntl.load(p, m, 0.0)")
-    assert [node.lineno for node in masked_loads_without_other(tree)] == [1, 2]

@@ -10,7 +10,7 @@ from rtm_kernels.ops.launch import LaunchRow
 from tests.proof.launching import PACKAGE, ROOT
 
 HOLDS_ALL = {"fused": {"BLOCK_N"}, "fused_input_grad": {"BLOCK_N"}, "fused_weight_grad": {"BLOCK_N"},
-             "down_norm": {"BLOCK_N"}, "persistent_recursion": {"BLOCK_L"}}  # fmt: skip
+             "gemm_norm": {"BLOCK_N"}, "persistent_recursion": {"BLOCK_L"}}  # fmt: skip
 """Kernel -> block sizes that must hold a whole axis."""
 FIXED = {"BLOCK_E", "BLOCK_H", "SPLITS", "BLOCK_U", "NORM_R", "BLOCK"}
 
@@ -24,8 +24,7 @@ def tables() -> Iterator[LaunchRow]:
 
 def shrinkable(row: LaunchRow, name: str) -> bool:
     """Whether a smaller block of this name leaves the kernel what it is."""
-    whole_row = row.kernel == "attention_norm.output" and name == "BLOCK_N" and row.limit == row.blocks[name]
-    return not whole_row and name not in FIXED and name not in HOLDS_ALL.get(row.kernel, ())
+    return name not in FIXED and name not in HOLDS_ALL.get(row.kernel, ())
 
 
 @contextmanager

@@ -14,8 +14,8 @@
 
 namespace {
 
-// Latents y and z of 3 samples, and the logits of the heads, after one pass of TRM with halting by settling.
-Floats solve(const rtm::Kernels& k, const Case& c, const Weights& w, Floats y, Floats z, const Floats& x) {
+// Latents y and z of 3 samples, and the logits of the heads, after one ACT step of TRM.
+Floats step(const rtm::Kernels& k, const Case& c, const Weights& w, Floats y, Floats z, const Floats& x) {
   rtm::Executor executor(&k, c.D, 2);
   executor.add_layer(0, pack(k, c, w));
   executor.add_layer(0, pack(k, c, w));
@@ -23,13 +23,11 @@ Floats solve(const rtm::Kernels& k, const Case& c, const Weights& w, Floats y, F
   executor.add_step({0, 0, {0}, {1}});
   executor.set_heads({rtm::pack_linear(k, false, w.heads.data(), kHeads, c.D),
                       rtm::Buffer(rtm::round_up(kHeads, 2 * k.width)), 0, kHeads, kHeads - 2, 1});
-  const rtm::Halting halting{rtm::Halting::settle, true, 1, 2, 1e-9f};
-  std::array<i64, 3> steps, reason;
   Floats logits(3 * c.L * kHeads), change(3);
   std::vector<std::int32_t> answers(3 * (c.L - 1));
   std::array<bool, 3> finite;
-  executor.solve({y.data(), z.data()}, x.data(), 3, c.L, halting, {steps.data(), reason.data()},
-                 {logits.data(), answers.data(), finite.data(), change.data()});
+  executor.act_step({y.data(), z.data()}, x.data(), 3, c.L,
+                    {logits.data(), answers.data(), finite.data(), change.data()});
   y.insert(y.end(), z.begin(), z.end());
   y.insert(y.end(), logits.begin(), logits.end());
   return y;
@@ -125,7 +123,7 @@ int main() {
     for (const rtm::Kernels* k : all_kernels())
       for (int threads : {1, 2}) {
         at::set_num_threads(threads);
-        const Floats value = solve(*k, c, w, y, z, x);
+        const Floats value = step(*k, c, w, y, z, x);
         if (expected.empty()) expected = value;
         const double off = distance(value, expected);
         if (off < (k->format == rtm::Format::float32 ? 1e-4 : 0.3)) continue;

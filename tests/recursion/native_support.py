@@ -28,13 +28,16 @@ PROGRAMS = {
     "transformer": programs.transformer(),
 }
 
-needs_native = pytest.mark.skipif(not native.available(), reason=f"{native.why_not()}")
+needs_native = pytest.mark.skipif(native.why_not() is not None, reason=f"{native.why_not()}")
+ISAS = native.isas() if native.why_not() is None else ()
+REDUCED = [p for p in native.PRECISIONS if p != "float32" and native.why_not_precision(p) is None]
 Stacks = dict[str, Stack]
 CosSin = tuple[Tensor, Tensor]
 
 MLP: dict[str, Any] = {"mixer": "mlp"}
 RSM: dict[str, Any] = {"mixer": "mlp", "norm_axis": "hidden"}
 ATTENTION: dict[str, Any] = {"mixer": "attention", "num_heads": 4, "causal": True, "qk_norm": True}
+OPTIONS = pytest.mark.parametrize("options", [MLP, RSM, ATTENTION], ids=["mlp", "hidden_norm", "attention"])
 
 
 @pytest.fixture
@@ -66,8 +69,8 @@ def weights(stacks: Stacks, cos_sin: CosSin | None = None) -> dict[str, StackWei
     return {name: StackWeights.from_module(stack, cos_sin) for name, stack in stacks.items()}
 
 
-def callables(stacks: Stacks, cos_sin: CosSin | None = None) -> dict[str, reference.Stack]:
-    def bind(stack: Stack) -> reference.Stack:
+def callables(stacks: Stacks, cos_sin: CosSin | None = None) -> dict[str, reference.ApplyStack]:
+    def bind(stack: Stack) -> reference.ApplyStack:
         return lambda state, injection: stack(state, injection, cos_sin)
 
     return {name: bind(stack) for name, stack in stacks.items()}
@@ -95,7 +98,7 @@ def assert_within_budget(value: dict[str, Tensor], float32: dict[str, Tensor], t
 
 
 def after_every_prefix(
-    program: Program, stacks: dict[str, reference.Stack], latents: dict[str, Tensor], x: Tensor
+    program: Program, stacks: dict[str, reference.ApplyStack], latents: dict[str, Tensor], x: Tensor
 ) -> list[dict[str, Tensor]]:
     """The reference's latents after 0, 1, ... steps, in the dtype of x."""
     states = [latents]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from rtm_kernels.block import FusedTRMBlock, Stack
 from rtm_kernels.program import INPUT, Program, Step
 from rtm_kernels.recursion import reference
 from rtm_kernels.recursion.graph import WARM_UPS, Tensors
+from rtm_kernels.recursion.persistent.pack import PackedLayers
+from rtm_kernels.recursion.persistent.runner import PersistentRecursion
 
 ODD = Program(
     "odd",
@@ -87,6 +90,19 @@ def assert_within_budget(
         for size in (lambda t: t.abs().max(), torch.linalg.vector_norm):
             error, allowed = size(got[name] - true), 2 * size(base[name] - true) + len(program) * BAND * size(true)
             assert error <= allowed, f"{name} after {len(program)} steps: error {error:.3g}, allowed {allowed:.3g}"
+
+
+def run_persistent(
+    program: Program, latents: Mapping[str, Tensor], x: Tensor, weights: PackedLayers, **options: Any
+) -> dict[str, Tensor]:
+    """`program` in one launch whose scratch memory holds NaN; `options` are those of `PersistentRecursion`."""
+    recursion = PersistentRecursion(program, weights, len(x), **options)
+    for buffer in recursion.scratch:
+        buffer.fill_(torch.nan)
+    recursion.load(latents, x)
+    recursion.step()
+    found = recursion.values(latents)
+    return found | {name: t for name, t in (("q", recursion.q), ("change", recursion.change)) if t is not None}
 
 
 def bits(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:

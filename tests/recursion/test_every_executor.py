@@ -17,6 +17,7 @@ from rtm_kernels.program import INPUT, Program, Step
 from rtm_kernels.recursion import fused, native, reference
 from rtm_kernels.recursion.graph import GraphRunner, Tensors
 from rtm_kernels.recursion.native_weights import StackWeights
+from rtm_kernels.recursion.tape import why_not_program
 from tests.recursion.support import Recorder, assert_within_budget, random_state, small_stacks
 
 LENGTH, WIDTH, INNER = 7, 20, (12, 24)
@@ -55,7 +56,7 @@ def by_triton(
     program: Program, latents: Mapping[str, Tensor], x: Tensor, stacks: Mapping[str, nn.Module]
 ) -> dict[str, Tensor]:
     before = launches.total()
-    values = fused.run(program, latents, x, stacks)
+    values = reference.run(program, latents, x, fused.stacks_of(stacks))
     assert launches.total() > before or not len(program)
     return values
 
@@ -77,22 +78,27 @@ def by_graph(
 def by_persistent(
     program: Program, latents: Mapping[str, Tensor], x: Tensor, stacks: Mapping[str, nn.Module]
 ) -> dict[str, Tensor]:
-    from rtm_kernels.recursion.persistent.executor import run, why_not
+    from rtm_kernels.recursion.persistent.executor import PersistentExecutor, why_not
 
     reason = why_not(program, stacks, x.device, x.dtype, x.shape[1])
     if reason is not None:
         pytest.skip(reason)
-    return run(program, latents, x, stacks)
+    if len(program) == 0:
+        return dict(latents)
+    before = launches.total()
+    found = PersistentExecutor(program, stacks).run(latents, x).latents
+    assert launches.total() == before + 1, "one launch for the whole program"
+    return found
 
 
 def by_native(
     program: Program, latents: Mapping[str, Tensor], x: Tensor, stacks: Mapping[str, nn.Module]
 ) -> dict[str, Tensor]:
-    reason = native.why_not() or native.why_not_program(program)
+    reason = native.why_not() or why_not_program(program)
     if reason is not None or x.is_cuda:
         pytest.skip(reason or "it runs on the CPU")
     weights = {name: StackWeights.from_module(stack) for name, stack in stacks.items()}
-    return native.run(program, latents, x, weights)
+    return native.NativeExecutor(program, weights).run(latents, x)
 
 
 EXECUTORS: dict[str, Run] = {
@@ -108,7 +114,7 @@ def test_no_executor_refuses_the_new_program(norm_axis: str, device: torch.devic
 
     stacks = small_stacks(NEW.stacks, LENGTH, WIDTH, INNER, norm_axis)
     assert executor.why_not(NEW, stacks, device, torch.float32, LENGTH) is None
-    assert fused.why_not(device, torch.float32) is None and native.why_not_program(NEW) is None
+    assert fused.why_not(device, torch.float32) is None and why_not_program(NEW) is None
 
 
 @pytest.mark.parametrize("name", EXECUTORS)
@@ -122,8 +128,8 @@ def test_every_prefix_is_within_the_budget(program: Program, norm_axis: str, nam
     latents, x = random_state(program, 2, LENGTH, WIDTH)
     latents, x = {key: t.to(device) for key, t in latents.items()}, x.to(device)
     with torch.no_grad():
-        # a recorder runs a graph five times: here every prefix of one program, on a GPU of all
-        whole = name == "graph" and device.type == "cpu" and program is not NEW
+        # a recorder runs the launches of `triton` five times: here the whole program, on a GPU every prefix
+        whole = name == "graph" and device.type == "cpu"
         for n in range(len(program) if whole else 0, len(program) + 1):
             got = EXECUTORS[name](program[:n], latents, x, stacks)
             assert_within_budget(got, program[:n], latents, x, stacks)

@@ -10,16 +10,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from rtm_kernels import program as programs
 from rtm_kernels.errors import BackendUnavailable, InputError
+from rtm_kernels.ops.halting.reference import relative_change
 from rtm_kernels.recursion import native
 from rtm_kernels.recursion.native_weights import HeadWeights, StackWeights
 from tests.recursion.native_support import (
     ATTENTION,
-    MLP,
+    ISAS,
+    OPTIONS,
     PROGRAMS,
-    RSM,
+    REDUCED,
     assert_each_as_alone,
     assert_within_budget,
     enough,
@@ -40,12 +43,12 @@ pytestmark = pytest.mark.usefixtures("one_thread_without_autograd")
 
 @needs_native
 @pytest.mark.parametrize("name", PROGRAMS)
-@pytest.mark.parametrize("options", [MLP, RSM, ATTENTION], ids=["mlp", "hidden_norm", "attention"])
-def test_every_prefix_is_within_the_error_budget(name: str, options: dict[str, Any]) -> None:
+def test_every_prefix_with_attention_is_within_the_error_budget(name: str) -> None:
+    """MLP mixers are in test_every_executor."""
     program = PROGRAMS[name]
-    stacks = make_stacks(program, 17, 48, **options)
+    stacks = make_stacks(program, 17, 48, **ATTENTION)
     latents, x = make_latents(program, 2, 17, 48)
-    cos_sin = tables(stacks, 17, rope=options is ATTENTION)
+    cos_sin = tables(stacks, 17, rope=True)
     executor = native.NativeExecutor(program, weights(stacks, cos_sin))
     for n, (float32, truth) in enumerate(reference_and_truth(program, stacks, latents, x, cos_sin)):
         assert_within_budget(executor.run(latents, x, end=n), float32, truth)
@@ -80,32 +83,72 @@ def test_attention_sizes_and_instruction_sets(
 
 
 @needs_native
-@pytest.mark.parametrize("isa", native.isas() if native.available() else [])
-@pytest.mark.parametrize("options", [MLP, RSM, ATTENTION], ids=["mlp", "hidden_norm", "attention"])
-def test_bits_depend_on_neither_batch_nor_threads(options: dict[str, Any], isa: str) -> None:
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    "L, D, V, K, prefix", [(1, 1, 1, 0, 0), (7, 24, 11, 2, 0), (97, 100, 33, 2, 16), (131, 40, 70, 1, 3)]
+)
+def test_heads_are_within_the_error_budget(L: int, D: int, V: int, K: int, prefix: int, isa: str) -> None:
+    program = programs.trm(1, 1)
+    stacks = make_stacks(program, L, D, seed=L + D)
+    latents, x = make_latents(program, enough(L, D), L, D)
+    tokens, weight, bias = torch.randn(V, D), torch.randn(K, D), torch.randn(K)
+    heads = HeadWeights(tokens=tokens, halting=(weight, bias), prefix=prefix)
+    found = native.NativeExecutor(program, weights(stacks), heads, isa=isa).step(latents, x)
+    *_, (float32, truth) = reference_and_truth(program, stacks, latents, x)
+    assert_within_budget(found.latents, float32, truth)
+
+    def read(y: Tensor) -> dict[str, Tensor]:
+        return {
+            "logits": (y @ tokens.T.to(y))[:, prefix:],
+            **({"halting": y @ weight.T.to(y) + bias.to(y)} if K else {}),
+        }
+
+    assert torch.equal(found.answers, found.logits.argmax(-1).int()) and found.finite.tolist() == [True] * len(x)
+    change = relative_change(found.latents["z_H"].double(), latents["z_H"].double())
+    torch.testing.assert_close(found.change, change.float(), rtol=1e-6, atol=0)
+    got = {"logits": found.logits, **({"halting": found.halting} if K else {})}
+    assert found.halting.shape == (len(x), L, K)
+    assert_within_budget(got, read(float32["z_H"]), read(truth["z_H"]))
+
+
+@needs_native
+@pytest.mark.parametrize(("isa", "precision"), [*((isa, "float32") for isa in ISAS), *(("auto", p) for p in REDUCED)])
+@OPTIONS
+def test_bits_depend_on_neither_batch_nor_threads(options: dict[str, Any], isa: str, precision: str) -> None:
     L, D = 101, 40
     program = programs.trm(1, 1)
     stacks = make_stacks(program, L, D, **options)
     latents, x = make_latents(program, 65, L, D)
-    executor = native.NativeExecutor(program, weights(stacks, tables(stacks, L, options is ATTENTION)), isa=isa)
-    assert_each_as_alone(executor.run, latents, x)
+    heads = HeadWeights(tokens=torch.randn(11, D), halting=(torch.randn(2, D), torch.randn(2)), prefix=4)
+    stack_weights = weights(stacks, tables(stacks, L, options is ATTENTION))
+    executor = native.NativeExecutor(program, stack_weights, heads, isa=isa, precision=precision)
+
+    def step(latents: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        found = executor.step(latents, x)
+        return {**found.latents, "logits": found.logits, "halting": found.halting, "change": found.change}
+
+    assert_each_as_alone(step, latents, x)
 
 
 @needs_native
-@pytest.mark.parametrize("options", [MLP, RSM, ATTENTION], ids=["mlp", "hidden_norm", "attention"])
+@pytest.mark.parametrize("precision", ["float32", *REDUCED])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_sample_that_is_not_finite_leaves_the_others_alone(options: dict[str, Any], poison: float) -> None:
+@OPTIONS
+def test_a_sample_that_is_not_finite_leaves_the_others_alone(
+    options: dict[str, Any], poison: float, precision: str
+) -> None:
     L, D = 33, 40
     program = programs.trm(1, 2)
     stacks = make_stacks(program, L, D, **options)
     latents, x = make_latents(program, 5, L, D)
-    executor = native.NativeExecutor(program, weights(stacks))
+    executor = native.NativeExecutor(program, weights(stacks), precision=precision)
     clean = executor.run(latents, x)
     x[2, 5, 7] = poison
-    dirty = executor.run(latents, x)
+    dirty = executor.step(latents, x)
     again = executor.run(latents, torch.where(torch.isfinite(x), x, 0.0))
     others = [0, 1, 3, 4]
-    for name, value in dirty.items():
+    assert dirty.finite.tolist() == [True, True, False, True, True]
+    for name, value in dirty.latents.items():
         assert not torch.isfinite(value[2]).all(), name
         assert torch.equal(value[others], clean[name][others]), name
         assert torch.equal(again[name][others], clean[name][others]), name
@@ -113,16 +156,30 @@ def test_a_sample_that_is_not_finite_leaves_the_others_alone(options: dict[str, 
 
 
 @needs_native
-def test_eight_python_threads_call_one_executor_a_thousand_times_each() -> None:
+def test_a_head_that_is_not_finite_marks_its_sample_alone() -> None:
+    program = programs.trm(1, 2)
+    stacks = weights(make_stacks(program, 1, 32))
+    latents, x = make_latents(program, 9, 1, 32)
+    y = native.NativeExecutor(program, stacks).run(latents, x)["z_H"]
+    along = (y[:, 0] @ y[4, 0]).sort().values
+    assert along[-1] > along[-2] > 0
+    heads = HeadWeights(tokens=y[4] * (torch.finfo(torch.float32).max / along[-2:].mean()))
+    found = native.NativeExecutor(program, stacks, heads).step(latents, x)
+    assert found.finite.tolist() == torch.isfinite(found.logits).flatten().tolist() == [i != 4 for i in range(9)]
+
+
+@needs_native
+@pytest.mark.parametrize("precision", ["float32", *REDUCED])
+def test_eight_python_threads_call_one_executor_hundreds_of_times(precision: str) -> None:
     program = programs.trm(1, 1)
-    executor = native.NativeExecutor(program, weights(make_stacks(program, 7, 16)))
+    executor = native.NativeExecutor(program, weights(make_stacks(program, 7, 16)), precision=precision)
     latents, x = make_latents(program, 8, 7, 16)
     expected = executor.run(latents, x)
 
     def calls(thread: int) -> int:
         """Calls with other bits than those expected, in batches of 1 to 4."""
         different = 0
-        for i in range(1000):
+        for i in range(300):
             start, count = (thread + i) % 5, 1 + i % 4
             found = executor.run(sliced(latents, start, count), x[start : start + count])
             different += any(not torch.equal(found[n], v[start : start + count]) for n, v in expected.items())
@@ -134,13 +191,13 @@ def test_eight_python_threads_call_one_executor_a_thousand_times_each() -> None:
 
 @needs_native
 def test_python_goes_on_while_the_executor_runs() -> None:
-    program = programs.trm(2, 2)
+    program = programs.trm(10, 20)
     latents, x = make_latents(program, 2, 81, 64)
     executor = native.NativeExecutor(program, weights(make_stacks(program, 81, 64)))
     seen = []
     with ThreadPoolExecutor(1) as pool:
         start = time.perf_counter()
-        run = pool.submit(executor.solve, latents, x, policy="fixed", max_steps=200)
+        run = pool.submit(executor.run, latents, x)
         while not run.done():
             seen.append(time.perf_counter() - start)
             time.sleep(0.001)
@@ -184,13 +241,10 @@ def test_bad_input_is_named() -> None:
         (lambda: executor.run(latents, x, end=3), "begin, end=.*0 to 2"),
         (lambda: native.NativeExecutor(program, {}), "stack 'L_level'"),
         (lambda: native.NativeExecutor(program, weights(stacks), isa="sse"), "isa='sse'"),
-        (lambda: executor.solve(latents, x, policy="maybe", max_steps=2), "policy='maybe'"),
-        (lambda: executor.solve(latents, x, policy="q", max_steps=2), "heads=0 is not allowed: 1 halting logits"),
         (lambda: build(tokens=x[0, :, :8]), r"tokens=\(9, 8\) is not allowed: a weight \[N, D=32\]"),
         (lambda: build(halting=(x[0], x[0, 0, :3])), r"bias=\(3,\) is not allowed: one for each of 9 rows"),
         (lambda: build(prefix=-1), "prefix=-1"),
         (lambda: build(prefix=10).step(latents, x), "prefix=10 is not allowed: at most L=9"),
-        (lambda: executor.solve(latents, x, policy="fixed", max_steps=0), "min_steps, max_steps"),
         (lambda: StackWeights(layers=[{}]), r"layers\[0\]"),
         (lambda: StackWeights.from_state_dict({"head.weight": x}), "layers.<i>.<name>"),
     ]
@@ -205,7 +259,7 @@ def test_without_the_extension_the_reason_is_named(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "rtm_kernels._cpu", None)
     native.why_not.cache_clear()
     try:
-        assert not native.available()
+        assert native.why_not() is not None
         with pytest.raises(BackendUnavailable, match=r"rtm_kernels\._cpu"):
             native.isas()
     finally:
@@ -222,7 +276,7 @@ def test_an_extension_of_other_sources_says_so(monkeypatch: pytest.MonkeyPatch, 
             native.isas()
         monkeypatch.setattr(native, "CSRC", tmp_path / "none")  # as installed from a wheel
         native.why_not.cache_clear()
-        assert native.available() and "portable" in native.isas()
+        assert native.why_not() is None and "portable" in native.isas()
     finally:
         native.why_not.cache_clear()
 
@@ -230,12 +284,3 @@ def test_an_extension_of_other_sources_says_so(monkeypatch: pytest.MonkeyPatch, 
 def test_an_extension_that_is_here_is_of_these_sources() -> None:
     reason = native.why_not()
     assert reason is None or "is not compiled" in reason, reason
-
-
-@needs_native
-def test_run_packs_and_executes() -> None:
-    program = programs.hrm(1, 1)
-    stacks = make_stacks(program, 9, 32)
-    latents, x = make_latents(program, 2, 9, 32)
-    *_, (float32, truth) = reference_and_truth(program, stacks, latents, x)
-    assert_within_budget(native.run(program, latents, x, weights(stacks)), float32, truth)

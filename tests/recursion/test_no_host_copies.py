@@ -12,12 +12,12 @@ from torch.utils._pytree import tree_leaves
 
 from rtm_kernels import program as programs
 from rtm_kernels.block import FusedTRMBlock, Stack
+from rtm_kernels.engine.executor import executor
+from rtm_kernels.engine.slots import Slots
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.ops.halting.reference import initial_state
-from rtm_kernels.recursion.act_step import act_step_
-from rtm_kernels.recursion.head import HaltingHead, reset_state
+from rtm_kernels.ops.halting.policy import HaltingPolicy
 from rtm_kernels.recursion.persistent import runner
-from rtm_kernels.recursion.persistent.pack import PackedWeights
+from rtm_kernels.recursion.persistent.pack import PackedLayers
 from tests.small_models import ARCHS, make
 
 META = torch.device("meta")
@@ -61,19 +61,17 @@ def test_an_act_step_with_embeddings_and_heads(arch: str) -> None:
         model.act_step(model.initial_latents(3), model.embed(inputs, inputs[:, 0]))
 
 
-@pytest.mark.parametrize("policy", ["q", "settle", "cumulative_token", "fixed"])
-def test_an_act_step_with_halting(policy: str) -> None:
-    program = programs.trm(1, 1)
-    with META:
-        stacks = {"L_level": Stack([FusedTRMBlock(24, 9, impl="reference")])}
-        latents = {name: torch.empty(2, 9, 24) for name in program.latents}
-        pool = "token" if policy == "cumulative_token" else "first"
-        head = HaltingHead(policy, 4, torch.empty(2, 24), torch.empty(2), pool)
-        x, logits = torch.empty(2, 9, 24), torch.empty(2, head.units(9), 2)
-    state = initial_state(2, head.units(9), META)
-    with OneDevice():
-        reset_state(state, 2)
-        act_step_(program, stacks, head, latents, x, state, logits, "reference")
+@pytest.mark.parametrize("kind", ["guesses", "noise"])
+@pytest.mark.parametrize("policy", ["q+settle=2", "cumulative+cumulative_token", "fixed", "verified"])
+def test_a_step_of_the_slots(policy: str, kind: str) -> None:
+    model: RecursiveReasoner = make().to(META)
+    chosen = HaltingPolicy.parse(policy)
+    slots = Slots(model, executor("reference", model), chosen, lambda x, y: x[:, 0] > 0, 3, kind=kind)
+    model.embed(torch.zeros(1, 6, dtype=torch.int32, device=META), torch.zeros(1, dtype=torch.int32, device=META))
+    with torch.no_grad(), OneDevice():
+        slots._observe(2)
+        if chosen.on == ("verified",):
+            slots._decide(2)
 
 
 def test_loading_the_persistent_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,9 +80,9 @@ def test_loading_the_persistent_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "launch", lambda kernel, row, *args, **constants: launched.append(row.kernel))
     program = programs.trm(1, 1)
     with META:
-        weights = PackedWeights({"L_level": Stack([FusedTRMBlock(24, 9)])}, torch.float32)
+        weights = PackedLayers({"L_level": Stack([FusedTRMBlock(24, 9)])}, torch.float32)
         latents, x = {name: torch.empty(3, 9, 24) for name in program.carried}, torch.empty(3, 9, 24)
-        head = HaltingHead("settle", 4)
+        head = (torch.empty(2, 24), torch.empty(2))
     recursion = runner.PersistentRecursion(program, weights, 4, head=head)
     with OneDevice():
         recursion.load(latents, x)

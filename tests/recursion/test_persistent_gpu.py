@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from rtm_kernels import program as programs
 from rtm_kernels.block import FusedTRMBlock, Stack
+from rtm_kernels.ops.halting.reference import relative_change
 from rtm_kernels.program import Program
 from rtm_kernels.recursion import reference
-from rtm_kernels.recursion.head import HaltingHead
-from rtm_kernels.recursion.persistent.executor import run, run_act_step
-from rtm_kernels.recursion.persistent.pack import PackedWeights
+from rtm_kernels.recursion.persistent.pack import PackedLayers
 from rtm_kernels.recursion.persistent.runner import PersistentRecursion, multiprocessors
-from tests.recursion.support import ODD, bits
+from tests.recursion.support import ODD, bits, run_persistent
 
 pytestmark = pytest.mark.gpu
 
@@ -56,12 +55,12 @@ def make_state(program: Program, batch: int, dtype: torch.dtype) -> tuple[dict[s
 def test_every_step_is_within_the_budget(program: Program, norm_axis: str, dtype: torch.dtype) -> None:
     stacks = make_stacks(program, norm_axis)
     double = {name: copy.deepcopy(stack).double() for name, stack in stacks.items()}
-    weights = PackedWeights(stacks, dtype)
+    weights = PackedLayers(stacks, dtype)
     values, x = make_state(program, 2, dtype)
     for n in range(len(program)):
         step = program[n : n + 1]
         truth = reference.run(step, {k: v.double() for k, v in values.items()}, x.double(), double)
-        base, got = reference.run(step, values, x, stacks), run(step, values, x, weights)
+        base, got = reference.run(step, values, x, stacks), run_persistent(step, values, x, weights)
         name = step.steps[0].dst
         for size in (lambda t: t.abs().max(), torch.linalg.vector_norm):
             error, floor = size(got[name] - truth[name]), 4 * torch.finfo(dtype).eps * size(truth[name])
@@ -72,45 +71,42 @@ def test_every_step_is_within_the_budget(program: Program, norm_axis: str, dtype
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_one_launch_has_the_bits_of_one_launch_per_step(dtype: torch.dtype) -> None:
     program = programs.trm(2, 3)
-    weights = PackedWeights(make_stacks(program, "sequence"), dtype)
+    weights = PackedLayers(make_stacks(program, "sequence"), dtype)
     values, x = make_state(program, 3, dtype)
-    together = run(program, values, x, weights)
+    together = run_persistent(program, values, x, weights)
     for n in range(len(program)):
-        values = run(program[n : n + 1], values, x, weights)
-    assert bits(together) == bits(values)
+        step = run_persistent(program[n : n + 1], values, x, weights)
+        values = {name: step[name] for name in values}
+    assert bits({name: together[name] for name in values}) == bits(values)
 
 
 @pytest.mark.parametrize("norm_axis", ["sequence", "hidden"])
 def test_bits_do_not_depend_on_the_grid_and_250_runs_agree(norm_axis: str) -> None:
     program = programs.trm(3, 6)
-    weights = PackedWeights(make_stacks(program, norm_axis), torch.bfloat16)
+    weights = PackedLayers(make_stacks(program, norm_axis), torch.bfloat16)
     latents, x = make_state(program, 4, torch.bfloat16)
+    head = torch.randn(2, WIDTH).cuda(), torch.zeros(2).cuda()
     expected = None
     everywhere = multiprocessors(x.device)
     for grid in (1, 7, everywhere - 1, *[everywhere] * 250):
-        recursion = PersistentRecursion(program, weights, 4, grid=grid)
-        for buffer in recursion.scratch:
-            buffer.fill_(torch.nan)
-        recursion.load(latents, x)
-        recursion.step()
-        got = bits(recursion.values(latents))
+        got = bits(run_persistent(program, latents, x, weights, head=head, grid=grid))
         expected = expected or got
         assert got == expected, f"grid {grid}"
 
 
 def test_a_sample_does_not_depend_on_its_batch() -> None:
     program = programs.trm(1, 2)
-    weights = PackedWeights(make_stacks(program, "hidden"), torch.bfloat16)
+    weights = PackedLayers(make_stacks(program, "hidden"), torch.bfloat16)
     latents, x = make_state(program, 16, torch.bfloat16)
-    together = run(program, latents, x, weights)
+    together = run_persistent(program, latents, x, weights)
     for sample in (0, 5, 15):
-        alone = run(program, {n: t[[sample]] for n, t in latents.items()}, x[[sample]], weights)
+        alone = run_persistent(program, {n: t[[sample]] for n, t in latents.items()}, x[[sample]], weights)
         assert bits(alone) == bits({name: t[[sample]] for name, t in together.items()})
 
 
 def test_replays_of_a_captured_launch_equal_launches() -> None:
     program = programs.trm(1, 2)
-    weights = PackedWeights(make_stacks(program, "sequence"), torch.bfloat16)
+    weights = PackedLayers(make_stacks(program, "sequence"), torch.bfloat16)
     recursion = PersistentRecursion(program, weights, 2)
     recursion.load(*make_state(program, 2, torch.bfloat16))
     recursion.step()
@@ -122,19 +118,16 @@ def test_replays_of_a_captured_launch_equal_launches() -> None:
         x = torch.randn_like(recursion.latents[0])
         recursion.load(latents, x)
         graph.replay()
-        assert bits(recursion.values(latents)) == bits(run(program, latents, x, weights))
+        expected = run_persistent(program, latents, x, weights)
+        assert bits({**recursion.values(latents), "change": recursion.change}) == bits(expected)
 
 
-@pytest.mark.parametrize(("policy", "pool"), [("q", "first"), ("settle", "first"), ("cumulative_token", "token")])
-def test_one_launch_until_all_have_halted_equals_one_launch_per_step(policy: str, pool: str) -> None:
+def test_the_head_in_bfloat16() -> None:
     program = programs.trm(1, 2)
-    weights = PackedWeights(make_stacks(program, "sequence"), torch.bfloat16)
-    latents, x = make_state(program, 8, torch.bfloat16)
-    weight = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(2)).cuda() * WIDTH**-0.5
-    head = HaltingHead(policy, 5, weight, torch.zeros(2).cuda(), pool, tolerance=0.5)
-    values, state = dict(latents), None
-    while state is None or state.active.any():
-        values, state, _ = run_act_step(program, values, x, weights, head, state)
-    together, final, _ = run_act_step(program, latents, x, weights, head, act_steps=5)
-    assert bits(together) == bits(values)
-    assert torch.equal(final.steps, state.steps) and torch.equal(final.accumulated, state.accumulated)
+    weights = PackedLayers(make_stacks(program, "sequence"), torch.bfloat16)
+    latents, x = make_state(program, 3, torch.bfloat16)
+    head = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(2)).cuda(), torch.tensor([0.2, -0.1]).cuda()
+    got = run_persistent(program, latents, x, weights, head=head)
+    y = got["z_H"].double()
+    torch.testing.assert_close(got["q"].double(), y @ head[0].double().T + head[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got["change"].double(), relative_change(y, latents["z_H"].double()), rtol=1e-4, atol=0)

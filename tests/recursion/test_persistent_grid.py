@@ -3,8 +3,6 @@ turns at random. That a barrier orders memory on hardware is for the GPU tests."
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 import torch
 
@@ -14,15 +12,12 @@ import triton
 import triton.language as tl
 
 from rtm_kernels import program as programs
-from rtm_kernels.ops.halting.reference import HaltingState
 from rtm_kernels.program import Program
-from rtm_kernels.recursion.head import HaltingHead
 from rtm_kernels.recursion.persistent import kernel
 from rtm_kernels.recursion.persistent.device import arrival, has_opened
-from rtm_kernels.recursion.persistent.pack import PackedWeights
-from rtm_kernels.recursion.persistent.runner import PersistentRecursion
+from rtm_kernels.recursion.persistent.pack import PackedLayers
 from tests.recursion.interleave import interleave
-from tests.recursion.support import bits, random_state, small_stacks
+from tests.recursion.support import bits, random_state, run_persistent, small_stacks
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted; test_persistent_gpu runs on the GPU")
 
@@ -57,41 +52,25 @@ def test_a_barrier_opens_with_the_last_arrival_in_any_order(order: tuple[int, ..
     assert opened[-1] == 1 << 16, "each barrier adds the same, so grids of other sizes may share the counter"
 
 
-def result(program: Program, norm_axis: str, head: HaltingHead | None, grid: int, act_steps: int) -> dict[str, bytes]:
+def result(program: Program, norm_axis: str, grid: int) -> dict[str, bytes]:
     """Bits of all that a launch on poisoned scratch leaves."""
-    weights = PackedWeights(small_stacks(program.stacks, LENGTH, WIDTH, INNER, norm_axis))
-    latents, x = random_state(program, BATCH, LENGTH, WIDTH)
-    recursion = PersistentRecursion(program, weights, BATCH, head=head, grid=grid)
-    for buffer in recursion.scratch:
-        buffer.fill_(torch.nan)
-    recursion.load(latents, x)
-    recursion.step(act_steps)
-    state = {f.name: getattr(recursion.state, f.name) for f in fields(HaltingState)}
-    assert int(recursion.barrier) % (1 << 16) == 0
-    return bits({**recursion.values(latents), **state, "logits": recursion.logits})
+    weights = PackedLayers(small_stacks(program.stacks, LENGTH, WIDTH, INNER, norm_axis))
+    return bits(run_persistent(program, *random_state(program, BATCH, LENGTH, WIDTH), weights, head=HEAD, grid=grid))
 
 
-CASES = [
-    (programs.trm(1, 1), "hidden", None, 2),
-    (programs.rtm(1), "sequence", HaltingHead("settle", 3, tolerance=0.9), 4),
-    (programs.rtm(1), "hidden", HaltingHead("cumulative_token", 2, torch.full((1, WIDTH), 0.05), pool="token"), 3),
-]
-"""Program, norm axis, head and ACT steps of a launch."""
+HEAD = torch.full((2, WIDTH), 0.05), torch.tensor([0.5, -0.5])
+CASES = [(programs.trm(1, 1), "hidden"), (programs.rtm(1), "sequence")]
+"""Program and norm axis."""
 
 
 @pytest.mark.parametrize("grid", [2, 3])
-@pytest.mark.parametrize(("program", "norm_axis", "head", "act_steps"), CASES, ids=["program", "settle", "token"])
+@pytest.mark.parametrize(("program", "norm_axis"), CASES, ids=["trm", "rtm"])
 def test_programs_that_take_turns_give_the_bits_of_one_program(
-    program: Program,
-    norm_axis: str,
-    head: HaltingHead | None,
-    act_steps: int,
-    grid: int,
-    monkeypatch: pytest.MonkeyPatch,
+    program: Program, norm_axis: str, grid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = result(program, norm_axis, head, 1, act_steps)
+    alone = result(program, norm_axis, 1)
     launches = interleave(monkeypatch, seed=grid)
-    assert result(program, norm_axis, head, grid, act_steps) == alone
+    assert result(program, norm_axis, grid) == alone
     assert len(launches) == 1 and launches[0].handovers > 2 * grid
 
 
@@ -101,8 +80,7 @@ def no_barrier(barrier_ptr):
 
 
 def test_without_its_barriers_the_kernel_is_found_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    program, norm_axis, head, act_steps = CASES[0]
-    alone = result(program, norm_axis, head, 1, act_steps)
+    alone = result(*CASES[0], 1)
     interleave(monkeypatch, seed=0)
     monkeypatch.setattr(kernel, "grid_barrier", no_barrier)
-    assert result(program, norm_axis, head, 3, act_steps) != alone
+    assert result(*CASES[0], 3) != alone

@@ -20,27 +20,34 @@ from rtm_kernels.recursion.native_weights import HeadWeights
 from rtm_kernels.recursion.symmetric_weights import sizes_of
 from rtm_kernels.train.symmetry import Symmetry
 
-pytestmark = pytest.mark.skipif(not native.available(), reason=f"{native.why_not()}")
+pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=f"{native.why_not()}")
 
 BOARD = ModelConfig(
     vocab_size=11, seq_len=81, hidden_size=29, num_heads=1, expansion=1.0, layers={"L_level": 2}, H_cycles=2, L_cycles=2
 )
 """Two channels are left over beside three copies of the digits, and hidden units of both mixes."""
 FOUR = dataclasses.replace(BOARD, vocab_size=6, seq_len=16, hidden_size=16)
-STACKS: dict[str, dict[str, Any]] = {
-    "trm": {},
-    "hrm": {"layers": {"H_level": 1, "L_level": 2}},
-    "trm_hier6": {},
-    "trm_singlez": {},
-    "rsm": {"layers": {"core": 1}},
-    "rtm": {"layers": {"core": 2}},
-    "transformer": {"layers": {"H_level": 2}},
-}
+ISAS = native.isas() if native.why_not() is None else ()
+CASES: dict[str, tuple[ModelConfig, str]] = {
+    **{
+        arch: (dataclasses.replace(BOARD, arch=arch, layers=layers), "")
+        for arch, layers in {
+            "trm": {"L_level": 2}, "hrm": {"H_level": 1, "L_level": 2}, "trm_hier6": {"L_level": 2},
+            "trm_singlez": {"L_level": 2}, "rsm": {"core": 1}, "rtm": {"core": 2}, "transformer": {"H_level": 2},
+        }.items()
+    },
+    **{
+        f"side {n}": (dataclasses.replace(BOARD, vocab_size=n + 2, seq_len=n**2, hidden_size=n + 1, H_cycles=1), "")
+        for n in (4, 16, 25)
+    },
+    **{f"{isa} {config.seq_len}": (config, isa) for isa in ISAS for config in (BOARD, FOUR)},
+}  # fmt: skip
+"""Every program, every side, and two sides for each instruction set: a model and the set it runs, or the fastest."""
 
 
-def board(config: ModelConfig = BOARD, **changes: Any) -> tuple[RecursiveReasoner, Symmetry]:
+def board(config: ModelConfig = BOARD) -> tuple[RecursiveReasoner, Symmetry]:
     torch.manual_seed(0)
-    model = RecursiveReasoner(dataclasses.replace(config, **changes)).train()
+    model = RecursiveReasoner(config).train()
     torch.nn.init.normal_(model.q_head.weight)
     symmetry = Symmetry(model, Sudoku(round(config.seq_len**0.5)))
     symmetry.fresh_(model)
@@ -70,37 +77,20 @@ def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert error <= 1e-3 * torch.linalg.vector_norm(value) + 1e-7, (name, error)
 
 
-@pytest.mark.parametrize("arch", STACKS)
-def test_values_and_gradients_are_those_of_the_reference(arch: str) -> None:
-    model, symmetry = board(arch=arch, **STACKS[arch])
+@pytest.mark.parametrize(("config", "isa"), CASES.values(), ids=CASES)
+def test_values_and_gradients_are_those_of_the_reference(
+    config: ModelConfig, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, symmetry = board(config)
     assert symmetric.why_not(model) is None
-    expected = gradients(model, symmetry, None)
-    found = gradients(model, symmetry, symmetric.TrainingRun(model))
+    expected, run = gradients(model, symmetry, None), symmetric.TrainingRun(model)
+    if isa:
+        monkeypatch.setattr(native, "isas", lambda precision="float32": (isa,))
+    found = gradients(model, symmetry, run)
+    assert not isa or [program.isa for program in run._programs.values()] == [isa]
     assert_near(found[0], expected[0])
     assert_near(found[1], expected[1])
     assert any("mlp_t" in name for name in found[1])
-
-
-@pytest.mark.parametrize("side", [4, 16, 25])
-def test_boards_of_every_side(side: int) -> None:
-    sizes = {"vocab_size": side + 2, "seq_len": side**2, "hidden_size": side + 1, "H_cycles": 1}
-    model, symmetry = board(dataclasses.replace(BOARD, **sizes))
-    assert_near(
-        gradients(model, symmetry, symmetric.TrainingRun(model))[1], gradients(model, symmetry, None)[1]
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("config", [BOARD, FOUR], ids=["9", "4"])
-@pytest.mark.parametrize("isa", native.isas() if native.available() else [])
-def test_every_instruction_set(isa: str, config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, symmetry = board(config)
-    expected = gradients(model, symmetry, None)
-    monkeypatch.setattr(native, "isas", lambda precision="float32": (isa,))
-    run = symmetric.TrainingRun(model)
-    found = gradients(model, symmetry, run)
-    assert [program.isa for program in run._programs.values()] == [isa]
-    assert_near(found[0], expected[0])
-    assert_near(found[1], expected[1])
 
 
 def with_threads(count: int, f: Callable[[], Any]) -> Any:
@@ -153,6 +143,7 @@ def test_the_executor_takes_steps_of_the_model() -> None:
         torch.testing.assert_close(got[0][name], expected[0][name], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(got[1], expected[1], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(got[2], expected[2], rtol=1e-3, atol=1e-3)
+    assert torch.equal(got.answers, got.logits.argmax(-1).int())
 
 
 def test_auto_takes_it_for_the_bundled_model() -> None:

@@ -31,7 +31,7 @@ def test_the_records_are_what_the_model_computes(recorded: Path) -> None:
             x = model.embed(torch.from_numpy(tokens)[None], torch.zeros(1, dtype=torch.int32))
             latents, before, total = model.initial_latents(1), tokens, 0.0
             for step in traced.steps:
-                after, logits, q = executor.step(latents, x)
+                after, logits, q, *_ = executor.step(latents, x)
                 answer = logits.argmax(-1)[0].numpy()
                 assert step["answer"] == task.decode(answer)
                 assert step["changed"] == np.flatnonzero(answer != before).tolist()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rtm_kernels import train
 from rtm_kernels.data.build import build_sudoku
 from rtm_kernels.data.sudoku import generate
-from rtm_kernels.errors import InputError
+from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.model import tensor_specs
 from rtm_kernels.train.configure import fit_to_data, load_recipe, override, save_recipe
 from rtm_kernels.train.objective import CumulativeHalting
@@ -39,6 +41,12 @@ def test_a_file_with_an_unknown_or_missing_field_is_refused_by_name(tmp_path: Pa
         with pytest.raises(InputError) as caught:
             load_recipe(path)
         assert f"{path}: " in str(caught.value) and named in str(caught.value)
+
+
+def test_without_pydantic_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailable, match=r"training needs the package pydantic: pip install .*\[cli\]"):
+        runpy.run_path(str(train.__file__))
 
 
 def test_a_recipe_that_goes_on_from_another_fits_its_weights() -> None:

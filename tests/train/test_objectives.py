@@ -33,10 +33,10 @@ ARCHS: dict[str, tuple[dict, object]] = {
         {"arch": "rsm", "layers": {"core": 1}, "halting": "settle", "tied_lm_head": True, "norm_axis": "hidden"},
         FinalLoss(prob_detach_prev_H=0.5),
     ),
-    "rtm": ({"arch": "rtm", "layers": {"core": 1}, "halting": "cumulative_sequence"}, CumulativeHalting()),
+    "rtm": ({"arch": "rtm", "layers": {"core": 1}, "halting": "cumulative"}, CumulativeHalting()),
     "rtm-token": ({"arch": "rtm", "layers": {"core": 1}, "halting": "cumulative_token"}, CumulativeHalting()),
     "rtm-ema": (
-        {"arch": "rtm", "layers": {"core": 1}, "halting": "cumulative_sequence", "state_ema": 0.3},
+        {"arch": "rtm", "layers": {"core": 1}, "halting": "cumulative", "state_ema": 0.3},
         CumulativeHalting(cost="graves"),
     ),
     "rins": (
@@ -116,12 +116,12 @@ def test_a_contract_refuses_a_model_it_cannot_train() -> None:
             dataclasses.replace(recipe_of(name), objective=objective)
 
 
-@pytest.mark.parametrize("policy", ["cumulative_sequence", "cumulative_token"])
+@pytest.mark.parametrize("policy", ["cumulative", "cumulative_token"])
 @pytest.mark.parametrize(
     ("progress", "cost"), [(0.0, "continue"), (0.15, "continue"), (1.0, "continue"), (1.0, "graves")]
 )
 def test_the_cumulative_loss_is_the_formula(policy: str, progress: float, cost: str) -> None:
-    recipe = recipe_of("rtm" if policy == "cumulative_sequence" else "rtm-token")
+    recipe = recipe_of("rtm" if policy == "cumulative" else "rtm-token")
     trainer = Trainer(recipe)
     model = trainer.model
     with torch.no_grad():

@@ -11,7 +11,7 @@ from rtm_kernels.errors import BackendUnavailable, InputError, one_of, require
 from rtm_kernels.ops.attention_norm import reference
 from rtm_kernels.ops.attention_norm.launch import FLASH_KEYS
 from rtm_kernels.ops.attention_norm.op import SHARED, attention_norm_op
-from rtm_kernels.ops.checks import check_latent, to_autocast_dtype
+from rtm_kernels.ops.checks import check_latent, check_weight, to_autocast_dtype
 from rtm_kernels.ops.launch import choose
 from rtm_kernels.ops.shared import recursion
 from rtm_kernels.ranges import ranged
@@ -78,9 +78,8 @@ def _check(
     length, width = x.shape[1], x.shape[2]
     require(num_heads >= 1 and width % num_heads == 0, "num_heads", num_heads, f"a divisor of D={width}")
     head_dim = width // num_heads
-    for name, weight, shape in (("qkv_weight", qkv_weight, (3 * width, width)), ("o_weight", o_weight, (width, width))):
-        require(tuple(weight.shape) == shape, f"{name}.shape", tuple(weight.shape), f"{shape} for D={width}")
-        require(weight.device == x.device, f"{name}.device", weight.device, f"the device of x, {x.device}")
+    check_weight(x, "qkv_weight", qkv_weight, (3 * width, width), f"D={width}")
+    check_weight(x, "o_weight", o_weight, (width, width), f"D={width}")
     if cos_sin is not None:
         require(head_dim % 2 == 0, "head_dim", head_dim, "even, for RoPE pairs its two halves")
         for name, table in zip(("cos", "sin"), cos_sin, strict=True):

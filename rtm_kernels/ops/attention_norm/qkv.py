@@ -1,4 +1,6 @@
-"""Forward kernel of the QKV projection with the injection sum, QK-norm and RoPE in the same pass."""
+"""The QKV projection with QK-norm and RoPE in one pass, and the gradient of both; each kernel with its launcher."""
+
+# mypy: disallow-untyped-defs=False
 
 from __future__ import annotations
 
@@ -6,19 +8,32 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rtm_kernels.ops.attention_norm.launch import TABLE, named
-from rtm_kernels.ops.attention_norm.tiles import accumulator, load_halves, load_sum, store_halves
+from rtm_kernels.ops.attention_norm.launch import TABLE
 from rtm_kernels.ops.launch import launch, select
+from rtm_kernels.ops.swiglu.tiles import accumulator, below
+
+
+@triton.jit
+def load_halves(ptrs, half, mask_a, mask_b, other, ACC: tl.constexpr):
+    """The values at `ptrs` and `half` elements further: the first and the second half of each head."""
+    return tl.load(ptrs, mask=mask_a, other=other).to(ACC), tl.load(ptrs + half, mask=mask_b, other=other).to(ACC)
+
+
+@triton.jit
+def store_halves(ptrs, a, b, half, mask_a, mask_b):
+    """Store a at `ptrs` and b `half` elements further."""
+    tl.store(ptrs, a.to(ptrs.dtype.element_ty), mask=mask_a)
+    tl.store(ptrs + half, b.to(ptrs.dtype.element_ty), mask=mask_b)
 
 
 @triton.jit
 def qkv_kernel(
-    qkv_ptr, h_ptr, rstd_ptr, x_ptr, first_ptr, second_ptr, w_ptr, cos_ptr, sin_ptr, eps,
-    M, L, D, HEADS, HEAD_DIM,
-    TERMS: tl.constexpr, ROPE: tl.constexpr, QK_NORM: tl.constexpr, KEEP_RSTD: tl.constexpr, ACC: tl.constexpr,
+    qkv_ptr, rstd_ptr, h_ptr, w_ptr, cos_ptr, sin_ptr, eps,
+    M, L, d_end, D: tl.constexpr, D_PAD: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    ROPE: tl.constexpr, QK_NORM: tl.constexpr, KEEP_RSTD: tl.constexpr, ACC: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """`qkv = rope(norm(h w^T))`, h = x + injection, for BLOCK_M rows and BLOCK_H heads; qkv is [M, 3 HEADS, HEAD_DIM].
+    """`qkv = rope(norm(h w^T))` for BLOCK_M rows and BLOCK_H heads: h [M, D], w [3D, D_PAD], qkv [M, 3D].
 
     The columns of the two halves of a head are interleaved in the accumulator, so that RoPE's partners share a thread.
     """
@@ -28,7 +43,6 @@ def qkv_kernel(
     start = (pid // blocks_h) * BLOCK_M
     rows = tl.arange(0, BLOCK_M)
     mask_m = rows < M - start
-    mask_once = mask_m & (rows * 0 + pid_h == 0)  # one of the programs of these rows keeps h
     offs_k = tl.arange(0, BLOCK_K)
     half = (HEAD_DIM + 1) // 2
     lanes = tl.arange(0, 2 * BLOCK_H * BLOCK_E)  # (head, element of the half, half)
@@ -36,20 +50,16 @@ def qkv_kernel(
     lane_head = pid_h * BLOCK_H + lanes // (2 * BLOCK_E)
     in_head = lane_e + lanes % 2 * half
     mask_w = (lane_head < 3 * HEADS) & (lane_e < half) & (in_head < HEAD_DIM)
-    x_offs = rows[:, None] * D + offs_k[None, :]
-    x_start = start * D
-    w_ptrs = w_ptr + (lane_head * HEAD_DIM + in_head).to(tl.int64)[None, :] * D + offs_k[:, None]
+    h_ptrs = h_ptr + start * D + rows[:, None] * D + offs_k[None, :]
+    w_ptrs = w_ptr + (lane_head * HEAD_DIM + in_head).to(tl.int64)[None, :] * D_PAD + offs_k[:, None]
 
     acc = tl.zeros((BLOCK_M, 2 * BLOCK_H * BLOCK_E), dtype=ACC)
-    for k in range(0, D, BLOCK_K):
-        mask_k = k + offs_k < D
-        mask_h = mask_m[:, None] & mask_k[None, :]
-        h = load_sum(x_ptr + x_start, first_ptr + x_start, second_ptr + x_start, x_offs + k, mask_h, TERMS, ACC)
+    for k in range(0, d_end, BLOCK_K):  # D as a value of the run, as `gemm_kernel` takes K
+        mask_k = below(k + offs_k, D, BLOCK_K)
+        h = tl.load(h_ptrs + k, mask=mask_m[:, None] & mask_k[None, :], other=0.0)  # [BM, BK]
         w = tl.load(w_ptrs, mask=mask_k[:, None] & mask_w[None, :], other=0.0)  # [BK, 2 * BH * BE]
         acc = tl.dot(h, w, acc, out_dtype=ACC, input_precision="ieee")
         w_ptrs += BLOCK_K
-        if TERMS > 0:
-            tl.store(h_ptr + x_start + x_offs + k, h, mask=mask_once[:, None] & mask_k[None, :])
     a, b = tl.split(tl.reshape(acc, (BLOCK_M, BLOCK_H * BLOCK_E, 2)))
 
     pairs = tl.arange(0, BLOCK_H * BLOCK_E)
@@ -79,30 +89,76 @@ def qkv_kernel(
     store_halves(ptrs, a, b, half, mask_a, mask_b)
 
 
+@triton.jit
+def turn_backward_kernel(
+    d_ptr, dq_ptr, q_ptr, rstd_ptr, cos_ptr, sin_ptr,
+    R, L, HEADS, HEAD_DIM, d_stride_m, q_stride_m, rstd_stride_m,
+    dq_stride_b, dq_stride_h, dq_stride_l, dq_stride_e,
+    ROPE: tl.constexpr, QK_NORM: tl.constexpr, ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Gradient of q (or k) before RoPE and QK-norm from the one after them; R = B * L * HEADS rows of HEAD_DIM."""
+    offs_r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    offs_e = tl.arange(0, BLOCK_E)
+    half = (HEAD_DIM + 1) // 2
+    head, offs_m = offs_r % HEADS, offs_r // HEADS
+    position = offs_m % L
+    mask_a = (offs_r < R)[:, None] & (offs_e < half)[None, :]
+    mask_b = (offs_r < R)[:, None] & (offs_e + half < HEAD_DIM)[None, :]
+    offs = (offs_m // L) * dq_stride_b + head * dq_stride_h + position * dq_stride_l
+    dq_ptrs = dq_ptr + offs[:, None] + offs_e[None, :] * dq_stride_e
+    a, b = load_halves(dq_ptrs, half * dq_stride_e, mask_a, mask_b, 0.0, ACC)
+    if ROPE:
+        offs = position[:, None] * HEAD_DIM + offs_e[None, :]
+        cos_a, cos_b = load_halves(cos_ptr + offs, half, mask_a, mask_b, 1.0, ACC)
+        sin_a, sin_b = load_halves(sin_ptr + offs, half, mask_a, mask_b, 0.0, ACC)
+        a, b = a * cos_a + b * sin_b, b * cos_b - a * sin_a
+    column = (head * HEAD_DIM)[:, None] + offs_e[None, :]
+    if QK_NORM:
+        normed_a, normed_b = load_halves(q_ptr + offs_m[:, None] * q_stride_m + column, half, mask_a, mask_b, 0.0, ACC)
+        if ROPE:
+            scale = 1.0 / (cos_a * cos_b + sin_a * sin_b)  # 1 for a rotation
+            turned_a = normed_a
+            normed_a = (turned_a * cos_b + normed_b * sin_a) * scale
+            normed_b = (normed_b * cos_a - turned_a * sin_b) * scale
+        mean = tl.sum(a * normed_a + b * normed_b, axis=1) / HEAD_DIM
+        rstd = tl.load(rstd_ptr + offs_m * rstd_stride_m + head, mask=offs_r < R, other=0.0)[:, None]
+        a, b = rstd * (a - normed_a * mean[:, None]), rstd * (b - normed_b * mean[:, None])
+    store_halves(d_ptr + offs_m[:, None] * d_stride_m + column, a, b, half, mask_a, mask_b)
+
+
 def project_qkv(
-    qkv: Tensor,
-    h: Tensor,
-    rstd: Tensor | None,
-    x: Tensor,
-    terms: tuple[Tensor, ...],
-    weight: Tensor,
-    cos_sin: tuple[Tensor, Tensor] | None,
-    eps: float,
+    qkv: Tensor, rstd: Tensor | None, h: Tensor, weight: Tensor, cos_sin: tuple[Tensor, Tensor] | None, eps: float,
     qk_norm: bool,
-) -> None:
-    """Write qkv [B, L, 3, heads, head_dim] and, with terms, h [B, L, D]; all tensors contiguous, weight [3D, D].
+) -> None:  # fmt: skip
+    """Write qkv [B, L, 3, heads, head_dim] from h [B, L, D], both contiguous, and the padded weight [3D, D_pad].
 
     `rstd` [B, L, 2, heads], when given, receives the scales of QK-norm.
     """
     batch, length, _, heads, head_dim = qkv.shape
     rows, width = batch * length, heads * head_dim
-    row = select(TABLE, named("attention_norm.qkv", width), x.dtype, (head_dim + 1) // 2)
-    first, second = (*terms, x, x)[:2]
-    cos, sin = cos_sin if cos_sin is not None else (x, x)
+    row = select(TABLE, "qkv", h.dtype, (head_dim + 1) // 2)
+    cos, sin = cos_sin if cos_sin is not None else (h, h)
     grid = triton.cdiv(rows, row.blocks["BLOCK_M"]) * triton.cdiv(3 * heads, row.blocks["BLOCK_H"])
     launch(
-        qkv_kernel, row, (grid,), qkv, h, x if rstd is None else rstd, x, first, second, weight, cos, sin, eps,
-        rows, length, width, heads, head_dim,
-        TERMS=len(terms), ROPE=cos_sin is not None, QK_NORM=qk_norm, KEEP_RSTD=rstd is not None,
-        ACC=accumulator(x.dtype),
+        qkv_kernel, row, (grid,), qkv, h if rstd is None else rstd, h, weight, cos, sin, eps,
+        rows, length, width, width, weight.shape[1], heads, head_dim,
+        ROPE=cos_sin is not None, QK_NORM=qk_norm, KEEP_RSTD=rstd is not None, ACC=accumulator(h.dtype),
+    )  # fmt: skip
+
+
+def turn_backward(d: Tensor, dq: Tensor, q: Tensor, rstd: Tensor | None, cos_sin: tuple[Tensor, Tensor] | None) -> None:
+    """Write d, the gradient before QK-norm (if `rstd` is given) and RoPE (if `cos_sin` is), of dq after them.
+
+    d and q, which is what both gave, are [B, L, heads, head_dim] and dense in their last two axes, rstd
+    [B, L, heads]; dq [B, heads, L, head_dim] has any strides.
+    """
+    batch, length, heads, head_dim = d.shape
+    rows = batch * length * heads
+    row = select(TABLE, "turn_backward", d.dtype, (head_dim + 1) // 2)
+    cos, sin = cos_sin if cos_sin is not None else (d, d)
+    launch(
+        turn_backward_kernel, row, (triton.cdiv(rows, row.blocks["BLOCK_R"]),),
+        d, dq, q, d if rstd is None else rstd, cos, sin,
+        rows, length, heads, head_dim, d.stride(1), q.stride(1), 0 if rstd is None else rstd.stride(1), *dq.stride(),
+        ROPE=cos_sin is not None, QK_NORM=rstd is not None, ACC=accumulator(d.dtype),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Launch table of halting; the size of a shape class is the number of rows that are read of a sample."""
+"""Launch table of halting; the size of a shape class is the number of positions of a latent."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from rtm_kernels.ops.tuned import tuned
 ANY = 1 << 30
 
 ROWS: tuple[LaunchRow, ...] = (
-    LaunchRow("halting.step", "portable", 0, 1, {"BLOCK_L": 1, "BLOCK_D": 512, "BLOCK_ORDER": 512}, 4, 1),
-    LaunchRow("halting.step", "portable", 0, ANY, {"BLOCK_L": 8, "BLOCK_D": 128, "BLOCK_ORDER": 512}, 4, 1),
-    LaunchRow("halting.step", "interpreter", 0, 1, {"BLOCK_L": 1, "BLOCK_D": 512, "BLOCK_ORDER": 256}),
-    LaunchRow("halting.step", "interpreter", 0, ANY, {"BLOCK_L": 16, "BLOCK_D": 64, "BLOCK_ORDER": 256}),
+    LaunchRow("halting.step", "portable", 0, ANY, {"BLOCK_L": 8, "BLOCK_D": 256}, 8, 1),
+    LaunchRow("halting.step", "interpreter", 0, ANY, {"BLOCK_L": 16, "BLOCK_D": 64}),
 )
 
 TABLE = tuned("halting", ROWS)

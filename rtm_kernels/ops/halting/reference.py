@@ -1,85 +1,62 @@
-"""Halting heads, policies and their state in plain PyTorch: the specification of every kernel of this op."""
+"""Halting after an ACT step in plain PyTorch: the specification of the kernel.
+
+All of it is tensor code that never waits for the device, so the host may call it step by step and a CUDA graph may
+record it.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rtm_kernels.errors import InputError, one_of
-
-POLICIES = ("q", "q_continue", "settle", "cumulative_sequence", "cumulative_token", "fixed")
-POOLS = ("first", "mean", "token")
+from rtm_kernels.ops.halting.policy import HaltingPolicy
+from rtm_kernels.ops.halting.state import MAX_STEPS, NON_FINITE, SIGNAL, SlotState
 
 
 @dataclass(frozen=True)
-class HaltingState:
-    """What halting remembers of each unit between ACT steps; every tensor [B, U].
+class Outputs:
+    """What one ACT step computed, one row per sample of the batch; what is None is derived or absent."""
 
-    A unit is what halts on its own: the sequence (U = 1), or each token (U = L) under `cumulative_token`.
-    A sample is active while any of its units is.
+    logits: Tensor
+    """[n, S, V] of a float dtype, the token logits."""
+    q: Tensor | None
+    """[n, 1 or 2] float32, the halting head at position 0: q_halt, q_continue."""
+    output: Tensor
+    """[n, L, D] of a float dtype, the output latent y."""
+    previous: Tensor | None = None
+    """[n, L, D], the output latent before the step; None where the program does not carry it."""
+    others: tuple[Tensor, ...] = ()
+    """The other carried latents after the step."""
+    head: tuple[Tensor, Tensor | None] | None = None
+    """Weight [K, D] and bias [K] of the halting head, which `cumulative_token` reads at every position."""
+    compares: bool = False
+    """Whether the halting logit is q_halt - q_continue (`ModelConfig.halting="q_continue"`), else q_halt."""
+    answers: Tensor | None = None
+    """[n, S] integers, the decoded tokens, where the executor gave them."""
+    finite: Tensor | None = None
+    """[n] bool, whether all of the above is finite, where the executor gave it."""
+    change: Tensor | None = None
+    """[n] float32, |dy| / |y|, where the executor gave it."""
+    token_q: Tensor | None = None
+    """[n, L, 1 or 2] float32, the halting head at every position, where the executor gave it."""
+
+
+def halting_logits(y: Tensor, weight: Tensor, bias: Tensor | None = None, per_token: bool = False) -> Tensor:
+    """`y weight^T + bias` in float32 or wider: the logits [B, U, K] of the halting head.
+
+    y [B, L, D], weight [K, D], bias [K]. The head reads y[:, 0] (U = 1; TRM, HRM), or every position (U = L).
     """
-
-    steps: Tensor
-    """int32, ACT steps the unit has taken."""
-    active: Tensor
-    """bool, whether the unit takes the next step."""
-    accumulated: Tensor
-    """float32, the weights of its steps so far; they sum to 1 when a cumulative policy has halted."""
-    weight: Tensor
-    """float32, weight of the step just taken in the halting mixture; 0 for a unit that did not take it."""
-    remainder: Tensor
-    """float32, `1 - accumulated` before the unit's last step: Graves' R(t) once it halted, ponder cost steps + R."""
-
-    @property
-    def active_samples(self) -> Tensor:
-        """[B] bool, whether any unit of the sample is active."""
-        return self.active.any(-1)
-
-    @property
-    def sample_steps(self) -> Tensor:
-        """[B] int32, steps of the sample: those of its slowest unit."""
-        return self.steps.amax(-1)
-
-    def reset(self, samples: Tensor) -> HaltingState:
-        """A state in which the samples [B] bool have taken no step yet and are active; the others are unchanged."""
-        fresh = samples.unsqueeze(-1)
-        return HaltingState(
-            self.steps.masked_fill(fresh, 0),
-            self.active | fresh,
-            self.accumulated.masked_fill(fresh, 0),
-            self.weight.masked_fill(fresh, 0),
-            self.remainder.masked_fill(fresh, 1),
-        )
-
-
-def initial_state(batch: int, units: int = 1, device: torch.device | str | None = None) -> HaltingState:
-    """The state of `batch` samples of `units` units each before their first step."""
-    shape = (batch, units)
-    return HaltingState(
-        torch.zeros(shape, dtype=torch.int32, device=device),
-        torch.ones(shape, dtype=torch.bool, device=device),
-        torch.zeros(shape, dtype=torch.float32, device=device),
-        torch.zeros(shape, dtype=torch.float32, device=device),
-        torch.ones(shape, dtype=torch.float32, device=device),
-    )
-
-
-def halting_logits(y: Tensor, weight: Tensor, bias: Tensor | None = None, pool: str = "first") -> Tensor:
-    """`pooled(y) weight^T + bias` in float32 or wider: the logits [B, U, K] of the halting head.
-
-    y [B, L, D], weight [K, D], bias [K]. `pool`: "first" reads y[:, 0] (TRM, HRM), "mean" the mean over L, and
-    "token" every position (U = L; the others U = 1). K = 2 is (q_halt, q_continue), K = 1 is p_halt alone.
-    """
-    one_of("pool", pool, POOLS)
-    wide = y.to(torch.promote_types(y.dtype, torch.float32))
-    if pool == "first":
-        wide = wide[:, :1]
-    elif pool == "mean":
-        wide = wide.mean(1, keepdim=True)
+    wide = (y if per_token else y[:, :1]).to(torch.promote_types(y.dtype, torch.float32))
     return F.linear(wide, weight.to(wide.dtype), None if bias is None else bias.to(wide.dtype))
+
+
+def halt_logit(q: Tensor, compares: bool) -> Tensor:
+    """q [..., K] to [...]: q_halt, or q_halt - q_continue. Above 0 the head wants to halt; p is its sigmoid."""
+    return q[..., 0] - q[..., 1] if compares else q[..., 0]
 
 
 def relative_change(y: Tensor, previous: Tensor) -> Tensor:
@@ -89,76 +66,107 @@ def relative_change(y: Tensor, previous: Tensor) -> Tensor:
     return torch.linalg.vector_norm(wide - previous.to(wide.dtype), dim=(1, 2)) / norm.clamp_min(1e-30)
 
 
-def settled(
-    y: Tensor, previous: Tensor, tol: float, answer: Tensor | None = None, previous_answer: Tensor | None = None
-) -> Tensor:
-    """[B, 1] bool: `relative_change(y, previous) < tol`, or the answer [B, ...] equals the one of the step before."""
-    quiet = relative_change(y, previous) < tol
-    if answer is not None and previous_answer is not None:
-        quiet = quiet | (answer == previous_answer).flatten(1).all(1)
-    return quiet.unsqueeze(-1)
+def sigmoid(logits: Tensor) -> Tensor:
+    """1 / (1 + exp(-logits)) in float64, by additions, products and one division alone: each is rounded correctly, so
+    that the bits depend neither on the place in a tensor nor on the device.
 
-
-def wants_to_halt(
-    state: HaltingState, policy: str, logits: Tensor | None = None, quiet: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """[B, U] bool whether the policy asks a unit to halt after this step, and the halting probability p (1 if none).
-
-    `q`: q_halt > 0; `q_continue`: q_halt > q_continue; `settle`: `quiet` [B, U]; `fixed`: never;
-    `cumulative_*`: accumulated + p >= 1 with p = sigmoid(logits[..., 0]). logits [B, U, K].
+    The relative error is below 1e-11 for |logits| <= 64; beyond, p is that of 64.
     """
-    one_of("policy", policy, POLICIES)
-    p = torch.ones_like(state.accumulated)
-    if policy == "fixed":
-        return torch.zeros_like(state.active), p
-    if policy == "settle":
-        if quiet is None:
-            raise InputError("quiet=None is not allowed: the policy settle needs it")
-        return quiet, p
-    if logits is None:
-        raise InputError(f"logits=None is not allowed: the policy {policy} needs them")
-    if policy == "q":
-        return logits[..., 0] > 0, p
-    if policy == "q_continue":
-        return logits[..., 0] > logits[..., 1], p
-    p = torch.sigmoid(logits[..., 0])
-    return state.accumulated + p >= 1, p
+    t = logits.double().abs().clamp(max=64) * (-1 / 4096)
+    exponential = torch.ones_like(t)
+    for n in range(6, 0, -1):  # Taylor's series of exp(t), |t| <= 1/64
+        exponential = exponential * t * (1 / n) + 1
+    for _ in range(12):
+        exponential = exponential * exponential
+    small = exponential / (exponential + 1)
+    return torch.where(logits < 0, small, 1 - small)
 
 
-def halting_update(
-    state: HaltingState,
-    policy: str,
-    *,
-    logits: Tensor | None = None,
-    quiet: Tensor | None = None,
-    max_steps: int,
-    min_steps: int | Tensor = 1,
-) -> HaltingState:
-    """The state after one more ACT step of the active units; of inactive units only `weight` changes, to 0.
+def all_finite(seen: Outputs) -> Tensor:
+    """bool [n], whether logits, halting logits and carried latents of a sample are all finite."""
+    finite = torch.isfinite(_peak(seen.logits))
+    for latent in seen.others if seen.previous is None else (seen.output, *seen.others):
+        finite = finite & torch.isfinite(_peak(latent))
+    return finite if seen.q is None else finite & torch.isfinite(seen.q).all(-1)
 
-    A unit halts when `wants_to_halt` and it has taken `min_steps` (an int, or one per sample [B]), or when it has
-    taken `max_steps`, which wins. Under the cumulative policies the weight of the step is min(p, 1 - accumulated),
-    and all of 1 - accumulated (the remainder) in the step that halts, so the weights of a halted unit sum to 1 and
-    stay differentiable in `logits` (arXiv 1603.08983, eq. 6 and 7). Elsewhere the weight is 1.
+
+def _peak(values: Tensor) -> Tensor:
+    """Largest magnitude of each sample [B], which is NaN or infinite when one of its values is."""
+    return torch.linalg.vector_norm(values.flatten(1), ord=math.inf, dim=1)
+
+
+def observe(state: SlotState, policy: HaltingPolicy, seen: Outputs, sums: bool = False) -> None:
+    """Take in an ACT step of every row; `sums`: add up p also where no signal needs it.
+
+    Under `verified` the samples whose answer changed then `asks` the verifier. A halted token keeps its answer.
     """
-    wants, p = wants_to_halt(state, policy, logits, quiet)
-    steps = state.steps + state.active.to(torch.int32)
-    floor = min_steps.unsqueeze(-1) if isinstance(min_steps, Tensor) else min_steps
-    halts = state.active & ((wants & (steps >= floor)) | (steps >= max_steps))
-    accumulated, remainder = state.accumulated, state.remainder
-    if policy.startswith("cumulative"):
-        left = 1 - accumulated
-        p = torch.where(halts, left, torch.minimum(p, left))
-        accumulated = torch.where(state.active, accumulated + p, accumulated)
-        remainder = torch.where(state.active, left, remainder)
-    return HaltingState(steps, state.active & ~halts, accumulated, torch.where(state.active, p, 0), remainder)
+    answers = seen.logits.argmax(-1) if seen.answers is None else seen.answers
+    answers, finite = answers.to(torch.int32), all_finite(seen) if seen.finite is None else seen.finite
+    state.steps.add_(1)
+    if "cumulative_token" in policy.on:
+        answers = torch.where(state.token_halted[:, -answers.shape[1] :] != 0, state.answers, answers)
+        state.token_accumulated.add_(sigmoid(halt_logit(_token_q(seen), seen.compares).float()))
+        may = (state.steps >= policy.min_steps)[:, None]
+        state.token_halted.copy_((state.token_halted != 0) | (may & (state.token_accumulated >= 1)))
+    changed = (answers != state.answers).any(1)
+    state.answers.copy_(answers)
+    state.stable.copy_((state.stable + 1).masked_fill(changed, 0))
+    state.finite.copy_(finite)
+    if "verified" in policy.on:
+        state.asks.copy_(changed & finite & (state.verified == 0))
+    change = seen.change
+    if change is None and seen.previous is not None:
+        change = relative_change(seen.output, seen.previous)
+    state.residual.fill_(math.nan) if change is None else state.residual.copy_(change)
+    if seen.q is None:
+        state.logit.fill_(math.nan)
+        return
+    state.logit.copy_(halt_logit(seen.q, seen.compares))
+    if sums or "cumulative" in policy.on:
+        state.accumulated.add_(sigmoid(state.logit))
 
 
-def compaction(active: Tensor) -> tuple[Tensor, Tensor]:
-    """Stable partition of the samples: `order` [B] int32 lists the active ones first, each part in batch order.
+def _token_q(seen: Outputs) -> Tensor:
+    """[n, L, K], sample by sample, so that the bits do not depend on the batch."""
+    if seen.token_q is not None:
+        return seen.token_q
+    assert seen.head is not None
+    found = seen.output.new_zeros(*seen.output.shape[:2], len(seen.head[0]), dtype=torch.float32)
+    for sample, y in enumerate(seen.output):
+        found[sample] = halting_logits(y[None], *seen.head, per_token=True)[0]
+    return found
 
-    active [B] bool. Returns (order, count) with count [1] int32 the number of active samples:
-    `y[order[:count]]` is the compacted batch.
+
+def decide(state: SlotState, policy: HaltingPolicy, confirmed: Tensor | None = None) -> None:
+    """After `observe`: keep the best answer, and write to `reason` who leaves, and why.
+
+    confirmed [n] bool: whose answer the verifier has just confirmed; it stays the best one from then on.
     """
-    order = torch.argsort((~active).to(torch.int32), stable=True).to(torch.int32)
-    return order, active.sum(dtype=torch.int32).reshape(1)
+    better = ~(state.logit < state.best_logit)
+    if confirmed is not None:
+        better = (better & (state.verified == 0)) | confirmed
+        state.verified.copy_((state.verified != 0) | confirmed)
+    state.best.copy_(torch.where(better[:, None], state.answers, state.best))
+    state.best_step.copy_(torch.where(better, state.steps, state.best_step))
+    state.best_logit.copy_(torch.where(better, state.logit, state.best_logit))
+    reason = torch.zeros_like(state.reason).masked_fill(state.steps >= state.limit, MAX_STEPS)
+    may = state.steps >= policy.min_steps
+    for place, name in reversed(list(enumerate(policy.on))):
+        reason = reason.masked_fill(may & _signal(name, state, policy), SIGNAL + place)
+    state.reason.copy_(reason.masked_fill(state.finite == 0, NON_FINITE))
+
+
+def _signal(name: str, state: SlotState, policy: HaltingPolicy) -> Tensor:
+    """bool [n], where the signal holds."""
+    if name == "verified":
+        return state.verified != 0
+    if name in ("q", "q_continue"):
+        return state.logit.double() > math.log(policy.q_threshold / (1 - policy.q_threshold))
+    if name == "cumulative":
+        return state.accumulated >= 1
+    if name == "cumulative_token":
+        return (state.token_halted != 0).all(1)
+    settled = state.stable >= policy.settle_steps
+    if policy.settle_tolerance > 0:
+        settled = settled & (state.residual.double() < policy.settle_tolerance)
+    return settled

@@ -1,4 +1,4 @@
-"""Device functions of what a policy reads of one sample's latent: its halting head, pooled or per token, or its change.
+"""Device functions of what halting reads of one sample's latents: its head, its change, and whether it is finite.
 
 Pointers are those of the sample; a latent has strides. Sums run over tiles of fixed shape in order.
 """
@@ -13,15 +13,17 @@ import triton.language as tl
 def load_tile(y_ptr, offs_l, offs_d, stride_l, stride_d, mask_l, D):
     """Elements [BLOCK_L, BLOCK_D] of a latent in float32; masked ones are 0."""
     y_ptrs = y_ptr + offs_l[:, None] * stride_l + offs_d[None, :] * stride_d
-    return tl.load(y_ptrs, mask=mask_l[:, None] & (offs_d < D)[None, :], other=0.0).to(tl.float32)
+    mask = mask_l[:, None] & (offs_d < D)[None, :]
+    # in the persistent kernel other multiprocessors wrote it: not by way of this one's first cache
+    return tl.load(y_ptrs, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
 
 
 @triton.jit
-def head_rows(
-    y_ptr, weight_ptr, offs_l, mask_l, stride_l, stride_d, D,
-    K: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+def head_of(
+    y_ptr, weight_ptr, bias_ptr, offs_l, mask_l, stride_l, stride_d, D,
+    HAS_BIAS: tl.constexpr, COMPARES: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """`y w^T` of the rows offs_l for both rows of w (the only one twice): two vectors [BLOCK_L], 0 where masked."""
+    """The halting logit [BLOCK_L] of the positions offs_l: `y w^T + b`, of its first row, less that of its second."""
     first = tl.zeros((BLOCK_L,), dtype=tl.float32)
     second = tl.zeros((BLOCK_L,), dtype=tl.float32)
     for d in range(0, D, BLOCK_D):
@@ -29,39 +31,14 @@ def head_rows(
         y = load_tile(y_ptr, offs_l, offs_d, stride_l, stride_d, mask_l, D)
         weight = tl.load(weight_ptr + offs_d, mask=offs_d < D, other=0.0).to(tl.float32)
         first += tl.sum(y * weight[None, :], axis=1)
-        if K == 2:
+        if COMPARES:
             weight = tl.load(weight_ptr + D + offs_d, mask=offs_d < D, other=0.0).to(tl.float32)
             second += tl.sum(y * weight[None, :], axis=1)
-    return first, second if K == 2 else first
-
-
-@triton.jit
-def head_of(
-    y_ptr, weight_ptr, bias_ptr, u, stride_l, stride_d, L, D, POOL: tl.constexpr, HAS_BIAS: tl.constexpr,
-    K: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """`pooled(y) w^T + b`, two vectors [BLOCK_L]: of the tokens from u on, or everywhere that of the pooled row."""
-    rows = tl.arange(0, BLOCK_L).to(tl.int64)
-    if POOL == "mean":
-        first = tl.zeros((BLOCK_L,), dtype=tl.float32)
-        second = tl.zeros((BLOCK_L,), dtype=tl.float32)
-        for l in range(0, L, BLOCK_L):  # noqa: E741
-            more = head_rows(y_ptr, weight_ptr, l + rows, l + rows < L, stride_l, stride_d, D, K, BLOCK_L, BLOCK_D)
-            first += more[0]
-            second += more[1]
-    else:
-        end = L if POOL == "token" else 1
-        first, second = head_rows(
-            y_ptr, weight_ptr, u + rows, u + rows < end, stride_l, stride_d, D, K, BLOCK_L, BLOCK_D
-        )
-    if POOL != "token":
-        count = L if POOL == "mean" else 1
-        first = tl.zeros((BLOCK_L,), dtype=tl.float32) + tl.sum(first, axis=0) / count
-        second = tl.zeros((BLOCK_L,), dtype=tl.float32) + tl.sum(second, axis=0) / count
     if HAS_BIAS:
         first += tl.load(bias_ptr).to(tl.float32)
-        second += tl.load(bias_ptr + (K - 1)).to(tl.float32)
-    return first, second
+        if COMPARES:
+            second += tl.load(bias_ptr + 1).to(tl.float32)
+    return first - second
 
 
 @triton.jit
@@ -84,12 +61,44 @@ def relative_change(
 
 
 @triton.jit
-def differing(answer_ptr, before_ptr, A, BLOCK: tl.constexpr):
-    """How many of a sample's A answer tokens are not those of the step before."""
-    found = tl.zeros((BLOCK,), dtype=tl.int32)
-    for a in range(0, A, BLOCK):
-        offs = a + tl.arange(0, BLOCK)
-        answer = tl.load(answer_ptr + offs, mask=offs < A, other=0)
-        before = tl.load(before_ptr + offs, mask=offs < A, other=0)
-        found += (answer != before).to(tl.int32)
-    return tl.sum(found, axis=0)
+def broken(y_ptr, stride_l, stride_d, L, D, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr):
+    """How many elements of a sample's latent are NaN or infinite."""
+    rows = tl.arange(0, BLOCK_L).to(tl.int64)
+    count = tl.zeros((BLOCK_L,), dtype=tl.int32)
+    for l in range(0, L, BLOCK_L):  # noqa: E741
+        for d in range(0, D, BLOCK_D):
+            offs_d = d + tl.arange(0, BLOCK_D).to(tl.int64)
+            y = load_tile(y_ptr, l + rows, offs_d, stride_l, stride_d, l + rows < L, D)
+            count += tl.sum(((tl.abs(y) < float("inf")) == 0).to(tl.int32), axis=1)
+    return tl.sum(count, axis=0)
+
+
+@triton.jit
+def decode(logits_ptr, offs_s, mask_s, stride_s, stride_v, V, BLOCK_S: tl.constexpr):
+    """The likeliest token [BLOCK_S] int32 of each position, the first of equals and the first NaN as in PyTorch, and
+    how many logits are NaN or infinite."""
+    best = tl.load(logits_ptr + offs_s * stride_s, mask=mask_s, other=0.0).to(tl.float32)
+    token = tl.zeros((BLOCK_S,), dtype=tl.int32)
+    wrong = ((tl.abs(best) < float("inf")) == 0).to(tl.int32)
+    for v in range(1, V):
+        z = tl.load(logits_ptr + offs_s * stride_s + v * stride_v, mask=mask_s, other=0.0).to(tl.float32)
+        above = (best == best) & ((z > best) | (z != z))
+        token = tl.where(above, v, token)
+        best = tl.where(above, z, best)
+        wrong += ((tl.abs(z) < float("inf")) == 0).to(tl.int32)
+    return token, tl.sum(wrong, axis=0)
+
+
+@triton.jit
+def sigmoid64(logit):
+    """`reference.sigmoid` of a float32, operation by operation in float64: the same bits without fused products."""
+    x = logit.to(tl.float64)
+    size = tl.abs(x)
+    t = tl.where(size > 64, 64.0, size) * (-1 / 4096)
+    exponential = t * 0 + 1.0
+    for n in tl.static_range(6):
+        exponential = exponential * t * (1 / (6 - n)) + 1.0
+    for _ in tl.static_range(12):
+        exponential = exponential * exponential
+    small = exponential / (exponential + 1.0)
+    return tl.where(x < 0, small, 1.0 - small)

@@ -1,4 +1,4 @@
-"""Kernels of `h + swiglu(h)` over the rows of a strided [batch, rows, features] view.
+"""Kernels over the rows of strided [batch, rows, features] views: SwiGLU, products with a residual, RMSNorm, injection.
 
-`swiglu_norm` and `mixer_norm` are these kernels over two views of the same latent: [1, B*L, D] and [B, D, L].
+The half layers are these kernels over two views of a latent [B, L, D]: [1, B*L, D] and [B, D, L].
 """

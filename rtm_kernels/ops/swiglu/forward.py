@@ -61,9 +61,9 @@ def fused_kernel(
 
 @triton.jit
 def gate_up_kernel(
-    a_ptr, x_ptr, first_ptr, second_ptr, gate_up_ptr,
-    R, N: tl.constexpr, N_PAD: tl.constexpr, F: tl.constexpr, x_stride_b, x_stride_r, x_stride_n,
-    TERMS: tl.constexpr, ACC: tl.constexpr,
+    a_ptr, h_ptr, gate_up_ptr,
+    R, N: tl.constexpr, N_PAD: tl.constexpr, F: tl.constexpr, h_stride_b, h_stride_r, h_stride_n,
+    ACC: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """`a = silu(h gate^T) * (h up^T)`, one [BLOCK_R, BLOCK_F] tile; a is [batch * R, F] without gaps."""
@@ -74,18 +74,18 @@ def gate_up_kernel(
     offs_f = pid_f * BLOCK_F + tl.arange(0, BLOCK_F)
     offs_n = tl.arange(0, BLOCK_N)
     mask_r, mask_f = offs_r < R, below(offs_f, F, BLOCK_F)
-    x_offs = batch * x_stride_b + offs_r[:, None] * x_stride_r + offs_n.to(tl.int64)[None, :] * x_stride_n
+    h_offs = batch * h_stride_b + offs_r[:, None] * h_stride_r + offs_n.to(tl.int64)[None, :] * h_stride_n
     w_ptrs = gate_up_ptr + gate_up_rows(pid_f * BLOCK_F, F, BLOCK_F)[None, :] * N_PAD + offs_n[:, None]
     mask_rows = below(gate_up_unit(pid_f * BLOCK_F, BLOCK_F), F, BLOCK_F)
 
     z = tl.zeros((BLOCK_R, 2 * BLOCK_F), dtype=ACC)
     for n in range(0, N, BLOCK_N):
-        mask_x = mask_r[:, None] & below(n + offs_n, N, BLOCK_N)[None, :]
-        h = load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask_x, TERMS, ACC)  # [BR, BN]
+        mask_h = mask_r[:, None] & below(n + offs_n, N, BLOCK_N)[None, :]
+        h = tl.load(h_ptr + h_offs, mask=mask_h, other=0.0)  # [BR, BN]
         mask_w = mask_rows[None, :] & below(n + offs_n, N_PAD, BLOCK_N)[:, None]
         w = tl.load(w_ptrs, mask=mask_w, other=0.0)  # [BN, 2 BF]
         z = tl.dot(h, w, z, out_dtype=ACC, input_precision="ieee")
-        x_offs += BLOCK_N * tl.cast(x_stride_n, tl.int64)
+        h_offs += BLOCK_N * tl.cast(h_stride_n, tl.int64)
         w_ptrs += BLOCK_N
 
     gate, up = split_gate_up(z, BLOCK_R, BLOCK_F)
@@ -95,16 +95,17 @@ def gate_up_kernel(
 
 
 @triton.jit
-def residual_gemm_kernel(
-    y_ptr, rstd_ptr, a_ptr, w_ptr, x_ptr, first_ptr, second_ptr, eps,
+def gemm_kernel(
+    y_ptr, rstd_ptr, a_ptr, w_ptr, h_ptr, eps, k_end,
     R, N: tl.constexpr, K: tl.constexpr, W_N: tl.constexpr, w_stride_n, w_stride_k,
-    x_stride_b, x_stride_r, x_stride_n, y_stride_b, y_stride_r, y_stride_n,
-    TERMS: tl.constexpr, NORMALISE: tl.constexpr, ACC: tl.constexpr,
+    h_stride_b, h_stride_r, h_stride_n, y_stride_b, y_stride_r, y_stride_n,
+    RESIDUAL: tl.constexpr, NORMALISE: tl.constexpr, ACC: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """`y = h + a w^T`, one [BLOCK_R, BLOCK_N] tile, normalised over the features if BLOCK_N holds them all.
+    """`y = (h +) a w^T`, one [BLOCK_R, BLOCK_N] tile, normalised over the features if BLOCK_N holds them all.
 
-    a is [batch * R, K] without gaps, w is [W_N, K] by its strides with W_N >= N.
+    a is [batch * R, K] without gaps, w is [W_N, K] by its strides with W_N >= N. `k_end` is K as a value of the run:
+    a loop whose length it knows the compiler unrolls, and that spills.
     """
     blocks_n = tl.cdiv(N, BLOCK_N)
     pid = tl.program_id(0)
@@ -117,10 +118,11 @@ def residual_gemm_kernel(
 
     mask = mask_r[:, None] & below(offs_n, N, BLOCK_N)[None, :]
     wide_n = offs_n.to(tl.int64)[None, :]
-    x_offs = batch * x_stride_b + offs_r[:, None] * x_stride_r + wide_n * x_stride_n
-    # the accumulator starts with the residual: adding it at the end would need its registers twice
-    acc = load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask, TERMS, ACC).to(ACC)
-    for k in range(0, K, BLOCK_K):
+    acc = tl.zeros((BLOCK_R, BLOCK_N), dtype=ACC)
+    if RESIDUAL:  # at the start: adding it at the end would need its registers twice
+        h_offs = batch * h_stride_b + offs_r[:, None] * h_stride_r + wide_n * h_stride_n
+        acc = tl.load(h_ptr + h_offs, mask=mask, other=0.0).to(ACC)
+    for k in range(0, k_end, BLOCK_K):
         mask_k = below(k + offs_k, K, BLOCK_K)
         a = tl.load(a_ptrs, mask=mask_r[:, None] & mask_k[None, :], other=0.0)  # [BR, BK]
         w = tl.load(w_ptrs, mask=mask_k[:, None] & below(offs_n, W_N, BLOCK_N)[None, :], other=0.0)  # [BK, BN]

@@ -1,4 +1,7 @@
-"""Launchers of the SwiGLU kernels. Every tensor is a strided [batch, rows, features] view; outputs are given."""
+"""Launchers of the row kernels. Tensors are strided [batch, rows, features] views; outputs are given.
+
+`view` says which axis of the latent the features lie along, and so which rows of the table run.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +10,27 @@ from collections.abc import Sequence
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from rtm_kernels.ops.launch import LaunchRow, find, launch, select
+from rtm_kernels.errors import require
+from rtm_kernels.ops.launch import LaunchRow, find, launch, programs, select
 from rtm_kernels.ops.swiglu import backward, forward, fused_backward, tma
+from rtm_kernels.ops.swiglu.launch import VIEWS
 from rtm_kernels.ops.swiglu.tiles import accumulator
 from rtm_kernels.ops.swiglu.weights import PackedWeights
 
-Table = Sequence[LaunchRow]
 
+def split(x: Tensor, view: str) -> Tensor:
+    """x as [batch, rows, features], the features along the "hidden" or the "sequence" axis, without a copy.
 
-def foldable(x: Tensor, injection: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """x and at most two injection terms in x's own layout; other injections are summed before the kernel."""
-    if not injection:
-        return x, []
-    terms = list(injection)
-    while len(terms) > 2:
-        terms[:2] = [terms[0] + terms[1]]
-    if all(term.stride() == x.stride() for term in terms):
-        return x, terms
-    return x + sum(terms[1:], start=terms[0]), []
-
-
-def terms_of(x: Tensor, injection: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """The pointer arguments x, first, second; absent terms repeat x and are not read."""
-    first, second = (*injection, x, x)[:2]
-    return x, first, second
+    An x [..., D] of more than three axes is copied where its strides do not allow the view.
+    """
+    if view == "sequence":
+        return x.transpose(1, 2)
+    try:
+        return x.view(1, -1, x.shape[-1])
+    except RuntimeError:
+        return x if x.dim() == 3 else x.reshape(1, -1, x.shape[-1])
 
 
 def row_blocks(x: Tensor, block: int) -> int:
@@ -39,131 +38,199 @@ def row_blocks(x: Tensor, block: int) -> int:
     return x.shape[0] * triton.cdiv(x.shape[1], block)
 
 
-def swiglu_residual(
-    y: Tensor, rstd: Tensor | None, x: Tensor, injection: Sequence[Tensor], weights: PackedWeights, eps: float,
-    table: Table,
-) -> None:  # fmt: skip
-    """`y <- h + swiglu(h)`; with `rstd` [batch, rows] given, y is normalised over its features."""
-    row = find(table, "fused", x.dtype, x.shape[2])
-    if row is not None:
-        _fused(y, rstd, x, injection, weights, eps, row)
-        return
-    act = x.new_empty(x.shape[0] * x.shape[1], weights.inner)
-    _gate_up(act, x, injection, weights, table)
-    _down(y, rstd, act, x, injection, weights, eps, table)
+def foldable(x: Tensor, injection: Sequence[Tensor]) -> list[Tensor]:
+    """x and at most two injection terms in x's own layout; other injections are summed before the kernel."""
+    terms = list(injection)
+    while len(terms) > 2:
+        terms[:2] = [terms[0] + terms[1]]
+    if all(_strides(term) == _strides(x) for term in terms):
+        return [x, *terms]
+    return [x + sum(terms[1:], start=terms[0])]
 
 
-def _fused(
-    y: Tensor, rstd: Tensor | None, x: Tensor, injection: Sequence[Tensor], weights: PackedWeights, eps: float,
-    row: LaunchRow,
-) -> None:  # fmt: skip
-    launch(
-        forward.fused_kernel, row, (row_blocks(x, row.blocks["BLOCK_R"]),),
-        y, y if rstd is None else rstd, *terms_of(x, injection), weights.gate_up, weights.down, eps,
-        x.shape[1], x.shape[2], weights.padded, weights.inner, *x.stride(), *y.stride(),
-        TERMS=len(injection), NORMALISE=rstd is not None, ACC=accumulator(x.dtype),
-    )  # fmt: skip
+def _strides(x: Tensor) -> list[int]:
+    return [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
 
 
-def _gate_up(act: Tensor, x: Tensor, injection: Sequence[Tensor], weights: PackedWeights, table: Table) -> None:
-    row = select(table, "gate_up", x.dtype, x.shape[2])
-    if row.variant == "tma":
-        tma.gate_up(act, terms_of(x, injection), len(injection), weights.gate_up, row)
-        return
-    grid = row_blocks(x, row.blocks["BLOCK_R"]) * triton.cdiv(weights.inner, row.blocks["BLOCK_F"])
-    launch(
-        forward.gate_up_kernel, row, (grid,),
-        act, *terms_of(x, injection), weights.gate_up, x.shape[1], x.shape[2], weights.padded, weights.inner,
-        *x.stride(),
-        TERMS=len(injection), ACC=accumulator(x.dtype),
-    )  # fmt: skip
+def injected(x: Tensor, injection: Sequence[Tensor], h: Tensor | None = None) -> Tensor:
+    """`h = x + (sum of injection)` [..., D], with the bits of the fused kernel; x itself without injection.
 
-
-def _down(
-    y: Tensor, rstd: Tensor | None, act: Tensor, x: Tensor, injection: Sequence[Tensor], weights: PackedWeights,
-    eps: float, table: Table,
-) -> None:  # fmt: skip
-    # with injection terms the full row does not fit the registers
-    row = find(table, "down_norm", x.dtype, x.shape[2]) if rstd is not None and not injection else None
-    inside = row is not None
-    row = row or select(table, "residual_gemm", x.dtype, x.shape[2])
-    residual_gemm(y, rstd if inside else None, act, weights.down, x, injection, eps, row)
-    if rstd is not None and not inside:
-        normalise(y, rstd, eps, table)
-
-
-def residual_gemm(
-    y: Tensor, rstd: Tensor | None, a: Tensor, weight: Tensor, x: Tensor, injection: Sequence[Tensor], eps: float,
-    row: LaunchRow,
-) -> None:  # fmt: skip
-    """`y <- h + a weight^T` with a [batch * rows, K] and weight [at least N, K] of any strides."""
-    if row.variant == "tma":
-        tma.residual_gemm(y, rstd, a, weight, terms_of(x, injection), len(injection), eps, row)
-        return
+    `h`, when given, is dense, written, and returned in any case.
+    """
+    summed = foldable(x, injection)
+    if len(summed) == 1:
+        return summed[0] if h is None else h.copy_(summed[0])
+    if h is None:
+        h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    x, first, second = (split(t, "hidden") for t in (*summed, x)[:3])
+    out = h.view(x.shape)
+    row = select(VIEWS["hidden"], "inject", x.dtype, x.shape[2])
     grid = row_blocks(x, row.blocks["BLOCK_R"]) * triton.cdiv(x.shape[2], row.blocks["BLOCK_N"])
     launch(
-        forward.residual_gemm_kernel, row, (grid,),
-        y, y if rstd is None else rstd, a, weight, *terms_of(x, injection), eps,
-        x.shape[1], x.shape[2], a.shape[1], weight.shape[0], *weight.stride(), *x.stride(), *y.stride(),
-        TERMS=len(injection), NORMALISE=rstd is not None, ACC=accumulator(x.dtype),
+        backward.inject_kernel, row, (grid,), out, x, first, second, *x.shape[1:], *out.stride(), *x.stride(),
+        TERMS=len(summed) - 1, ACC=accumulator(x.dtype),
     )  # fmt: skip
+    return h
 
 
-def normalise(y: Tensor, rstd: Tensor, eps: float, table: Table) -> None:
-    """`y <- rms_norm(y)` over its features, in place; rstd [batch, rows] receives `rsqrt(mean(y^2) + eps)`."""
-    row = select(table, "norm", y.dtype, y.shape[2])
-    launch(
-        forward.norm_kernel, row, (row_blocks(y, row.blocks["BLOCK_R"]),),
-        y, rstd, eps, y.shape[1], y.shape[2], *y.stride(), ACC=accumulator(y.dtype),
-    )  # fmt: skip
-
-
-def norm_backward(dr: Tensor, dy: Tensor, y: Tensor, rstd: Tensor, eps: float, table: Table) -> None:
-    """`dr <- rstd * (dy - y * mean(dy * y))` over the features; dr, dy and y share their strides."""
-    row = select(table, "norm_backward", y.dtype, y.shape[2])
-    launch(
-        backward.norm_backward_kernel, row, (row_blocks(y, row.blocks["BLOCK_R"]),),
-        dr, dy, y, rstd, eps, y.shape[1], y.shape[2], *y.stride(), ACC=accumulator(y.dtype),
-    )  # fmt: skip
-
-
-def hidden_widths(weights: PackedWeights, table: Table) -> tuple[int, ...]:
-    """Widths of what `input_grad` writes for `weight_grads` beside dh: of dz and act, or nothing."""
-    fused = find(table, "fused_input_grad", weights.down.dtype, weights.down.shape[0]) is not None
-    return () if fused else (2 * weights.inner, weights.inner)
-
-
-def input_grad(
-    dh: Tensor, dr: Tensor, h: Tensor, hidden: Sequence[Tensor], weights: PackedWeights, table: Table
+def gemm(
+    y: Tensor, a: Tensor, weight: Tensor, h: Tensor | None, view: str, rstd: Tensor | None = None, eps: float = 0.0
 ) -> None:
-    """`dh` from `dr`; `hidden` are dz [batch * rows, 2 F_pad] and act [batch * rows, F_pad], written, or empty."""
-    if not hidden:
-        row = select(table, "fused_input_grad", h.dtype, h.shape[2])
+    """`y <- (h +) a weight^T`, a [batch * rows, K] and weight [at least N, K] of any strides.
+
+    With `rstd` [batch * rows] given, y is normalised over its N features and rstd receives the scale.
+    """
+    row = None if rstd is None else find(VIEWS[view], "gemm_norm", y.dtype, y.shape[2])
+    if row is not None:
+        _gemm(y, rstd, a, weight, h, eps, row)
+        return
+    _gemm(y, None, a, weight, h, eps, select(VIEWS[view], "gemm", y.dtype, y.shape[2]))
+    if rstd is not None:
+        normalise(y, rstd, eps, view)
+
+
+def _gemm(
+    y: Tensor, rstd: Tensor | None, a: Tensor, weight: Tensor, h: Tensor | None, eps: float, row: LaunchRow
+) -> None:
+    scale, residual = y if rstd is None else rstd, y if h is None else h
+    strides = (*residual.stride(), *y.stride())
+    options = {"RESIDUAL": h is not None, "NORMALISE": rstd is not None, "ACC": accumulator(y.dtype)}
+    tiles = row_blocks(y, row.blocks["BLOCK_R"]) * triton.cdiv(y.shape[2], row.blocks["BLOCK_N"])
+    if row.variant == "tma":
+        count, k_major = sharing(tiles, y), weight.stride(1) == 1
+        sizes = (row.blocks["BLOCK_N"], row.blocks["BLOCK_K"])
+        described = describe(weight, *sizes) if k_major else describe(weight.t(), *sizes[::-1])
         launch(
-            fused_backward.fused_input_grad_kernel, row, (row_blocks(h, row.blocks["BLOCK_R"]),),
-            dh, dr, h, weights.gate_up, weights.down, *_backward_sizes(dr, h, weights), ACC=accumulator(h.dtype),
+            tma.gemm_tma_kernel, row, (count,), y, scale, a, described, residual, eps,
+            *y.shape[:2], count, y.shape[2], a.shape[1], *strides, K_MAJOR=k_major, **options,
         )  # fmt: skip
         return
-    dz, act = hidden
-    row = select(table, "hidden_backward", h.dtype, h.shape[2])
-    grid = row_blocks(h, row.blocks["BLOCK_R"]) * triton.cdiv(weights.inner, row.blocks["BLOCK_F"])
     launch(
-        backward.hidden_backward_kernel, row, (grid,),
-        dz, act, dr, h, weights.gate_up, weights.down, *_backward_sizes(dr, h, weights), ACC=accumulator(h.dtype),
+        forward.gemm_kernel, row, (tiles,), y, scale, a, weight, residual, eps, a.shape[1],
+        *y.shape[1:], a.shape[1], weight.shape[0], *weight.stride(), *strides, **options,
     )  # fmt: skip
-    row = select(table, "residual_gemm", h.dtype, h.shape[2])
-    residual_gemm(dh, None, dz, weights.gate_up.t(), dr, (), 0.0, row)
 
 
-def weight_grads(
-    dr: Tensor, h: Tensor, hidden: Sequence[Tensor], weights: PackedWeights, table: Table
+def sharing(tiles: int, x: Tensor) -> int:
+    """How many programs share the tiles. Errors: `InputError` for more tiles than an int32 counts."""
+    require(tiles < 1 << 31, "tiles", tiles, "fewer than 2^31 by the rows of the variant 'tma': use a smaller batch")
+    return min(tiles, programs(x.device))
+
+
+def describe(weight: Tensor, *block: int) -> TensorDescriptor:
+    """A TMA descriptor of a dense packed weight, read in blocks of this size; what lies outside is read as 0."""
+    return TensorDescriptor(weight, list(weight.shape), list(weight.stride()), list(block))
+
+
+def normalise(y: Tensor, rstd: Tensor, eps: float, view: str) -> None:
+    """`y <- rms_norm(y)` over its features, in place; rstd [batch * rows] receives `1 / sqrt(mean(y^2) + eps)`."""
+    row = select(VIEWS[view], "norm", y.dtype, y.shape[2])
+    launch(
+        forward.norm_kernel, row, (row_blocks(y, row.blocks["BLOCK_R"]),),
+        y, rstd, eps, *y.shape[1:], *y.stride(), ACC=accumulator(y.dtype),
+    )  # fmt: skip
+
+
+def norm_backward(dr: Tensor, dy: Tensor, y: Tensor, rstd: Tensor, eps: float, view: str) -> None:
+    """`dr <- rstd * (dy - y * mean(dy * y))` over the features; dr, dy and y share their strides."""
+    row = select(VIEWS[view], "norm_backward", y.dtype, y.shape[2])
+    launch(
+        backward.norm_backward_kernel, row, (row_blocks(y, row.blocks["BLOCK_R"]),),
+        dr, dy, y, rstd, eps, *y.shape[1:], *y.stride(), ACC=accumulator(y.dtype),
+    )  # fmt: skip
+
+
+def weight_grad(z: Tensor, h: Tensor, view: str) -> Tensor:
+    """`z^T h` [P, N] in the accumulator's dtype, summed over all rows in a fixed order; z [batch * rows, P]."""
+    row = select(VIEWS[view], "weight_grad", h.dtype, h.shape[2])
+    splits, width, features = row.blocks["SPLITS"], z.shape[1], h.shape[2]
+    partial = z.new_empty(splits, width, features, dtype=torch.promote_types(z.dtype, torch.float32))
+    tiles = triton.cdiv(width, row.blocks["BLOCK_P"]) * triton.cdiv(features, row.blocks["BLOCK_N"])
+    launch(
+        backward.weight_grad_kernel, row, (tiles, splits),
+        partial, z, h, *h.shape[:2], width, features, *h.stride(), ACC=accumulator(h.dtype),
+    )  # fmt: skip
+    return partial.sum(0)
+
+
+def is_fused(features: int, dtype: torch.dtype, view: str) -> bool:
+    """Whether one kernel computes `h + swiglu(h)` of rows of this size."""
+    return find(VIEWS[view], "fused", dtype, features) is not None
+
+
+def swiglu(
+    y: Tensor, rstd: Tensor | None, terms: Sequence[Tensor], weights: PackedWeights, eps: float, view: str
+) -> None:
+    """`y <- h + swiglu(h)` with h the sum of `terms`, of which there is one unless `is_fused`.
+
+    With `rstd` [batch * rows] given, y is normalised over its features.
+    """
+    x = terms[0]
+    row = find(VIEWS[view], "fused", x.dtype, x.shape[2])
+    if row is None:
+        act = x.new_empty(x.shape[0] * x.shape[1], weights.inner)
+        _gate_up(act, x, weights, select(VIEWS[view], "gate_up", x.dtype, x.shape[2]))
+        gemm(y, act, weights.down, x, view, rstd, eps)
+        return
+    launch(
+        forward.fused_kernel, row, (row_blocks(x, row.blocks["BLOCK_R"]),),
+        y, y if rstd is None else rstd, *(*terms, x, x)[:3], weights.gate_up, weights.down, eps,
+        *x.shape[1:], weights.padded, weights.inner, *x.stride(), *y.stride(),
+        TERMS=len(terms) - 1, NORMALISE=rstd is not None, ACC=accumulator(x.dtype),
+    )  # fmt: skip
+
+
+def _gate_up(act: Tensor, h: Tensor, weights: PackedWeights, row: LaunchRow) -> None:
+    tiles = row_blocks(h, row.blocks["BLOCK_R"]) * triton.cdiv(weights.inner, row.blocks["BLOCK_F"])
+    if row.variant == "tma":
+        count, described = sharing(tiles, h), describe(weights.gate_up, row.blocks["BLOCK_F"], row.blocks["BLOCK_N"])
+        launch(
+            tma.gate_up_tma_kernel, row, (count,), act, h, described, *h.shape[:2], count, h.shape[2], weights.inner,
+            *h.stride(), ACC=accumulator(h.dtype),
+        )  # fmt: skip
+        return
+    launch(
+        forward.gate_up_kernel, row, (tiles,), act, h, weights.gate_up, *h.shape[1:], weights.padded, weights.inner,
+        *h.stride(), ACC=accumulator(h.dtype),
+    )  # fmt: skip
+
+
+def hidden_widths(weights: PackedWeights, view: str) -> tuple[int, ...]:
+    """Widths of what `swiglu_input_grad` writes for the weight gradients beside dh: of dz and act, or nothing."""
+    features, inner = weights.down.shape
+    fused = find(VIEWS[view], "fused_input_grad", weights.down.dtype, features) is not None
+    return () if fused else (2 * inner, inner)
+
+
+def swiglu_input_grad(
+    dh: Tensor, dr: Tensor, h: Tensor, hidden: Sequence[Tensor], weights: PackedWeights, view: str
+) -> None:
+    """`dh` from `dr`; `hidden` are dz [batch * rows, 2 F_pad] and act [batch * rows, F_pad], written, or empty."""
+    row = select(VIEWS[view], "hidden_backward" if hidden else "fused_input_grad", h.dtype, h.shape[2])
+    grid = row_blocks(h, row.blocks["BLOCK_R"])
+    sizes, acc = _backward_sizes(dr, h, weights), accumulator(h.dtype)
+    if not hidden:
+        launch(
+            fused_backward.fused_input_grad_kernel, row, (grid,),
+            dh, dr, h, weights.gate_up, weights.down, *sizes, ACC=acc,
+        )  # fmt: skip
+        return
+    grid *= triton.cdiv(weights.inner, row.blocks["BLOCK_F"])
+    launch(
+        backward.hidden_backward_kernel, row, (grid,), *hidden, dr, h, weights.gate_up, weights.down, *sizes, ACC=acc
+    )
+    gemm(dh, hidden[0], weights.gate_up.t(), dr, view)
+
+
+def swiglu_weight_grads(
+    dr: Tensor, h: Tensor, hidden: Sequence[Tensor], weights: PackedWeights, view: str
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the packed weights, [2 F_pad, N] and [F_pad, N] in the accumulator's dtype, over all rows."""
     if hidden:
         dz, act = hidden
-        return weight_grad(dz, h, table), weight_grad(act, dr, table)
+        return weight_grad(dz, h, view), weight_grad(act, dr, view)
     features, inner = h.shape[2], weights.inner
-    row = select(table, "fused_weight_grad", h.dtype, features)
+    row = select(VIEWS[view], "fused_weight_grad", h.dtype, features)
     splits = row.blocks["SPLITS"]
     wide = torch.promote_types(h.dtype, torch.float32)
     partial = torch.empty(splits, 3, inner, features, dtype=wide, device=h.device)
@@ -177,35 +244,3 @@ def weight_grads(
 
 def _backward_sizes(dr: Tensor, h: Tensor, weights: PackedWeights) -> tuple[int, ...]:
     return (*h.shape[1:], weights.padded, weights.inner, *h.stride(), *dr.stride())
-
-
-def weight_grad(z: Tensor, h: Tensor, table: Table) -> Tensor:
-    """`z^T h` [P, N] in the accumulator's dtype, summed over all rows in a fixed order; z [batch * rows, P]."""
-    row = select(table, "weight_grad", h.dtype, h.shape[2])
-    splits, width, features = row.blocks["SPLITS"], z.shape[1], h.shape[2]
-    partial = z.new_empty(splits, width, features, dtype=torch.promote_types(z.dtype, torch.float32))
-    tiles = triton.cdiv(width, row.blocks["BLOCK_P"]) * triton.cdiv(features, row.blocks["BLOCK_N"])
-    launch(
-        backward.weight_grad_kernel, row, (tiles, splits),
-        partial, z, h, h.shape[0], h.shape[1], width, features, *h.stride(), ACC=accumulator(h.dtype),
-    )  # fmt: skip
-    return partial.sum(0)
-
-
-def injected(x: Tensor, injection: Sequence[Tensor], table: Table, h: Tensor | None = None) -> Tensor:
-    """`h = x + (sum of injection)` of a `foldable` pair, with the forward kernels' bits; x itself without injection.
-
-    `h`, when given, is written and returned in any case.
-    """
-    if not injection:
-        return x if h is None else h.copy_(x)
-    if h is None:
-        h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    row = select(table, "inject", x.dtype, x.shape[2])
-    grid = row_blocks(x, row.blocks["BLOCK_R"]) * triton.cdiv(x.shape[2], row.blocks["BLOCK_N"])
-    launch(
-        backward.inject_kernel, row, (grid,),
-        h, *terms_of(x, injection), x.shape[1], x.shape[2], *h.stride(), *x.stride(),
-        TERMS=len(injection), ACC=accumulator(x.dtype),
-    )  # fmt: skip
-    return h

@@ -10,12 +10,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from rtm_kernels.errors import require
-from rtm_kernels.ops.launch import LaunchRow, launch, programs
-from rtm_kernels.ops.swiglu.tiles import accumulator, below, load_sum, row_block, silu_gate
+from rtm_kernels.ops.swiglu.tiles import below, row_block, silu_gate
 
 
 @triton.jit
@@ -29,9 +25,9 @@ def grouped(tile, blocks_r, BLOCKS_N: tl.constexpr, GROUP: tl.constexpr):
 
 @triton.jit
 def gate_up_tma_kernel(
-    a_ptr, x_ptr, first_ptr, second_ptr, gate_up_desc, B, R, programs,
-    N: tl.constexpr, F: tl.constexpr, x_stride_b, x_stride_r, x_stride_n,
-    TERMS: tl.constexpr, ACC: tl.constexpr, GROUP: tl.constexpr, FLATTEN: tl.constexpr,
+    a_ptr, h_ptr, gate_up_desc, B, R, programs,
+    N: tl.constexpr, F: tl.constexpr, h_stride_b, h_stride_r, h_stride_n,
+    ACC: tl.constexpr, GROUP: tl.constexpr, FLATTEN: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """`a = silu(h gate^T) * (h up^T)`; a is [B * R, F] without gaps, the descriptor's block [BLOCK_F, BLOCK_N]."""
@@ -43,13 +39,13 @@ def gate_up_tma_kernel(
         start_f = pid_f * BLOCK_F
         offs_n = tl.arange(0, BLOCK_N)
         mask_r = offs_r < R
-        x_offs = batch * x_stride_b + offs_r[:, None] * x_stride_r + offs_n.to(tl.int64)[None, :] * x_stride_n
+        h_offs = batch * h_stride_b + offs_r[:, None] * h_stride_r + offs_n.to(tl.int64)[None, :] * h_stride_n
         gate = tl.zeros((BLOCK_R, BLOCK_F), dtype=ACC)
         up = tl.zeros((BLOCK_R, BLOCK_F), dtype=ACC)
         for n in range(0, N, BLOCK_N):
-            mask_x = mask_r[:, None] & below(n + offs_n, N, BLOCK_N)[None, :]
-            offs = x_offs + n * tl.cast(x_stride_n, tl.int64)
-            h = load_sum(x_ptr, first_ptr, second_ptr, offs, mask_x, TERMS, ACC)  # [BR, BN]
+            mask_h = mask_r[:, None] & below(n + offs_n, N, BLOCK_N)[None, :]
+            offs = h_offs + n * tl.cast(h_stride_n, tl.int64)
+            h = tl.load(h_ptr + offs, mask=mask_h, other=0.0)  # [BR, BN]
             w_gate = gate_up_desc.load([start_f, n])  # [BF, BN]
             w_up = gate_up_desc.load([F + start_f, n])
             gate = tl.dot(h, w_gate.T, gate, out_dtype=ACC, input_precision="ieee")
@@ -61,14 +57,14 @@ def gate_up_tma_kernel(
 
 
 @triton.jit
-def residual_gemm_tma_kernel(
-    y_ptr, rstd_ptr, a_ptr, w_desc, x_ptr, first_ptr, second_ptr, eps, B, R, programs,
-    N: tl.constexpr, K: tl.constexpr, x_stride_b, x_stride_r, x_stride_n, y_stride_b, y_stride_r, y_stride_n,
-    TERMS: tl.constexpr, NORMALISE: tl.constexpr, ACC: tl.constexpr, K_MAJOR: tl.constexpr,
+def gemm_tma_kernel(
+    y_ptr, rstd_ptr, a_ptr, w_desc, h_ptr, eps, B, R, programs,
+    N: tl.constexpr, K: tl.constexpr, h_stride_b, h_stride_r, h_stride_n, y_stride_b, y_stride_r, y_stride_n,
+    RESIDUAL: tl.constexpr, NORMALISE: tl.constexpr, ACC: tl.constexpr, K_MAJOR: tl.constexpr,
     GROUP: tl.constexpr, FLATTEN: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """`y = h + a w^T`, normalised over the features if BLOCK_N holds them all; a is [B * R, K] without gaps.
+    """`y = (h +) a w^T`, normalised over the features if BLOCK_N holds them all; a is [B * R, K] without gaps.
 
     The descriptor is over w [at least N, K] with `K_MAJOR`, over w^T otherwise.
     """
@@ -83,8 +79,10 @@ def residual_gemm_tma_kernel(
         a_ptrs = a_ptr + (batch * R + offs_r)[:, None] * K + offs_k[None, :]
         mask = mask_r[:, None] & below(offs_n, N, BLOCK_N)[None, :]
         wide_n = offs_n.to(tl.int64)[None, :]
-        x_offs = batch * x_stride_b + offs_r[:, None] * x_stride_r + wide_n * x_stride_n
-        acc = load_sum(x_ptr, first_ptr, second_ptr, x_offs, mask, TERMS, ACC).to(ACC)
+        acc = tl.zeros((BLOCK_R, BLOCK_N), dtype=ACC)
+        if RESIDUAL:
+            h_offs = batch * h_stride_b + offs_r[:, None] * h_stride_r + wide_n * h_stride_n
+            acc = tl.load(h_ptr + h_offs, mask=mask, other=0.0).to(ACC)
         for k in range(0, K, BLOCK_K):
             a = tl.load(a_ptrs + k, mask=mask_r[:, None] & below(k + offs_k, K, BLOCK_K)[None, :], other=0.0)
             w = w_desc.load([start_n, k]).T if K_MAJOR else w_desc.load([k, start_n])  # [BK, BN]
@@ -95,45 +93,3 @@ def residual_gemm_tma_kernel(
             acc *= rstd[:, None]
         y_offs = batch * y_stride_b + offs_r[:, None] * y_stride_r + wide_n * y_stride_n
         tl.store(y_ptr + y_offs, acc.to(y_ptr.dtype.element_ty), mask=mask)
-
-
-def gate_up(act: Tensor, x_terms: tuple[Tensor, Tensor, Tensor], terms: int, weight: Tensor, row: LaunchRow) -> None:
-    """`act <- silu(h gate^T) * (h up^T)`, act [batch * rows, F_pad], weight packed [2 F_pad, N_pad]."""
-    x, blocks = x_terms[0], row.blocks
-    batch, rows, features = x.shape
-    count = sharing(batch * triton.cdiv(rows, blocks["BLOCK_R"]) * triton.cdiv(act.shape[1], blocks["BLOCK_F"]), x)
-    launch(
-        gate_up_tma_kernel, row, (count,),
-        act, *x_terms, describe(weight, blocks["BLOCK_F"], blocks["BLOCK_N"]), batch, rows, count,
-        features, act.shape[1], *x.stride(), TERMS=terms, ACC=accumulator(x.dtype),
-    )  # fmt: skip
-
-
-def residual_gemm(
-    y: Tensor, rstd: Tensor | None, a: Tensor, weight: Tensor, x_terms: tuple[Tensor, Tensor, Tensor], terms: int,
-    eps: float, row: LaunchRow,
-) -> None:  # fmt: skip
-    """`y <- h + a weight^T`, normalised with `rstd` given; weight [at least N, K] is a packed one or the transpose."""
-    x, blocks = x_terms[0], row.blocks
-    batch, rows, features = x.shape
-    count = sharing(batch * triton.cdiv(rows, blocks["BLOCK_R"]) * triton.cdiv(features, blocks["BLOCK_N"]), x)
-    k_major = weight.stride(1) == 1
-    sizes = (blocks["BLOCK_N"], blocks["BLOCK_K"])
-    descriptor = describe(weight, *sizes) if k_major else describe(weight.t(), *sizes[::-1])
-    launch(
-        residual_gemm_tma_kernel, row, (count,),
-        y, y if rstd is None else rstd, a, descriptor, *x_terms, eps, batch, rows, count,
-        features, a.shape[1], *x.stride(), *y.stride(),
-        TERMS=terms, NORMALISE=rstd is not None, ACC=accumulator(x.dtype), K_MAJOR=k_major,
-    )  # fmt: skip
-
-
-def sharing(tiles: int, x: Tensor) -> int:
-    """How many programs share the tiles. Errors: `InputError` for more tiles than an int32 counts."""
-    require(tiles < 1 << 31, "tiles", tiles, "fewer than 2^31 by the rows of the variant 'tma': use a smaller batch")
-    return min(tiles, programs(x.device))
-
-
-def describe(weight: Tensor, *block: int) -> TensorDescriptor:
-    """A TMA descriptor of a dense packed weight, read in blocks of this size; what lies outside is read as 0."""
-    return TensorDescriptor(weight, list(weight.shape), list(weight.stride()), list(block))

@@ -1,4 +1,4 @@
-"""Weights as the SwiGLU kernels read them: in the compute dtype, contiguous, rows a multiple of 16 elements."""
+"""Weights as the kernels read them: in the compute dtype, contiguous, rows a multiple of 16 elements."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 ALIGNMENT = 16
 """Elements, and bytes at the start: what Triton vectorises loads from, and what TMA descriptors ask for."""
@@ -36,19 +37,18 @@ def aligned(size: int) -> int:
 
 def pack(gate_up_weight: Tensor, down_weight: Tensor, dtype: torch.dtype) -> PackedWeights:
     """Pack gate_up_weight [2F, N] and down_weight [N, F] in `dtype`; packed weights are returned as they are."""
-    features, inner = down_weight.shape
-    gate_up, down = gate_up_weight.detach(), down_weight.detach()
-    if (aligned(inner), aligned(features)) == (inner, gate_up.shape[1]):
-        return PackedWeights(_aligned_start(gate_up.to(dtype)), _aligned_start(down.to(dtype)))
-    padded_gate_up = gate_up.new_zeros(2, aligned(inner), aligned(features), dtype=dtype)
-    padded_gate_up[:, :inner, :features] = gate_up.reshape(2, inner, features)
-    padded_down = down.new_zeros(features, aligned(inner), dtype=dtype)
-    padded_down[:, :inner] = down
-    return PackedWeights(padded_gate_up.flatten(0, 1), padded_down)
+    inner = down_weight.shape[1]
+    gate_up = gate_up_weight.detach()
+    if missing := aligned(inner) - inner:
+        gate_up = functional.pad(gate_up.reshape(2, inner, -1), (0, 0, 0, missing)).flatten(0, 1)
+    return PackedWeights(pad_rows(gate_up, dtype), pad_rows(down_weight, dtype))
 
 
-def _aligned_start(weight: Tensor) -> Tensor:
-    weight = weight.contiguous()
+def pad_rows(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight [N, K] in `dtype`, [N, K_pad] with zeros in the padding; the weight itself where nothing changes."""
+    weight = weight.detach().to(dtype)
+    missing = aligned(weight.shape[1]) - weight.shape[1]
+    weight = functional.pad(weight, (0, missing)) if missing else weight.contiguous()
     return weight.clone() if weight.data_ptr() % ALIGNMENT else weight
 
 

@@ -56,16 +56,3 @@ def load_normed(x_ptr, partials_ptr, rows, offs_d, mask, mask_rows, pending, eps
     scale = row_scale(partials_ptr, rows, mask_rows & is_pending, eps, D, N_PARTS)
     scale = tl.where(is_pending, scale, 1.0)
     return (x.to(tl.float32) * scale[:, None]).to(x.dtype).to(tl.float32)
-
-
-@triton.jit
-def count_busy(busy_ptr, B):
-    """How many of the B samples take the next ACT step."""
-    BLOCK: tl.constexpr = 128
-    total = 0
-    b0 = 0
-    while b0 < B:
-        offs_b = b0 + tl.arange(0, BLOCK)
-        total += tl.sum(tl.load(busy_ptr + offs_b, offs_b < B, other=0, cache_modifier=".cg"), axis=0)
-        b0 += BLOCK
-    return total

@@ -5,12 +5,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from rtm_kernels.recursion.persistent.channel import busy_rows
 from rtm_kernels.recursion.persistent.device import load_normed
 
 
 @triton.jit
-def norm_phase(latents_ptr, partials_ptr, busy_ptr, slots_ptr, n_slots, B, eps,
+def norm_phase(latents_ptr, partials_ptr, slots_ptr, n_slots, B, eps,
                L: tl.constexpr, D: tl.constexpr, N_PARTS: tl.constexpr, BLOCK_R: tl.constexpr):  # fmt: skip
     """Normalise in place, over D, every latent that the program has written; one tile per (slot, row block)."""
     PADDED: tl.constexpr = triton.next_power_of_2(D)
@@ -21,7 +20,7 @@ def norm_phase(latents_ptr, partials_ptr, busy_ptr, slots_ptr, n_slots, B, eps,
     while tile < n_slots * n_blocks:
         first_row = tl.load(slots_ptr + tile // n_blocks).to(tl.int64) * n_rows
         rows = (tile % n_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-        mask_rows = busy_rows(busy_ptr, rows, rows < n_rows, L)
+        mask_rows = rows < n_rows
         mask = mask_rows[:, None] & (offs_d[None, :] < D)
         x_ptr = latents_ptr + first_row * D
         y = load_normed(x_ptr, partials_ptr + first_row * N_PARTS, rows, offs_d, mask, mask_rows, True, eps,

@@ -72,11 +72,10 @@ def why_not_stacks(stacks: Stacks) -> str | None:
     return None
 
 
-class PackedWeights:
+class PackedLayers:
     """The weights of all layers in one contiguous buffer [layers, layer_size] of the compute dtype, on their device.
 
-    `norm_axis` and `eps` are those of the layers, which must agree. `update(stacks)` copies new values into the same
-    memory, so captured graphs see them.
+    `norm_axis` and `eps` are those of the layers, which must agree.
 
     Errors: `BackendUnavailable` for a layer without an MLP mixer, `InputError` for layers of different shapes.
     """
@@ -97,16 +96,8 @@ class PackedWeights:
             first = sum(len(r) for r in self.stack_layers.values())
             self.stack_layers[name] = range(first, first + len(stack_weights))
         self.data = flat[0][1][0].detach().new_zeros(len(flat), self.layout.layer_size, dtype=dtype)
-        self.update(stacks)
-
-    def update(self, stacks: Stacks) -> None:
-        """Copy the weights of `stacks` over the packed ones, in place."""
-        require(set(stacks) == set(self.stack_layers), "stacks", sorted(stacks), f"those packed: {self.stack_layers}")
-        for name, indices in self.stack_layers.items():
-            layers = list(_layers(stacks[name]))
-            require(len(layers) == len(indices), f"stacks[{name!r}]", len(layers), f"{len(indices)} layers")
-            for index, layer in zip(indices, layers, strict=True):
-                self._pack(index, layer_weights(layer), f"stacks[{name!r}][{index - indices.start}]")
+        for index, (where, weights) in enumerate(flat):
+            self._pack(index, weights, where)
 
     def _pack(self, index: int, weights: tuple[Tensor, ...], where: str) -> None:
         for start, shape, weight in zip(self.layout.offsets, self.layout.shapes, weights, strict=False):

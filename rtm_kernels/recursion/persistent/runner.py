@@ -1,4 +1,4 @@
-"""PersistentRecursion: the buffers of one program, batch size and set of weights, and the launch over them."""
+"""PersistentRecursion: the buffers of one program and set of weights, and the launch over them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, InputError, require
 from rtm_kernels.impl import triton_interpreted, why_not_triton
-from rtm_kernels.ops.halting.reference import HaltingState, initial_state
 from rtm_kernels.ops.launch import LaunchRow, launch, select
 from rtm_kernels.program import INPUT, Program
 from rtm_kernels.ranges import ranged
-from rtm_kernels.recursion.head import HaltingHead, copy_state, reset_state
-from rtm_kernels.recursion.persistent.instructions import instructions
 from rtm_kernels.recursion.persistent.launch import KERNEL, TABLE
-from rtm_kernels.recursion.persistent.pack import PackedWeights
-from rtm_kernels.recursion.tape import MAX_TERMS, encode
+from rtm_kernels.recursion.persistent.pack import PackedLayers
+from rtm_kernels.recursion.tape import MAX_TERMS, layer_rows, numbers
+
+Head = tuple[Tensor, Tensor]
+"""Weight [2, D] and bias [2] of a halting head, of any float dtype and read where they lie."""
 
 
 def why_not_here(device: torch.device, dtype: torch.dtype, length: int) -> str | None:
@@ -44,15 +44,16 @@ def multiprocessors(device: torch.device) -> int:
 
 
 class PersistentRecursion:
-    """Buffers and launch of the persistent kernel for one program, batch size and set of packed weights.
+    """Buffers and launch of the persistent kernel for one program and set of packed weights.
 
-    `latents` [slots, B, L, D] are updated in place; `slot[name]` finds a latent, and slot 0 is the input x. All
-    buffers are static, so a launch can be captured in a CUDA graph, and `weights.update` takes effect in the next
-    launch. The bits of a sample's result depend neither on the rest of the batch nor on the grid size. Inference
-    only. On the meta device nothing runs: the compile gate uses it.
+    `latents` [n, B, L, D] of the batch loaded last are updated in place. A launch also writes `q` [B, L, 2] float32,
+    the halting head at every position of the output latent, and `change` [B] float32, |dy| / |y| of that latent;
+    `q` is None without a head, and `change` where the program does not carry its output. All buffers are static, so a
+    launch can be captured in a CUDA graph. The bits of a sample's result depend neither on the rest of the batch nor
+    on the grid size. Inference only. On the meta device nothing runs: the compile gate uses it.
 
     Args:
-        batch: B. head: halting head and policy; without one the program runs and nothing halts.
+        batch: the most samples that `load` takes. head: the halting head.
         row: launch row, by default that of the table. grid: number of programs, all resident at once; by default
             one per multiprocessor.
 
@@ -63,10 +64,10 @@ class PersistentRecursion:
     def __init__(
         self,
         program: Program,
-        weights: PackedWeights,
+        weights: PackedLayers,
         batch: int,
         *,
-        head: HaltingHead | None = None,
+        head: Head | None = None,
         row: LaunchRow | None = None,
         grid: int | None = None,
     ) -> None:
@@ -75,105 +76,98 @@ class PersistentRecursion:
         if reason is not None:
             raise BackendUnavailable(f"the persistent kernel cannot run: {reason}")
         require(batch >= 0, "batch", batch, "at least 0")
-        self.program, self.weights, self.head, self.batch = program, weights, head, batch
-        self.loaded = batch
+        self.program, self.weights, self.batch = program, weights, batch
         self.row = select(TABLE, KERNEL, dtype, layout.length) if row is None else row
         self.grid = multiprocessors(device) if grid is None else grid
-        tape = encode(program)
-        self.plan = instructions(tape, weights.stack_layers)
-        self.slot = {name: i for i, name in enumerate(tape.slots)}
-        self.tape, self.written, self.output = self.plan.rows.to(device), self.plan.written.to(device), tape.output
-        self.latents = torch.empty(len(tape.slots), batch, layout.length, layout.width, dtype=dtype, device=device)
-        self.busy = torch.ones(batch, dtype=torch.int32, device=device)
-        self.barrier = torch.zeros(1, dtype=torch.int64, device=device)
-        self._allocate_scratch()
-        self._allocate_halting()
+        self._number = numbers(program)
+        self._written = tuple(dict.fromkeys(step.dst for step in program.steps))
+        self.tape = layer_rows(program, weights.stack_layers).to(device)
+        self.normed = torch.tensor([self._number[n] for n in self._written], dtype=torch.int32).to(device)
+        self._barrier = torch.zeros(1, dtype=torch.int64, device=device)
+        self._allocate(head)
+        self._view(batch)
 
-    def _allocate_scratch(self) -> None:
-        slots, batch, length, width = self.latents.shape
-        make, blocks = self.latents.new_empty, self.row.blocks
-        self.mixed = make(batch, length, width)
-        self.inner = make(batch, length, self.weights.layout.inner_width)
-        self.partials = make(slots, batch, length, -(width // -blocks["DOWN_D"]), dtype=torch.float32)
-        self.mixed_partials = make(batch, length, -(width // -blocks["MIX_D"]), dtype=torch.float32)
-
-    def _allocate_halting(self) -> None:
-        _, batch, length, width = self.latents.shape
-        device, head = self.latents.device, self.head
-        units = 1 if head is None else head.units(length)
-        self.state = initial_state(batch, units, device)
-        self.logits = torch.zeros(batch, units, 2, dtype=torch.float32, device=device)
-        self.min_steps = torch.ones(batch, dtype=torch.int32, device=device)
-        self.head_weight = torch.zeros(1, dtype=torch.float32, device=device)
-        settles = head is not None and head.policy == "settle"
-        self.previous = self.latents.new_empty((batch, length, width) if settles else (1,))
+    def _allocate(self, head: Head | None) -> None:
+        data, blocks, batch, layout = self.weights.data, self.row.blocks, self.batch, self.weights.layout
+        rows, width = batch * layout.length, layout.width
+        self._memory = data.new_empty(len(self._number) * rows * width)
+        self._mixed = data.new_empty(rows * width)
+        self._inner = data.new_empty(rows * layout.inner_width)
+        parts = len(self._number) * -(width // -blocks["DOWN_D"])
+        self._partials = data.new_empty(rows * parts, dtype=torch.float32)
+        self._mixed_partials = data.new_empty(rows * -(width // -blocks["MIX_D"]), dtype=torch.float32)
+        self._carries_output = self.program.output in self.program.carried
+        self._previous = data.new_empty(batch if self._carries_output else 0, layout.length, width)
+        self._change = data.new_empty(batch, dtype=torch.float32)
+        self._q = data.new_empty(0 if head is None else batch, layout.length, 2, dtype=torch.float32)
+        self._head = None
         if head is not None:
-            self.head_weight = head.packed(width, device)
-            self.min_steps[:] = head.min_steps
+            weight, bias = (t.detach().contiguous() for t in head)
+            shapes = (tuple(weight.shape), tuple(bias.shape))
+            require(shapes == ((2, width), (2,)), "head", shapes, f"[2, D={width}] and [2]")
+            self._head = weight, bias
+
+    def _view(self, samples: int) -> None:
+        shape = (len(self._number), samples, self.weights.layout.length, self.weights.layout.width)
+        self.latents = self._memory[: shape[0] * shape[1] * shape[2] * shape[3]].view(shape)
 
     @property
     def scratch(self) -> tuple[Tensor, ...]:
         """Buffers whose content never matters between launches."""
-        return self.mixed, self.inner, self.partials, self.mixed_partials
+        return self._mixed, self._inner, self._partials, self._mixed_partials
 
-    def load(self, latents: Mapping[str, Tensor], x: Tensor, state: HaltingState | None = None) -> None:
-        """Copy latents, input x [B, L, D] and halting state in; without a state every sample starts afresh.
+    @property
+    def q(self) -> Tensor | None:
+        """The halting head at every position, [B, L, 2]; overwritten by the next launch."""
+        return None if self._head is None else self._q[: self.latents.shape[1]]
 
-        Fewer samples than the batch of this object may come, without a state: the places behind them stay idle.
+    @property
+    def change(self) -> Tensor | None:
+        """|dy| / |y| of the output latent, [B]; overwritten by the next launch."""
+        return self._change[: self.latents.shape[1]] if self._carries_output else None
+
+    def load(self, latents: Mapping[str, Tensor], x: Tensor) -> None:
+        """Copy latents and input x [B, L, D] in, for at most `batch` samples.
 
         Errors: `InputError` for a tensor of another shape, or a latent that is missing and read before it is written.
         """
-        needed = list(self.program.carried)
-        if self.head is not None and (self.head.policy == "settle" or self.program.output not in self._written()):
-            needed.append(self.program.output)
-        missing = sorted(set(needed) - set(latents))
+        missing = sorted(set(self.program.carried) - set(latents))
         if missing:
             raise InputError(f"latents={sorted(latents)} is not allowed: {', '.join(missing)} is read and not given")
-        self.loaded = x.shape[0]
-        require(self.loaded <= self.batch, "batch", self.loaded, f"at most {self.batch}")
-        shape = (self.loaded, *self.latents.shape[2:])
+        require(x.shape[0] <= self.batch, "batch", x.shape[0], f"at most {self.batch}")
+        self._view(x.shape[0])
+        shape = tuple(self.latents.shape[1:])
         for name, value in {**latents, INPUT: x}.items():
-            if name in self.slot:
+            if name in self._number:
                 require(tuple(value.shape) == shape, name, tuple(value.shape), f"[B, L, D] = {shape}")
-                self.latents[self.slot[name], : self.loaded].copy_(value)
-        reset_state(self.state, self.loaded) if state is None else copy_state(self.state, state)
-        self.busy.copy_(self.state.active_samples)
-        if self.head is not None and self.head.policy == "settle":
-            self.previous[: self.loaded].copy_(latents[self.program.output])
+                self.latents[self._number[name]].copy_(value)
+        if self._carries_output:
+            self._previous[: len(x)].copy_(latents[self.program.output])
 
     def values(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The latents `given` to `load` and those written since, by name; views [B, L, D] of those on the tape."""
-        names = dict.fromkeys((*given, *self._written()))
-        return {
-            name: self.latents[self.slot[name], : self.loaded] if name in self.slot else given[name] for name in names
-        }
+        names = dict.fromkeys((*given, *self._written))
+        return {name: self.latents[self._number[name]] if name in self._number else given[name] for name in names}
 
-    def _written(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(step.dst for step in self.program.steps))
-
-    @ranged(lambda self, *_: f"recursion {self.program.name}, persistent")
-    def step(self, act_steps: int = 1) -> None:
-        """One launch: up to `act_steps` ACT steps, fewer once every sample has halted.
-
-        Without a head the program runs `act_steps` times.
-        """
+    @ranged(lambda self: f"recursion {self.program.name}, persistent")
+    def step(self) -> None:
+        """One launch: the whole program, the halting head and the change of the output latent."""
         from rtm_kernels.recursion.persistent.kernel import recursion_kernel
 
-        if self.batch == 0:
+        batch, layout = self.latents.shape[1], self.weights.layout
+        if batch == 0:
             return
-        head, state, layout = self.head, self.state, self.weights.layout
         _, mix_down, gate_up, down, layer_size = layout.offsets
+        weight, bias = self._head or (self._q, self._q)
         with torch.cuda.device_of(self.latents):
             launch(
                 recursion_kernel, self.row, (self.grid,),
-                self.latents, self.partials, self.mixed, self.mixed_partials, self.inner, self.busy, self.barrier,
-                self.logits, state.steps, state.active, state.accumulated, state.weight, state.remainder, self.previous,
-                self.weights.data, self.tape, self.written, self.head_weight, self.min_steps,
-                self.batch, len(self.tape), len(self.written), self.output, act_steps,
-                head.max_steps if head else 0, self.weights.eps, head.tolerance if head else 0.0,
+                self.latents, self._q, self._change, self._partials, self._mixed, self._mixed_partials, self._inner,
+                self._barrier, self.weights.data, self.tape, self.normed, self._previous, weight, bias,
+                batch, len(self.tape), len(self.normed), self._number[self.program.output], self.weights.eps,
                 L=layout.length, D=layout.width, INNER_L=layout.inner_len, INNER_D=layout.inner_width,
                 MIX_DOWN_AT=mix_down, GATE_UP_AT=gate_up, DOWN_AT=down, LAYER_SIZE=layer_size, MAX_TERMS=MAX_TERMS,
-                NORM_HIDDEN=self.weights.norm_axis == "hidden",
-                POLICY=head.policy if head else "none", POOL=head.pool if head else "first",
+                NORM_HIDDEN=self.weights.norm_axis == "hidden", HAS_HEAD=self._head is not None,
+                HAS_CHANGE=self._carries_output,
                 launch_cooperative_grid=True,
             )  # fmt: skip

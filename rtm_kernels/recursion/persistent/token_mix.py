@@ -50,7 +50,7 @@ def mixer_mlp(h, weights_ptr, L: tl.constexpr, INNER_L: tl.constexpr, DOWN_AT: t
 
 
 @triton.jit
-def token_mix_phase(mixed_ptr, mixed_partials_ptr, latents_ptr, partials_ptr, busy_ptr, weights_ptr,
+def token_mix_phase(mixed_ptr, mixed_partials_ptr, latents_ptr, partials_ptr, weights_ptr,
                     state_ptr, n_state, inject_ptr, n_inject, B, eps,
                     L: tl.constexpr, D: tl.constexpr, INNER_L: tl.constexpr, DOWN_AT: tl.constexpr,
                     N_PARTS: tl.constexpr, NORM_HIDDEN: tl.constexpr,
@@ -65,20 +65,19 @@ def token_mix_phase(mixed_ptr, mixed_partials_ptr, latents_ptr, partials_ptr, bu
     tile = tl.program_id(0)
     while tile < B * N_D:
         sample = tile // N_D
-        if tl.load(busy_ptr + sample) != 0:
-            offs_d = (tile % N_D) * BLOCK_D + tl.arange(0, BLOCK_D)
-            rows = sample.to(tl.int64) * L + offs_l
-            mask = mask_l[:, None] & (offs_d[None, :] < D)
-            state = sum_terms(latents_ptr, partials_ptr, state_ptr, n_state, rows, offs_d, mask, mask_l, B, eps,
-                              L, D, N_PARTS, BLOCK_L, BLOCK_D)  # fmt: skip
-            inject = sum_terms(latents_ptr, partials_ptr, inject_ptr, n_inject, rows, offs_d, mask, mask_l, B, eps,
-                               L, D, N_PARTS, BLOCK_L, BLOCK_D)  # fmt: skip
-            h = (state + inject).to(mixed_ptr.dtype.element_ty)
-            mlp = mixer_mlp(h, weights_ptr, L, INNER_L, DOWN_AT, BLOCK_L, BLOCK_D, BLOCK_I)
-            y = (h.to(tl.float32) + mlp).to(h.dtype).to(tl.float32)
-            if NORM_HIDDEN:
-                tl.store(mixed_partials_ptr + rows * N_D + tile % N_D, tl.sum(y * y, axis=1), mask_l)
-            else:
-                y *= tl.rsqrt(tl.sum(y * y, axis=0) / L + eps)[None, :]
-            tl.store(mixed_ptr + rows[:, None] * D + offs_d[None, :], y, mask)
+        offs_d = (tile % N_D) * BLOCK_D + tl.arange(0, BLOCK_D)
+        rows = sample.to(tl.int64) * L + offs_l
+        mask = mask_l[:, None] & (offs_d[None, :] < D)
+        state = sum_terms(latents_ptr, partials_ptr, state_ptr, n_state, rows, offs_d, mask, mask_l, B, eps,
+                          L, D, N_PARTS, BLOCK_L, BLOCK_D)  # fmt: skip
+        inject = sum_terms(latents_ptr, partials_ptr, inject_ptr, n_inject, rows, offs_d, mask, mask_l, B, eps,
+                           L, D, N_PARTS, BLOCK_L, BLOCK_D)  # fmt: skip
+        h = (state + inject).to(mixed_ptr.dtype.element_ty)
+        mlp = mixer_mlp(h, weights_ptr, L, INNER_L, DOWN_AT, BLOCK_L, BLOCK_D, BLOCK_I)
+        y = (h.to(tl.float32) + mlp).to(h.dtype).to(tl.float32)
+        if NORM_HIDDEN:
+            tl.store(mixed_partials_ptr + rows * N_D + tile % N_D, tl.sum(y * y, axis=1), mask_l)
+        else:
+            y *= tl.rsqrt(tl.sum(y * y, axis=0) / L + eps)[None, :]
+        tl.store(mixed_ptr + rows[:, None] * D + offs_d[None, :], y, mask)
         tile += tl.num_programs(0)

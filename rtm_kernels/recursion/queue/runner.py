@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -13,11 +12,13 @@ from torch import Tensor
 
 from rtm_kernels.errors import InputError, one_of, require
 from rtm_kernels.ops.launch import choose
-from rtm_kernels.recursion.act_graph import LOOPS
 from rtm_kernels.recursion.conditional import while_active
 from rtm_kernels.recursion.graph import Capture, CudaGraphs, bucket_of, record
 from rtm_kernels.recursion.queue import schedule as by_torch
 from rtm_kernels.recursion.queue.schedule import ACTIVE, FINISHED, WAITING, Moved, Schedule
+
+LOOPS = ("poll", "while")
+"""`poll`: the host reads one counter after each ACT step; `while`: one launch repeats the step on the device."""
 
 Stage = Callable[[int], None]
 """Launches over the first b slots of the caller's tensors, in place, with no wait for the device."""
@@ -37,7 +38,8 @@ class HaltingQueue:
     The caller's `stages` take one ACT step of the first b slots and then say in `alive` whose sample goes on. After
     them the samples that have halted hand in their rows, the next of the line take their slots, lowest first, and once
     nobody waits the others move up in stable order, so that smaller buckets serve the rest. All of it is one CUDA graph
-    per bucket; between several stages, one graph each, `between` runs on the host. Inference only.
+    per bucket; between several stages, one graph each, `between` runs on the host. Without a recorder the caller runs
+    the stages and exchanges samples itself (`run`, `exchange`). Inference only.
 
     Args:
         alive: [S] bool, of the first S slots; S is the largest bucket.
@@ -47,9 +49,9 @@ class HaltingQueue:
         loop: `poll`, one launch per ACT step, or `while`, one launch until no more than `floor` slots are occupied.
         limit: ACT steps of one launch at most; only for `while`.
         impl: `reference`, `triton` or `auto`, of the exchange.
-        capture: the recorder, by default CUDA graphs on the device of `alive`.
+        capture: the recorder, or None.
 
-    Errors: `BackendUnavailable` without a CUDA device or, for `while`, without what `conditional.why_not` names.
+    Errors: `BackendUnavailable` for `while` without what `conditional.why_not` names.
     """
 
     @torch.inference_mode(False)
@@ -73,34 +75,42 @@ class HaltingQueue:
         require(loop == "poll" or len(stages) == 1, "loop", loop, "poll where the host takes part in each step")
         self.stages, self.between, self.loop, self.limit = tuple(stages), between, loop, limit
         self.alive, self.moved, self.buckets = alive, tuple(moved), tuple(buckets)
-        self._capture = CudaGraphs(alive.device) if capture is None else capture
+        self._capture = capture
         self._how = _kernels() if choose(impl, alive.device, torch.float32) == "triton" else by_torch
         self.schedule = Schedule.empty(len(alive), capacity, alive.device)
         self._steps = torch.zeros(1, dtype=torch.int32, device=alive.device)
         self._launches: dict[int, list[Callable[[], None]]] = {}
         self._graphs: list[torch.cuda.CUDAGraph] = []
-        self.taken = deque[int](maxlen=4096)
-        """Buckets of the last launches: of each ACT step, or with `while` of each loop."""
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Everything that touches the samples runs inside, and is ordered whichever stream it is on."""
-        with self._capture.exclusive(), torch.no_grad():
-            yield
+        if self._capture is None:
+            with torch.inference_mode():
+                yield
+        else:
+            with self._capture.exclusive(), torch.no_grad():
+                yield
 
-    def exchange(self, leaving: int = -1) -> None:
-        """Without an ACT step: the sample `leaving` leaves, if it is in a slot, and the line enters."""
-        self.alive.copy_(self.schedule.owner != leaving)
+    def exchange(self) -> None:
+        """Without an ACT step: the line enters free slots, and the others move up."""
+        self.alive.fill_(True)
         self.schedule.counts[FINISHED].zero_()
         self._exchange(self.buckets[-1])
 
+    def run(self, n: int) -> None:
+        """The stages of an ACT step over the first n slots, as they are; nobody leaves or enters."""
+        for stage in self.stages:
+            if stage is not self.stages[0] and self.between is not None:
+                self.between()
+            stage(n)
+
     def launch(self, active: int, floor: int = 0) -> Counts:
         """One launch over the bucket of `active` >= 1 occupied slots: an ACT step, or with `while` as many as it takes
-        until at most `floor` slots are occupied."""
+        until at most `floor` slots are occupied. The host waits for its counts."""
         self._recorded(self.buckets[-1])  # first, so that its memory serves all others
-        bucket, counts = bucket_of(active, self.buckets), self.schedule.counts
-        first, *others = self._recorded(bucket)
-        counts[FINISHED].zero_()
+        first, *others = self._recorded(bucket_of(active, self.buckets))
+        self.schedule.counts[FINISHED].zero_()
         if self.loop == "while":
             self.schedule.floor.fill_(floor)
             self.schedule.more.fill_(True)  # it was decided for the bucket before
@@ -109,11 +119,6 @@ class HaltingQueue:
             if self.between is not None:
                 self.between()
             stage()
-        self.taken.append(bucket)
-        return self.counts()
-
-    def counts(self) -> Counts:
-        """What the last launch or exchange left; the host waits for it."""
         counts = self.schedule.counts.tolist()
         return Counts(counts[ACTIVE], counts[FINISHED], counts[WAITING])
 
@@ -135,6 +140,7 @@ class HaltingQueue:
                 self._exchange(bucket)
             return {}
 
+        assert self._capture is not None, "nothing is recorded without a recorder"
         if self.loop == "poll":
             return record(self._capture, step, (), f"a step of the queue, batch {bucket}")[0]
         if not isinstance(self._capture, CudaGraphs):

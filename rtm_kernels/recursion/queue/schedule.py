@@ -81,15 +81,14 @@ def plan(schedule: Schedule, alive: Tensor) -> None:
     occupied[enters] = True
     place = occupied.cumsum(0) - 1
     stays = torch.nonzero(keeps & (place != torch.arange(size, device=owner.device)))[:, 0]
-    results = int(counts[FINISHED]) + torch.arange(len(leaves), device=owner.device)
+    finished, active = int(counts[FINISHED]), int(occupied.sum())
+    results = finished + torch.arange(len(leaves), device=owner.device)
     lists = ((leaves, results), (stays, place[stays]), (sample[enters], place[enters]))
     for row, pair in enumerate(lists):
-        for column, values in enumerate(pair):
-            schedule.pairs[row, column, : len(values)] = values.to(torch.int32)
-        counts[row] = len(pair[0])
-    active = int(occupied.sum())
-    counts[ACTIVE], counts[WAITING] = active, last - first - len(enters)
-    counts[FINISHED] += len(leaves)
+        if len(pair[0]):
+            schedule.pairs[row, :, : len(pair[0])] = torch.stack(pair)
+    lengths = [len(pair[0]) for pair in lists]
+    counts.copy_(torch.tensor([*lengths, active, finished + len(leaves), last - first - len(enters)]))
     schedule.more.copy_(active > schedule.floor)
     schedule.line[0] += len(enters)
     owner[:active] = sample[occupied]
@@ -98,11 +97,13 @@ def plan(schedule: Schedule, alive: Tensor) -> None:
 
 def carry_out(schedule: Schedule, moved: Sequence[Moved]) -> None:
     """Change every tensor as the lists of `schedule` say."""
-    leave, move, fresh = (
-        pair[:, : int(count)].long() for pair, count in zip(schedule.pairs, schedule.counts[:ACTIVE], strict=True)
-    )
+    n_leave, n_move, n_fresh = schedule.counts[:ACTIVE].tolist()
+    pairs = schedule.pairs.long()
+    leave, move, fresh = pairs[LEAVE, :, :n_leave], pairs[MOVE, :, :n_move], pairs[FRESH, :, :n_fresh]
     for each in moved:
-        if each.result is not None:
+        if n_leave and each.result is not None:
             each.result[leave[1]] = each.rows[leave[0]]
-        each.rows[move[1]] = each.rows[move[0]]
-        each.rows[fresh[1]] = each.fresh[fresh[0] if len(each.fresh) > 1 else torch.zeros_like(fresh[0])]
+        if n_move:
+            each.rows[move[1]] = each.rows[move[0]]
+        if n_fresh:
+            each.rows[fresh[1]] = each.fresh[fresh[0]] if len(each.fresh) > 1 else each.fresh

@@ -1,0 +1,169 @@
+"""Kernel of halting after an ACT step: one program per sample, in place over its row of `state.SlotState`.
+
+Each phase reads all that it needs, waits for every warp, and stores: a warp that reads late would see new values.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from rtm_kernels.ops.halting.signals import broken, decode, head_of, relative_change, sigmoid64
+
+ACCUMULATED, LOGIT, BEST_LOGIT, RESIDUAL = (tl.constexpr(n) for n in (0, 2, 3, 4))
+LIMIT, STEPS, BEST_STEP, STABLE, FINITE = (tl.constexpr(n) for n in (6, 7, 8, 9, 10))
+ASKS, VERIFIED, REASON, TOKENS = (tl.constexpr(n) for n in (11, 12, 13, 14))
+"""Where the columns of a row begin, in elements of int32; the sums of the tokens follow at TOKENS."""
+MAX_STEPS, NON_FINITE, SIGNAL, NONE = (tl.constexpr(n) for n in (1, 2, 3, 1 << 20))
+
+
+@triton.jit
+def halt_tokens(row, doubles, y_ptr, weight_ptr, bias_ptr, stride_l, stride_d, D, may, P: tl.constexpr,
+                SEQ: tl.constexpr, HAS_BIAS: tl.constexpr, COMPARES: tl.constexpr, BLOCK_L: tl.constexpr,
+                BLOCK_D: tl.constexpr):  # fmt: skip
+    """Add the p of each position to its sum, and let those halt whose sum is 1."""
+    halted_ptr = row + TOKENS + 2 * P + 2 * SEQ
+    for l in range(0, P, BLOCK_L):  # noqa: E741
+        offs_l = l + tl.arange(0, BLOCK_L).to(tl.int64)
+        mask = offs_l < P
+        logit = head_of(y_ptr, weight_ptr, bias_ptr, offs_l, mask, stride_l, stride_d, D, HAS_BIAS, COMPARES,
+                        BLOCK_L, BLOCK_D)  # fmt: skip
+        total = tl.load(doubles + TOKENS // 2 + offs_l, mask=mask, other=0.0) + sigmoid64(logit)
+        halted = (tl.load(halted_ptr + offs_l, mask=mask, other=0) != 0) | (may & (total >= 1))
+        tl.debug_barrier()
+        tl.store(doubles + TOKENS // 2 + offs_l, total, mask=mask)
+        tl.store(halted_ptr + offs_l, halted.to(tl.int32), mask=mask)
+
+
+@triton.jit
+def observe(row, floats, doubles, token, finite, logit, residual, min_steps, S: tl.constexpr, P: tl.constexpr,
+            SUMS: tl.constexpr, ASKING: tl.constexpr, BLOCK_S: tl.constexpr):  # fmt: skip
+    """`reference.observe` but for the sums of the tokens: their flags [P] are those before the step."""
+    offs_s = tl.arange(0, BLOCK_S)
+    mask = offs_s < S
+    answers_ptr = row + TOKENS + 2 * P + offs_s
+    old = tl.load(answers_ptr, mask=mask, other=0)
+    if P > 0:
+        halted = tl.load(answers_ptr + 2 * S + (P - S), mask=mask, other=0)
+        token = tl.where(halted != 0, old, token)
+    changed = tl.sum((mask & (token != old)).to(tl.int32), axis=0) > 0
+    steps = tl.load(row + STEPS) + 1
+    stable = tl.where(changed, 0, tl.load(row + STABLE) + 1)
+    asks = changed & (finite != 0) & (tl.load(row + VERIFIED) == 0)
+    total = tl.load(doubles + ACCUMULATED)
+    tl.debug_barrier()
+    tl.store(answers_ptr, token, mask=mask)
+    tl.store(row + STEPS, steps)
+    tl.store(row + STABLE, stable)
+    tl.store(row + FINITE, finite)
+    tl.store(floats + LOGIT, logit)
+    tl.store(floats + RESIDUAL, residual)
+    if ASKING:
+        tl.store(row + ASKS, asks.to(tl.int32))
+    if SUMS:
+        tl.store(doubles + ACCUMULATED, total + sigmoid64(logit))
+
+
+@triton.jit
+def decide(row, floats, doubles, confirmed, min_steps, settle_steps, S: tl.constexpr, P: tl.constexpr,
+           CONFIRMS: tl.constexpr, AT_VERIFIED: tl.constexpr, AT_Q: tl.constexpr, AT_SETTLE: tl.constexpr,
+           AT_CUMULATIVE: tl.constexpr, AT_TOKEN: tl.constexpr, THRESHOLD: tl.constexpr, TOLERANCE: tl.constexpr,
+           BLOCK_S: tl.constexpr, BLOCK_P: tl.constexpr):  # fmt: skip
+    """`reference.decide`; AT_* are the places of the signals in the policy, -1 where it lacks one."""
+    offs_s = tl.arange(0, BLOCK_S)
+    mask = offs_s < S
+    answers_ptr = row + TOKENS + 2 * P + offs_s
+    answers = tl.load(answers_ptr, mask=mask, other=0)
+    steps = tl.load(row + STEPS)
+    logit = tl.load(floats + LOGIT)
+    verified = tl.load(row + VERIFIED)
+    better = (logit < tl.load(floats + BEST_LOGIT)) == 0
+    if CONFIRMS:
+        better = (better & (verified == 0)) | (confirmed != 0)
+        verified = ((verified != 0) | (confirmed != 0)).to(tl.int32)
+    first = steps * 0 + NONE
+    if AT_VERIFIED >= 0:
+        first = tl.minimum(first, tl.where(verified != 0, AT_VERIFIED, NONE))
+    if AT_Q >= 0:
+        first = tl.minimum(first, tl.where(logit.to(tl.float64) > THRESHOLD, AT_Q, NONE))
+    if AT_SETTLE >= 0:
+        settled = tl.load(row + STABLE) >= settle_steps
+        if TOLERANCE > 0:
+            settled &= tl.load(floats + RESIDUAL).to(tl.float64) < TOLERANCE
+        first = tl.minimum(first, tl.where(settled, AT_SETTLE, NONE))
+    if AT_CUMULATIVE >= 0:
+        first = tl.minimum(first, tl.where(tl.load(doubles + ACCUMULATED) >= 1, AT_CUMULATIVE, NONE))
+    if AT_TOKEN >= 0:
+        offs_p = tl.arange(0, BLOCK_P)
+        halted = tl.load(row + TOKENS + 2 * P + 2 * S + offs_p, mask=offs_p < P, other=1)
+        going_on = tl.sum((halted == 0).to(tl.int32), axis=0)
+        first = tl.minimum(first, tl.where(going_on == 0, AT_TOKEN, NONE))
+    reason = tl.where(steps >= tl.load(row + LIMIT), MAX_STEPS, 0)
+    reason = tl.where((steps >= min_steps) & (first < NONE), SIGNAL + first, reason)
+    reason = tl.where(tl.load(row + FINITE) == 0, NON_FINITE, reason)
+    tl.debug_barrier()
+    tl.store(answers_ptr + S, answers, mask=mask & better)
+    tl.store(row + BEST_STEP, steps, mask=better)
+    tl.store(floats + BEST_LOGIT, logit, mask=better)
+    tl.store(row + VERIFIED, verified)
+    tl.store(row + REASON, reason)
+
+
+@triton.jit
+def halting_kernel(
+    rows_ptr, floats_ptr, doubles_ptr, logits_ptr, q_ptr, y_ptr, previous_ptr, other_ptr, weight_ptr, bias_ptr,
+    finite_ptr, change_ptr, confirmed_ptr, min_steps, settle_steps, V, L, D,
+    logits_stride_b, logits_stride_s, logits_stride_v, q_stride_b, q_stride_k, y_stride_b, y_stride_l, y_stride_d,
+    previous_stride_b, previous_stride_l, previous_stride_d, other_stride_b, other_stride_l, other_stride_d,
+    S: tl.constexpr, P: tl.constexpr, WIDTH: tl.constexpr, OBSERVES: tl.constexpr, DECIDES: tl.constexpr,
+    HAS_Q: tl.constexpr, HAS_PREVIOUS: tl.constexpr, HAS_OTHER: tl.constexpr, HAS_FINITE: tl.constexpr,
+    HAS_CHANGE: tl.constexpr, HAS_BIAS: tl.constexpr, CHECKS: tl.constexpr, COMPARES: tl.constexpr,
+    SUMS: tl.constexpr, AT_VERIFIED: tl.constexpr, AT_Q: tl.constexpr, AT_SETTLE: tl.constexpr,
+    AT_CUMULATIVE: tl.constexpr, AT_TOKEN: tl.constexpr, THRESHOLD: tl.constexpr, TOLERANCE: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """`reference.observe` and `reference.decide`, or one of them, for the row of one sample."""
+    sample = tl.program_id(0).to(tl.int64)
+    row, floats = rows_ptr + sample * WIDTH, floats_ptr + sample * WIDTH
+    doubles = doubles_ptr + sample * (WIDTH // 2)
+    if OBSERVES:
+        y_ptr += sample * y_stride_b
+        offs_s = tl.arange(0, BLOCK_S)
+        token, wrong = decode(logits_ptr + sample * logits_stride_b, offs_s, offs_s < S, logits_stride_s,
+                              logits_stride_v, V, BLOCK_S)  # fmt: skip
+        if HAS_PREVIOUS:
+            previous_ptr += sample * previous_stride_b
+            if CHECKS:
+                wrong += broken(y_ptr, y_stride_l, y_stride_d, L, D, BLOCK_L, BLOCK_D)
+        if HAS_OTHER:
+            wrong += broken(other_ptr + sample * other_stride_b, other_stride_l, other_stride_d, L, D,
+                            BLOCK_L, BLOCK_D)  # fmt: skip
+        logit = float("nan")
+        if HAS_Q:
+            logit = tl.load(q_ptr + sample * q_stride_b)
+            wrong += ((tl.abs(logit) < float("inf")) == 0).to(tl.int32)
+            if COMPARES:
+                second = tl.load(q_ptr + sample * q_stride_b + q_stride_k)
+                wrong += ((tl.abs(second) < float("inf")) == 0).to(tl.int32)
+                logit = logit - second
+        finite = (wrong == 0).to(tl.int32)
+        if HAS_FINITE:
+            given = tl.load(finite_ptr + sample).to(tl.int32)
+            finite = finite & given if CHECKS else given
+        residual = float("nan")
+        if HAS_CHANGE:
+            residual = tl.load(change_ptr + sample).to(tl.float32)
+        elif HAS_PREVIOUS:
+            residual = relative_change(y_ptr, previous_ptr, y_stride_l, y_stride_d, previous_stride_l,
+                                       previous_stride_d, L, D, BLOCK_L, BLOCK_D)  # fmt: skip
+        may = tl.load(row + STEPS) + 1 >= min_steps
+        observe(row, floats, doubles, token, finite, logit, residual, min_steps, S, P, SUMS, AT_VERIFIED >= 0, BLOCK_S)
+        if P > 0:
+            tl.debug_barrier()
+            halt_tokens(row, doubles, y_ptr, weight_ptr, bias_ptr, y_stride_l, y_stride_d, D, may, P, S, HAS_BIAS,
+                        COMPARES, BLOCK_L, BLOCK_D)  # fmt: skip
+        tl.debug_barrier()
+    if DECIDES:
+        confirmed = tl.load(confirmed_ptr + sample).to(tl.int32) if AT_VERIFIED >= 0 else 0
+        decide(row, floats, doubles, confirmed, min_steps, settle_steps, S, P, AT_VERIFIED >= 0, AT_VERIFIED, AT_Q,
+               AT_SETTLE, AT_CUMULATIVE, AT_TOKEN, THRESHOLD, TOLERANCE, BLOCK_S, BLOCK_P)  # fmt: skip

@@ -1,0 +1,182 @@
+"""Captured slots against eager ones: the same answers after the same steps, whoever else is there."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from rtm_kernels.engine import Service, Solver
+from rtm_kernels.engine.executor import executor
+from rtm_kernels.engine.samples import Sample
+from rtm_kernels.engine.slots import Slots
+from rtm_kernels.errors import InputError
+from rtm_kernels.model import RecursiveReasoner
+from tests.engine import test_twins
+from tests.engine.fakes import TASK, captured, config, scripted, told
+from tests.engine.test_rollouts import NoisyExecutor
+from tests.recursion.support import Recorder
+
+PUZZLES = ["1000", "5200", "3007", "2140", "6030", "1007", "7000", "4450", "0110", "3777", "2222", "6540"]
+POLICIES = ("fixed", "q=0.6", "settle=2", "settle=2/0.3", "cumulative", "q=0.9+settle=3", "verified", "settle+verified")
+WAIT = 60.0
+
+
+def slots_of(solver: Solver, capacity: int, ahead: int = 0, kind: str = "") -> Slots:
+    return Slots(
+        solver.model, solver.executor, solver.policy, TASK.verify_tokens, capacity, ahead=ahead, kind=kind,
+        impl="reference", capture=Recorder(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("floor", [1, 4])
+@pytest.mark.parametrize("text", POLICIES)
+def test_every_result_is_that_of_solving_alone_eager_or_captured(text: str, floor: int) -> None:
+    alone = {p: scripted(text, min_steps=floor, batch_size=1).solve([p])[0] for p in PUZZLES}
+    draw = random.Random(floor)
+    for size in (1, 5, 16):
+        order = draw.sample(PUZZLES, len(PUZZLES))
+        for place in (lambda solver: solver, captured):
+            found = place(scripted(text, min_steps=floor, batch_size=size)).solve(order)
+            assert [told(s) for s in found] == [told(alone[p]) for p in order]
+    assert len({s.steps for s in alone.values()}) > 1 or text == "fixed"
+    assert "non_finite" in {s.status for s in alone.values()}
+
+
+@pytest.mark.parametrize("policy", ["cumulative_token", "cumulative", "q=0.3+verified"])
+@pytest.mark.parametrize("prefix", [0, 16])
+def test_a_real_model_halts_where_it_does_eagerly(policy: str, prefix: int) -> None:
+    torch.manual_seed(4)
+    reasoner = RecursiveReasoner(config(L_cycles=2, puzzle_emb_ndim=prefix))
+    with torch.no_grad():
+        reasoner.q_head.weight.normal_(std=1.5)
+        reasoner.q_head.bias.fill_(-1.0)
+
+    class Recorded:
+        name, batch_invariant = "reference", False
+
+        def __init__(self) -> None:
+            self.step = self.recorded = executor("reference", reasoner).step
+
+    found = []
+    for place in (lambda solver: solver, captured):
+        solver = Solver(reasoner, task=TASK, policy=policy, max_steps=12, batch_size=4, batch_invariant=True)
+        solver.executor = Recorded()
+        found.append([told(s) for s in place(solver).solve(PUZZLES)])
+    assert found[0] == found[1] and len({steps for _, _, _, _, steps, *_ in found[0]}) > 1
+
+
+@pytest.mark.parametrize("ahead", [0, 3])
+@pytest.mark.parametrize("policy", ["verified+q", "settle=2"])
+@pytest.mark.parametrize("seed", range(2))
+def test_whatever_a_caller_does_it_sees_the_same(seed: int, policy: str, ahead: int) -> None:
+    draw, admitted = random.Random(seed), 0
+    solver = scripted(policy, batch_size=4)
+    slots = {"eager": solver.slots(), "captured": slots_of(solver, 4, ahead)}
+    ended: dict[str, dict[int, object]] = {name: {} for name in slots}
+    while admitted < 40 or slots["eager"].active:
+        act = draw.choice(["admit", "step", "step", "evict", "tighten"] if admitted < 40 else ["step"])
+        free, key, cap = slots["eager"].free, draw.randrange(admitted + 1), draw.randint(1, 6)
+        new = [
+            Sample(admitted + i, TASK.encode(draw.choice(PUZZLES)), max_steps=draw.choice([None, 1, 3]))
+            for i in range(draw.randint(0, free))
+        ]
+        for name, each in slots.items():
+            if act == "admit":
+                each.admit(new)
+            elif act == "step":
+                ended[name] |= {done.key: told(done) for done in each.step()}
+            elif act == "tighten":
+                each.tighten(key, cap)  # type: ignore[union-attr]
+            elif (done := each.evict(key, "deadline")) is not None:
+                ended[name][key] = told(done)
+        admitted += len(new) if act == "admit" else 0
+        assert ended["eager"] == ended["captured"]
+        assert slots["eager"].active == slots["captured"].active == slots["captured"].free * -1 + 4 + ahead
+    assert sorted(ended["captured"]) == list(range(admitted))
+
+
+def test_a_sample_that_waits_in_device_memory_can_be_taken_out() -> None:
+    slots = slots_of(scripted(), 1, ahead=2)
+    slots.admit([Sample(i, TASK.encode(p)) for i, p in enumerate(("2000", "7000", "1000"))])
+    assert slots.free == 0
+    with pytest.raises(InputError, match="samples=1 is not allowed: at most the 0 that are free"):
+        slots.admit([Sample(3, TASK.encode("1000"))])
+    waited = slots.evict(1, "deadline")
+    assert waited is not None and (waited.answer, waited.steps, waited.reason) == (None, 0, "deadline")
+    assert slots.evict(1, "deadline") is None
+    assert [(d.key, d.steps) for _ in range(3) for d in slots.step()] == [(0, 2), (2, 1)]
+
+
+def test_the_service_runs_on_captured_slots() -> None:
+    puzzles = [f"{a}{b}0{c}" for a in range(1, 8) for b in (0, 3) for c in (0, 7)]
+    alone = {p: scripted(batch_size=1).solve([p])[0] for p in puzzles}
+    with Service(captured(scripted(batch_size=5))) as service:
+        futures = {p: service.submit(p, priority=int(p) % 3) for p in random.Random(1).sample(puzzles, len(puzzles))}
+        endless, late = service.submit("7000"), service.submit("7001", max_steps=2)
+        endless.cancel()
+        assert {p: told(f.result(WAIT)) for p, f in futures.items()} == {p: told(s) for p, s in alone.items()}
+        assert late.result(WAIT).steps == 2
+
+
+def test_the_highest_priority_enters_the_next_free_slot() -> None:
+    order: list[str] = []
+    with Service(captured(scripted(batch_size=1))) as service:
+        blocker = service.submit("7000")
+        for text, priority in (("1001", 0), ("1002", 5), ("1003", 0)):
+            service.submit(text, priority=priority).add_done_callback(lambda f, text=text: order.append(text))
+        assert blocker.result(WAIT).steps == 7
+    assert order == ["1002", "1001", "1003"]
+
+
+@pytest.mark.parametrize("kind", ["twins", "noise"])
+def test_rollouts_choose_the_same(kind: str) -> None:
+    found = []
+    for place in (lambda solver: solver, captured):
+        if kind == "twins":
+            solver, puzzles = test_twins.solver(6, batch_size=4)[0], test_twins.puzzles()
+        else:
+            solver, puzzles = scripted(rollouts=8, batch_size=4), ["5012", "1000", "5555", "5021"]
+            solver.executor = NoisyExecutor(solver.model)
+        found.append([told(s) for s in place(solver).solve(puzzles)])
+    assert found[0] == found[1] and any(solution[-3] for solution in found[0]), "some other rollout than the first"
+
+
+def test_what_is_read_ahead_is_one_batch() -> None:
+    read: list[str] = []
+
+    def puzzles() -> Iterator[str]:
+        for text in ("4000", "1000", "2000", "1000", "1000", "1000"):
+            read.append(text)
+            yield text
+
+    stream = captured(scripted(batch_size=2)).stream(puzzles())
+    assert read == [] and next(stream)[0] == 1 and len(read) == 4
+    assert sorted(index for index, _ in stream) == [0, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("field", "value"), [("noise", 0.5), ("open_token", 1)])
+def test_samples_of_another_kind_are_refused(field: str, value: float) -> None:
+    for slots in (scripted().slots(), slots_of(scripted(), 2)):
+        with pytest.raises(InputError, match=f"{field}={value} is not allowed: .* in slots that were made without"):
+            slots.admit([Sample(0, TASK.encode("1000"), **{field: value})])  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("policy", ["q=0.6", "settle=2", "cumulative_token", "verified"])
+@pytest.mark.parametrize("name", ["triton", "graph", "persistent", "auto"])
+def test_on_a_gpu_captured_steps_give_the_bits_of_eager_ones(name: str, policy: str) -> None:
+    torch.manual_seed(2)
+    reasoner = RecursiveReasoner(config(hidden_size=64, L_cycles=3, layers={"L_level": 2}))
+    torch.nn.init.normal_(reasoner.q_head.weight)
+    solver = Solver(
+        reasoner, task=TASK, executor=name, policy=policy, max_steps=5, batch_size=16, batch_invariant=True,
+        device="cuda",
+    )  # fmt: skip
+    puzzles = [f"{a}{b}{a}{b}" for a in range(8) for b in range(8)]
+    samples = [Sample(p, TASK.encode(p)) for p in puzzles]
+    eager = {done.key: told(done) for done in solver.run(samples, lambda step: None)}
+    for order in (samples, samples[::-1], samples[:1]):
+        assert {done.key: told(done) for done in solver.run(order)} == {s.key: eager[s.key] for s in order}
