@@ -51,41 +51,25 @@ def output(code: str) -> str:
     return done.stdout
 
 
-def last_line(code: str) -> str:
-    """The last line that failing code prints."""
-    done = python(code)
-    assert done.returncode == 1, done.stdout
-    return done.stderr.splitlines()[-1]
-
-
 def test_the_bare_import_loads_nothing_heavy() -> None:
     output("import sys, rtm_kernels\nassert not {'torch', 'triton', 'numpy', 'safetensors'} & set(sys.modules)")
 
 
-def test_use_on_cpu_needs_no_kernel_no_cuda_no_extension() -> None:
+@pytest.mark.parametrize(("hidden", "why"), [("", "need a CUDA device"), (HIDE, "triton is not installed")])
+def test_use_on_cpu_needs_no_kernel_no_cuda_no_extension(hidden: str, why: str) -> None:
     pytest.importorskip("triton")
-    loaded, message = output(USE).splitlines()
+    loaded, message = output(hidden + USE).splitlines()
     assert "rtm_kernels.block" in ast.literal_eval(loaded)
     assert not [name for name in ast.literal_eval(loaded) if needs_triton(name)]
-    assert "impl='triton' cannot run" in message and "need a CUDA device" in message
+    assert "impl='triton' cannot run" in message and why in message
 
 
-def test_works_where_triton_and_the_extensions_are_missing() -> None:
-    _, message = output(HIDE + USE).splitlines()
-    assert "impl='triton' cannot run" in message and "triton is not installed" in message
-
-
-def test_every_public_name_resolves() -> None:
+def test_every_public_name_resolves_and_no_other() -> None:
     import rtm_kernels
 
     for name in rtm_kernels.__all__:
         assert getattr(rtm_kernels, name).__name__ == name
     assert set(rtm_kernels.__all__) <= set(dir(rtm_kernels))
-
-
-def test_an_unknown_name_is_an_attribute_error() -> None:
-    import rtm_kernels
-
     with pytest.raises(AttributeError, match="has no attribute 'FusedTRMBlok'"):
         _ = rtm_kernels.FusedTRMBlok
 
@@ -105,7 +89,8 @@ def missing():
 metadata.version = lambda name: {version}
 import rtm_kernels
 """
-    assert last_line(code) == f"ImportError: {message}"
+    done = python(code)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == f"ImportError: {message}"
 
 
 ELSEWHERE = """
@@ -151,46 +136,40 @@ def test_every_module_imports_and_solves_where_the_system_is_another(platform: s
     assert output(code).splitlines() == ["['verified']"]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
-def test_four_forked_workers_agree() -> None:
-    code = """
-import multiprocessing, torch
-from rtm_kernels import FusedTRMBlock
-torch.set_num_threads(1)
-torch.manual_seed(0)
-block = FusedTRMBlock(hidden_size=16, seq_len=5)
-x = torch.randn(2, 5, 16)
-def work(_):
-    with torch.no_grad():
-        return block(x).sum().item()
-with multiprocessing.get_context("fork").Pool(4) as pool:
-    print(set(pool.map(work, range(8), chunksize=2)) == {work(0)})
-"""
-    assert output(code).strip() == "True"
-
-
-def test_eight_threads_a_thousand_calls_each() -> None:
-    """One block used by all of them at once: every result has the bits that one thread alone computes."""
-    code = """
-import threading, torch
+SHARED = """
+import multiprocessing, threading, torch
 from rtm_kernels import FusedTRMBlock
 torch.set_num_threads(1)
 torch.manual_seed(0)
 block = FusedTRMBlock(hidden_size=16, seq_len=5)
 inputs = torch.randn(50, 2, 5, 16)
-wrong, calls = [], []
-with torch.no_grad():
-    alone = [block(x) for x in inputs]
-def work(offset):
+def work(i):
     with torch.no_grad():
-        for i in range(1000):
-            which = (7 * offset + i) % len(inputs)
-            if not torch.equal(block(inputs[which]), alone[which]):
-                wrong.append(which)
-    calls.append(1000)
-threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+        return block(inputs[i % 50])
+alone = [work(i).clone() for i in range(50)]
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
+def test_four_forked_workers_agree() -> None:
+    code = """
+def total(i):
+    return work(i).sum().item()
+with multiprocessing.get_context("fork").Pool(4) as pool:
+    print(pool.map(total, range(8), chunksize=2) == [alone[i].sum().item() for i in range(8)])
+"""
+    assert output(SHARED + code).strip() == "True"
+
+
+def test_eight_threads_a_thousand_calls_each() -> None:
+    """One block used by all of them at once: every result has the bits that one thread alone computes."""
+    code = """
+found = []
+def many(offset):
+    found.extend(torch.equal(work(7 * offset + i), alone[(7 * offset + i) % 50]) for i in range(1000))
+threads = [threading.Thread(target=many, args=(i,)) for i in range(8)]
 [t.start() for t in threads]
 [t.join() for t in threads]
-print(sum(calls), wrong)
+print(len(found), all(found))
 """
-    assert output(code).strip() == "8000 []"
+    assert output(SHARED + code).strip() == "8000 True"

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from rtm_kernels.cli.group import group_of
 from rtm_kernels.cli.options import Json, Overwrite
 
-data = typer.Typer(
-    no_args_is_help=True,
-    help="Build data sets in the official layout: sudoku, maze, arc.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+data = group_of("Build data sets in the official layout: sudoku, maze, arc.")
 
 Out = Annotated[Path, typer.Argument(help="Folder to write.", metavar="DIR")]
 Test = Annotated[str, typer.Option(help="Number of test puzzles to hold out, or a file of them.", metavar="N|FILE")]
@@ -154,8 +152,6 @@ def report(out: Path, overwrite: bool, build: Callable[[], dict[str, int]], json
 
     `out` is checked before anything is built.
     """
-    import time
-
     from rich.console import Console
 
     from rtm_kernels.cli.report import print_result

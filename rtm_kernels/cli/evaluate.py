@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -151,10 +150,7 @@ def start_votes(solver: Solver, puzzles: Labelled) -> Votes | None:
 def measure(
     solvers: list[Solver], puzzles: Labelled, votes: Votes | None, rounds: int | None
 ) -> tuple[list[Measurement], bool]:
-    """The measurements of those solvers that got to a puzzle, and whether all ended; `votes` gets the first's answers.
-
-    Raises KeyboardInterrupt when no puzzle has finished.
-    """
+    """The measurements of solvers that finished a puzzle, and whether all ended; `votes` gets the first's answers."""
     from rtm_kernels.cli.progress import Progress
     from rtm_kernels.engine import Measurement, take_turns
 
@@ -195,18 +191,19 @@ def figures(measurements: list[Measurement], votes: Votes | None) -> dict[str, A
     return found
 
 
-ROWS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
-    ("puzzles", lambda e: str(e["n"])),
-    ("exact accuracy", lambda e: percent(e["exact_accuracy"])),
-    ("token accuracy", lambda e: percent(e["token_accuracy"])),
-    ("verified", lambda e: percent(e["verified"])),
-    ("halting head right", lambda e: percent(e["halting_accuracy"])),
-    ("steps, mean", lambda e: f"{e['mean_steps']:.2f}"),
-    ("with all runs; most", lambda e: f"{e['mean_total_steps']:.2f}, {e['max_total_steps']}"),
-    ("puzzles/s", lambda e: f"{e['puzzles_per_second']:.1f}"),
-    ("seconds", lambda e: f"{e['seconds']:.1f}"),
-)
-"""Rows of the comparison."""
+def rows_of(e: dict[str, Any]) -> dict[str, str]:
+    return {
+        "puzzles": str(e["n"]),
+        "exact accuracy": percent(e["exact_accuracy"]),
+        "token accuracy": percent(e["token_accuracy"]),
+        "verified": percent(e["verified"]),
+        "halting head right": percent(e["halting_accuracy"]),
+        "steps, mean": f"{e['mean_steps']:.2f}",
+        "with all runs; most": f"{e['mean_total_steps']:.2f}, {e['max_total_steps']}",
+        "puzzles/s": f"{e['puzzles_per_second']:.1f}",
+        "seconds": f"{e['seconds']:.1f}",
+        **{f"pass@{k}, voted": percent(share) for k, share in e.get("pass_at", {}).items()},
+    }
 
 
 def percent(share: float | None) -> str:
@@ -222,14 +219,11 @@ def print_report(title: str, found: dict[str, Any]) -> None:
 
     console = Console(highlight=False)
     console.print(title, markup=False)
-    both = {f"halting ({found['policy']})": found} | (
-        {"fixed steps (official)": found["fixed"]} if "fixed" in found else {}
-    )
-    table = Table("", *both)
-    for name, show in ROWS:
-        table.add_row(name, *map(show, both.values()))
-    for k, share in found.get("pass_at", {}).items():
-        table.add_row(f"pass@{k}, voted", percent(share), *["-"] * (len(both) - 1))
+    both = {f"halting ({found['policy']})": found}
+    both |= {"fixed steps (official)": found["fixed"]} if "fixed" in found else {}
+    table, columns = Table("", *both), [rows_of(side) for side in both.values()]
+    for name in columns[0]:
+        table.add_row(name, *(column.get(name, "-") for column in columns))
     console.print(table)
     if len(found["sources"]) > 1:
         rows = Table("source", "puzzles", "exact", "verified", "steps", "fixed: exact")
@@ -249,5 +243,5 @@ def print_report(title: str, found: dict[str, Any]) -> None:
         if marks:
             points = ", ".join(f"{100 * exact[d - 1]:.1f} % in {steps[d - 1]:.1f}" for d in marks)
             console.print(f"{name}, exact accuracy in mean steps, as the cap grows: {points}", markup=False)
-    for line in ["steps and how many puzzles took them", *bars(found["depth_histogram"], solid(console))]:
-        console.print(line, markup=False)
+    lines = ["steps and how many puzzles took them", *bars(found["depth_histogram"], solid(console))]
+    console.print("\n".join(lines), markup=False)

@@ -19,7 +19,6 @@ class Group(TyperGroup):
     """Turns the package's own errors, and files that cannot be read or written, into one line and exit code 2."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that the arguments name."""
         warnings.showwarning = lambda message, *_: typer.echo(f"note: {message}", err=True)
         try:
             return super().invoke(ctx)
@@ -32,6 +31,12 @@ class Group(TyperGroup):
             place = f"{error.filename}: " if error.filename else ""
             complain(f"{place}{error.strerror or error}")
             raise typer.Exit(BAD_INPUT) from None
+
+
+def group_of(about: str, **options: Any) -> typer.Typer:
+    """Commands below one name, which alone shows their help."""
+    names = {"help_option_names": ["-h", "--help"]}
+    return typer.Typer(no_args_is_help=True, context_settings=names, help=about, **options)
 
 
 def complain(message: str) -> None:

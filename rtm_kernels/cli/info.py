@@ -22,8 +22,11 @@ def info(json_object: Json = False) -> None:
       rtm info
       rtm info --json
     """
-    found = gather()
+    devices = _devices()
+    backends = [backend for device in devices for backend in _backends(device["name"])]
+    versions, models = _versions(), _models()
     if json_object:
+        found = {"versions": versions, "devices": devices, "backends": backends, "models": models}
         typer.echo(json.dumps(found))
         return
     from rich.console import Console
@@ -31,26 +34,19 @@ def info(json_object: Json = False) -> None:
     from rtm_kernels.cli.report import print_table
 
     console = Console(highlight=False)
-    sections: dict[str, dict[str, str]] = {
-        "versions": {name: version or "not installed" for name, version in found["versions"].items()},
-        "devices": {device["name"]: device["description"] for device in found["devices"]},
+    sections = {
+        "versions": {name: version or "not installed" for name, version in versions.items()},
+        "devices": {device["name"]: device["description"] for device in devices},
         "backends": {
             f"{b['kind']} {b['name']} on {b['device']}": "can run" if b["available"] else f"cannot run: {b['reason']}"
-            for b in found["backends"]
+            for b in backends
         },
-        "models": {m["name"]: m["error"] or f"{m['arch']}, {m['parameters']:,} parameters" for m in found["models"]},
+        "models": {m["name"]: m["error"] or f"{m['arch']}, {m['parameters']:,} parameters" for m in models},
     }
     for title, rows in sections.items():
         console.print(title, style="bold")
         print_table(console, rows or {"none": ""})
         console.print()
-
-
-def gather() -> dict[str, Any]:
-    """Everything `rtm info --json` prints."""
-    devices = _devices()
-    backends = [backend for device in devices for backend in _backends(device["name"])]
-    return {"versions": _versions(), "devices": devices, "backends": backends, "models": _models()}
 
 
 def _versions() -> dict[str, str | None]:
@@ -104,15 +100,14 @@ def _models() -> list[dict[str, Any]]:
     from rtm_kernels.model import RecursiveReasoner
     from rtm_kernels.pretrained import known_models
 
-    models = []
+    models: list[dict[str, Any]] = []
     for name in known_models():
-        entry: dict[str, Any] = {"name": name, "arch": None, "parameters": None, "seq_len": None, "error": None}
+        found: dict[str, Any] = dict.fromkeys(("arch", "parameters", "seq_len", "error"))
         try:
             model = RecursiveReasoner.from_pretrained(name)
+            size = sum(p.numel() for p in model.parameters())
+            found |= {"arch": model.config.arch, "parameters": size, "seq_len": model.config.seq_len}
         except InputError as error:
-            entry["error"] = str(error)
-        else:
-            entry["parameters"] = sum(p.numel() for p in model.parameters())
-            entry |= {"arch": model.config.arch, "seq_len": model.config.seq_len}
-        models.append(entry)
+            found["error"] = str(error)
+        models.append({"name": name, **found})
     return models

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from rtm_kernels.cli.source import read_all
-from rtm_kernels.data.dataset import IGNORE_LABEL, PuzzleDataset
+from rtm_kernels.data.dataset import PuzzleDataset
+from rtm_kernels.data.loader import TestLoader
 from rtm_kernels.data.task import Task
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.train.configure import source_of
 from rtm_kernels.train.pools import load_pool, task_of_sources
 
+BATCH = 1024
+"""Examples of a data set that are read at a time."""
 MAX_ORIGINS = 40
 """Values of a csv file's source column that are still reported one by one."""
 
@@ -44,16 +48,11 @@ def read_labelled(paths: Sequence[Path], task: Task, limit: int | None) -> Label
         return parts[0]
     named = [str(path) for path, part in zip(paths, parts, strict=True) if part.names is not None]
     require(not named, "DATA", ", ".join(named), "a data set with puzzle identifiers is measured by itself")
-    parts = [
-        Labelled(part.inputs, part.labels, part.identifiers, [path.stem] * len(part.inputs))
-        for path, part in zip(paths, parts, strict=True)
-    ]
-    return Labelled(
-        np.concatenate([part.inputs for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate([part.identifiers for part in parts]),
-        [source for part in parts for source in part.sources],
+    stems = [path.stem for path, part in zip(paths, parts, strict=True) for _ in part.sources]
+    inputs, labels, identifiers = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("inputs", "labels", "identifiers")
     )
+    return Labelled(inputs, labels, identifiers, stems)
 
 
 def generated(assignments: Sequence[str], task: Task) -> Labelled:
@@ -88,15 +87,13 @@ def _folder(path: Path, task: Task, limit: int | None) -> Labelled:
     sizes = (dataset.metadata.seq_len, dataset.metadata.vocab_size)
     own = (task.seq_len, task.vocab_size)
     require(sizes == own, f"{path}: (seq_len, vocab_size)", sizes, f"the model's task {task.name} has {own}")
-    parts, sources = [], []
-    for name, examples in dataset.sets.items():
-        rows = np.arange(len(examples.inputs))[:limit]
-        examples.check_tokens(dataset.metadata, f"{dataset.name}/{name}", rows)
-        owners = np.repeat(examples.puzzle_identifiers, np.diff(examples.puzzle_indices))
-        parts.append((examples.inputs[rows], examples.labels[rows].astype(np.int32), owners[rows]))
-        sources += [name] * len(rows)
-    inputs, labels, identifiers = (np.concatenate(arrays)[:limit] for arrays in zip(*parts, strict=True))
-    if dataset.metadata.ignore_label_id is not None:
-        labels[labels == dataset.metadata.ignore_label_id] = IGNORE_LABEL
+    parts, sources = [], list[str]()
+    for batch in TestLoader(dataset, BATCH):
+        size = min(batch.size, sys.maxsize if limit is None else limit - len(sources))
+        parts.append([batch.arrays[name][:size] for name in ("inputs", "labels", "puzzle_identifiers")])
+        sources += [batch.set_name] * size
+        if len(sources) == limit:
+            break
+    inputs, labels, identifiers = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     names = dataset.identifiers() if dataset.metadata.num_puzzle_identifiers > 1 else None
-    return Labelled(inputs, labels, identifiers, sources[:limit], names)
+    return Labelled(inputs, labels, identifiers, sources, names)

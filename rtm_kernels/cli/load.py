@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from typing import Any
 
 import torch
 
@@ -28,16 +29,26 @@ def load_solver(options: SolverOptions, *, model: str | None = None, batch_invar
         atexit.register(leave)
         if rank > 0:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
-    found = f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     return kind(
         RecursiveReasoner.from_pretrained(model or options.model),
-        policy=options.halt,
-        max_steps=options.max_steps,
-        min_steps=options.min_steps,
-        batch_size=options.batch_size,
-        device=options.device or found,
-        executor=options.executor,
-        precision=options.precision,
+        **solver_arguments(options, rank),
         batch_invariant=batch_invariant,
-        rollouts=Rollouts(options.rollouts, options.noise, options.seed, options.rollout_kind),
     )
+
+
+def solver_arguments(options: SolverOptions, rank: int = 0) -> dict[str, Any]:
+    return {
+        "policy": options.halt,
+        "max_steps": options.max_steps,
+        "min_steps": options.min_steps,
+        "batch_size": options.batch_size,
+        "device": options.device or default_device(rank),
+        "executor": options.executor,
+        "precision": options.precision,
+        "rollouts": Rollouts(options.rollouts, options.noise, options.seed, options.rollout_kind),
+    }
+
+
+def default_device(rank: int = 0) -> str:
+    """CUDA where there is one, shared out by rank, else the CPU."""
+    return f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"

@@ -7,26 +7,21 @@ from typing import Annotated
 import typer
 
 from rtm_kernels import __version__
-from rtm_kernels.cli.convert import convert
 from rtm_kernels.cli.data import data
 from rtm_kernels.cli.evaluate import evaluate
-from rtm_kernels.cli.group import Group
+from rtm_kernels.cli.group import Group, group_of
 from rtm_kernels.cli.info import info
 from rtm_kernels.cli.mcp import mcp
-from rtm_kernels.cli.run import run
+from rtm_kernels.cli.official import convert, run
 from rtm_kernels.cli.serve import serve
 from rtm_kernels.cli.solve import solve
 from rtm_kernels.cli.trace import app as trace
 from rtm_kernels.cli.train import train
 
-app = typer.Typer(
-    cls=Group,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Solve puzzles with recursive reasoning models, and look at how they do it.",
-)
+app = group_of(
+    "Solve puzzles with recursive reasoning models, and look at how they do it.",
+    cls=Group, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
 
 
 def version(wanted: bool) -> None:

@@ -5,70 +5,53 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-MODEL, HALTING = "Model and machine", "Halting and further runs"
+machine, halting = (
+    partial(typer.Option, rich_help_panel=name) for name in ("Model and machine", "Halting and further runs")
+)
 
-Model = Annotated[
-    str,
-    typer.Option("--model", "-m", help="Bundled name, folder, or hub id.", metavar="MODEL", rich_help_panel=MODEL),
-]
-BatchSize = Annotated[int, typer.Option(help="Puzzles that are computed together.", metavar="N", rich_help_panel=MODEL)]
-Device = Annotated[
-    str | None,
-    typer.Option(help="cpu or cuda; default cuda where there is one.", metavar="DEVICE", rich_help_panel=MODEL),
-]
-Executor = Annotated[
-    str, typer.Option(help="auto, or one that `rtm info` lists.", metavar="NAME", rich_help_panel=MODEL)
-]
+Model = Annotated[str, machine("--model", "-m", help="Bundled name, folder, or hub id.", metavar="MODEL")]
+BatchSize = Annotated[int, machine(help="Puzzles that are computed together.", metavar="N")]
+Device = Annotated[str | None, machine(help="cpu or cuda; default cuda where there is one.", metavar="DEVICE")]
+Executor = Annotated[str, machine(help="auto, or one that `rtm info` lists.", metavar="NAME")]
 Precision = Annotated[
     str,
-    typer.Option(
-        help="Number format of matrix products on a CPU: float32, or the faster bfloat16 and int8.",
-        metavar="FORMAT", rich_help_panel=MODEL,
-    ),
+    machine(help="Number format of matrix products on a CPU: float32, or the faster bfloat16 and int8.",
+            metavar="FORMAT"),
 ]  # fmt: skip
 MaxSteps = Annotated[
-    int | None,
-    typer.Option(
-        help="Most ACT steps per puzzle; default as the model was trained.", metavar="N", rich_help_panel=HALTING
-    ),
+    int | None, halting(help="Most ACT steps per puzzle; default as the model was trained.", metavar="N")
 ]
-MinSteps = Annotated[int, typer.Option(help="Fewest ACT steps per puzzle.", metavar="N", rich_help_panel=HALTING)]
+MinSteps = Annotated[int, halting(help="Fewest ACT steps per puzzle.", metavar="N")]
 Halt = Annotated[
     str,
-    typer.Option(
-        help="When a puzzle stops: verified (the rules confirm its answer), q[=P], q_continue[=P], "
-        "settle[=N or N/TOL], cumulative, "
-        "cumulative_token, several joined by +, or fixed (always all steps).",
-        metavar="POLICY", rich_help_panel=HALTING,
-    ),
+    halting(help="When a puzzle stops: verified (the rules confirm its answer), q[=P], q_continue[=P], "
+            "settle[=N or N/TOL], cumulative, cumulative_token, several joined by +, or fixed (always all steps).",
+            metavar="POLICY"),
 ]  # fmt: skip
 Rollouts = Annotated[
     int,
-    typer.Option(
-        help="Most runs per puzzle. Further runs start when the first one is not confirmed, and end when one is.",
-        metavar="K", rich_help_panel=HALTING,
-    ),
+    halting(help="Most runs per puzzle. Further runs start when the first one is not confirmed, and end when one is.",
+            metavar="K"),
 ]  # fmt: skip
 Kind = Annotated[
     str,
-    typer.Option(
-        "--rollout-kind",
-        help="What differs in further runs: guesses (some of the model's own answers are pinned), twins (a symmetric "
-        "puzzle is solved instead), noise, or auto (the first of these that the task allows).",
-        metavar="KIND", rich_help_panel=HALTING,
-    ),
+    halting("--rollout-kind", metavar="KIND",
+            help="What differs in further runs: guesses (some of the model's own answers are pinned), twins (a "
+            "symmetric puzzle is solved instead), noise, or auto (the first of these that the task allows)."),
 ]  # fmt: skip
-Noise = Annotated[
-    float,
-    typer.Option(
-        help="Standard deviation of the noise on latents, whose rms is 1.", metavar="SIGMA", rich_help_panel=HALTING
-    ),
+Noise = Annotated[float, halting(help="Standard deviation of the noise on latents, whose rms is 1.", metavar="SIGMA")]
+Seed = Annotated[int, halting(help="Seed of further runs.", metavar="SEED")]
+Host = Annotated[str, typer.Option(help="Address; any but loopback needs a token.", metavar="HOST")]
+Port = Annotated[int, typer.Option(help="Port; 0 takes a free one.", metavar="PORT")]
+TokenFile = Annotated[
+    Path | None, typer.Option(help="File that holds the token; else the variable RTM_TOKEN.", metavar="FILE")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of further runs.", metavar="SEED", rich_help_panel=HALTING)]
 Limit = Annotated[int | None, typer.Option(help="Read only the first N puzzles.", metavar="N")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, nothing else.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]

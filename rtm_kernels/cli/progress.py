@@ -57,7 +57,6 @@ class DepthProgress(Progress):
         self.show(self.done + 1, f"{speed:.1f} puzzles/s, {self.verified} verified")
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """The bar, then the histogram."""
         yield from super().get_renderables()
         yield Text("steps and how many puzzles took them", style="dim")
         yield Text("\n".join(bars(self.depths, self.solid)))

@@ -42,7 +42,6 @@ def print_grid(console: Console, task: Task, solution: Solution, title: str) -> 
 
 
 def headline(task: Task, solution: Solution) -> str:
-    """How a puzzle ended, in one line."""
     steps = f"{solution.steps} step{'s' * (solution.steps != 1)}"
     if solution.status == "verified":
         return f"verified after {steps}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rtm_kernels.cli.options import Device, Executor, Halt
+from rtm_kernels.cli.options import Device, Executor, Halt, Host, Port, TokenFile
 
 if TYPE_CHECKING:
     from rtm_kernels.serve.front import Front
@@ -28,23 +28,20 @@ def serve(
             show_default="sudoku",
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address; any but loopback needs a token.", metavar="HOST")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", metavar="PORT")] = 8000,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help="File that holds the token; else the variable RTM_TOKEN.", metavar="FILE"),
-    ] = None,
-    slots: Annotated[int, typer.Option(help="Puzzles of a model in the batch at a time.", metavar="N")] = 16,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    token_file: TokenFile = None,
+    slots: Annotated[int, typer.Option(help="Puzzles in the batch of each model.", metavar="N")] = 16,
     device: Device = None,
     executor: Executor = "auto",
     halt: Halt = "verified",
-    batch_invariant: Annotated[bool, typer.Option(help="The same bits whatever else is in the batch.")] = True,
+    batch_invariant: Annotated[bool, typer.Option(help="Results do not depend on what else is in the batch.")] = True,
     json_lines: Annotated[bool, typer.Option("--json", help="Log as JSON lines on standard error.")] = False,
 ) -> None:
     """Serve models over HTTP: solve, stream, models, health, metrics.
 
-    On SIGTERM no more requests are taken and those at work are finished. When
-    the solver fails, the process ends, for its supervisor to start it again.
+    On SIGTERM the server finishes the requests it has and takes no more. If the
+    solver fails, the process exits, so that its supervisor can start it again.
 
     Exit code: 0 after SIGTERM or Ctrl-C, 2 when it cannot start or fails.
 
@@ -76,8 +73,7 @@ def serve(
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, end_at_once)
     with bind(host, port, token) as bound:
-        import torch
-
+        from rtm_kernels.cli.load import default_device
         from rtm_kernels.engine import Solver
         from rtm_kernels.model import RecursiveReasoner
         from rtm_kernels.serve.front import Front
@@ -89,7 +85,7 @@ def serve(
             require(cells <= limits.cells, f"model {name}", f"{cells} cells", f"at most {limits.cells} are served")
             solvers[name] = Solver(
                 found, policy=halt, max_steps=limits.steps, batch_size=slots, executor=executor,
-                device=device or ("cuda" if torch.cuda.is_available() else "cpu"), batch_invariant=batch_invariant,
+                device=device or default_device(), batch_invariant=batch_invariant,
             )  # fmt: skip
         front = Front(solvers, limits)
         bound.listen()
@@ -113,7 +109,6 @@ def split_name(text: str) -> tuple[str, str]:
 
 
 def print_start(address: str, front: Front, guarded: bool) -> None:
-    """The address, the models and the limits as a table on standard error."""
     from rich.console import Console
 
     from rtm_kernels.cli.report import print_table

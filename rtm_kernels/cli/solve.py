@@ -15,8 +15,6 @@ from rtm_kernels.cli.group import ALL_VERIFIED, BAD_INPUT, NOT_ALL_VERIFIED, com
 from rtm_kernels.cli.options import Json, Limit, Puzzles, SolverOptions, with_solver_options
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from rtm_kernels.data.task import Puzzle
     from rtm_kernels.engine import Solution, Solver
 
@@ -80,7 +78,9 @@ def solve(
     if stats is not None:
         stats.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     complain_about(solutions)
-    raise typer.Exit(exit_code(solutions))
+    statuses = {solution.status for solution in solutions}
+    verified = ALL_VERIFIED if statuses <= {"verified"} else NOT_ALL_VERIFIED
+    raise typer.Exit(BAD_INPUT if "invalid" in statuses else verified)
 
 
 def in_order(solver: Solver, puzzles: list[Puzzle]) -> Iterator[Solution]:
@@ -132,14 +132,6 @@ def summary(
     }
 
 
-def exit_code(solutions: list[Solution]) -> int:
-    """0 when all are verified, 2 when one could not be read, else 1."""
-    statuses = {solution.status for solution in solutions}
-    if "invalid" in statuses:
-        return BAD_INPUT
-    return ALL_VERIFIED if statuses <= {"verified"} else NOT_ALL_VERIFIED
-
-
 def complain_about(solutions: list[Solution]) -> None:
     """One line for each puzzle that could not be read, and one for the rest of many."""
     errors = [solution.error for solution in solutions if solution.error is not None]
@@ -150,23 +142,17 @@ def complain_about(solutions: list[Solution]) -> None:
 
 
 def print_report(solver: Solver, solutions: list[Solution], figures: dict[str, Any], show: int) -> None:
-    """The first grids, then the summary, on standard output."""
+    """The first grids, then counts, depth and speed, on standard output."""
     from rich.console import Console
 
-    from rtm_kernels.cli.report import print_grid
+    from rtm_kernels.cli.report import bars, print_grid, print_table, solid
 
-    console = Console(highlight=False)
+    console, count = Console(highlight=False), len(solutions)
     readable = [(i, s) for i, s in enumerate(solutions, start=1) if s.status != "invalid"]
     for i, solution in readable[: max(0, show)]:
-        print_grid(console, solver.task, solution, f"puzzle {i} of {len(solutions)}")
-    if readable:
-        print_summary(console, solver, len(solutions), figures)
-
-
-def print_summary(console: Console, solver: Solver, count: int, figures: dict[str, Any]) -> None:
-    """Counts, depth and speed."""
-    from rtm_kernels.cli.report import bars, print_table, solid
-
+        print_grid(console, solver.task, solution, f"puzzle {i} of {count}")
+    if not readable:
+        return
     statuses: dict[str, int] = figures["statuses"]
     verified, joules = statuses.get("verified", 0), figures["joules_per_puzzle"]
     further = f", {n} of them by further runs" if (n := figures["by_further_rollouts"]) else ""

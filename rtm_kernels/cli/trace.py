@@ -8,18 +8,14 @@ from typing import Annotated
 
 import typer
 
-from rtm_kernels.cli.group import BAD_INPUT, complain
+from rtm_kernels.cli.group import BAD_INPUT, complain, group_of
 from rtm_kernels.cli.options import Json, Limit, Puzzles, SolverOptions, with_solver_options
 
 IDENTICAL, DIFFERS = 0, 1
 
 TraceFile = Annotated[Path, typer.Argument(help="A file that `rtm trace record` wrote.", metavar="TRACE")]
 
-app = typer.Typer(
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Record every step of a model, replay it bit for bit, and show it.",
-)
+app = group_of("Record every step of a model, replay it bit for bit, and show it.")
 
 
 @app.command()
@@ -53,10 +49,9 @@ def record(
     traced = [solution for solution in solutions if solution.status != "invalid"]
     steps = sum(solution.steps for solution in traced)
     verified = sum(solution.status == "verified" for solution in traced)
-    if json_object:
-        typer.echo(json.dumps({"trace": str(out), "puzzles": len(traced), "verified": verified, "steps": steps}))
-    else:
-        typer.echo(f"{out}: {len(traced)} puzzles, {verified} verified, {steps} steps; rtm trace view {out}")
+    report = {"trace": str(out), "puzzles": len(traced), "verified": verified, "steps": steps}
+    line = f"{out}: {len(traced)} puzzles, {verified} verified, {steps} steps; rtm trace view {out}"
+    typer.echo(json.dumps(report) if json_object else line)
     complain_about(solutions)
     if len(traced) < len(solutions):
         raise typer.Exit(BAD_INPUT)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -152,42 +153,31 @@ def finish(outcome: Outcome, folder: Path, preset: str, json_object: bool) -> No
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """The results of a run, as a table."""
     from rtm_kernels.cli.report import print_result
 
-    curve = summary["exact_accuracy_by_step"]
-    marks = [n for n in (1, 2, 4, 8, 16) if n <= len(curve)]
+    curve, best, model = summary["exact_accuracy_by_step"], summary["best"], summary["model"]
     unseen = "no test puzzles"
     if curve:
         unseen = f"{100 * summary['exact_accuracy']:.2f} % of {summary['unseen_puzzles']} {summary['unseen']}"
-    speed = f", {summary['steps_per_second']} steps/s" if summary["steps_per_second"] else ""
-    speed += f", {summary['samples_per_second']:.0f} samples/s" if "samples_per_second" in summary else ""
-    speed += f", {summary['joules']:.0f} J" if "joules" in summary else ""
-    best = summary["best"]
-    trends = {
-        name: ", ".join(f"{n}: {values[n - 1]:.3f}" for n in marks) or "-"
-        for name, values in (("halt confidence", summary["halt_confidence_by_step"]),
-                             ("latent delta", summary["latent_delta_by_step"])) if values
-    }  # fmt: skip
+    units = {"steps_per_second": "steps/s", "samples_per_second": "samples/s", "joules": "J"}
+    speed = [f"{summary[name]:.4g} {unit}" for name, unit in units.items() if summary.get(name)]
+    by_step = [f"{n}: {100 * curve[n - 1]:.2f} %" for n in (1, 2, 4, 8, 16) if n <= len(curve)]
     rows = {
         "exact on unseen puzzles": unseen,
         "best": f"{100 * best['exact_accuracy']:.2f} % after step {best['step']}, {best['model']}" if best else "-",
-        "depths in training": ", ".join(f"{d}: {n}" for d, n in summary["depth_histogram"].items()) or "-",
-        "by ACT steps": ", ".join(f"{n}: {100 * curve[n - 1]:.2f} %" for n in marks) or "-",
-        **trends,
+        "by ACT steps": ", ".join(by_step) or "-",
         "training loss": "-" if summary["loss"] is None else f"{summary['loss']:.4f} (mean of the last 50 steps)",
         "steps": f"{summary['steps']}, {summary['skipped_steps']} of them skipped",
-        "time": f"{summary['seconds']:.0f} s{speed}",
-        "model": f"{summary['model']}, {summary['parameters']:,} parameters",
+        "time": ", ".join([f"{summary['seconds']:.0f} s", *speed]),
+        "model": f"{model}, {summary['parameters']:,} parameters",
         "picture": summary["picture"] or "none",
-        "again": f"rtm eval {summary['unseen_data']} --model {Path(summary['model']).parent}" if curve else "-",
-        "next": f"rtm solve --model {summary['model']} PUZZLES",
+        "again": f"rtm eval {summary['unseen_data']} --model {Path(model).parent}" if curve else "-",
+        "next": f"rtm solve --model {model} PUZZLES",
     }
     print_result(summary, rows, as_json=False)
 
 
 def list_presets(json_object: bool) -> None:
-    """Print the names of the recipes, what each is, and its size."""
     from rtm_kernels.cli.report import print_result
     from rtm_kernels.train.recipe import ABOUT, PRESETS
 
@@ -201,11 +191,10 @@ class Console:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.recent: list[tuple[float, float, float]] = []
+        self.recent: list[Metrics] = []
         self.unseen = "-"
 
     def start(self, trainer: Trainer) -> None:
-        """Show where the run starts."""
         from rtm_kernels.cli.progress import Progress
 
         self.started, self.first = time.monotonic(), trainer.step_count
@@ -220,24 +209,19 @@ class Console:
 
     def log(self, trainer: Trainer, metrics: Metrics) -> None:
         """Show the means of the last 50 steps, the last test accuracy and the speed."""
-        self.recent = [*self.recent[-49:], (metrics["loss"], metrics.get("exact_accuracy", 0.0), metrics["count"])]
-        seen = sum(count for *_, count in self.recent)
-        exact = f"{100 * sum(a * count for _, a, count in self.recent) / seen:.1f} %" if seen else "-"
+        self.recent = [*self.recent[-49:], metrics]
+        seen = sum(m["count"] for m in self.recent)
+        exact = sum(m.get("exact_accuracy", 0.0) * m["count"] for m in self.recent)
         if "test_exact_accuracy" in metrics:
             self.unseen = f"{100 * metrics['test_exact_accuracy']:.2f} %"
         elapsed, steps = max(1e-9, time.monotonic() - self.started), trainer.step_count - self.first
+        left = (trainer.recipe.total_steps - trainer.step_count) * elapsed / steps
         parts = [
-            f"loss {sum(loss for loss, *_ in self.recent) / len(self.recent):.4f}", f"exact {exact}",
+            f"loss {fmean(m['loss'] for m in self.recent):.4f}", f"exact {100 * exact / seen:.1f} %" if seen else "",
             f"unseen {self.unseen}", f"{steps / elapsed:.2f} steps/s",
+            "" if self.progress.console.is_terminal else f"{left:.0f} s left",
         ]  # fmt: skip
-        if "samples_per_second" in metrics:
-            parts.append(f"{metrics['samples_per_second']:.0f} samples/s")
-        if trainer.device.type == "cuda" and "tflops" in metrics:
-            parts.append(f"{metrics['tflops']:.1f} TFLOP/s")
-        if not self.progress.console.is_terminal:
-            parts.append(f"{(trainer.recipe.total_steps - trainer.step_count) * elapsed / steps:.0f} s left")
-        self.progress.show(trainer.step_count, ", ".join(parts))
+        self.progress.show(trainer.step_count, ", ".join(filter(None, parts)))
 
     def finish(self, trainer: Trainer) -> None:
-        """Leave the last state of the bar on the screen."""
         self.progress.stop()

@@ -26,16 +26,13 @@ Puzzles = Mapping[str, Mapping[str, list[Example]]]
 """Name -> `train` and `test` -> pairs of input and output grids."""
 
 
-def encode_grid(grid: np.ndarray, row: int = 0, column: int = 0) -> np.ndarray:
+def encode_grid(grid: object, row: int = 0, column: int = 0) -> np.ndarray:
     """Tokens uint8 [900] of a grid [h, w] of colours 0..9 put at (row, column): colour + 2, an edge of EOS, else 0."""
-    return _placed(check_grid("grid", grid), row, column)
-
-
-def _placed(grid: np.ndarray, row: int, column: int) -> np.ndarray:
-    height, width = grid.shape
+    cells = check_grid("grid", grid)
+    height, width = cells.shape
     require(0 <= row <= SIDE - height and 0 <= column <= SIDE - width, "offset", (row, column), "the grid has to fit")
     canvas = np.full((SIDE, SIDE), PAD, dtype=np.uint8)
-    canvas[row : row + height, column : column + width] = grid + 2
+    canvas[row : row + height, column : column + width] = cells + 2
     if row + height < SIDE:
         canvas[row + height, column : column + width] = EOS
     if column + width < SIDE:
@@ -122,13 +119,7 @@ class Arc(Task):
         for row in rows:
             digits = row.isascii() and row.isdigit()
             require(digits, "grid row", row[:40], "expected digits 0 to 9, with / between rows")
-        width = len(rows[0])
-        if any(len(row) != width for row in rows):
-            raise InputError("grid is not allowed: its rows differ in length")
-        fits = width <= SIDE and len(rows) <= SIDE
-        require(fits, "grid.shape", (len(rows), width), f"expected 1 to {SIDE} rows and columns")
-        cells = np.frombuffer("".join(rows).encode("ascii"), dtype=np.uint8) - np.uint8(ord("0"))
-        return _placed(cells.reshape(len(rows), width), 0, 0)
+        return encode_grid([[*map(int, row)] for row in rows])
 
     def decode(self, tokens: np.ndarray) -> str:
         return "/".join("".join(map(str, row)) for row in decode_grid(tokens).tolist())
@@ -144,9 +135,8 @@ class Arc(Task):
         return (answer if answer is not None else puzzle).replace("/", "\n")
 
 
-def read_arc(path: str | os.PathLike[str], solutions: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """Puzzles of a folder with one JSON file each, or of one file NAME_challenges.json and its solutions, which are
-    NAME_solutions.json beside it where no other file is given.
+def read_arc(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Puzzles of a folder of JSON files, or of a file NAME_challenges.json and NAME_solutions.json beside it.
 
     Test outputs that no file gives are left out. Raises `InputError` naming the file, puzzle and grid.
     """
@@ -155,9 +145,7 @@ def read_arc(path: str | os.PathLike[str], solutions: str | os.PathLike[str] | N
     require(bool(files), str(folder), "no .json file", "expected a folder of them, one for each puzzle")
     raw = {file.stem: _load(file) for file in files} if folder.is_dir() else _load(folder)
     beside = folder.with_name(folder.name.replace(CHALLENGES, SOLUTIONS))
-    if solutions is None and folder.name.endswith(CHALLENGES) and beside.is_file():
-        solutions = beside
-    outputs = _load(Path(solutions)) if solutions is not None else {}
+    outputs = _load(beside) if folder.name.endswith(CHALLENGES) and beside.is_file() else {}
     puzzles: dict[str, dict[str, list[Example]]] = {}
     for name, puzzle in raw.items():
         try:

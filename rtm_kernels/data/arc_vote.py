@@ -73,10 +73,6 @@ class Votes:
         puzzle, augmentation = Augmentation.from_name(self.names[identifier])
         return (puzzle, _key(augmentation.invert(decode_grid(tokens)))), augmentation
 
-    def ranked(self, key: Key) -> list[np.ndarray]:
-        """The answers to a test input, best first."""
-        return [grid for grid, _, _ in self._answers[key].ranked()]
-
     def pass_at(self, ks: Sequence[int] = PASS_AT, *, tried: bool = False) -> dict[int, float]:
         """For each k the mean over puzzles of the share of test inputs whose solution is among the first k answers;
         with `tried` only over test inputs of which a twin was run."""
@@ -84,7 +80,7 @@ class Votes:
         for key, truth in self._truth.items():
             if tried and key not in self._tried:
                 continue
-            ranked = [_key(grid) for grid in self.ranked(key)]
+            ranked = [_key(grid) for grid, _, _ in self._answers[key].ranked()]
             place = ranked.index(truth) if truth in ranked else len(ranked)
             shares.setdefault(key[0], []).append([place < min(k, len(ranked)) for k in ks])
         means = [np.mean(tests, axis=0) for tests in shares.values()]
@@ -93,8 +89,8 @@ class Votes:
     def submission(self) -> dict[str, list[dict[str, list[list[int]]]]]:
         """Per puzzle and test input the best two answers, in the format of the ARC prize; `[[0]]` where none is."""
         found: dict[str, list[dict[str, list[list[int]]]]] = {}
-        for key in self._answers:
-            best: list[list[list[int]]] = [grid.tolist() for grid in self.ranked(key)[:ATTEMPTS]]
+        for key, tally in self._answers.items():
+            best: list[list[list[int]]] = [grid.tolist() for grid, _, _ in tally.ranked()[:ATTEMPTS]]
             best += [best[-1] if best else [[0]]] * (ATTEMPTS - len(best))
             found.setdefault(key[0], []).append({f"attempt_{i}": grid for i, grid in enumerate(best, start=1)})
         return found

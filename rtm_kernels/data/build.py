@@ -13,7 +13,7 @@ from rtm_kernels.data.dataset import Examples
 from rtm_kernels.data.maze import Maze, check_side, dihedral_indices
 from rtm_kernels.data.sudoku import Sudoku, read_boards, solve_missing
 from rtm_kernels.data.task import Pair, Puzzle, Task
-from rtm_kernels.data.write import write_splits
+from rtm_kernels.data.write import write_dataset
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.files import StrPath
 
@@ -52,10 +52,10 @@ def build_sudoku(
     train = [(pair[0][kept], pair[1][kept])]
     train += [task.augment(*train[0], rng) for _ in range(augmentations)]
     inputs, labels = (np.stack(part, axis=1).reshape(-1, task.seq_len) for part in zip(*train, strict=True))
-    splits = {"train": Examples.of_single(inputs, labels, 1 + augmentations), "test": Examples.of_single(*tested)}
     made_by = {"builder": "sudoku", "source": _name(source), "test": _name(test), "size": size, "subsample": subsample,
                "augmentations": augmentations, "min_rating": min_rating, "seed": seed}  # fmt: skip
-    write_splits(out, splits, task.vocab_size, made_by, overwrite)
+    splits = {"train": Examples.of_single(inputs, labels, 1 + augmentations), "test": Examples.of_single(*tested)}
+    write_dataset(out, splits, task.vocab_size, made_by=made_by, overwrite=overwrite)
     return {"train": len(inputs), "test": len(tested[0]), "twins_dropped": dropped}
 
 
@@ -81,10 +81,10 @@ def build_maze(
     kept, tested, dropped = _divide(task, pair, test if isinstance(test, int) else _mazes(test, side), rng)
     views = dihedral_indices(side) if augmented else dihedral_indices(side)[:1]
     inputs, labels = (part[kept][:, views].reshape(-1, side * side) for part in pair)
-    splits = {"train": Examples.of_single(inputs, labels, len(views)), "test": Examples.of_single(*tested)}
     made_by = {"builder": "maze", "source": _name(source), "test": _name(test), "side": side, "augmented": augmented,
                "seed": seed}  # fmt: skip
-    write_splits(out, splits, task.vocab_size, made_by, overwrite)
+    splits = {"train": Examples.of_single(inputs, labels, len(views)), "test": Examples.of_single(*tested)}
+    write_dataset(out, splits, task.vocab_size, made_by=made_by, overwrite=overwrite)
     return {"train": len(inputs), "test": len(tested[0]), "twins_dropped": dropped}
 
 
@@ -133,19 +133,12 @@ def _divide(task: Task, pair: Pair, test: Pair | int, rng: np.random.Generator) 
         rest = np.setdiff1d(np.arange(len(keys)), held_out)
     else:
         test_keys, rest = task.keys(*test), np.arange(len(keys))
-    kept = _without_twins(keys, rest, test_keys)
+    # of twins the first one stays
+    first = np.sort(rest[np.unique(keys[rest], return_index=True)[1]])
+    seen = set(test_keys.tolist())
+    kept = np.array([row for row in first.tolist() if keys[row] not in seen])
+    require(len(kept) > 0, "source", "nothing", "every training puzzle is a twin of a test puzzle")
     return kept, test, len(rest) - len(kept)
-
-
-def _without_twins(keys: np.ndarray, rows: np.ndarray, test_keys: np.ndarray) -> np.ndarray:
-    """Those of `rows` that are no twin of a test puzzle or of an earlier row."""
-    seen, kept = set(test_keys.tolist()), []
-    for row in rows.tolist():
-        if keys[row] not in seen:
-            seen.add(keys[row])
-            kept.append(row)
-    require(bool(kept), "source", "nothing", "every training puzzle is a twin of a test puzzle")
-    return np.array(kept)
 
 
 def _name(source: Boards | int) -> str | int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from rtm_kernels.data.arc import COLOURS, SIDE, Augmentation, Example, Puzzles, encode_grid
 from rtm_kernels.data.dataset import Examples
-from rtm_kernels.data.write import write_splits
+from rtm_kernels.data.write import write_dataset
 from rtm_kernels.errors import BackendUnavailable, InputError, require
 from rtm_kernels.files import StrPath
 
@@ -53,7 +53,7 @@ def build_arc(
                 rows[part].end_group()
     made_by = {"builder": "arc", "augmentations": augmentations, "seed": seed}
     splits = {part: built.examples() for part, built in rows.items()}
-    write_splits(out, splits, COLOURS + 2, made_by, overwrite, names)
+    write_dataset(out, splits, COLOURS + 2, made_by=made_by, identifiers=names, overwrite=overwrite)
     return {"train": len(splits["train"].inputs), "test": len(splits["test"].inputs), "identifiers": len(names)}
 
 
@@ -86,10 +86,9 @@ class _Rows:
             self.groups.append(len(self.identifiers))
 
     def examples(self) -> Examples:
+        tokens = (np.array(grids, dtype=np.uint8).reshape(-1, SIDE * SIDE) for grids in (self.inputs, self.labels))
         index = (np.array(values, dtype=np.int32) for values in (self.identifiers, self.puzzles, self.groups))
-        empty = np.zeros((0, SIDE * SIDE), dtype=np.uint8)
-        return Examples(np.stack(self.inputs or [empty[:0]]).reshape(-1, SIDE * SIDE),
-                        np.stack(self.labels or [empty[:0]]).reshape(-1, SIDE * SIDE), *index)  # fmt: skip
+        return Examples(*tokens, *index)
 
 
 def _augmentations(parts: Mapping[str, list[Example]], count: int, rng: np.random.Generator) -> list[Augmentation]:

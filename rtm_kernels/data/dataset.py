@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from rtm_kernels.errors import InputError, require
 from rtm_kernels.files import StrPath, open_array, read_json
 
 IGNORE_LABEL = -100
-MAX_TOKENS = 1 << 16
+MAX_TOKENS, MAX_COUNT = 1 << 16, (1 << 31) - 1
 FIELDS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
 
 
@@ -34,17 +33,15 @@ class Metadata:
     sets: tuple[str, ...] = ("all",)
 
     def __post_init__(self) -> None:
-        counts = ("seq_len", "vocab_size", "pad_id", "num_puzzle_identifiers", "blank_identifier_id", "total_groups",
-                  "total_puzzles")  # fmt: skip
-        for name in counts:
-            require(type(getattr(self, name)) is int, name, getattr(self, name), "expected an integer")
-        limits = {
-            "seq_len": (1, MAX_TOKENS), "vocab_size": (1, MAX_TOKENS), "pad_id": (0, self.vocab_size - 1),
-            "num_puzzle_identifiers": (1, 2**31 - 1), "blank_identifier_id": (0, self.num_puzzle_identifiers - 1),
-            "total_groups": (0, 2**31 - 1), "total_puzzles": (0, 2**31 - 1),
+        limits: dict[str, tuple[int, int | str]] = {
+            "seq_len": (1, MAX_TOKENS), "vocab_size": (1, MAX_TOKENS), "pad_id": (0, "vocab_size"),
+            "num_puzzle_identifiers": (1, MAX_COUNT), "blank_identifier_id": (0, "num_puzzle_identifiers"),
+            "total_groups": (0, MAX_COUNT), "total_puzzles": (0, MAX_COUNT),
         }  # fmt: skip
-        for name, (least, most) in limits.items():
-            require(least <= getattr(self, name) <= most, name, getattr(self, name), f"expected {least} to {most}")
+        for name, (least, limit) in limits.items():
+            value, most = getattr(self, name), getattr(self, limit) - 1 if isinstance(limit, str) else limit
+            fits = type(value) is int and least <= value <= most
+            require(fits, name, value, f"expected an integer from {least} to {most}")
         mean, ignored = self.mean_puzzle_examples, self.ignore_label_id
         finite = type(mean) in (int, float) and math.isfinite(mean) and mean >= 0
         require(finite, "mean_puzzle_examples", mean, "expected a finite number")
@@ -63,6 +60,16 @@ class Metadata:
         sets = known.get("sets", ["all"])
         require(isinstance(sets, list), "sets", sets, "expected a list of names")
         return cls(**{**known, "sets": tuple(sets)})
+
+    @classmethod
+    def of(cls, examples: Examples, vocab_size: int, num_puzzle_identifiers: int = 1) -> Metadata:
+        """The metadata of one set of examples called `all`."""
+        puzzles = len(examples.puzzle_identifiers)
+        return cls(
+            seq_len=examples.inputs.shape[1], vocab_size=vocab_size, num_puzzle_identifiers=num_puzzle_identifiers,
+            total_groups=len(examples.group_indices) - 1, total_puzzles=puzzles,
+            mean_puzzle_examples=len(examples.inputs) / max(puzzles, 1),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -164,17 +171,3 @@ class PuzzleDataset:
         expected = f"expected a list of {self.metadata.num_puzzle_identifiers} names"
         require(fits and all(isinstance(n, str) for n in names), str(path), type(names).__name__, expected)
         return list(names)
-
-
-def describe(
-    sets: Mapping[str, Examples], vocab_size: int, num_puzzle_identifiers: int = 1, ignore_label_id: int | None = 0
-) -> Metadata:
-    """The metadata of sets of examples."""
-    every = list(sets.values())
-    puzzles = sum(len(e.puzzle_identifiers) for e in every)
-    return Metadata(
-        seq_len=every[0].inputs.shape[1], vocab_size=vocab_size, ignore_label_id=ignore_label_id,
-        num_puzzle_identifiers=num_puzzle_identifiers, total_groups=sum(len(e.group_indices) - 1 for e in every),
-        mean_puzzle_examples=sum(len(e.inputs) for e in every) / max(puzzles, 1), total_puzzles=puzzles,
-        sets=tuple(sets),
-    )  # fmt: skip

@@ -26,7 +26,7 @@ class Batch(NamedTuple):
 class _Loader:
     """This rank's share of global batches."""
 
-    def __init__(self, dataset: PuzzleDataset, batch_size: int, rank: int, world_size: int) -> None:
+    def __init__(self, dataset: PuzzleDataset, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
         require(batch_size >= 1, "batch_size", batch_size, "expected at least 1")
         require(0 <= rank < world_size, "rank", rank, f"expected 0 to world_size - 1 = {world_size - 1}")
         divides = batch_size % world_size == 0
@@ -80,7 +80,7 @@ class TrainLoader(_Loader):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        super().__init__(dataset, batch_size, rank, world_size)
+        super().__init__(dataset, batch_size, rank=rank, world_size=world_size)
         require(seed >= 0, "seed", seed, "expected 0 or more")
         require(epochs_per_pass >= 1, "epochs_per_pass", epochs_per_pass, "expected at least 1")
         self.seed, self.epochs_per_pass, self.augment = seed, epochs_per_pass, augment
@@ -164,9 +164,6 @@ class TestLoader(_Loader):
     """Every example once, set by set, in order; the last batch of a set is padded. `size` counts true examples."""
 
     __test__ = False
-
-    def __init__(self, dataset: PuzzleDataset, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(dataset, batch_size, rank, world_size)
 
     def __iter__(self) -> Iterator[Batch]:
         for name, examples in self.dataset.sets.items():

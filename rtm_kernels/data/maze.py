@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 
 import numpy as np
 
@@ -10,20 +11,18 @@ from rtm_kernels.data.task import Pair, Puzzle, Task, Twin, Verdict, register, r
 from rtm_kernels.data.text import MAX_LINE, csv_fields, header_columns, numbered_lines
 from rtm_kernels.errors import InputError, RTMError, require
 
-WALL, OPEN, START, GOAL, PATH = 1, 2, 3, 4, 5
+WALL, OPEN, START, GOAL, PATH = 1, 2, 3, 4, 5  # a path stands on those from START on
 VOCABULARY = "# SGo"
 SIDES = range(5, 65)
 """Sides of mazes to train on. A model's task is told by its sizes, and below these are those of a Sudoku of side 4."""
+WALL_SHARE = (0.28, 0.45)
+BATCH = 1024
+FRUITLESS_ROUNDS = 40
 
 
 def check_side(side: int) -> None:
     """Refuse a side that is none of `SIDES` (`InputError`)."""
     require(side in SIDES, "side", side, f"expected {SIDES[0]} to {SIDES[-1]}")
-
-
-WALL_SHARE = (0.28, 0.45)
-BATCH = 1024
-FRUITLESS_ROUNDS = 40
 
 
 def distances(free: np.ndarray, sources: np.ndarray) -> np.ndarray:
@@ -55,14 +54,6 @@ def shortest(mazes: np.ndarray) -> np.ndarray:
     return np.where(mazes == GOAL, steps, -1).max(axis=(1, 2))
 
 
-def path_steps(mazes: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """Steps from S to G along the marked cells, -1 where they do not lead or the maze is not kept; int64 [N]."""
-    marked = answers == PATH
-    kept = np.where(marked, mazes == OPEN, answers == mazes).all(axis=(1, 2))
-    steps = distances(marked | (mazes == START) | (mazes == GOAL), mazes == START)
-    return np.where(kept, np.where(mazes == GOAL, steps, -1).max(axis=(1, 2)), -1)
-
-
 def path_length(maze: np.ndarray, free: np.ndarray) -> int:
     """Steps from S to G of one maze [side, side] over the free cells, bool [side, side]; -1 where none lead there.
 
@@ -81,22 +72,6 @@ def path_length(maze: np.ndarray, free: np.ndarray) -> int:
         front = (front << 1 | front >> 1 | front << side + 1 | front >> side + 1) & left
         steps += 1
     return steps if front else -1
-
-
-def verify(mazes: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """Whether each answer keeps the maze and marks a shortest path; tokens [N, side, side] twice, bool [N].
-
-    On a shortest path every marked cell has two neighbours on the path, and S and G have one; with that shape and
-    as many marked cells as a shortest path has, there is room neither for a detour nor for a stray cell.
-    """
-    marked = answers == PATH
-    kept = np.where(marked, mazes == OPEN, answers == mazes).all(axis=(1, 2))
-    on_path = marked | (mazes == START) | (mazes == GOAL)
-    wanted = np.where(marked, 2, np.where(on_path, 1, 0))
-    shaped = np.where(on_path, _neighbours(on_path) == wanted, True).all(axis=(1, 2))
-    found = kept & shaped
-    found[found] = shortest(mazes[found]) == marked[found].sum(axis=(1, 2)) + 1
-    return found
 
 
 def generate(
@@ -218,7 +193,7 @@ class Maze(Task):
         if len(changed):
             row, column = (changed[0] + 1).tolist()
             return Verdict(False, f"the cell in row {row}, column {column} does not keep the maze")
-        length = path_length(maze, path | (maze == START) | (maze == GOAL))
+        length = path_length(maze, marked >= START)
         if length < 0:
             return Verdict(False, "the marked cells do not lead from S to G")
         best, stray = path_length(maze, maze != WALL), int(path.sum()) + 1 - length
@@ -233,17 +208,27 @@ class Maze(Task):
 
         An answer that does not keep the maze, or cannot be read, has no path. `verify` asks for a shortest one.
         """
-        maze = self._field(self.encode(puzzle))
-        best = int(shortest(maze)[0])
-        try:
-            marked = self._field(self.encode(answer or ""))
-        except InputError:
-            return None, best if best > 0 else None
-        found = int(path_steps(maze, marked)[0])
-        return found if found > 0 else None, best if best > 0 else None
+        maze = self._field(self.encode(puzzle))[0]
+        length, best = -1, path_length(maze, maze != WALL)
+        with suppress(InputError):
+            marked = self._field(self.encode(answer or ""))[0]
+            if np.where(marked == PATH, maze == OPEN, marked == maze).all():
+                length = path_length(maze, marked >= START)
+        return length if length > 0 else None, best if best > 0 else None
 
     def verify_tokens(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
-        return verify(self._field(inputs), self._field(answers))
+        """`verify` over tokens [N, side * side], as bool [N].
+
+        On a shortest path every marked cell has two neighbours on the path, and S and G have one; with that shape and
+        as many marked cells as a shortest path has, there is room neither for a detour nor for a stray cell.
+        """
+        mazes, answers = self._field(inputs), self._field(answers)
+        marked, on_path = answers == PATH, answers >= START
+        kept = np.where(marked, mazes == OPEN, answers == mazes).all(axis=(1, 2))
+        wanted = np.where(marked, 2, 1)
+        found = kept & np.where(on_path, _neighbours(on_path) == wanted, True).all(axis=(1, 2))
+        found[found] = shortest(mazes[found]) == marked[found].sum(axis=(1, 2)) + 1
+        return found
 
     def parse(self, source: str | Iterable[str], errors: str = "raise") -> Iterator[Puzzle]:
         """Mazes: csv with a header (`question,answer`), one maze per line, or grids of one line per row."""

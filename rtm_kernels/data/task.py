@@ -12,9 +12,6 @@ import numpy as np
 from rtm_kernels.data.text import named, numbered_lines
 from rtm_kernels.errors import InputError, one_of, printable, require
 
-__all__ = ["PAD", "Generators", "Pair", "Puzzle", "Task", "Verdict", "find_tasks", "get_task", "has_task", "register",
-           "task_names"]  # fmt: skip
-
 PAD = 0
 Pair = tuple[np.ndarray, np.ndarray]
 Twin = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]

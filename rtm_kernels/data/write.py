@@ -9,43 +9,41 @@ from pathlib import Path
 
 import numpy as np
 
-from rtm_kernels.data.dataset import FIELDS, Examples, Metadata, describe
+from rtm_kernels.data.dataset import FIELDS, Examples, Metadata
 from rtm_kernels.errors import require
 from rtm_kernels.files import StrPath, new_folder, sha256, write_json
 
 
 def write_dataset(
     out: StrPath,
-    splits: Mapping[str, tuple[Metadata, Mapping[str, Examples]]],
+    splits: Mapping[str, Examples],
+    vocab_size: int,
     *,
-    identifiers: Sequence[str] = ("<blank>",),
     made_by: Mapping[str, object] | None = None,
+    identifiers: Sequence[str] = ("<blank>",),
     overwrite: bool = False,
-) -> Path:
-    """Write splits in the official layout, with `manifest.json`: `made_by`, and size and sha256 of every file.
+) -> None:
+    """Write splits of one set `all` each, with `manifest.json`: `made_by`, and size and sha256 of every file.
 
     Everything is checked and then written with `files.new_folder`, so `out` is complete or as before. Raises
     `InputError` as `check_out`.
     """
     out = check_out(out, overwrite)
-    for split, (metadata, sets) in splits.items():
-        require(set(metadata.sets) == set(sets), f"{split}: sets", tuple(sets), f"the metadata names {metadata.sets}")
-        for name, examples in sets.items():
-            examples.check(metadata, f"{split}/{name}")
-            examples.check_tokens(metadata, f"{split}/{name}")
+    described = {split: Metadata.of(examples, vocab_size, len(identifiers)) for split, examples in splits.items()}
+    for split, examples in splits.items():
+        examples.check(described[split], split)
+        examples.check_tokens(described[split], split)
     with new_folder(out) as folder:
-        for split, (metadata, sets) in splits.items():
+        for split, examples in splits.items():
             (folder / split).mkdir()
-            write_json(folder / split / "dataset.json", asdict(metadata))
-            for name, examples in sets.items():
-                for field in FIELDS:
-                    array = _compact(getattr(examples, field), field)
-                    np.save(folder / split / f"{name}__{field}.npy", array, allow_pickle=False)
+            write_json(folder / split / "dataset.json", asdict(described[split]))
+            for field in FIELDS:
+                array = _compact(getattr(examples, field), field)
+                np.save(folder / split / f"all__{field}.npy", array, allow_pickle=False)
         write_json(folder / "identifiers.json", list(identifiers))
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         digests = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
         write_json(folder / "manifest.json", {"made_by": dict(made_by or {}), "files": digests})
-    return out
 
 
 def check_out(out: StrPath, overwrite: bool) -> Path:
@@ -59,23 +57,6 @@ def check_out(out: StrPath, overwrite: bool) -> Path:
         replaceable = place.is_dir() and (not any(place.iterdir()) or any(place.glob("*/dataset.json")))
         require(replaceable, "out", str(out), "overwrite replaces a data set or an empty folder, nothing else")
     return place
-
-
-def write_splits(
-    out: StrPath,
-    splits: Mapping[str, Examples],
-    vocab_size: int,
-    made_by: Mapping[str, object],
-    overwrite: bool,
-    identifiers: list[str] | None = None,
-) -> None:
-    """Write splits of one set called `all` each, described by what they hold."""
-    names = identifiers or ["<blank>"]
-    described: dict[str, tuple[Metadata, dict[str, Examples]]] = {
-        split: (describe({"all": examples}, vocab_size, len(names)), {"all": examples})
-        for split, examples in splits.items()
-    }
-    write_dataset(out, described, identifiers=names, made_by=made_by, overwrite=overwrite)
 
 
 def _compact(array: np.ndarray, field: str) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -71,8 +72,8 @@ class Measurement:
         by_step: bool = True,
     ) -> None:
         count, length = len(inputs), solver.task.seq_len
-        require(inputs.shape == (count, length) and count > 0, "inputs.shape", inputs.shape,
-                f"[N, {length}] with N >= 1")  # fmt: skip
+        fits = inputs.shape == (count, length) and count > 0
+        require(fits, "inputs.shape", inputs.shape, f"[N, {length}] with N >= 1")
         require(labels.shape == inputs.shape, "labels.shape", labels.shape, f"{inputs.shape}, as the inputs")
         require(sources is None or len(sources) == count, "sources", sources and len(sources), f"{count} names")
         identifiers = np.zeros(count, dtype=np.int64) if puzzle_identifiers is None else puzzle_identifiers
@@ -106,7 +107,7 @@ class Measurement:
     def _step(self, step: Step) -> None:
         key, rollout = step.key if self.solver.rollouts.count > 1 else (step.key, 0)
         if rollout == 0:
-            now = bool(exact(step.answer, self.labels[key]))
+            now = exact(step.answer, self.labels[key])
             self._gained[step.number - 1] += int(now) - int(self._exact_now[key])
             self._taken[step.number - 1] += 1
             self._exact_now[key] = now
@@ -121,8 +122,7 @@ class Measurement:
         if self.on_finished is not None:
             self.on_finished(done)
 
-    def _figures(self, rows: np.ndarray) -> dict[str, float]:
-        """The main figures over the puzzles `rows`."""
+    def _figures(self, rows: np.ndarray) -> dict[str, Any]:
         counted = self.labels[rows] != IGNORE_LABEL
         return {
             "n": len(rows),
@@ -136,7 +136,6 @@ class Measurement:
         """The figures of the puzzles that have finished, at least one."""
         rows = np.flatnonzero(self.done)
         complete, seconds = len(rows) == len(self.done), sum(self.seconds)
-        figures = self._figures(rows)
         depths, counts = np.unique(self.steps[rows], return_counts=True)
         used = int(np.flatnonzero(self._taken).max(initial=-1)) + 1 if complete else 0
         said = rows[~np.isnan(self.confidence[rows])]
@@ -144,12 +143,8 @@ class Measurement:
         names = self.sources[rows] if len(self.sources) else self.sources
         return Evaluation(
             policy=str(self.solver.policy),
-            n=len(rows),
-            exact_accuracy=figures["exact_accuracy"],
-            token_accuracy=figures["token_accuracy"],
-            verified=figures["verified"],
+            **self._figures(rows),
             halting_accuracy=float(right.mean()) if len(said) else None,
-            mean_steps=figures["mean_steps"],
             depth_histogram=dict(zip(depths.tolist(), counts.tolist(), strict=True)),
             accuracy_by_step=(np.cumsum(self._gained[:used]) / len(rows)).tolist(),
             steps_by_step=(np.cumsum(self._taken[:used]) / len(rows)).tolist(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ def write_page(trace: Trace, path: str | os.PathLike[str], *, limit: int | None 
 
 
 def page(header: Record, puzzles: list[Traced]) -> str:
-    """The HTML text."""
     assets = files("rtm_kernels") / "assets" / "viewer"
     style, script, text = ((assets / name).read_text("utf-8") for name in ("style.css", "script.js", "page.html"))
     parts = {
@@ -39,12 +39,7 @@ def page(header: Record, puzzles: list[Traced]) -> str:
         "SCRIPT": script,
         "DATA": embedded(payload(header, puzzles)),
     }
-    before, *rest = text.split("{{")
-    filled = [before]
-    for piece in rest:
-        name, _, after = piece.partition("}}")
-        filled += [parts[name], after]
-    return "".join(filled)
+    return re.sub("{{([A-Z]+)}}", lambda name: parts[name[1]], text)
 
 
 def embedded(value: Any) -> str:
@@ -60,10 +55,8 @@ def payload(header: Record, puzzles: list[Traced]) -> Record:
 
     `canvas` is the side of the field in whose corner the grids of a task stand when their sizes differ (ARC).
     """
-    kept = ("model", "weights_sha256", "task", "layout", "policy", "executor", "batch_size", "batch_invariant",
-            "output", "versions", "seq_len")  # fmt: skip
     return {
-        **{name: header[name] for name in kept},
+        **header,
         "canvas": SIDE if header["task"] == Arc.name else None,
         "puzzles": [
             {

@@ -5,20 +5,19 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rtm_kernels.errors import BackendUnavailable
 from rtm_kernels.trace.reader import Trace, Traced
 
-CSV, DEPTH, CONFIDENCE, NO_REGRET = "steps.csv", "depth.png", "confidence.png", "no_regret.png"
+FILES = ("steps.csv", "depth.png", "confidence.png", "no_regret.png")
+BLUE, ORANGE = "#0b56b3", "#a2480e"
 
 
-@dataclass(frozen=True)
-class AtStep:
+class AtStep(NamedTuple):
     """All puzzles after one number of ACT steps; one that left earlier counts with its last step.
 
     `taken` took this step and `left` left after it. `p_halt` is the mean over those that took it, between the
@@ -47,7 +46,6 @@ def right(traced: Traced) -> np.ndarray:
 
 
 def by_step(trace: Trace) -> list[AtStep]:
-    """One row for each step that any puzzle took."""
     depths = np.array([len(traced.steps) for traced in trace.puzzles])
     correct = [right(traced) for traced in trace.puzzles]
     rows = []
@@ -80,50 +78,38 @@ def write_plots(trace: Trace, folder: str | os.PathLike[str]) -> list[Path]:
         raise BackendUnavailable("plots need the package matplotlib, which is not installed: pip install matplotlib")
     rows, target = by_step(trace), Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    with (target / CSV).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(AtStep)])
-        writer.writeheader()
-        writer.writerows(map(asdict, rows))
-    for name, draw in ((DEPTH, _depth), (CONFIDENCE, _confidence), (NO_REGRET, _no_regret)):
-        _save(target / name, draw, rows, len(trace.puzzles))
-    return [target / name for name in (CSV, DEPTH, CONFIDENCE, NO_REGRET)]
+    table, *pictures = (target / name for name in FILES)
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(AtStep._fields)
+        writer.writerows(rows)
+    step, _, left, p_halt, low, high, accuracy, best, _ = zip(*rows, strict=True)
+    count = f"{len(trace.puzzles)} puzzle{'s' * (len(trace.puzzles) != 1)}"
+    dots = {"color": BLUE, "marker": "o", "markersize": 3}
+
+    depth = _axes(f"Depth of {count}", "ACT steps taken", "puzzles")
+    depth.bar(step, left, color=BLUE)
+    confidence = _axes(f"Halting confidence of {count}", "ACT step", "p halt", ylim=(-0.02, 1.02))
+    confidence.plot(step, p_halt, label="mean", **dots)
+    confidence.fill_between(step, low, high, color=BLUE, alpha=0.2, label="quartiles")
+    regret = _axes(f"Accuracy at fixed compute, {count}", "ACT steps per puzzle, at most", "share of puzzles",
+                   ylim=(-0.02, 1.02))  # fmt: skip
+    regret.plot(step, best, color=ORANGE, linestyle="--", label="right at any step so far")
+    regret.plot(step, accuracy, label="right after this step", **dots)
+    for path, axes in zip(pictures, (depth, confidence, regret), strict=True):
+        if axes is not depth:
+            axes.legend(frameon=False)
+        axes.figure.savefig(path)
+    return [table, *pictures]
 
 
-def _save(path: Path, draw: Any, rows: list[AtStep], count: int) -> None:
+def _axes(title: str, xlabel: str, ylabel: str, **limits: Any) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
-    axes = figure.subplots()
+    axes = Figure(figsize=(7, 4.2), dpi=150, layout="constrained").subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    draw(axes, rows, f"{count} puzzle{'s' * (count != 1)}")
-    figure.savefig(path)
-
-
-def _depth(axes: Any, rows: list[AtStep], count: str) -> None:
-    axes.bar([row.step for row in rows], [row.left for row in rows], color="#0b56b3")
-    axes.set(title=f"Depth of {count}", xlabel="ACT steps taken", ylabel="puzzles")
-
-
-def _confidence(axes: Any, rows: list[AtStep], count: str) -> None:
-    steps = [row.step for row in rows]
-    axes.plot(steps, [row.p_halt for row in rows], color="#0b56b3", marker="o", markersize=3, label="mean")
-    axes.fill_between(steps, [row.p_halt_low for row in rows], [row.p_halt_high for row in rows],
-                      color="#0b56b3", alpha=0.2, label="quartiles")  # fmt: skip
-    axes.set(title=f"Halting confidence of {count}", xlabel="ACT step", ylabel="p halt", ylim=(-0.02, 1.02))
-    axes.legend(frameon=False)
-
-
-def _no_regret(axes: Any, rows: list[AtStep], count: str) -> None:
-    steps = [row.step for row in rows]
-    axes.plot(
-        steps, [row.accuracy_best for row in rows], color="#a2480e", linestyle="--", label="right at any step so far"
-    )
-    axes.plot(
-        steps, [row.accuracy for row in rows], color="#0b56b3", marker="o", markersize=3, label="right after this step"
-    )
-    axes.set(title=f"Accuracy at fixed compute, {count}", xlabel="ACT steps per puzzle, at most",
-             ylabel="share of puzzles", ylim=(-0.02, 1.02))  # fmt: skip
-    axes.legend(frameon=False)
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel, **limits)
+    return axes

@@ -18,21 +18,19 @@ import torch
 from safetensors.torch import save
 
 import rtm_kernels
-from rtm_kernels.data.task import Puzzle, Task
+from rtm_kernels.data.task import Puzzle, Verdict
 from rtm_kernels.engine.observer import Step
-from rtm_kernels.engine.samples import Finished, Sample
+from rtm_kernels.engine.samples import Sample
 from rtm_kernels.engine.solution import Solution
 from rtm_kernels.engine.solver import Solver
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.files import new_file
 from rtm_kernels.model import RecursiveReasoner, tensor_specs
 from rtm_kernels.trace.layout import find_layout
-from rtm_kernels.trace.schema import MAX_BATCH, MAX_BYTES, MAX_PUZZLES, SCHEMA
+from rtm_kernels.trace.schema import MAX_BATCH, MAX_BYTES, MAX_PUZZLES, SCHEMA, End
 
 Record = dict[str, Any]
 Emit = Callable[[Record], None]
-
-END_FIELDS = ("answer", "status", "reason", "steps", "answer_step", "halt_probability", "residual", "seconds")
 
 
 def record(
@@ -47,9 +45,9 @@ def record(
     """
     encoded = [solver.encode(index, puzzle) for index, puzzle in enumerate(puzzles)]
     samples = [sample for sample in encoded if isinstance(sample, Sample)]
-    solutions: dict[int, Solution] = {i: s for i, s in enumerate(encoded) if isinstance(s, Solution)}
     if not samples:
-        why = f"the first: {solutions[0].error}" if solutions else "the list is empty"
+        first = [solution.error for solution in encoded[:1] if isinstance(solution, Solution)]
+        why = f"the first: {first[0]}" if first else "the list is empty"
         raise InputError(f"none of {len(encoded)} puzzles can be read; {why}")
     known = [p.solution if isinstance(p, Puzzle) else None for p in puzzles]
     with new_file(Path(path)) as file:
@@ -61,10 +59,8 @@ def record(
             require(written <= MAX_BYTES, "trace", "larger", f"at most {MAX_BYTES} bytes; take fewer puzzles or steps")
 
         numbered = [Sample(i, sample.tokens) for i, sample in enumerate(samples)]
-        ends = run(solver, numbered, [known[s.key] for s in samples], model_name, emit)
-    for sample, solution in zip(samples, ends, strict=True):
-        solutions[sample.key] = solution
-    return [solutions[index] for index in range(len(encoded))]
+        solved = iter(run(solver, numbered, [known[s.key] for s in samples], model_name, emit))
+    return [next(solved) if isinstance(found, Sample) else found for found in encoded]
 
 
 def run(
@@ -74,17 +70,46 @@ def run(
     require(solver.rollouts.count == 1, "rollouts", solver.rollouts.count, "1 in a trace")
     require(solver.batch_size <= MAX_BATCH, "batch_size", solver.batch_size, f"at most {MAX_BATCH} in a trace")
     require(len(samples) <= MAX_PUZZLES, "puzzles", len(samples), f"at most {MAX_PUZZLES} in a trace")
+    task, texts = solver.task, [solver.task.decode(sample.tokens) for sample in samples]
     emit(header(solver, samples, model_name))
-    for sample, given in zip(samples, known, strict=True):
-        text = solver.task.decode(sample.tokens)
+    for sample, text, given in zip(samples, texts, known, strict=True):
         emit({"kind": "puzzle", "puzzle": sample.key, "input": text, "sha256": sha256(sample.tokens),
               "solution": given})  # fmt: skip
-    writer = StepWriter(solver.task, samples, emit)
+    before = [sample.tokens.astype(np.int32) for sample in samples]
+    verdicts: dict[int, tuple[str, Verdict]] = {}
+
+    def write(step: Step) -> None:
+        key = step.key
+        changed = np.flatnonzero(step.answer != before[key]).tolist()
+        if changed or key not in verdicts:
+            answer = task.decode(step.answer)
+            verdicts[key] = answer, task.verify(texts[key], answer)
+            before[key] = step.answer.copy()
+        answer, verdict = verdicts[key]
+        emit(
+            {
+                "kind": "step",
+                "puzzle": key,
+                "step": step.number,
+                "answer": answer,
+                "changed": changed,
+                "p_halt": plain(step.halt_probability),
+                "accumulated_p": plain(step.accumulated),
+                "q": None if step.q is None else [plain(value) for value in step.q],
+                "delta": {name: plain(value) for name, value in step.change.items()},
+                "active": step.active,
+                "finite": step.finite,
+                "verified": verdict.verified and step.finite,
+                "fault": verdict.reason,
+                "seconds": step.seconds,
+            }
+        )
+
     solutions: dict[int, Solution] = {}
-    for done in solver.run(samples, writer.write):
-        solution = solver.solution(writer.texts[done.key], done)
-        emit(end(done, solution))
-        solutions[done.key] = solution
+    for done in solver.run(samples, write):
+        solution = solutions[done.key] = solver.solution(texts[done.key], done)
+        values = {name: plain(getattr(solution, name)) for name in End.model_fields if name not in ("kind", "puzzle")}
+        emit({"kind": "end", "puzzle": done.key, **values})
     return [solutions[sample.key] for sample in samples]
 
 
@@ -142,50 +167,6 @@ def sha256(tokens: np.ndarray) -> str:
     return hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest()
 
 
-def end(done: Finished, solution: Solution) -> Record:
-    """The last record of a puzzle."""
-    values = {name: plain(getattr(solution, name)) for name in END_FIELDS}
-    return {"kind": "end", "puzzle": done.key, **values}
-
-
 def plain(value: Any) -> Any:
     """`value`, with numbers that JSON lacks as `nan`, `inf` and `-inf`."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-class StepWriter:
-    """Turns the steps that an engine reports into records; checks each new answer by the rules of the task."""
-
-    def __init__(self, task: Task, samples: Sequence[Sample], emit: Emit) -> None:
-        self._task, self._emit = task, emit
-        self._before = {sample.key: sample.tokens.astype(np.int32) for sample in samples}
-        self.texts = {sample.key: task.decode(sample.tokens) for sample in samples}
-        self._verdicts: dict[int, tuple[str, bool, str]] = {}
-
-    def write(self, step: Step) -> None:
-        """Emit the record of one step."""
-        changed = np.flatnonzero(step.answer != self._before[step.key]).tolist()
-        if changed or step.key not in self._verdicts:
-            answer = self._task.decode(step.answer)
-            verdict = self._task.verify(self.texts[step.key], answer)
-            self._verdicts[step.key] = answer, verdict.verified, verdict.reason
-            self._before[step.key] = step.answer.copy()
-        answer, verified, fault = self._verdicts[step.key]
-        self._emit(
-            {
-                "kind": "step",
-                "puzzle": step.key,
-                "step": step.number,
-                "answer": answer,
-                "changed": changed,
-                "p_halt": plain(step.halt_probability),
-                "accumulated_p": plain(step.accumulated),
-                "q": None if step.q is None else [plain(value) for value in step.q],
-                "delta": {name: plain(value) for name, value in step.change.items()},
-                "active": step.active,
-                "finite": step.finite,
-                "verified": verified and step.finite,
-                "fault": fault,
-                "seconds": step.seconds,
-            }
-        )

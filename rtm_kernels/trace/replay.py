@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from rtm_kernels.engine.samples import Sample
@@ -37,11 +34,22 @@ def replay(trace: Trace, model: RecursiveReasoner | str | None = None) -> str | 
     Errors: `InputError` when the model, its weights or an input are not the recorded ones, `BackendUnavailable`
     for an executor or device that is not here.
     """
-    loaded = model if isinstance(model, RecursiveReasoner) else RecursiveReasoner.from_pretrained(_name(trace, model))
-    solver = build_solver(trace, loaded)
-    samples = [Sample(i, _tokens(solver, traced.puzzle)) for i, traced in enumerate(trace.puzzles)]
+    header, threads = trace.header, torch.get_num_threads()
+    if model is None:
+        model = str(header["model"])
+        if model not in known_models() and not Path(model).is_dir():
+            raise InputError(
+                f"model {model!r:.200} of the trace is neither bundled nor a folder here; name it with --model"
+            )
+    solver = build_solver(header, RecursiveReasoner.from_pretrained(model) if isinstance(model, str) else model)
+    samples = []
+    for key, traced in enumerate(trace.puzzles):
+        samples.append(Sample(key, solver.task.encode(traced.puzzle["input"])))
+        digest = sha256(samples[key].tokens)
+        if digest != traced.puzzle["sha256"]:
+            raise InputError(f"puzzle {key}: sha256 of its input is {digest}, not the recorded one")
     known = [traced.puzzle["solution"] for traced in trace.puzzles]
-    expected = iter(enumerate([trace.header, *trace.records], start=1))
+    expected = iter(enumerate([header, *trace.records], start=1))
 
     def compare(actual: Record) -> None:
         line, record = next(expected, (len(trace.records) + 2, {}))
@@ -49,20 +57,23 @@ def replay(trace: Trace, model: RecursiveReasoner | str | None = None) -> str | 
         if found:
             raise _Differs(f"line {line}: {found}")
 
+    torch.set_num_threads(header["threads"])
     try:
-        with _threads(trace.header["threads"]):
-            run(solver, samples, known, trace.header["model"], compare)
+        run(solver, samples, known, header["model"], compare)
     except _Differs as found:
-        return f"{found}{_elsewhere(trace.header['versions'])}"
+        here, there = versions(), header["versions"]
+        other = [
+            f"{name} {there[name]} (here {here[name]})" for name in here if there.get(name, here[name]) != here[name]
+        ]
+        return f"{found}; recorded with {', '.join(other)}" if other else str(found)
+    finally:
+        torch.set_num_threads(threads)
     line, _ = next(expected, (None, None))
     return None if line is None else f"line {line}: the replay ended before it"
 
 
-def build_solver(trace: Trace, model: RecursiveReasoner) -> Solver:
-    """The solver that the header describes."""
-    header = trace.header
-    hashes = model_sha256(model)
-    for name, here in hashes.items():
+def build_solver(header: Record, model: RecursiveReasoner) -> Solver:
+    for name, here in model_sha256(model).items():
         if header[name] != here:
             raise InputError(f"{name} of the model is {here}, and the trace was recorded with {header[name]}")
     task = find_task(model, header["task"])
@@ -93,36 +104,3 @@ def difference(recorded: Record, actual: Record) -> str | None:
         where += f"step {actual['step']}, " if "step" in actual else ""
         return f"{where}{name}: recorded {before!r:.100}, replayed {now!r:.100}"
     return None
-
-
-def _name(trace: Trace, model: str | None) -> str:
-    if model is not None:
-        return model
-    name: str = trace.header["model"]
-    if name not in known_models() and not Path(name).is_dir():
-        raise InputError(f"model {name!r:.200} of the trace is neither bundled nor a folder here; name it with --model")
-    return name
-
-
-def _tokens(solver: Solver, puzzle: Record) -> np.ndarray:
-    tokens = solver.task.encode(puzzle["input"])
-    if sha256(tokens) != puzzle["sha256"]:
-        raise InputError(f"puzzle {puzzle['puzzle']}: sha256 of its input is {sha256(tokens)}, not the recorded one")
-    return tokens
-
-
-def _elsewhere(recorded: Record) -> str:
-    here = versions()
-    differing = [name for name in here if recorded.get(name, here[name]) != here[name]]
-    other = [f"{name} {recorded[name]} (here {here[name]})" for name in differing]
-    return f"; recorded with {', '.join(other)}" if other else ""
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

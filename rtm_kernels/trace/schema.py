@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from rtm_kernels.engine.solution import STATUSES
-from rtm_kernels.errors import BackendUnavailable
+from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.ops.halting.policy import MAX_STEPS, SIGNALS
 
 try:
@@ -25,6 +25,8 @@ MAX_TEXT = 1 << 16
 MAX_PUZZLES = 100_000
 MAX_BATCH = 256
 MAX_FIELDS = 64
+SHOWN = 60
+"""Characters of a value that a message repeats."""
 
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
 Name = Annotated[str, StringConstraints(max_length=100)]
@@ -34,12 +36,10 @@ Puzzles = Annotated[int, Field(ge=0, lt=MAX_PUZZLES)]
 Steps = Annotated[int, Field(ge=0, le=MAX_STEPS)]
 StepNumber = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Batch = Annotated[int, Field(ge=1, le=MAX_BATCH)]
-Number = Annotated[float, Field(allow_inf_nan=False)] | Literal["nan", "inf", "-inf"]
+Number = float | Literal["nan", "inf", "-inf"]
 """Numbers that JSON lacks are written as text."""
 Probability = Annotated[float, Field(ge=0, le=1)] | Literal["nan"]
 Cells = Annotated[list[Annotated[int, Field(ge=0, le=MAX_TEXT)]], Field(max_length=MAX_TEXT), FailFast()]
-
-
 Signal = Annotated[str, StringConstraints(pattern=f"^({'|'.join(SIGNALS)})$")]
 Status = Annotated[str, StringConstraints(pattern=f"^({'|'.join(STATUSES)})$")]
 
@@ -57,7 +57,7 @@ Few = BeforeValidator(_few)
 class Fields(BaseModel):
     """Checked as they stand: no conversions, and no fields but these."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class Layout(Fields):
@@ -140,16 +140,18 @@ UNREPEATED = {"seconds", "versions"}
 """Fields that may be others in a replay."""
 
 
-def fault(kind: str, record: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The first field of a record of `kind` that is `missing`, `not allowed` or `unknown`, and which of these."""
-    expected = KINDS[kind]
-    if len(record) > MAX_FIELDS:
-        names = {field.alias or name for name, field in expected.model_fields.items()}
-        return next(name for name in record if name not in names), "unknown"
+def check(record: Mapping[str, Any]) -> None:
+    """Raise `InputError` for the first field of a record that is unknown, missing or out of range."""
+    kind, model = record["kind"], KINDS[record["kind"]]
+    known = {field.alias or name for name, field in model.model_fields.items()}
+    unknown = next((name for name in record if name not in known), None)
+    if unknown is not None:
+        raise InputError(f"field {unknown[:SHOWN]} of a {kind} is unknown")
     try:
-        expected.model_validate(record)
+        model.model_validate(record)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        what = {"missing": "missing", "extra_forbidden": "unknown"} if len(first["loc"]) == 1 else {}
-        return str(first["loc"][0]), what.get(first["type"], "not allowed")
-    return None
+        name = str(first["loc"][0])
+        if name not in record:
+            raise InputError(f"field {name} of a {kind} is missing") from None
+        raise InputError(f"field {name}={record[name]!r:.{SHOWN}} of a {kind} is not allowed") from None

@@ -15,6 +15,7 @@ from rtm_kernels.cli.main import app
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.data.sudoku import generate, solve, to_text
 from rtm_kernels.engine import executor
+from rtm_kernels.engine.executor import ActStep
 from rtm_kernels.model import RecursiveReasoner
 
 WIDTH = 16
@@ -27,12 +28,12 @@ class OracleExecutor:
     """
 
     name = "oracle"
-    batch_invariant = False
+    batch_invariant, recorded = False, None
 
     def __init__(self, model: RecursiveReasoner) -> None:
         self.model = model
 
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         tokens = (x[..., 0] / WIDTH**0.5).round().long().numpy()
         boards = np.where(tokens > 0, tokens - 1, 0).astype(np.uint8)
         new = {name: latent + 1 for name, latent in latents.items()}
@@ -40,7 +41,7 @@ class OracleExecutor:
         known = (step > (boards == 0).sum(1) % 3)[:, None]
         answers = torch.from_numpy(np.where(known, solve(boards)[1], 1) + 1).long()
         logits = torch.nn.functional.one_hot(answers.clamp(max=10), 11).float()
-        return new, logits, torch.where(torch.from_numpy(known), 3.0, -3.0).repeat(1, 2)
+        return ActStep(new, logits, torch.where(torch.from_numpy(known), 3.0, -3.0).repeat(1, 2))
 
 
 @pytest.fixture(scope="session")
@@ -75,9 +76,20 @@ def rtm(model_folder: Path) -> Callable[..., Any]:
 
     def run(command: str, *arguments: str, **options: Any) -> Any:
         extra = ["--model", str(model_folder)] if command in ("solve", "eval") else []
-        return CliRunner().invoke(app, [command, *extra, *arguments], catch_exceptions=False, **options)
+        return invoke(command, *extra, *arguments, **options)
 
     return run
+
+
+def invoke(*arguments: object, **options: Any) -> Any:
+    """Run `rtm` in this process."""
+    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False, **options)
+
+
+def refused(result: Any, named: str) -> None:
+    """Bad input ends in exit code 2 and one line that says what is wrong, and prints nothing else."""
+    assert result.exit_code == 2 and result.stdout == "" and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ") and named in result.stderr and result.stderr[:-1].isprintable()
 
 
 def lines(text: str) -> list[dict[str, Any]]:

@@ -7,37 +7,53 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from typer.testing import CliRunner
 
-from rtm_kernels.cli.main import app
-from rtm_kernels.errors import InputError
-from rtm_kernels.interop.scripts import accelerating, flash_attn_func, missing, run_script
+from rtm_kernels.interop.scripts import accelerating, flash_attn_func, missing
+from tests.cli.conftest import invoke, refused
 from tests.interop import official_structure
 
 SCRIPT = """
 import json, sys
-import torch
+import torch, torch.distributed as dist
 from adam_atan2 import AdamATan2
 from flash_attn import flash_attn_func
 from tests.interop.official_structure import LossHead, Reasoner, RSM, batch, config_of
 
 if __name__ == "__main__":
-    name, out = sys.argv[1:]
+    name, device, folder = sys.argv[1:]
+    cuda = device == "cuda"
+    if cuda:
+        dist.init_process_group(backend="nccl", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        torch.cuda.set_device(0)
     torch.manual_seed(0)
     config = config_of(mlp_t=name != "att", pos_encodings="rope" if name == "att" else "none")
-    head = LossHead(RSM(config) if name == "rsm" else Reasoner(config, hierarchical=name == "hrm")).train()
+    with torch.device(device):
+        head = LossHead(RSM(config) if name == "rsm" else Reasoner(config, hierarchical=name == "hrm")).train()
     optimizer = AdamATan2(head.parameters(), lr=0, betas=(0.9, 0.95), weight_decay=0.1)
-    carry, losses = head.initial_carry(batch(config)), []
-    for step in range(6):
+    with torch.device(device):
+        carry, losses = head.initial_carry({key: value.to(device) for key, value in batch(config).items()}), []
+    for step in range(3 if cuda else 6):
         growth = dict(override_H_cycles=1 + step // 2, debug_structure=step == 0, alpha=0.5) if name == "rsm" else {}
-        carry, loss, _, _, _ = head((), carry=carry, batch=batch(config, step), **growth)
+        data = {key: value.cuda(non_blocking=True) if cuda else value for key, value in batch(config, step).items()}
+        with torch.autocast(device_type=device, dtype=torch.bfloat16, enabled=cuda):
+            cast = torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype
+            carry, loss, _, _, _ = head((), carry=carry, batch=data, **growth)
         (loss / 4).backward()
+        if cuda:
+            dist.all_reduce(next(head.parameters()).grad)
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3
+            group["lr"] = 0.0 if cuda else 1e-3  # in bfloat16 two runs soon differ
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    json.dump(losses, open(out, "w"))
+    devices = {str(loss.device)}
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        torch.save(head.state_dict(), f"{folder}/state.pt")
+        state = torch.load(f"{folder}/state.pt", map_location="cuda:0")
+        devices |= {str(t.device) for t in [*state.values(), torch.zeros(1, device="cuda"), loss.to("cuda:0")]}
+        dist.destroy_process_group()
+    json.dump([losses, str(cast), sorted(devices)], open(f"{folder}/out.json", "w"))
 """
 
 
@@ -47,44 +63,51 @@ def script(tmp_path: Path) -> str:
     return str(tmp_path / "pretrain.py")
 
 
-def rtm(*arguments: str):
-    return CliRunner().invoke(app, ["run", *arguments], catch_exceptions=False)
+def rtm(*arguments: object):
+    return invoke("run", *arguments)
 
 
 @pytest.mark.skipif(len(missing()) < 2, reason="adam_atan2 or flash_attn is installed")
 @pytest.mark.parametrize(
-    ("name", "stacks"),
-    [("mlp", "Inner.L_level"), ("att", "Inner.L_level"), ("hrm", "Inner.L_level, Inner.H_level"), ("rsm", "RSM.core")],
+    ("name", "device", "stacks"),
+    [
+        ("mlp", "cpu", "Inner.L_level"),
+        ("att", "cpu", "Inner.L_level"),
+        ("hrm", "cpu", "Inner.L_level, Inner.H_level"),
+        ("rsm", "cpu", "RSM.core"),
+        ("hrm", "cuda", "Inner.L_level, Inner.H_level"),
+        ("rsm", "cuda", "RSM.core"),
+    ],
 )
-def test_a_script_trains_alike_with_fused_blocks(name: str, stacks: str, script: str, tmp_path: Path) -> None:
-    plain, fused = tmp_path / "plain.json", tmp_path / "fused.json"
-    assert rtm("--plain", script, name, str(plain)).exit_code == 0
-    result = rtm(script, name, str(fused))
-    assert result.exit_code == 0
+def test_a_script_trains_alike_with_fused_blocks(
+    name: str, device: str, stacks: str, script: str, tmp_path: Path
+) -> None:
+    """One for CUDA as the official scripts do it: built within torch.device("cuda"), .cuda(), autocast and NCCL."""
+    load, autocast, found = torch.load, torch.autocast, {}
+    for way, options in {"plain": ["--plain"], "fused": []}.items():
+        (tmp_path / way).mkdir()
+        result = rtm(*options, *(["--cpu"] if device == "cuda" else []), script, name, device, tmp_path / way)
+        assert result.exit_code == 0
+        assert ("; CUDA by the CPU" in result.stderr.splitlines()[0]) == (device == "cuda")
+        found[way], *rest = json.loads((tmp_path / way / "out.json").read_text())
+        assert rest == ["torch.float32" if device == "cpu" else "torch.bfloat16", ["cpu"]]
     first, last = result.stderr.splitlines()
     assert "replaces adam_atan2 by AdamATan2 of rtm_kernels" in first and "flash_attn by flash_attn_func" in first
     assert last == f"rtm run: accelerated {stacks}"
-    a, b = json.loads(plain.read_text()), json.loads(fused.read_text())
-    assert a == pytest.approx(b, rel=1e-5) and len(set(a)) == 6
+    assert found["fused"] == pytest.approx(found["plain"], rel=1e-5 if device == "cpu" else 1e-2)
+    assert len(set(found["plain"])) == len(found["plain"])
     assert "adam_atan2" not in sys.modules and sys.argv[0] != script
+    assert torch.load is load and torch.autocast is autocast
 
 
-def test_a_dry_run_only_says_what_it_would_do(script: str, tmp_path: Path) -> None:
-    result = rtm("--dry-run", script, "mlp", str(tmp_path / "out.json"))
-    assert result.exit_code == 0 and "would replace" in result.stderr and "as they are built" in result.stderr
-    assert not (tmp_path / "out.json").exists()
-
-
-def test_a_script_that_is_not_there_is_refused() -> None:
-    result = rtm("/nowhere/pretrain.py")
-    assert result.exit_code == 2 and "SCRIPT='/nowhere/pretrain.py'" in result.stderr
-    with pytest.raises(InputError):
-        run_script(Path("/nowhere"), [])
-
-
-def test_installed_packages_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_only_says_what_it_would_do(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "adam_atan2", official_structure)
-    assert "adam_atan2" not in missing()
+    result = rtm("--dry-run", script, "mlp", tmp_path / "out.json")
+    assert result.exit_code == 0 and "would replace" in result.stderr and "as they are built" in result.stderr
+    assert "AdamATan2" not in result.stderr and not (tmp_path / "out.json").exists()
+    monkeypatch.setenv("RANK", "1")  # one rank of torchrun speaks
+    assert rtm("--dry-run", script, "mlp", tmp_path / "out.json").stderr == ""
+    refused(rtm("/nowhere/pretrain.py"), "SCRIPT='/nowhere/pretrain.py'")
 
 
 def test_a_stack_of_other_blocks_stays_as_it_is() -> None:
@@ -115,60 +138,3 @@ def test_attention_stands_in_by_its_formula(causal: bool, queries: int, heads: i
     with sdpa_kernel(SDPBackend.MATH):  # whose output lies otherwise in memory
         out = flash_attn_func(q=q, k=k, v=v, causal=causal)
     torch.testing.assert_close(out.view(2, queries, heads * 8), expected.flatten(2))
-
-
-CUDA_SCRIPT = """
-import json, sys
-import torch, torch.distributed as dist
-from adam_atan2 import AdamATan2
-from tests.interop.official_structure import LossHead, Reasoner, RSM, batch, config_of
-
-if __name__ == "__main__":
-    name, folder = sys.argv[1:]
-    dist.init_process_group(backend="nccl", init_method=f"file://{folder}/store", rank=0, world_size=1)
-    torch.cuda.set_device(0)
-    torch.manual_seed(0)
-    config = config_of(mlp_t=True, pos_encodings="none")
-    with torch.device("cuda"):
-        head = LossHead(RSM(config) if name == "rsm" else Reasoner(config, hierarchical=True)).train()
-    optimizer = AdamATan2(head.parameters(), lr=0, betas=(0.8, 0.9), weight_decay=0.1)
-    with torch.device("cuda"):
-        carry = head.initial_carry({key: value.cuda() for key, value in batch(config).items()})
-    for step in range(3):
-        data = {key: value.cuda(non_blocking=True) for key, value in batch(config, step).items()}
-        with torch.autocast(device_type="cuda", dtype=torch.bfloat16, enabled=True):
-            cast = torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype
-            carry, loss, _, _, _ = head((), carry=carry, batch=data)
-        loss.backward()
-        dist.all_reduce(next(head.parameters()).grad)
-        optimizer.step()
-        optimizer.zero_grad()
-    torch.cuda.reset_peak_memory_stats()
-    torch.save(head.state_dict(), f"{folder}/state.pt")
-    state = torch.load(f"{folder}/state.pt", map_location="cuda:0")
-    devices = {str(t.device) for t in [*state.values(), loss, torch.zeros(1, device="cuda"), loss.to("cuda:0")]}
-    dist.destroy_process_group()
-    json.dump([loss.item(), str(cast), sorted(devices)], open(f"{folder}/out.json", "w"))
-"""
-
-
-@pytest.mark.parametrize("name", ["hrm", "rsm"])
-def test_a_script_for_cuda_runs_on_the_cpu_when_asked_to(name: str, tmp_path: Path) -> None:
-    """As the official scripts do it: models built within torch.device("cuda"), .cuda(), autocast and NCCL."""
-    (tmp_path / "pretrain.py").write_text(CUDA_SCRIPT)
-    load, autocast, found = torch.load, torch.autocast, {}
-    for way, options in {"plain": ["--plain"], "fused": []}.items():
-        folder = tmp_path / way
-        folder.mkdir()
-        result = rtm("--cpu", *options, str(tmp_path / "pretrain.py"), name, str(folder))
-        assert result.exit_code == 0 and "; CUDA by the CPU" in result.stderr.splitlines()[0]
-        found[way] = json.loads((folder / "out.json").read_text())
-    assert found["plain"][1:] == found["fused"][1:] == ["torch.bfloat16", ["cpu"]]
-    assert found["fused"][0] == pytest.approx(found["plain"][0], rel=1e-2)
-    assert torch.load is load and torch.autocast is autocast
-
-
-def test_one_rank_of_many_speaks(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
-    result = rtm("--dry-run", script, "mlp", str(tmp_path / "out.json"))
-    assert result.exit_code == 0 and result.stderr == ""

@@ -57,9 +57,5 @@ def test_figures_so_far_are_of_the_test_inputs_that_were_tried() -> None:
     assert votes.pass_at((1,)) == {1: 0.5} and votes.pass_at((1,), tried=True) == {1: 1.0}
     votes.add(len(TWINS) + 1, encode_grid(WRONG), None, 0.0)  # run, but its latents were not finite
     assert votes.pass_at((1,), tried=True) == {1: 0.5}
-    assert votes.submission()["q"] == [{"attempt_1": [[0]], "attempt_2": [[0]]}]
-
-
-def test_an_unknown_identifier_is_named() -> None:
     with pytest.raises(InputError, match="identifier=0"):
-        votes_of([]).add(0, encode_grid(GRID), encode_grid(ANSWER), 0.5)
+        votes.add(0, encode_grid(GRID), encode_grid(ANSWER), 0.5)

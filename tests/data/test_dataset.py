@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from rtm_kernels.data import dataset as module
 from rtm_kernels.data.build import build_maze, build_sudoku
-from rtm_kernels.data.dataset import Examples, Metadata, PuzzleDataset, describe
+from rtm_kernels.data.dataset import Examples, Metadata, PuzzleDataset
 from rtm_kernels.data.maze import Maze
 from rtm_kernels.data.maze import generate as generate_mazes
 from rtm_kernels.data.sudoku import Sudoku, augment, generate, to_text, verify
@@ -24,18 +25,25 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "maze-30x30-h
 BOARDS = generate(24, seed=9)
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("built") / "sudoku"
+    build_sudoku(out, BOARDS, test=4, augmentations=2)
+    return out
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    build_sudoku(tmp_path / "sudoku", BOARDS, test=4, augmentations=2)
-    return tmp_path / "sudoku"
+def folder(built: Path, tmp_path: Path) -> Path:
+    """A copy of a data set, to damage."""
+    return shutil.copytree(built, tmp_path / "sudoku")
 
 
 def test_round_trip(tmp_path: Path) -> None:
     inputs = np.arange(24, dtype=np.uint8).reshape(6, 4) % 5
     labels = (inputs.astype(np.int32) + 1) % 5
     examples = Examples(inputs, labels, np.array([1, 0, 2]), np.array([0, 1, 3, 6]), np.array([0, 2, 3]))
-    metadata = describe({"all": examples}, 5, num_puzzle_identifiers=3)
-    write_dataset(tmp_path / "d", {"train": (metadata, {"all": examples})}, identifiers=["<blank>", "a", "b"])
+    metadata = Metadata.of(examples, 5, num_puzzle_identifiers=3)
+    write_dataset(tmp_path / "d", {"train": examples}, 5, identifiers=["<blank>", "a", "b"])
     found = PuzzleDataset.open(tmp_path / "d")
     assert found.metadata == metadata and found.identifiers() == ["<blank>", "a", "b"]
     assert (metadata.total_groups, metadata.total_puzzles, metadata.mean_puzzle_examples) == (2, 3, 2.0)
@@ -56,6 +64,7 @@ def test_the_published_mazes_open(tmp_path: Path) -> None:
     )
     pair = tuple(np.array(getattr(train.sets["all"], name)[:20]) for name in ("inputs", "labels"))
     held_out = tuple(np.array(getattr(test.sets["all"], name)[:5]) for name in ("inputs", "labels"))
+    assert Maze().verify_tokens(*pair).all() and not Maze().verify_tokens(pair[0], pair[0]).any()
     assert build_maze(tmp_path / "m", pair, test=held_out) == {"train": 20, "test": 5, "twins_dropped": 0}
     for name in module.FIELDS[:2]:
         written = np.load(tmp_path / "m" / "train" / f"all__{name}.npy")
@@ -104,25 +113,15 @@ def test_csv_without_solutions_is_solved(tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
-def test_maze_builder(tmp_path: Path) -> None:
-    mazes = generate_mazes(12, seed=1, side=9, path_cells=12)
-    counts = build_maze(tmp_path / "m", mazes, test=3, side=9, augmented=True)
-    assert counts == {"train": 72, "test": 3, "twins_dropped": 0}
-    train = PuzzleDataset.open(tmp_path / "m").sets["all"]
-    assert len({bytes(row) for row in train.inputs[:8]}) == 8 and len(train.group_indices) == 10
-
-
 def test_writing_is_all_or_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (folder / "manifest.json").read_bytes()
     with pytest.raises(InputError, match="it exists already"):
         build_sudoku(folder, BOARDS, test=5)
-    for step in ("rename", "fsync"):
-        with monkeypatch.context() as patch:
-            patch.setattr(os, step, lambda *_: (_ for _ in ()).throw(OSError("disk")))
-            with pytest.raises(OSError, match="disk"):
-                build_sudoku(folder, BOARDS, test=5, overwrite=True)
-        assert (folder / "manifest.json").read_bytes() == before
-        assert [p.name for p in tmp_path.iterdir()] == ["sudoku"]
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk"):
+        patch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+        build_sudoku(folder, BOARDS, test=5, overwrite=True)
+    assert (folder / "manifest.json").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["sudoku"]
     build_sudoku(folder, BOARDS, test=5, overwrite=True)
     assert len(PuzzleDataset.open(folder, "test").sets["all"].inputs) == 5
     assert [p.name for p in tmp_path.iterdir()] == ["sudoku"]
@@ -143,8 +142,12 @@ def test_only_a_data_set_is_replaced(folder: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "mine", "sudoku"]
 
 
-def test_mazes_of_a_file_are_named(tmp_path: Path) -> None:
-    (maze, answer), task = generate_mazes(1, seed=1, side=9, path_cells=12), Maze(9)
+def test_mazes_are_turned_or_named(tmp_path: Path) -> None:
+    (maze, answer), task = generate_mazes(12, seed=1, side=9, path_cells=12), Maze(9)
+    counts = build_maze(tmp_path / "m", (maze, answer), test=3, side=9, augmented=True)
+    assert counts == {"train": 72, "test": 3, "twins_dropped": 0}
+    train = PuzzleDataset.open(tmp_path / "m").sets["all"]
+    assert len({bytes(row) for row in train.inputs[:8]}) == 8 and len(train.group_indices) == 10
     texts = task.decode(maze[0]), task.decode(answer[0])
     for rows, named in (
         (f"{texts[0]},", "line 2: no solution"),

@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from rtm_kernels.data.dataset import Examples, PuzzleDataset, describe
+from rtm_kernels.data.dataset import Examples, Metadata, PuzzleDataset
 from rtm_kernels.data.loader import Batch, TestLoader, TrainLoader
 from rtm_kernels.data.sudoku import Sudoku, generate, verify
 from rtm_kernels.errors import InputError
@@ -17,7 +17,7 @@ PUZZLES, SOLUTIONS = generate(60, seed=1, size=4)
 
 
 def in_memory(examples: Examples, vocab_size: int, num_puzzle_identifiers: int = 1) -> PuzzleDataset:
-    return PuzzleDataset(describe({"all": examples}, vocab_size, num_puzzle_identifiers), {"all": examples})
+    return PuzzleDataset(Metadata.of(examples, vocab_size, num_puzzle_identifiers), {"all": examples})
 
 
 DATASET = in_memory(Examples.of_single(PUZZLES + 1, SOLUTIONS + 1, puzzles_per_group=3), 6)
@@ -43,27 +43,18 @@ def same(first: Batch, second: Batch) -> bool:
 
 def test_the_sampling_is_the_official_one() -> None:
     """One Philox stream per pass: a permutation of the groups, then one puzzle per group, drawn one after the other."""
-    loader, seed = TrainLoader(DATASET, 8, seed=5), 5
-    for passed in (1, 2):
-        rng = np.random.Generator(np.random.Philox(seed=seed + passed))
-        order = rng.permutation(20)
-        rows = [int(rng.integers(3 * group, 3 * group + 3)) for group in order]
-        batches = list(loader)
-        assert len(batches) == 2  # 20 groups: two batches of 8, the rest is dropped
-        found = np.concatenate([b.arrays["inputs"] for b in batches])
-        assert np.array_equal(found, DATASET.sets["all"].inputs[rows[:16]])
-        assert all(b.size == 8 and b.set_name == "all" and b.arrays["inputs"].dtype == np.int32 for b in batches)
-
-
-def test_several_epochs_in_one_pass() -> None:
-    batches = list(TrainLoader(DATASET, 20, seed=0, epochs_per_pass=3))
-    assert len(batches) == 3
-    for batch in batches:
-        groups = [
-            int(np.flatnonzero((DATASET.sets["all"].inputs == row).all(axis=1))[0]) // 3
-            for row in batch.arrays["inputs"]
-        ]
-        assert sorted(groups) == list(range(20))
+    seed = 5
+    for epochs in (1, 3):
+        loader = TrainLoader(DATASET, 8, seed=seed, epochs_per_pass=epochs)
+        for passed in (1, 2):
+            rng = np.random.Generator(np.random.Philox(seed=seed + passed))
+            order = np.concatenate([rng.permutation(20) for _ in range(epochs)])
+            rows = [int(rng.integers(3 * group, 3 * group + 3)) for group in order]
+            batches = list(loader)
+            assert len(batches) == 20 * epochs // 8  # the rest is dropped
+            found = np.concatenate([b.arrays["inputs"] for b in batches])
+            assert np.array_equal(found, DATASET.sets["all"].inputs[rows[: len(found)]])
+            assert all(b.size == 8 and b.set_name == "all" and b.arrays["inputs"].dtype == np.int32 for b in batches)
 
 
 def test_puzzles_of_many_examples_fill_batches() -> None:
@@ -112,7 +103,7 @@ def test_ranks_share_a_batch() -> None:
                 assert np.array_equal(np.concatenate([p.arrays[name] for p in parts]), array)
 
 
-def test_augmentation_streams_fresh_twins() -> None:
+def test_augmentation_streams_fresh_twins_and_ignored_labels_become_minus_100() -> None:
     loader = TrainLoader(DATASET, 20, seed=1, augment=TASK.augment)
     first, second = next(iter(loader)), next(iter(loader))
     for batch in (first, second):
@@ -120,6 +111,9 @@ def test_augmentation_streams_fresh_twins() -> None:
     plain = next(iter(TrainLoader(DATASET, 20, seed=1)))
     assert not same(first, plain)
     assert np.array_equal((first.arrays["inputs"] > 1).sum(axis=1), (plain.arrays["inputs"] > 1).sum(axis=1))
+    labels = np.where(PUZZLES > 0, 0, SOLUTIONS + 1)
+    (batch, *_) = TestLoader(in_memory(Examples.of_single(PUZZLES + 1, labels), 6), 60)
+    assert np.array_equal(batch.arrays["labels"] == -100, PUZZLES > 0)
 
 
 def test_testing_covers_everything_once_and_pads() -> None:
@@ -133,13 +127,6 @@ def test_testing_covers_everything_once_and_pads() -> None:
         assert inputs[:17, 0].tolist() == list(range(1, 18)) == labels[:17, 0].tolist()
         assert owners[:17].tolist() == np.repeat(range(6), [3, 1, 2, 2, 5, 4]).tolist()
         assert (inputs[17:] == 0).all() and (labels[17:] == -100).all() and (owners[17:] == 0).all()
-
-
-def test_ignored_labels_become_minus_100() -> None:
-    labels = np.where(PUZZLES > 0, 0, SOLUTIONS + 1)
-    dataset = in_memory(Examples.of_single(PUZZLES + 1, labels), 6)
-    (batch, *_) = TestLoader(dataset, 60)
-    assert np.array_equal(batch.arrays["labels"] == -100, PUZZLES > 0)
 
 
 @pytest.mark.parametrize(

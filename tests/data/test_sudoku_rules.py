@@ -14,7 +14,6 @@ from rtm_kernels.data.sudoku import (
     LEVELS,
     Symmetry,
     augment,
-    contradictory,
     generate,
     random_grids,
     rate,
@@ -23,7 +22,7 @@ from rtm_kernels.data.sudoku import (
     verify,
 )
 from rtm_kernels.data.sudoku.logic import candidates, reduce_candidates
-from rtm_kernels.data.sudoku.rules import explain
+from rtm_kernels.data.sudoku.rules import contradictory, explain
 from rtm_kernels.errors import InputError, RTMError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "sudoku"

@@ -14,7 +14,7 @@ import numpy as np
 from rtm_kernels.cli.source import read_all
 from rtm_kernels.data import get_task
 from rtm_kernels.data.arc import read_arc
-from rtm_kernels.data.dataset import Examples, PuzzleDataset, describe
+from rtm_kernels.data.dataset import Examples, PuzzleDataset
 from rtm_kernels.data.write import write_dataset
 from rtm_kernels.errors import RTMError
 from rtm_kernels.model import RecursiveReasoner
@@ -85,10 +85,9 @@ def read_or_refused(read: Callable[[], object], tried: str) -> tuple[str, bool]:
 def data_sets(folder: Path) -> Target:
     """Damaged data sets, ARC files and puzzle files: read whole, or refused in one line."""
     rows = np.arange(4 * 16, dtype=np.uint8).reshape(4, 16) % 6
-    sets = {"all": Examples.of_single(rows, rows)}
-    write_dataset(folder / "set", {"test": (describe(sets, 6), sets)})
+    write_dataset(folder / "set", {"test": Examples.of_single(rows, rows)}, 6)
     good = {path: path.read_bytes() for path in sorted((folder / "set").rglob("*")) if path.is_file()}
-    arc, solutions = folder / "arc.json", folder / "solutions.json"
+    arc, solutions = folder / "arc_challenges.json", folder / "arc_solutions.json"
     pair = {"input": [[1, 2], [3, 4]], "output": [[4, 3], [2, 1]]}
     challenges = {"a": {"train": [pair], "test": [{"input": [[1]]}]}, "b": {"train": [pair], "test": [pair]}}
     outputs = {"a": [[[1]]]}
@@ -116,7 +115,7 @@ def data_sets(folder: Path) -> Target:
         texts = [damage_text(json.dumps(v), rng) if rng.random() < 0.2 else json.dumps(v) for v in (first, second)]
         for path, text in zip((arc, solutions), texts, strict=True):
             path.write_text(text, encoding="utf-8", errors="surrogatepass")
-        return lambda: read_arc(arc, solutions), f"arc {texts!r:.400}"
+        return lambda: read_arc(arc), f"arc {texts!r:.400}"
 
     def puzzles(rng: random.Random) -> tuple[Callable[[], object], str]:
         text = damage_bytes(table.encode(), rng)

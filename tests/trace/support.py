@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.data.task import Puzzle, get_task
 from rtm_kernels.engine import Solver
+from rtm_kernels.engine.executor import ActStep
 from rtm_kernels.model import RecursiveReasoner
 
 PUZZLES = [
@@ -40,17 +42,17 @@ class Played:
     """An executor whose answer after step k is the k-th of `answers`, whatever the puzzle."""
 
     name = "played"
-    batch_invariant = True
+    batch_invariant, recorded = True, None
 
     def __init__(self, model: RecursiveReasoner, answers: Sequence[Tensor]) -> None:
         self.model, self.answers = model, answers
 
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         new = {name: latent + 1 for name, latent in latents.items()}
         step = int(new["z_H"][0, 0, 0])
         answer = self.answers[min(step, len(self.answers)) - 1]
         logits = torch.nn.functional.one_hot(answer, self.model.config.vocab_size).float()
-        return new, logits.expand(len(x), -1, -1), torch.zeros(len(x), 2)
+        return ActStep(new, logits.expand(len(x), -1, -1), torch.zeros(len(x), 2))
 
 
 def played_solver(task_name: str, answers: Sequence[str]) -> Solver:
@@ -69,3 +71,14 @@ def played_solver(task_name: str, answers: Sequence[str]) -> Solver:
 
 def lines(path: Path) -> list[str]:
     return path.read_text().splitlines(keepends=True)
+
+
+def edited(text: list[str], number: int, **fields: object) -> list[str]:
+    """The lines of a trace with other fields in one of them."""
+    number %= len(text)
+    return [*text[:number], json.dumps(json.loads(text[number]) | fields) + "\n", *text[number + 1 :]]
+
+
+def written(folder: Path, text: list[str]) -> Path:
+    (folder / "t.jsonl").write_text("".join(text))
+    return folder / "t.jsonl"

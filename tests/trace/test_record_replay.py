@@ -17,7 +17,7 @@ from rtm_kernels.ops.halting.reference import relative_change
 from rtm_kernels.trace import read_trace, record, replay
 from tests.engine import fakes
 from tests.small_models import ARCHS, make
-from tests.trace.support import PUZZLES, lines, tiny_model, tiny_solver
+from tests.trace.support import PUZZLES, edited, lines, tiny_model, tiny_solver, written
 
 
 def test_the_records_are_what_the_model_computes(recorded: Path) -> None:
@@ -68,16 +68,15 @@ def test_every_architecture_records_and_replays(tmp_path: Path, arch: str) -> No
     class Six(fakes.Reverse):
         name, vocabulary, seq_len = "six", "012345", 6
 
-    path, model = tmp_path / "t.jsonl", make(arch)
     solver = Solver(
-        model, task=Six(), policy="fixed", max_steps=3, batch_size=2, executor="reference", batch_invariant=True
+        make(arch), task=Six(), policy="fixed", max_steps=3, batch_size=2, executor="reference", batch_invariant=True
     )
-    record(solver, ["012345", "543210", "000111"], path, model_name="six")
-    assert [len(traced.steps) for traced in read_trace(path).puzzles] == [3, 3, 3]
-    again = tmp_path / "again.jsonl"
-    record(solver, ["012345", "543210", "000111"], again, model_name="six")
-    timeless = [[{**json.loads(line), "seconds": 0} for line in lines(file)] for file in (path, again)]
-    assert timeless[0] == timeless[1]
+    paths = tmp_path / "first.jsonl", tmp_path / "again.jsonl"
+    for path in paths:
+        record(solver, ["012345", "543210", "000111"], path, model_name="six")
+        assert [len(traced.steps) for traced in read_trace(path).puzzles] == [3, 3, 3]
+    first, again = ([{**json.loads(line), "seconds": 0} for line in lines(path)] for path in paths)
+    assert first == again
 
 
 @pytest.mark.parametrize("field", ["answer", "q", "p_halt", "accumulated_p", "delta", "changed", "active", "fault"])
@@ -93,43 +92,33 @@ def test_a_tampered_step_is_found_and_named(recorded: Path, tmp_path: Path, fiel
         step[field] = float(np.nextafter(step[field], 0))
     else:
         step[field] = {"answer": "1" * 16, "changed": [0, 1, 2, 3], "active": 1, "fault": "none"}[field]
-    text[number] = json.dumps(step) + "\n"
-    path = tmp_path / "t.jsonl"
-    path.write_text("".join(text))
-    found = replay(read_trace(path), tiny_model())
+    found = replay(read_trace(written(tmp_path, edited(text, number, **step))), tiny_model())
     assert found is not None and f"line {number + 1}: puzzle {step['puzzle']}, step 3, {field}: recorded" in found
 
 
 def test_a_step_removed_from_the_end_is_found(recorded: Path, tmp_path: Path) -> None:
     text = lines(recorded)
     number = max(i for i, line in enumerate(text) if json.loads(line)["kind"] == "step")
-    last = json.loads(text[-1])
-    last["steps"] -= 1
-    path = tmp_path / "t.jsonl"
-    path.write_text("".join([*text[:number], json.dumps(last) + "\n"]))
-    found = replay(read_trace(path), tiny_model())
+    last = edited(text, -1, steps=json.loads(text[-1])["steps"] - 1)[-1]
+    found = replay(read_trace(written(tmp_path, [*text[:number], last])), tiny_model())
     assert found is not None and f"line {number + 1}: puzzle 2, step 5, kind: recorded 'end', replayed 'step'" in found
 
 
 def test_another_model_or_input_is_bad_input(recorded: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"weights_sha256 of the model is .* recorded with"):
-        replay(read_trace(recorded), tiny_model(seed=1))
     model = tiny_model()
     other = RecursiveReasoner(replace(model.config, rms_norm_eps=1e-3)).eval()
     other.load_state_dict(model.state_dict())
-    with pytest.raises(InputError, match="config_sha256 of the model is"):
-        replay(read_trace(recorded), other)
-    text = lines(recorded)
-    puzzle = json.loads(text[1])
-    text[1] = json.dumps(puzzle | {"input": "." * 16}) + "\n"
-    path = tmp_path / "t.jsonl"
-    path.write_text("".join(text))
-    with pytest.raises(InputError, match="puzzle 0: sha256 of its input"):
-        replay(read_trace(path), tiny_model())
-    trace = read_trace(recorded)
-    trace.header["model"] = "someone/something"
-    with pytest.raises(InputError, match="neither bundled nor a folder here"):
-        replay(trace)
+    moved = read_trace(written(tmp_path, edited(lines(recorded), 1, input="." * 16)))
+    nameless = read_trace(recorded)
+    nameless.header["model"] = "someone/something"
+    for trace, played, message in (
+        (read_trace(recorded), tiny_model(seed=1), r"weights_sha256 of the model is .* recorded with"),
+        (read_trace(recorded), other, "config_sha256 of the model is"),
+        (moved, model, "puzzle 0: sha256 of its input"),
+        (nameless, None, "neither bundled nor a folder here"),
+    ):
+        with pytest.raises(InputError, match=message):
+            replay(trace, played)
 
 
 def test_weights_hash_is_that_of_the_saved_file(recorded: Path, model_folder: Path) -> None:
@@ -153,10 +142,11 @@ def test_numbers_that_json_lacks_are_recorded(tmp_path: Path) -> None:
 
 
 def test_a_failed_recording_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="none of 1 puzzles can be read"):
-        record(tiny_solver(), ["12"], tmp_path / "t.jsonl", model_name="tiny")
-    with pytest.raises(InputError, match="rollouts=2"):
-        record(tiny_solver(rollouts=2), PUZZLES, tmp_path / "t.jsonl", model_name="tiny")
-    with pytest.raises(InputError, match="batch_size=257"):
-        record(tiny_solver(batch_size=257), PUZZLES, tmp_path / "t.jsonl", model_name="tiny")
+    for options, puzzles, message in (
+        ({}, ["12"], "none of 1 puzzles can be read"),
+        ({"rollouts": 2}, PUZZLES, "rollouts=2"),
+        ({"batch_size": 257}, PUZZLES, "batch_size=257"),
+    ):
+        with pytest.raises(InputError, match=message):
+            record(tiny_solver(**options), puzzles, tmp_path / "t.jsonl", model_name="tiny")
     assert list(tmp_path.iterdir()) == []

@@ -5,47 +5,23 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 import numpy as np
 
+from rtm_kernels.data.sudoku import rules
 from rtm_kernels.data.sudoku.canonical import canonical
 from rtm_kernels.data.sudoku.generate import generate, random_grids
 from rtm_kernels.data.sudoku.logic import LEVELS, rate
-from rtm_kernels.data.sudoku.parse import boards_of_puzzles, read_puzzles
-from rtm_kernels.data.sudoku.rules import (
-    BLANK,
-    DIGITS,
-    as_boards,
-    check_size,
-    contradictory,
-    explain,
-    from_text,
-    to_text,
-    verify,
-)
+from rtm_kernels.data.sudoku.parse import CHUNK, read_puzzles
+from rtm_kernels.data.sudoku.rules import from_text, to_text, verify
 from rtm_kernels.data.sudoku.search import solve, solve_missing
 from rtm_kernels.data.sudoku.symmetry import Symmetry, augment, generators
 from rtm_kernels.data.task import Generators, Pair, Puzzle, Task, Twin, Verdict, register
 from rtm_kernels.errors import InputError, require
 
-__all__ = [
-    "LEVELS",
-    "Sudoku",
-    "Symmetry",
-    "augment",
-    "contradictory",
-    "from_text",
-    "generate",
-    "generators",
-    "random_grids",
-    "rate",
-    "read_boards",
-    "read_puzzles",
-    "solve",
-    "solve_missing",
-    "to_text",
-    "verify",
-]
+__all__ = ["LEVELS", "Sudoku", "Symmetry", "augment", "from_text", "generate", "generators", "random_grids", "rate",
+           "read_boards", "read_puzzles", "solve", "solve_missing", "to_text", "verify"]  # fmt: skip
 
 
 def read_boards(path: str | os.PathLike[str], *, size: int = 9, min_rating: float | None = None) -> Pair:
@@ -54,7 +30,12 @@ def read_boards(path: str | os.PathLike[str], *, size: int = 9, min_rating: floa
     `min_rating` keeps only puzzles rated at least so. Errors: `InputError` naming the file and the line of a fault.
     """
     kept = (p for p in Sudoku(size).read(path) if min_rating is None or (p.rating or 0) >= min_rating)
-    return boards_of_puzzles(kept, size)
+    boards = [np.zeros((0, size * size), dtype=np.uint8)]
+    solutions, blank = list(boards), rules.BLANK * size * size
+    while part := list(islice(kept, CHUNK)):
+        boards.append(rules.boards_from_texts([p.text for p in part], size))
+        solutions.append(rules.boards_from_texts([p.solution or blank for p in part], size))
+    return np.concatenate(boards), np.concatenate(solutions)
 
 
 class Sudoku(Task):
@@ -63,10 +44,10 @@ class Sudoku(Task):
     open_token = 1
 
     def __init__(self, size: int = 9) -> None:
-        check_size(size)
+        rules.check_size(size)
         self.size = size
         self.name = "sudoku" if size == 9 else f"sudoku{size}"
-        self.vocabulary = BLANK + DIGITS[:size]
+        self.vocabulary = rules.BLANK + rules.DIGITS[:size]
         self.seq_len = size * size
 
     def encode(self, text: str) -> np.ndarray:
@@ -82,7 +63,7 @@ class Sudoku(Task):
             filled = self.encode(answer) - np.uint8(1)
         except InputError as error:
             return Verdict(False, f"the answer cannot be read: {error}")
-        reason = explain(given, filled)
+        reason = rules.explain(given, filled)
         return Verdict(not reason, reason)
 
     def verify_tokens(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
@@ -107,7 +88,7 @@ class Sudoku(Task):
     def augment(self, inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Pair:
         tokens = np.stack([inputs, labels])
         require(bool((tokens >= 1).all()), "tokens", 0, "boards to augment hold no padding")
-        puzzles, solutions = augment(as_boards("inputs", inputs - 1), as_boards("labels", labels - 1), rng)
+        puzzles, solutions = augment(rules.as_boards("inputs", inputs - 1), rules.as_boards("labels", labels - 1), rng)
         return (puzzles + 1).astype(inputs.dtype), (solutions + 1).astype(labels.dtype)
 
     def keys(self, inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -10,19 +10,8 @@ from itertools import islice
 
 import numpy as np
 
-from rtm_kernels.data.sudoku.rules import (
-    BLANKS,
-    DIGITS,
-    allowed,
-    boards_from_texts,
-    check_size,
-    contradictory,
-    explain,
-    first_repeat,
-    illegal_column,
-    verify,
-)
-from rtm_kernels.data.task import Pair, Puzzle, reported
+from rtm_kernels.data.sudoku import rules
+from rtm_kernels.data.task import Puzzle, reported
 from rtm_kernels.data.text import MAX_LINE, csv_fields, header_columns, numbered_lines
 from rtm_kernels.errors import printable
 
@@ -41,20 +30,10 @@ def read_puzzles(source: str | Iterable[str], *, size: int = 9, errors: str = "r
     `.solution` come out with `.` for blanks. Lines are read `CHUNK` puzzles ahead.
     A fault names the line and, where there is one, the column, see `Task.parse`.
     """
-    check_size(size)
+    rules.check_size(size)
     scan = _Scanner(size).scan(numbered_lines(source))
     parts = iter(lambda: list(islice(scan, CHUNK)), [])
     return reported((puzzle for part in parts for puzzle in _check(part, size)), errors)
-
-
-def boards_of_puzzles(puzzles: Iterable[Puzzle], size: int) -> Pair:
-    """Puzzles and solutions as boards, uint8 [N, cells] each; a missing solution is a row of zeros."""
-    boards = [np.zeros((0, size * size), dtype=np.uint8)]
-    solutions, source = list(boards), iter(puzzles)
-    while part := list(islice(source, CHUNK)):
-        boards.append(boards_from_texts([p.text for p in part], size))
-        solutions.append(boards_from_texts([p.solution or "." * size * size for p in part], size))
-    return np.concatenate(boards), np.concatenate(solutions)
 
 
 @dataclass
@@ -108,7 +87,7 @@ class _Scanner:
         if self.lost or not bare.strip(RULERS):
             return None
         compact = bare.translate(_WITHOUT_SEPARATORS)
-        column = illegal_column(raw.rstrip(), self.size, SEPARATORS)
+        column = rules.illegal_column(raw.rstrip(), self.size, SEPARATORS)
         if column is not None:
             return self._broken(number, self._illegal(raw, column), column)
         if len(compact) == cells and not self.rows:
@@ -129,7 +108,7 @@ class _Scanner:
 
     def _illegal(self, raw: str, column: int) -> str:
         hint = "; csv needs a header line such as puzzle,solution" if raw[column - 1] == "," else ""
-        return f"illegal character {raw[column - 1]!a}, expected {allowed(self.size)}{hint}"
+        return f"illegal character {raw[column - 1]!a}, expected {rules.allowed(self.size)}{hint}"
 
     def _row(self, number: int, raw: str, columns: dict[str, int]) -> Puzzle:
         """One line of a csv."""
@@ -138,7 +117,7 @@ class _Scanner:
         for name in ("puzzle", "solution"):
             text = fields[name].strip()
             start = raw.find(text) + 1 if name == "puzzle" else raw.rfind(text) + 1
-            column = illegal_column(text, self.size)
+            column = rules.illegal_column(text, self.size)
             if column is not None:
                 return _fault(number, self._illegal(text, column), start + column - 1)
             if len(text) != self.size**2 and (text or name == "puzzle"):
@@ -154,12 +133,12 @@ class _Scanner:
 
 
 def _whole(size: int) -> re.Pattern[str]:
-    digits = DIGITS[:size] + DIGITS[:size].lower()
-    return re.compile(f"[{re.escape(BLANKS + digits)}]{{{size * size}}}")
+    digits = rules.DIGITS[:size] + rules.DIGITS[:size].lower()
+    return re.compile(f"[{re.escape(rules.BLANKS + digits)}]{{{size * size}}}")
 
 
 _WITHOUT_SEPARATORS = str.maketrans(dict.fromkeys(SEPARATORS))
-_TO_PLAIN = str.maketrans({**dict.fromkeys(BLANKS, "."), **{d.lower(): d for d in DIGITS}})
+_TO_PLAIN = str.maketrans({**dict.fromkeys(rules.BLANKS, "."), **{d.lower(): d for d in rules.DIGITS}})
 
 
 def _plain(text: str) -> str:
@@ -174,15 +153,16 @@ def _fault(number: int, message: str, column: int | None = None) -> Puzzle:
 def _check(part: list[Puzzle], size: int) -> list[Puzzle]:
     """The puzzles of `part`, with a fault where givens contradict each other or the solution does not solve."""
     whole = [i for i, puzzle in enumerate(part) if not puzzle.error]
-    boards = boards_from_texts([part[i].text for i in whole], size)
-    for at in np.flatnonzero(contradictory(boards)).tolist():
+    boards = rules.boards_from_texts([part[i].text for i in whole], size)
+    for at in np.flatnonzero(rules.contradictory(boards)).tolist():
         puzzle = part[whole[at]]
-        part[whole[at]] = replace(puzzle, error=f"line {puzzle.line}: contradictory givens: {first_repeat(boards[at])}")
+        error = f"line {puzzle.line}: contradictory givens: {rules.first_repeat(boards[at])}"
+        part[whole[at]] = replace(puzzle, error=error)
     solved = [(at, i) for at, i in enumerate(whole) if part[i].solution and not part[i].error]
     puzzles = boards[[at for at, _ in solved]]
-    solutions = boards_from_texts([part[i].solution or "" for _, i in solved], size)
-    for at in np.flatnonzero(~verify(puzzles, solutions)).tolist():
+    solutions = rules.boards_from_texts([part[i].solution or "" for _, i in solved], size)
+    for at in np.flatnonzero(~rules.verify(puzzles, solutions)).tolist():
         puzzle = part[solved[at][1]]
-        reason = explain(puzzles[at], solutions[at])
+        reason = rules.explain(puzzles[at], solutions[at])
         part[solved[at][1]] = replace(puzzle, error=f"line {puzzle.line}: the solution is wrong: {reason}")
     return part

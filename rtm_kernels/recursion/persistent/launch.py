@@ -24,7 +24,7 @@ ROWS = (
     LaunchRow(KERNEL, "hopper", 16, 128, _blocks(128, (16, 64), (64, 32, 64), (64, 16, 128)), 8, 3),
     LaunchRow(KERNEL, "hopper", 16, 256, _blocks(256, (16, 32), (64, 32, 64), (64, 16, 128)), 8, 3),
     LaunchRow(KERNEL, "hopper", 32, 128, _blocks(128, (16, 16), (64, 32, 32), (64, 16, 32)), 8, 1),
-    LaunchRow(KERNEL, "portable", 16, 128, _blocks(128, (16, 32), (64, 32, 64), (64, 16, 64)), 8, 3),
+    LaunchRow(KERNEL, "portable", 16, 128, _blocks(128, (16, 32), (64, 32, 64), (64, 16, 64)), 8, 2),
     LaunchRow(KERNEL, "portable", 16, 256, _blocks(256, (16, 32), (64, 32, 64), (64, 16, 64)), 8, 2,
               waiver="sm_89 with Triton 3.6 keeps 16 bytes on the stack; sm_80 and Triton 3.9 none"),
     LaunchRow(KERNEL, "portable", 32, 128, _blocks(128, (16, 16), (32, 32, 32), (32, 16, 32)), 8, 1),
