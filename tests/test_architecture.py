@@ -36,7 +36,7 @@ CORE = {"torch", "numpy", "safetensors"}
 
 EXTRAS = {
     f"{PACKAGE}.cli": {"typer", "rich"},
-    f"{PACKAGE}.serve": {"fastapi", "pydantic", "starlette", "uvicorn", "prometheus_client"},
+    f"{PACKAGE}.serve": {"fastapi", "pydantic", "pydantic_core", "starlette", "uvicorn", "prometheus_client"},
     f"{PACKAGE}.trace": {"pydantic"},
     f"{PACKAGE}.agent": {"mcp", "mcp_types", "pydantic", "uvicorn"},
     f"{PACKAGE}.train": {"pydantic"},

@@ -155,6 +155,14 @@ def test_tables_of_the_cpu_page_hold_the_figures_of_their_rows(kind: str, file: 
         assert not missing, f"{row} lacks {missing} of {file}"
 
 
+def test_the_speeds_of_the_readme_are_those_of_their_files() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    shown = [line.split("|")[3].strip().split(", ") for line in lines if "](profiles/" in line and line[0] == "|"]
+    peers = [line[0] for line in cells_of("targets", "amd-epyc-zen5-2-cores/cpu_compare.jsonl")[::3]]
+    halting = json.loads((ROOT / "profiles/amd-epyc-zen3-2-cores/compare_examples.json").read_text())["speed_ratio"]
+    assert shown == [peers[:3], peers[6:8], [f"{halting:.2f}"]]
+
+
 def test_the_check_bites(tmp_path: Path) -> None:
     row = {"case": "c", "impl": "rtm_native", "metric": "latency", "value": 1.0, "ratio": 2.0}
     rows.replace(tmp_path / "m/summary.json", json.dumps([row]))
