@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -161,11 +162,15 @@ def _symmetric(model: RecursiveReasoner) -> Executor:
     """Program and heads in C++, at the cost of what symmetric weights are made of."""
     program, output = symmetric.inference(model), model.program.output
     heads = native.NativeExecutor(model.program[:0], {}, _head_weights(model))
+    others = [name for name in model.program.carried if name != output]  # the heads see the output alone
 
     def step(latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
         values = {**latents, **program.run(latents, x)}
         found = heads.step({output: values[output]}, x)
-        return found._replace(latents=values, finite=None)  # the heads saw the output alone
+        finite = found.finite
+        for name in others:
+            finite = finite & torch.linalg.vector_norm(values[name].flatten(1), ord=math.inf, dim=1).isfinite()
+        return found._replace(latents=values, finite=finite)
 
     return Simple("symmetric", step, batch_invariant=True)
 

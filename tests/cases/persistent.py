@@ -97,7 +97,10 @@ def _call(norm_axis: str, program: Program, impl: str, t: Tensors) -> tuple[Tens
         wide = values[output].to(torch.promote_types(t["x"].dtype, torch.float32))
         q = F.linear(wide, t["head"].to(wide.dtype), t["bias"].to(wide.dtype))
         change = relative_change(values[output], latents[output]) if output in program.carried else None
-    return (*(values[name] for name in sorted(values)), q, *(() if change is None else (change,)))
+    if change is None:
+        return *(values[name] for name in sorted(values)), q
+    # one number per sample, no more exact than the latents that it is computed from: rounded as they are
+    return *(values[name] for name in sorted(values)), q, change.to(t["x"].dtype)
 
 
 def _launches(norm_axis: str, program: Program, t: Tensors) -> Callable[[], Tensor]:
