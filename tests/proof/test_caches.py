@@ -60,22 +60,18 @@ def op(name: str) -> Call:
 
 
 def of_shared_weights() -> Call:
-    """Outputs and every gradient of three half layers, all calls in one scope."""
+    """Outputs and every gradient of three half layers, which share their weights in each call."""
     g = torch.Generator().manual_seed(0)
     sizes = ((48, LENGTH), (LENGTH, 24), (3 * WIDTH, WIDTH), (WIDTH, WIDTH), (48, WIDTH), (WIDTH, 24))
     leaves = [(torch.randn(n, generator=g) / n[1] ** 0.5).requires_grad_() for n in sizes]
-    scope = shared_weights()
 
     def call(x: Tensor) -> tuple[Tensor, ...]:
-        scope.__enter__()
-        try:
+        with shared_weights():
             x = x.clone().requires_grad_()
             y = mixer_norm(x, *leaves[:2], injection=(x,), impl="triton")
             y = attention_norm(y, *leaves[2:4], num_heads=2, impl="triton")
             y = swiglu_norm(y, *leaves[4:], injection=(x,), impl="triton")
             return y.detach(), *torch.autograd.grad(y, (x, *leaves), torch.cos(3 * x.detach()))
-        finally:
-            scope.__exit__(None, None, None)
 
     return call
 
