@@ -8,7 +8,7 @@ from rtm_kernels.ops.tuned import tuned
 ANY = 1 << 30
 
 ROWS: tuple[LaunchRow, ...] = (
-    LaunchRow("halting.step", "portable", 0, ANY, {"BLOCK_L": 8, "BLOCK_D": 128}, 4, 1),
+    LaunchRow("halting.step", "portable", 0, ANY, {"BLOCK_L": 16, "BLOCK_D": 64}, 4, 1),
     LaunchRow("halting.step", "interpreter", 0, ANY, {"BLOCK_L": 16, "BLOCK_D": 64}),
 )
 
