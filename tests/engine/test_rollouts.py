@@ -67,6 +67,12 @@ def test_the_seed_changes_the_rollouts() -> None:
     assert runs[0] == runs[1] != runs[2]
 
 
+def test_once_confirmed_the_others_stop_at_its_depth() -> None:
+    (wide,) = solver(16, batch_size=64).solve(["5012"])
+    assert wide.status == "verified"
+    assert wide.total_steps <= 8 + 15 * (wide.steps + 1)
+
+
 def finished(rollout: int, **changes: object) -> Finished:
     values: dict[str, object] = {
         "key": 0, "answer": TASK.encode("1111"), "verified": False, "reason": "max_steps", "steps": 8,
