@@ -33,7 +33,8 @@ class Provider:
     """How one implementation does the tasks. `step` also returns the module whose parameters are trained."""
 
     name: str
-    layer: Callable[[Problem], Layer]
+    layer: Callable[[Problem], Layer] | None
+    """None where it runs whole ACT steps alone; `why_not` then refuses the other tasks."""
     step: Callable[[Problem], tuple[StepFunction, nn.Module]]
     unable: WhyNot = lambda problem: None
     graph: bool = False
@@ -54,6 +55,7 @@ def run_of(provider: Provider, problem: Problem) -> Run:
     """The task of the problem as `provider` does it."""
     task = problem.case.task
     if task in LATENT_TASKS:
+        assert provider.layer is not None, provider.name
         layer = provider.layer(problem)
         return torch.no_grad()(lambda inputs: (layer(inputs),))
     step, module = provider.step(problem)
@@ -136,10 +138,6 @@ def _native_layer(problem: Problem) -> Layer:
     return lambda inputs: run({"h": inputs["h"], "y": inputs["y"]}, inputs["x"])["h"]
 
 
-def _no_layer(problem: Problem) -> Layer:
-    raise NotImplementedError("it runs whole ACT steps")
-
-
 def _why_not_ours(problem: Problem) -> str | None:
     on_cpu = why_not_triton(torch.device("cpu")) or "interpreted, so not timed"
     return None if problem.case.device == "cuda" else on_cpu
@@ -161,7 +159,7 @@ def _ours(name: str, why_not: WhyNot, **options: Any) -> Provider:
 
 
 def _executor(
-    name: str, executor_name: str, layer: Callable[[Problem], Layer] = _no_layer, reduced: bool = False
+    name: str, executor_name: str, layer: Callable[[Problem], Layer] | None = None, reduced: bool = False
 ) -> Provider:
     """An executor of the engine, as the solver takes it; `layer` runs a single layer where it can."""
 
@@ -169,7 +167,7 @@ def _executor(
         return _with_embedding(problem.model, executor(executor_name, problem.model).step), problem.model
 
     def why_not(problem: Problem) -> str | None:
-        tasks = ("act_step", "solve") if layer is _no_layer else ("act_step", "solve", "block")
+        tasks = ("act_step", "solve") if layer is None else ("act_step", "solve", "block")
         if problem.case.task not in tasks:
             return f"it runs whole {'layers' if 'block' in tasks else 'ACT steps'}, without gradients"
         reason = peers.why_not_reduced(problem) if reduced else None
@@ -195,7 +193,7 @@ PROVIDERS: tuple[Provider, ...] = (
     _official("official_compiled", peers.why_not_compiled, compiled="default"),
     _official("official_compiled_graph", peers.why_not_compiled, graph=True, compiled="default"),
     _official("official_autotuned_graph", peers.why_not_compiled, graph=True, compiled="max-autotune-no-cudagraphs"),
-    Provider("official_bfloat16", _no_layer, partial(peers.reduced_step, dtype="bfloat16"), peers.why_not_reduced,
+    Provider("official_bfloat16", None, partial(peers.reduced_step, dtype="bfloat16"), peers.why_not_reduced,
              reduced=True),
     Provider("onnxruntime", peers.onnx_layer, peers.onnx_step, peers.why_not_onnx, leeway=4.0),
     REFERENCE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, one_of, require
 from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.ops.halting.reference import peak
 from rtm_kernels.ops.launch import family
 from rtm_kernels.ranges import ranged
 from rtm_kernels.recursion import choice, fused, graph, native, reference, symmetric
@@ -168,8 +168,9 @@ def _symmetric(model: RecursiveReasoner) -> Executor:
         values = {**latents, **program.run(latents, x)}
         found = heads.step({output: values[output]}, x)
         finite = found.finite
+        assert finite is not None  # the C++ heads say it
         for name in others:
-            finite = finite & torch.linalg.vector_norm(values[name].flatten(1), ord=math.inf, dim=1).isfinite()
+            finite = finite & peak(values[name]).isfinite()
         return found._replace(latents=values, finite=finite)
 
     return Simple("symmetric", step, batch_invariant=True)

@@ -78,8 +78,12 @@ def sigmoid(logits: Tensor) -> Tensor:
 def all_finite(seen: Outputs) -> Tensor:
     """bool [n], whether logits, halting logits and carried latents of a sample are all finite."""
     found = (seen.logits, seen.q, None if seen.previous is None else seen.output, *seen.others)
-    peaks = [torch.linalg.vector_norm(t.flatten(1), ord=math.inf, dim=1) for t in found if t is not None]
-    return torch.isfinite(torch.stack(peaks)).all(0)  # a peak is NaN or infinite when one of its values is
+    return torch.isfinite(torch.stack([peak(t) for t in found if t is not None])).all(0)
+
+
+def peak(values: Tensor) -> Tensor:
+    """Largest magnitude of each sample of values [n, ...]: [n], NaN or infinite where one of its values is."""
+    return torch.linalg.vector_norm(values.flatten(1), ord=math.inf, dim=1)
 
 
 def observe(state: SlotState, policy: HaltingPolicy, seen: Outputs, sums: bool = False) -> None:
