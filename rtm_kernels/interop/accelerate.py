@@ -7,9 +7,7 @@ subclass whose forward is the fused one, so parameters, buffers, state_dict keys
 
 from __future__ import annotations
 
-import functools
-import inspect
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,22 +16,37 @@ from rtm_kernels.block import CosSin, FusedTRMBlock
 from rtm_kernels.config import NORM_AXES
 from rtm_kernels.errors import InputError, one_of
 from rtm_kernels.impl import IMPLS, resolve
+from rtm_kernels.interop.recognise import (
+    LOOKED_FOR,
+    check_blocks,
+    holds_blocks,
+    probe_inputs,
+    probe_lengths,
+    training_differs,
+)
 from rtm_kernels.ops.attention_norm.api import ATTENTION
 
 Model = TypeVar("Model", bound=nn.Module)
 
-LOOKED_FOR = (
-    "modules with `layers`, a ModuleList of blocks that have mlp.gate_up_proj, mlp.down_proj, norm_eps, and either "
-    "self_attn.qkv_proj and self_attn.o_proj or mlp_t.gate_up_proj and mlp_t.down_proj"
-)
 OPTIONS = ("norm_axis", "num_heads", "causal", "qk_norm", "eps", "impl", "attention")
 """Attributes of `FusedTRMBlock` that its forward reads; an accelerated block carries them too."""
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Accelerated:
     """Marks a module whose class `accelerate` changed; `official` is the class it had."""
 
     official: type[nn.Module]
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        """Pickles and copies name the two classes that made this one, which no module holds by name."""
+        return _empty, (type(self).__mro__[1], self.official), vars(self).copy()
+
+
+def _empty(mixin: type[Accelerated], official: type[nn.Module]) -> Any:
+    made = _subclass(mixin, official)
+    return made.__new__(made)
 
 
 class AcceleratedBlock(Accelerated):
@@ -42,8 +55,23 @@ class AcceleratedBlock(Accelerated):
     mixer = FusedTRMBlock.mixer
 
     def forward(self, cos_sin: CosSin | None, hidden_states: Tensor, injection: tuple[Tensor, ...] = ()) -> Tensor:
-        """The official call, and the injection that is folded into the first load."""
+        """The official call, and the injection that is folded into the first load.
+
+        The fused ops call no part of the block. So a block with a hook on a part runs the official forward instead.
+        """
+        if _hooked(self):  # type: ignore[arg-type]
+            total = sum(injection, start=hidden_states)
+            return self.official.forward(self, cos_sin=cos_sin, hidden_states=total)  # type: ignore[arg-type]
         return FusedTRMBlock.forward(self, hidden_states, injection, cos_sin)  # type: ignore[arg-type]
+
+
+def _hooked(block: nn.Module) -> bool:
+    """Whether a part of the block has a hook of any kind."""
+    for part in block._modules.values():
+        for module in (part, *part._modules.values()):  # type: ignore[union-attr]
+            if any(getattr(module, kind) for kind in HOOKS):
+                return True
+    return False
 
 
 class AcceleratedStack(Accelerated):
@@ -63,29 +91,26 @@ class AcceleratedStack(Accelerated):
         return hidden_states
 
 
-STACKS = (("hidden_states", "input_injection"), ("hidden_states", "injection"), ("hidden_states",))
-"""Parameters of the forward of a stack of TRM and HRM, of RSM, and of single-z TRM, cos_sin left out."""
-
-
 def accelerate(model: Model, *, impl: str = "auto", attention: str = "auto") -> Model:
     """Replace the stacks of blocks inside an official TRM, HRM or RSM model by fused ones, in place; returns it.
 
     `model` may be wrapped in the official loss head, torch.compile or DistributedDataParallel. Parameters and
     state_dict keys do not change, outputs and gradients only by the rounding of the chosen `impl` (not at all for
-    the reference). Calling it again changes the options. `restore` undoes it; do so before pickling the module
-    itself (state dicts and copies need no such care).
+    the reference). Calling it again changes the options. `restore` undoes it. Hooks on blocks are called as before; a
+    block with a hook on one of its parts runs its official forward.
 
-    Errors: `InputError` when no stack of blocks is found, or one computes something else than the fused block;
+    Errors: `InputError` when no stack of blocks is found, or one computes or says something else than the official
+    block (dropout, a window, a wrapped or replaced forward);
     `BackendUnavailable` when `impl` is named and cannot run. The model is unchanged then, or as after `restore`.
     """
     one_of("impl", impl, IMPLS)
     one_of("attention", attention, ATTENTION)
     restore(model)
-    found = {name or type(model).__name__: module for name, module in model.named_modules() if _holds_blocks(module)}
+    found = {name or type(model).__name__: module for name, module in model.named_modules() if holds_blocks(module)}
     if not found:
         raise InputError(f"{type(model).__name__} holds nothing to accelerate; looked for {LOOKED_FOR}")
     for name, module in found.items():
-        _check_blocks(name, module)
+        check_blocks(name, module, OPTIONS)
         resolve(impl, next(module.parameters()).device)
     axes = {name: _norm_axis(name, module) for name, module in found.items()}
     for name, module in found.items():
@@ -104,89 +129,40 @@ def restore(model: Model) -> Model:
     return model
 
 
-def _holds_blocks(module: nn.Module) -> bool:
-    layers = module._modules.get("layers")  # not getattr: the wrapper of torch.compile passes on what it wraps
-    if not isinstance(layers, nn.ModuleList):
-        return False
-    return any(hasattr(layer, "mlp") and (hasattr(layer, "self_attn") or hasattr(layer, "mlp_t")) for layer in layers)
-
-
-def _check_blocks(name: str, stack: nn.Module) -> None:
-    """Refuse a stack whose forward or whose blocks have other parameters than the official ones."""
-    if _parameters(stack) not in STACKS:
-        signature = inspect.signature(type(stack).forward)
-        raise InputError(f"{name}.forward{signature} is not that of an official stack: {' or '.join(map(str, STACKS))}")
-    for index, layer in enumerate(stack.layers):  # type: ignore[arg-type]
-        odd = _oddities(layer)
-        if odd:
-            raise InputError(f"{name}.layers.{index} is not an official block ({odd}); looked for {LOOKED_FOR}")
-
-
-def _oddities(layer: Any) -> str:
-    """How a module differs from an official block, or an empty string."""
-    attends = hasattr(layer, "self_attn")
-    mixer = ("self_attn.qkv_proj", "self_attn.o_proj") if attends else ("mlp_t.gate_up_proj", "mlp_t.down_proj")
-    expected = {f"{part}.weight" for part in ("mlp.gate_up_proj", "mlp.down_proj", *mixer)}
-    differing = sorted(expected ^ {name for name, _ in layer.named_parameters()})
-    if differing:
-        return f"its parameters differ in {', '.join(differing)}"
-    if not isinstance(getattr(layer, "norm_eps", None), float):
-        return "it has no norm_eps"
-    taken = [option for option in OPTIONS if hasattr(layer, option)]
-    if taken:
-        return f"it has {', '.join(taken)} of its own"
-    if attends:
-        heads = getattr(layer.self_attn, "num_heads", None)
-        if not isinstance(heads, int) or getattr(layer.self_attn, "num_key_value_heads", heads) != heads:
-            return "its self_attn lacks num_heads, or has fewer key and value heads"
-    return ""
-
-
-def _parameters(stack: nn.Module) -> tuple[str, ...]:
-    parameters = list(inspect.signature(type(stack).forward).parameters.values())[1:]
-    return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "cos_sin")
-
-
 def _norm_axis(name: str, stack: nn.Module) -> str:
-    """The norm axis with which the fused blocks reproduce the stack's own forward on a probe input.
+    """The norm axis with which the fused blocks reproduce the stack's own forward on probe inputs of every length.
 
-    Errors: `InputError` when none does.
+    Errors: `InputError` when none does, or when training mode changes the values.
     """
-    weight = next(stack.parameters())
-    inputs = _probe(stack, weight.device)
-    with torch.no_grad():
-        try:
-            expected = stack(**inputs)
-        except Exception as error:
-            raise InputError(f"{name} does not run on a probe input: {error}".splitlines()[0]) from error
-        for axis in NORM_AXES:
-            _swap(stack, axis, "reference", "sdpa")
+    axes, device = list(NORM_AXES), next(stack.parameters()).device
+    for length in probe_lengths(stack):
+        inputs = probe_inputs(stack, device, length)
+        with torch.no_grad():
             try:
-                difference = (stack(**inputs) - expected).float().norm() / expected.float().norm()
-            finally:
-                restore(stack)
-            if difference < (1e-4 if expected.dtype == torch.float32 else 5e-2):
-                return axis
-    raise InputError(f"{name} computes something else than the official block normalised over {' or '.join(NORM_AXES)}")
+                expected = stack(**inputs)
+            except Exception as error:
+                raise InputError(f"{name} does not run on a probe input: {error}".splitlines()[0]) from error
+            axes = [axis for axis in axes if _distance(stack, axis, inputs, expected) < _tolerance(expected)]
+        if training_differs(stack, inputs, expected):
+            raise InputError(f"{name} computes something else in training than in evaluation (dropout?)")
+    if not axes:
+        raise InputError(
+            f"{name} computes something else than the official block normalised over {' or '.join(NORM_AXES)}"
+        )
+    return axes[0]
 
 
-def _probe(stack: nn.Module, device: torch.device) -> dict[str, Any]:
-    """Random inputs [2, L, D] and rotary tables for a stack; bfloat16 for attention on CUDA, where flash needs it.
+def _distance(stack: nn.Module, axis: str, inputs: dict[str, Any], expected: Tensor) -> Tensor:
+    """Relative distance of the stack with fused blocks from `expected`."""
+    try:
+        _swap(stack, axis, "reference", "sdpa")
+        return (stack(**inputs) - expected).float().norm() / expected.float().norm()
+    finally:
+        restore(stack)
 
-    Drawn on the CPU whatever the default device: official scripts build their models within `torch.device("cuda")`.
-    """
-    layer: Any = stack.layers[0]  # type: ignore[index]
-    attends = hasattr(layer, "self_attn")
-    dtype = torch.bfloat16 if attends and device.type == "cuda" else torch.float32
-    length, width = 6 if attends else layer.mlp_t.down_proj.weight.shape[0], layer.mlp.down_proj.weight.shape[0]
-    draw = functools.partial(torch.randn, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-    inputs: dict[str, Any] = {name: draw(2, length, width).to(device, dtype) for name in _parameters(stack)}
-    inputs["cos_sin"] = None
-    if attends:
-        head_dim = layer.self_attn.o_proj.weight.shape[1] // layer.self_attn.num_heads
-        angles = draw(length, head_dim).to(device)
-        inputs["cos_sin"] = (angles.cos(), angles.sin())
-    return inputs
+
+def _tolerance(expected: Tensor) -> float:
+    return 1e-4 if expected.dtype == torch.float32 else 5e-2
 
 
 _subclasses: dict[tuple[Any, Any], Any] = {}

@@ -1,0 +1,194 @@
+"""Whether a live module is a stack of blocks of the official TRM, HRM or RSM code, in structure, code and values."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rtm_kernels.errors import InputError
+
+LOOKED_FOR = (
+    "modules with `layers`, a ModuleList of blocks that have mlp.gate_up_proj, mlp.down_proj, norm_eps, and either "
+    "self_attn.qkv_proj and self_attn.o_proj or mlp_t.gate_up_proj and mlp_t.down_proj"
+)
+STACKS = (("hidden_states", "input_injection"), ("hidden_states", "injection"), ("hidden_states",))
+"""Parameters of the forward of a stack of TRM and HRM, of RSM, and of single-z TRM, cos_sin left out."""
+
+LENGTHS = (6, 257)
+"""Lengths of the probe of an attention stack; the MLP mixer has one."""
+
+VOCABULARY = """
+    self_attn mlp mlp_t qkv_proj o_proj gate_up_proj down_proj layers norm_eps config hidden_size head_dim output_size
+    num_heads num_key_value_heads causal norm_over_hidden weight bias cos_sin hidden_states injection input_injection
+    variance_epsilon rms_norm apply_rotary_pos_emb rotate_half rotate cos sin q k v query key value x eps is_causal dim
+    keepdim torch F nn functional einops rearrange scaled_dot_product_attention flash_attn_func silu linear cat rsqrt
+    float float32 to type_as dtype shape size view reshape transpose permute contiguous chunk split unbind unsqueeze
+    square pow mean isinstance tuple map input
+"""
+"""Names that the forward of an official block or of its parts reads, calls or passes by keyword."""
+
+
+def holds_blocks(module: nn.Module) -> bool:
+    """Whether `module` has `layers` with at least one block to look at closer."""
+    layers = module._modules.get("layers")  # not getattr: the wrapper of torch.compile passes on what it wraps
+    if not isinstance(layers, nn.ModuleList):
+        return False
+    return any(hasattr(layer, "mlp") and (hasattr(layer, "self_attn") or hasattr(layer, "mlp_t")) for layer in layers)
+
+
+def check_blocks(name: str, stack: nn.Module, taken: tuple[str, ...]) -> None:
+    """Refuse a stack whose structure or code differs from the official one; `taken` are attributes it may not have.
+
+    A probe sees neither dropout, nor a window longer than itself, nor a limit that it does not reach. So the code is
+    compared too: each name and number in the forward of a block and its parts has to be one that the official code
+    has.
+
+    Errors: `InputError` naming the module and what differs.
+    """
+    if parameters(stack) not in STACKS:
+        signature = inspect.signature(type(stack).forward)
+        raise InputError(f"{name}.forward{signature} is not that of an official stack: {' or '.join(map(str, STACKS))}")
+    odd = [part for part in stack._modules if part != "layers"] or _odd_code(stack)
+    if odd:
+        raise InputError(f"{name} is not an official stack (it has {', '.join(odd)}); looked for {LOOKED_FOR}")
+    for index, layer in enumerate(stack.layers):  # type: ignore[arg-type]
+        difference = _difference(layer, taken)
+        if difference:
+            raise InputError(f"{name}.layers.{index} is not an official block ({difference}); looked for {LOOKED_FOR}")
+
+
+def _difference(layer: Any, taken: tuple[str, ...]) -> str:
+    """How a module differs from an official block, or an empty string."""
+    attends = hasattr(layer, "self_attn")
+    mixer = ("self_attn.qkv_proj", "self_attn.o_proj") if attends else ("mlp_t.gate_up_proj", "mlp_t.down_proj")
+    linears = {"mlp.gate_up_proj", "mlp.down_proj", *mixer}
+    differing = sorted({f"{part}.weight" for part in linears} ^ {name for name, _ in layer.named_parameters()})
+    if differing:
+        return f"its parameters differ in {', '.join(differing)}"
+    parts = {"", *linears, *(part.partition(".")[0] for part in linears)}
+    present = {name for name, module in layer.named_modules() if not _does_nothing(module)}
+    if parts != present:
+        return f"its modules differ in {', '.join(sorted(parts ^ present))}"
+    buffers = [name for name, _ in layer.named_buffers()]
+    if buffers:
+        return f"it has the buffers {', '.join(buffers)}"
+    if not isinstance(getattr(layer, "norm_eps", None), float):
+        return "it has no norm_eps"
+    own = [option for option in taken if hasattr(layer, option)]
+    if own:
+        return f"it has {', '.join(own)} of its own"
+    if attends:
+        heads = getattr(layer.self_attn, "num_heads", None)
+        if not isinstance(heads, int) or getattr(layer.self_attn, "num_key_value_heads", heads) != heads:
+            return "its self_attn lacks num_heads, or has fewer key and value heads"
+    for part in sorted(parts):
+        odd = _odd_code(layer.get_submodule(part))
+        if odd:
+            return f"the forward of {part or 'the block'} has {', '.join(odd)}"
+    return ""
+
+
+def _does_nothing(module: nn.Module) -> bool:
+    return isinstance(module, nn.Identity) or (
+        isinstance(module, torch.nn.modules.dropout._DropoutNd | nn.AlphaDropout) and module.p == 0
+    )
+
+
+def _odd_code(module: nn.Module) -> list[str]:
+    """What the forward of `module` says that no official forward does: names, numbers, or a wrapper."""
+    if "forward" in vars(module):
+        return ["a forward of its own instance"]
+    if type(module) is nn.Linear:
+        return []
+    if hasattr(type(module).forward, "__wrapped__"):
+        return ["a decorator"]
+    allowed = {*VOCABULARY.split(), *(name for name, part in module._modules.items() if part and _does_nothing(part))}
+    odd = set()
+    for code, scope in _codes(module):
+        said = (word for word in _says(code) if not isinstance(scope.get(word), types.ModuleType))
+        odd |= {word for word in said if word not in allowed}
+    return sorted(odd)
+
+
+def _codes(module: nn.Module) -> Iterator[tuple[types.CodeType, dict[str, Any]]]:
+    """The code of `forward` and of the Python functions it names, each with its globals; packages are left out."""
+    found: set[types.CodeType] = set()
+    left: list[Any] = [type(module).forward]
+    while left:
+        function = inspect.unwrap(left.pop())
+        if function.__code__ in found or function.__module__.partition(".")[0] in ("torch", "einops", "flash_attn"):
+            continue
+        found.add(function.__code__)
+        scope = {**function.__globals__, **vars(type(module))}
+        yield function.__code__, scope
+        names = function.__code__.co_names
+        modules = [scope[name] for name in names if isinstance(scope.get(name), types.ModuleType)]
+        named = [scope.get(name) for name in names] + [getattr(m, name, None) for m in modules for name in names]
+        left += [value for value in named if isinstance(value, types.FunctionType)]
+
+
+def _says(code: types.CodeType) -> Iterator[str]:
+    """Names read or passed by keyword, and numbers but small whole ones, of a code object and those within it."""
+    yield from (*code.co_names, *code.co_freevars)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _says(constant)
+        elif isinstance(constant, tuple) and constant and all(isinstance(item, str) for item in constant):
+            yield from constant
+        elif isinstance(constant, int | float) and constant not in range(-3, 4):
+            yield str(constant)
+
+
+def parameters(stack: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters of the stack's forward, without cos_sin."""
+    found = list(inspect.signature(type(stack).forward).parameters.values())[1:]
+    return tuple(p.name for p in found if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "cos_sin")
+
+
+def probe_inputs(stack: nn.Module, device: torch.device, length: int) -> dict[str, Any]:
+    """Random inputs [2, L, D] and rotary tables for a stack; bfloat16 for attention on CUDA, where flash needs it.
+
+    Drawn on the CPU whatever the default device: official scripts build their models within `torch.device("cuda")`.
+    """
+    layer: Any = stack.layers[0]  # type: ignore[index]
+    attends, width = hasattr(layer, "self_attn"), layer.mlp.down_proj.weight.shape[0]
+    dtype = torch.bfloat16 if attends and device.type == "cuda" else torch.float32
+    draw = functools.partial(
+        torch.randn, generator=torch.Generator("cpu").manual_seed(0), device="cpu", dtype=torch.float32
+    )
+    inputs: dict[str, Any] = {name: draw(2, length, width).to(device, dtype) for name in parameters(stack)}
+    inputs["cos_sin"] = None
+    if attends:
+        head_dim = layer.self_attn.o_proj.weight.shape[1] // layer.self_attn.num_heads
+        angles = draw(length, head_dim).to(device)
+        inputs["cos_sin"] = (angles.cos(), angles.sin())
+    return inputs
+
+
+def probe_lengths(stack: Any) -> tuple[int, ...]:
+    """The lengths to probe a stack at."""
+    layer = stack.layers[0]
+    return LENGTHS if hasattr(layer, "self_attn") else (layer.mlp_t.down_proj.weight.shape[0],)
+
+
+def training_differs(stack: nn.Module, inputs: dict[str, Any], expected: Tensor) -> bool:
+    """Whether the stack computes something else in training mode, in either of two runs with other random numbers."""
+    modes = {module: module.training for module in stack.modules()}
+    devices = [] if expected.device.type != "cuda" else [expected.device]
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad():
+            stack.train()
+            for seed in range(2):
+                torch.manual_seed(seed)
+                if not torch.allclose(stack(**inputs), expected):
+                    return True
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return False

@@ -1,0 +1,209 @@
+"""`accelerate` on models that people changed: kept as they are, or refused by name and left alone.
+
+| situation met in public | what happens |
+|---|---|
+| dropout or stochastic depth in a block, as a module, a function or drawn by hand | refused |
+| sliding-window attention, soft caps, clamps, learned scales: values a probe may miss | refused by name |
+| forward replaced on an instance, wrapped in a checkpoint wrapper or a decorator | refused, nothing half done |
+| forward and backward hooks on parts of a block, before or after `accelerate` | called, and their values used |
+| `torch.save(model)` of the whole module, `copy`, `pickle` | works |
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+from rtm_kernels import accelerate
+from rtm_kernels.errors import InputError
+from rtm_kernels.interop.accelerate import Accelerated
+from tests.interop import official_structure as official
+
+WINDOW = 128
+
+
+class Variant(official.Block):
+    """A block with the official parts and `changed` between the mixer and the SwiGLU."""
+
+    def forward(self, cos_sin, hidden_states):
+        h = official.rms_norm(hidden_states + self.self_attn(cos_sin=cos_sin, hidden_states=hidden_states), 1e-5)
+        return official.rms_norm(h + self.changed(h), self.norm_eps)
+
+
+class FunctionalDropout(Variant):
+    def changed(self, h):
+        return F.dropout(self.mlp(h), 0.1, self.training)
+
+
+class StochasticDepth(Variant):
+    rate = 0.01
+
+    def changed(self, h):
+        kept = torch.rand(len(h), 1, 1) >= self.rate
+        return self.mlp(h) * kept if self.training else self.mlp(h)
+
+
+class Clamp(Variant):
+    def changed(self, h):
+        return self.mlp(h).clamp(-50, 50)
+
+
+class Scaled(Variant):
+    scale = 1
+
+    def changed(self, h):
+        return self.mlp(h) * self.scale
+
+
+class ModuleDropout(Variant):
+    def __init__(self, config):
+        super().__init__(config)
+        self.drop = nn.Dropout(0.1)
+
+    def changed(self, h):
+        return self.drop(self.mlp(h))
+
+
+class WindowedAttention(official.Attention):
+    """As the official one up to `WINDOW` positions; further ones see only those within it."""
+
+    def forward(self, cos_sin, hidden_states):
+        if hidden_states.shape[1] > WINDOW:
+            hidden_states = hidden_states.roll(1, 1)
+        return super().forward(cos_sin, hidden_states)
+
+
+class SoftCap(official.Attention):
+    def forward(self, cos_sin, hidden_states):
+        return 30.0 * torch.tanh(super().forward(cos_sin, hidden_states) / 30.0)
+
+
+class Decorated(official.SwiGLU):
+    forward = torch.no_grad()(official.SwiGLU.forward)
+
+
+def model(block=official.Block) -> nn.Module:
+    torch.manual_seed(0)
+    config = official.config_of(mlp_t=False, pos_encodings="rope")
+    made = official.Reasoner(config)
+    if block is not official.Block:
+        made.inner.L_level.layers[1] = block(config)
+    return made
+
+
+def attention(kind: type[nn.Module]) -> nn.Module:
+    made = model()
+    made.inner.L_level.layers[1].self_attn.__class__ = kind
+    return made
+
+
+def replaced(part: str) -> nn.Module:
+    made = model()
+    module = made.inner.L_level.layers[1].get_submodule(part)
+    module.forward = torch.compile(module.forward, backend="eager")
+    return made
+
+
+def wrapped() -> nn.Module:
+    made = model()
+    made.inner.L_level.layers[1] = checkpoint_wrapper(made.inner.L_level.layers[1])
+    return made
+
+
+def stack_dropout() -> nn.Module:
+    made = model()
+    made.inner.L_level.drop = nn.Dropout(0.1)
+    return made
+
+
+def decorated() -> nn.Module:
+    made = model()
+    made.inner.L_level.layers[1].mlp.__class__ = Decorated
+    return made
+
+
+REFUSED = {
+    "nn.Dropout": (lambda: model(ModuleDropout), "layers.1 .*modules differ in drop"),
+    "dropout of the stack": (stack_dropout, "L_level is not an official stack .it has drop"),
+    "F.dropout": (lambda: model(FunctionalDropout), "layers.1 .*forward of the block has .*dropout.*training"),
+    "stochastic depth": (lambda: model(StochasticDepth), "layers.1 .*forward of the block has .*rand.*training"),
+    "a clamp that the probe does not reach": (lambda: model(Clamp), "layers.1 .*has .*clamp"),
+    "a scale that may be set later": (lambda: model(Scaled), "layers.1 .*has .*scale"),
+    "attention in a window": (lambda: attention(WindowedAttention), "layers.1 .*forward of self_attn has WINDOW"),
+    "soft cap": (lambda: attention(SoftCap), "layers.1 .*forward of self_attn has 30.0"),
+    "forward of the instance": (lambda: replaced(""), "layers.1 .*a forward of its own instance"),
+    "forward of a part": (lambda: replaced("mlp.down_proj"), "layers.1 .*mlp.down_proj has a forward of its own"),
+    "a decorated part": (decorated, "layers.1 .*forward of mlp has a decorator"),
+    "checkpoint wrapper": (wrapped, "layers.1 .*_checkpoint_wrapped_module"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_kept_is_refused_and_nothing_is_half_done(name: str) -> None:
+    make, message = REFUSED[name]
+    made = make()
+    before = [(type(module), set(vars(module)), module.training) for module in made.modules()]
+    random = torch.get_rng_state()
+    with pytest.raises(InputError, match=message) as error:
+        accelerate(made)
+    assert "\n" not in str(error.value)
+    assert [(type(module), set(vars(module)), module.training) for module in made.modules()] == before
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_dropout_of_nothing_is_kept() -> None:
+    made = model()
+    made.inner.L_level.layers[0].drop = nn.Dropout(0.0)
+    assert isinstance(accelerate(made).inner.L_level.layers[0], Accelerated)
+
+
+def outputs(made: nn.Module) -> torch.Tensor:
+    batch = official.batch(made.config)
+    _, found = made(made.initial_carry(batch), batch)
+    return found["logits"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("part", ["mlp", "self_attn.qkv_proj"])
+def test_hooks_on_parts_are_called_and_change_values(when: str, part: str) -> None:
+    plain, made = model(), model()
+    seen: list[str] = []
+
+    def hook(module, args, output):
+        seen.append(type(module).__name__)
+        return output * 1.5
+
+    if when == "after":
+        accelerate(made)
+    for target in (plain, made):
+        target.inner.L_level.layers[0].get_submodule(part).register_forward_hook(hook)
+    if when == "before":
+        accelerate(made)
+        seen.clear()
+    expected = outputs(plain)
+    once = len(seen)
+    assert torch.equal(outputs(made), expected) and len(seen) == 2 * once > 0
+
+
+def test_backward_hooks_on_parts_are_called() -> None:
+    made, seen = accelerate(model()), []
+    made.inner.L_level.layers[1].mlp.register_full_backward_hook(lambda *_: seen.append(1))
+    outputs(made).sum().backward()
+    assert seen
+
+
+@pytest.mark.parametrize("write", [torch.save, pickle.dump])
+def test_whole_modules_are_pickled(write) -> None:
+    made = accelerate(model(), impl="reference")
+    expected, file = outputs(made), io.BytesIO()
+    write(made, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False) if write is torch.save else pickle.load(file)
+    assert torch.equal(outputs(again), expected)
+    assert isinstance(again.inner.L_level.layers[0], Accelerated) and again.inner.L_level.layers[0].impl == "reference"
