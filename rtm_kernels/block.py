@@ -20,7 +20,7 @@ CosSin = tuple[Tensor, Tensor]
 
 def trunc_normal(*shape: int, std: float) -> Tensor:
     """A tensor drawn from a normal truncated at two deviations, rescaled so that its deviation *is* `std`."""
-    draw = torch.empty(shape)
+    draw = torch.empty(shape, dtype=torch.float32)
     if draw.is_meta:  # a shape alone: drawing it would take a thousand times as long, and nothing comes of it
         return draw
     low, high = (math.erf(bound / math.sqrt(2)) for bound in (-2.0, 2.0))
@@ -60,8 +60,8 @@ class SparseEmbedding(nn.Module):
 
     def __init__(self, num: int, dim: int) -> None:
         super().__init__()
-        self.register_buffer("weights", torch.zeros(num, dim))
-        self.register_buffer("local_weights", torch.zeros(0, dim), persistent=False)
+        self.register_buffer("weights", torch.zeros(num, dim, dtype=torch.float32))
+        self.register_buffer("local_weights", torch.zeros(0, dim, dtype=torch.float32), persistent=False)
         self.register_buffer("local_ids", torch.zeros(0, dtype=torch.int32), persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -27,6 +27,9 @@ Batch = Mapping[str, Tensor]
 """`inputs` [B, seq_len] token ids, `puzzle_identifiers` [B], and `labels` [B, seq_len] when there are any."""
 
 
+INDICES = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
+"""Dtypes of tokens and puzzle identifiers."""
+
 Run = Callable[[Program, Mapping[str, Tensor], Tensor], dict[str, Tensor]]
 """Runs a program: latents and x [B, L, D] to the new latents, as `recursion.reference.run` does."""
 
@@ -50,10 +53,13 @@ def tensor_specs(config: ModelConfig) -> dict[str, Tensor]:
         return RecursiveReasoner(config).tensors()
 
 
+WRAPPERS = ("module.", "_orig_mod.", "model.", "inner.")
+
+
 def bare_name(key: str) -> str:
-    """A parameter's name without what torch.compile, the loss head and the ACT wrapper put before it."""
-    for prefix in ("_orig_mod.", "model.", "inner."):  # outermost first
-        key = key.removeprefix(prefix)
+    """A parameter's name without what DDP, torch.compile, the loss head and the ACT wrapper put before it."""
+    while key.startswith(WRAPPERS):
+        key = key.partition(".")[2]
     return key
 
 
@@ -80,7 +86,7 @@ class RecursiveReasoner(nn.Module):
         if config.tied_lm_head:
             self.lm_head.weight = self.embed_tokens.embedding_weight
         if config.has_q_head:
-            self.q_head = nn.Linear(width, 2)
+            self.q_head = nn.Linear(width, 2, dtype=torch.float32)
             nn.init.zeros_(self.q_head.weight)
             nn.init.constant_(self.q_head.bias, -5.0)
         if config.puzzle_emb_ndim > 0:
@@ -169,9 +175,13 @@ class RecursiveReasoner(nn.Module):
         c = self.config
         if c.pos_encodings != "rope":
             return None
-        if self.device not in self._rope:
-            self._rope[self.device] = rope_tables(c.latent_len, c.hidden_size // c.num_heads, c.rope_theta, self.device)
-        return self._rope[self.device]
+        if self.device in self._rope:
+            return self._rope[self.device]
+        with torch.inference_mode(False):  # tables of inference mode could not be saved for a backward pass
+            tables = rope_tables(c.latent_len, c.hidden_size // c.num_heads, c.rope_theta, self.device)
+        if type(tables[0]) is Tensor:  # not those of a fake or a traced pass
+            self._rope[self.device] = tables
+        return tables
 
     def stacks(self) -> dict[str, reference.ApplyStack]:
         """The stacks of blocks by name, as an executor calls them."""
@@ -185,7 +195,7 @@ class RecursiveReasoner(nn.Module):
     def embed(self, inputs: Tensor, puzzle_identifiers: Tensor) -> Tensor:
         """Input embedding x [B, L, D] = sqrt(D) * (prefix ++ tokens [+ positions, scaled by 1/sqrt(2)])."""
         c = self.config
-        x = F.embedding(inputs.to(torch.int32), self.embed_tokens.embedding_weight.to(self.dtype))
+        x = F.embedding(as_index(inputs), self.embed_tokens.embedding_weight.to(self.dtype))
         if c.prefix_len > 0:
             x = torch.cat((self._prefix(puzzle_identifiers), x), dim=-2)  # [B, L, D]
         if c.pos_encodings == "learned":
@@ -198,7 +208,7 @@ class RecursiveReasoner(nn.Module):
         if c.puzzle_emb_ndim == 0:
             shape = (len(puzzle_identifiers), c.prefix_len, c.hidden_size)
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
-        rows = self.puzzle_emb(puzzle_identifiers).to(self.dtype)
+        rows = self.puzzle_emb(as_index(puzzle_identifiers)).to(self.dtype)
         return F.pad(rows, (0, size - rows.shape[-1])).view(-1, c.prefix_len, c.hidden_size)
 
     def initial_latents(self, batch_size: int) -> dict[str, Tensor]:
@@ -308,12 +318,28 @@ class RecursiveReasoner(nn.Module):
         ids = tuple(batch["puzzle_identifiers"].shape)
         if ids != shape[:1]:
             raise InputError(f"batch['puzzle_identifiers'] has shape {ids}; expected [B] = {shape[:1]}")
+        for name, count in (("inputs", self.config.vocab_size),
+                            ("puzzle_identifiers", self.config.num_puzzle_identifiers)):  # fmt: skip
+            _check_indices(f"batch[{name!r}]", batch[name], count)
 
     def _check_carry(self, carry: Carry, batch: Batch) -> None:
         if set(carry.current_data) != set(batch):
             raise InputError(f"the carry holds {sorted(carry.current_data)}, but the batch {sorted(batch)}")
         if len(carry.halted) != len(batch["inputs"]):
             raise InputError(f"the carry is of {len(carry.halted)} samples, but the batch of {len(batch['inputs'])}")
+
+
+def as_index(values: Tensor) -> Tensor:
+    """`values` in a dtype that picks rows: a table indexed by uint8 takes it for a mask."""
+    return values if values.dtype in (torch.int32, torch.int64) else values.to(torch.int32)
+
+
+def _check_indices(name: str, values: Tensor, count: int) -> None:
+    """Whole numbers from 0 to count - 1. On a GPU their values are the kernel's to check: reading them would wait."""
+    require(values.dtype in INDICES, f"{name}.dtype", values.dtype, f"one of {', '.join(map(str, INDICES))}")
+    if type(values) is Tensor and values.device.type == "cpu" and values.numel() and not torch.compiler.is_compiling():
+        low, high = (int(bound) for bound in values.aminmax())
+        require(low >= 0 and high < count, name, low if low < 0 else high, f"numbers from 0 to {count - 1}")
 
 
 def _drop_official_prefixes(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

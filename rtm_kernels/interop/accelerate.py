@@ -61,7 +61,7 @@ class AcceleratedBlock(Accelerated):
         """
         if _hooked(self):  # type: ignore[arg-type]
             total = sum(injection, start=hidden_states)
-            return self.official.forward(self, cos_sin=cos_sin, hidden_states=total)  # type: ignore[arg-type]
+            return self.official.forward(self, cos_sin=cos_sin, hidden_states=total)
         return FusedTRMBlock.forward(self, hidden_states, injection, cos_sin)  # type: ignore[arg-type]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.config import ModelConfig
-from rtm_kernels.errors import InputError, one_of
+from rtm_kernels.errors import InputError, one_of, require
 from rtm_kernels.model import RecursiveReasoner, bare_name, tensor_specs
+from rtm_kernels.ops.launch import FLOATING
 from rtm_kernels.pretrained import check_fits, shapes
 
 ALIASES = {"transformers_baseline": "transformer"}
@@ -28,6 +30,28 @@ STACK_LAYERS = {
 """Architecture -> stack of blocks -> official config field that holds its number of layers."""
 
 
+LEFT_OUT = re.compile(r"(.*\.)?(puzzle_emb\.local_(weights|ids)|cos_cached|sin_cached|inv_freq)")
+"""Buffers that official training may leave in a state dict: rows of the last batch, and rotary tables."""
+
+REFERENCE = re.compile(r"\$\{[\w.]*?(\w+)\}")
+"""A value of a config file that names another field, such as `${.hidden_size}`."""
+
+
+def _resolved(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with references to its other fields followed, and whole numbers such as 7.0 as integers."""
+    values = dict(config)
+    for name in config:
+        for _ in range(len(config)):
+            found = REFERENCE.fullmatch(values[name]) if isinstance(values[name], str) else None
+            if found and found[1] in config:
+                values[name] = values[found[1]]
+        left = isinstance(values[name], str) and "${" in values[name]
+        require(not left, name, values[name], "a value, or a reference to another field of the config")
+        if isinstance(values[name], float) and values[name].is_integer():
+            values[name] = int(values[name])
+    return values
+
+
 def model_config(arch: str, config: Mapping[str, Any]) -> ModelConfig:
     """The `ModelConfig` of an official architecture and its config (the `arch` section of `all_config.yaml`).
 
@@ -36,7 +60,7 @@ def model_config(arch: str, config: Mapping[str, Any]) -> ModelConfig:
 
     Errors: `InputError` for an unknown architecture, a missing field, or a value that `ModelConfig` refuses.
     """
-    arch = ALIASES.get(arch, arch)
+    arch, config = ALIASES.get(arch, arch), _resolved(config)
     one_of("arch", arch, (*STACK_LAYERS, *ALIASES))
     layer_fields = STACK_LAYERS[arch]
     required = ["vocab_size", "seq_len", "hidden_size", "expansion", "num_heads", "H_cycles",
@@ -88,6 +112,7 @@ def from_official(
 
     arch: trm, trm_singlez, trm_hier6, hrm, transformer (officially transformers_baseline) or rsm.
     config: the official config; state_dict: the official names, with or without the prefixes `_orig_mod.`,
+    `module.`,
     `model.` and `inner.`. Weights of any float dtype are stored in float32, initial latents in `forward_dtype`.
 
     Errors: `InputError` naming missing and unexpected keys, wrong shapes, and tensors that are not dense floats.
@@ -131,13 +156,15 @@ def to_official(model: RecursiveReasoner, *, batch_size: int = 1) -> tuple[str, 
 
 
 def strip_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict with the prefixes of torch.compile, loss head and ACT wrapper removed from its names.
+    """The state dict without the prefixes of DDP, torch.compile, loss head and ACT wrapper, and without `LEFT_OUT`.
 
     Errors: `InputError` when two names become one.
     """
     state: dict[str, Tensor] = {}
     for key, value in state_dict.items():
         name = bare_name(key)
+        if LEFT_OUT.fullmatch(name):
+            continue
         if name in state:
             raise InputError(f"the state dict holds {name!r} twice, under different prefixes")
         state[name] = value
@@ -154,11 +181,12 @@ def check_state(state: Mapping[str, Any], config: ModelConfig) -> None:
     if config.tied_lm_head and head in state:
         specs[head] = specs[table]
     for name, value in state.items():
-        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
-            kind = value.layout if isinstance(value, Tensor) else type(value).__name__
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_meta:
+            kind = type(value).__name__ if not isinstance(value, Tensor) else "meta" if value.is_meta else value.layout
             raise InputError(f"{name} is not a dense tensor but {kind}")
-        if not value.dtype.is_floating_point:
-            raise InputError(f"{name} has dtype {value.dtype}; expected a floating-point one")
+        if value.dtype not in FLOATING:
+            raise InputError(f"{name} has dtype {value.dtype}; expected one of {', '.join(map(str, FLOATING))}")
+        require(bool(value.isfinite().all()), name, "NaN or infinity", "finite numbers")
     check_fits("the state dict does not fit the config", shapes(state), specs)
     if config.tied_lm_head and head in state and not torch.equal(state[head], state[table]):
         raise InputError(f"{head} differs from {table}, but the model ties them")
