@@ -120,9 +120,10 @@ class RecursiveReasoner(nn.Module):
         Errors: `InputError` for an unknown name, and for a folder whose files are missing, truncated, altered since
         they were saved, or do not fit its config; `BackendUnavailable` for a hub id without huggingface_hub.
         """
-        config, state = pretrained.load(name_or_path, tensor_specs, revision)
-        model = cls(config, impl=impl, attention=attention)
-        model.load_state_dict(state)
+        with torch.device("cpu"), torch.inference_mode(False):  # whatever the caller's default is
+            config, state = pretrained.load(name_or_path, tensor_specs, revision)
+            model = cls(config, impl=impl, attention=attention)
+            model.load_state_dict(state)
         return model.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:

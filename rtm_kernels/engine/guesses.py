@@ -44,7 +44,7 @@ class Guesses:
             name: torch.zeros(capacity, *latent.shape[1:], dtype=latent.dtype, device=device)
             for name, latent in model.initial_latents(1).items()
         }
-        self.logits = torch.zeros(capacity, config.seq_len, config.vocab_size, device=device)
+        self.logits = torch.zeros(capacity, config.seq_len, config.vocab_size, device=device, dtype=torch.float32)
 
     @property
     def buffers(self) -> tuple[Tensor, ...]:

@@ -85,7 +85,7 @@ class Slots:
             return torch.zeros(count, *shape, dtype=like.dtype, device=device)
 
         self._initial = initial = {name: t.clone() for name, t in model.initial_latents(1).items()}
-        shape, like = (config.latent_len, config.hidden_size), torch.empty(0, dtype=model.dtype)
+        shape, like = (config.latent_len, config.hidden_size), torch.empty(0, dtype=model.dtype, device="cpu")
         self._latents = {name: rows(capacity, *shape, like=t) for name, t in initial.items()}
         self._x, self._embedded = (rows(n, *shape, like=like) for n in (capacity, held))
         self._fresh, self._results = (rows(held, *states.rows[0].shape, like=states.rows) for _ in range(2))

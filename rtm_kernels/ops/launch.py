@@ -170,7 +170,7 @@ def to_autocast_dtype(x: Tensor, injection: Sequence[Tensor]) -> tuple[Tensor, t
     gave are in the autocast dtype, the first ones and the input embedding need not be.
     """
     device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return x, tuple(injection)
     dtype = torch.get_autocast_dtype(device)
     low = (torch.float32, torch.bfloat16, torch.float16)

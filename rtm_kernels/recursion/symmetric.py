@@ -88,7 +88,7 @@ class SymmetricProgram:
         """Gradients of the latents before the first step with gradient, of x, and of all weights, shaped `like`."""
         shape = next(iter(outputs.values()))
         given = [self.model.sorted(outputs.get(name, torch.zeros_like(shape)).contiguous()) for name in self.names]
-        x, weights = torch.zeros_like(given[0]), [torch.empty(w.shape) for w in like]
+        x, weights = torch.zeros_like(given[0]), [torch.empty(w.shape, dtype=torch.float32, device="cpu") for w in like]
         layers = [weights[i : i + 10] for i in range(0, len(weights), 10)]
         self.model.backward(given, x, saved, self.first, len(self.program), layers)
         back = {name: self.model.unsorted(value) for name, value in zip(self.names, given, strict=True)}

@@ -73,7 +73,7 @@ def _units(weight: Tensor, z: Sizes) -> tuple[Tensor, Tensor]:
     A row weighs its own cells, those of its band and all cells; a box also those of its band and of its stack.
     """
     n, m = z.side, math.isqrt(z.side)
-    unit = torch.arange(z.copies) * 3 * n
+    unit = torch.arange(z.copies, device=weight.device) * 3 * n
     own, near, far = (weight[unit, cell] for cell in (0, n, m * n))  # seen from the first row
     line = torch.stack((own - near, near - far, far), -1)
     own, near, far = (weight[unit + 2 * n, cell] for cell in (0, m, m * n + m))  # from the first box
@@ -84,8 +84,8 @@ def _units(weight: Tensor, z: Sizes) -> tuple[Tensor, Tensor]:
 def _expanded_units(coefficients: Tensor, still: Tensor, z: Sizes) -> Tensor:
     """[units, L] from what `_units` found."""
     n, m = z.side, math.isqrt(z.side)
-    row, column = torch.arange(n * n) // n, torch.arange(n * n) % n
-    line = torch.arange(n)[:, None]
+    cell = torch.arange(n * n, device=still.device)
+    row, column, line = cell // n, cell % n, cell[:n, None]
     own = torch.cat((row == line, column == line, row // m * m + column // m == line)).float()
     band, stack = (row // m == line // m).float(), (column // m == line // m).float()
     near = torch.cat((band, stack, (row // m == line // m).float() + (column // m == line % m).float()))
@@ -97,7 +97,7 @@ def _expanded_units(coefficients: Tensor, still: Tensor, z: Sizes) -> Tensor:
 def blocks(weight: Tensor, n: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """Of [out, in] over copies of n digits: what a digit adds to its own copy alone [rows, columns], and a matrix
     [rows + r, columns + c] on the sum over the digits, and on and to what they do not move."""
-    out, into = torch.arange(rows) * n, torch.arange(columns) * n
+    out, into = (torch.arange(count, device=weight.device) * n for count in (rows, columns))
     same, other = weight[out][:, into], weight[out][:, into + 1]
     top = torch.cat((other, weight[out][:, columns * n :]), 1)
     rest = torch.cat((weight[rows * n :][:, into], weight[rows * n :, columns * n :]), 1)
@@ -120,8 +120,8 @@ def mean_blocks(weight: Tensor, n: int) -> tuple[Tensor, Tensor]:
 def expanded(own: Tensor, shared: Tensor, n: int) -> Tensor:
     """The matrix that `blocks` found these of."""
     rows, columns = own.shape
-    same, ones = torch.eye(n, device=own.device), torch.ones(n, n, device=own.device)
-    copies = torch.kron(own, same) + torch.kron(shared[:rows, :columns], ones)
+    same = torch.eye(n, device=own.device, dtype=own.dtype)
+    copies = torch.kron(own, same) + torch.kron(shared[:rows, :columns], torch.ones_like(same))
     top = torch.cat((copies, shared[:rows, columns:].repeat_interleave(n, 0)), 1)
     rest = torch.cat((shared[rows:, :columns].repeat_interleave(n, 1), shared[rows:, columns:]), 1)
     return torch.cat((top, rest))

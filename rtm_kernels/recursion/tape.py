@@ -79,4 +79,4 @@ def layer_rows(program: Program, stack_layers: Mapping[str, range]) -> Tensor:
             rows.append([dst, layer, len(state), len(inject), *terms(state), *terms(inject)])
             pending.add(dst)
             state, inject = [dst], []
-    return torch.tensor(rows, dtype=torch.int32).reshape(-1, ROW_WIDTH)
+    return torch.tensor(rows, dtype=torch.int32, device="cpu").reshape(-1, ROW_WIDTH)

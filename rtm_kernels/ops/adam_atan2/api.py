@@ -119,7 +119,7 @@ class AdamATan2(Optimizer):
             require(not param.grad.is_sparse, "grad.layout", param.grad.layout, "dense; `sign_sgd_` updates embeddings")
             state = self.state[param]
             if not state:
-                state["step"] = torch.zeros((), device=param.device)
+                state["step"] = torch.zeros((), device=param.device, dtype=torch.float32)
                 state["exp_avg"] = torch.zeros_like(param)
                 state["exp_avg_sq"] = torch.zeros_like(param)
             bucket = (param.device, _choose_adam(self.impl, param))

@@ -13,7 +13,7 @@ def scalars(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`lr` (float64 of a number) and `found_inf` (0 where there is none) as tensors on `device`."""
     rate = lr if isinstance(lr, Tensor) else torch.full((), lr, dtype=torch.float64, device=device)
-    return rate, torch.zeros((), device=device) if found_inf is None else found_inf
+    return rate, torch.zeros((), device=device, dtype=torch.float32) if found_inf is None else found_inf
 
 
 def adam_atan2_(

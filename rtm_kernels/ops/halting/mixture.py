@@ -37,7 +37,7 @@ class HaltingState:
 
 def initial_state(batch: int, units: int = 1, device: torch.device | str | None = None) -> HaltingState:
     """The state of `batch` samples of `units` units each before their first step."""
-    zeros = torch.zeros(batch, units, device=device)
+    zeros = torch.zeros(batch, units, device=device, dtype=torch.float32)
     active = torch.ones(batch, units, dtype=torch.bool, device=device)
     return HaltingState(zeros.to(torch.int32), active, zeros, zeros, torch.ones_like(zeros))
 

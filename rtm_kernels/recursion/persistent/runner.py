@@ -82,7 +82,7 @@ class PersistentRecursion:
         self._number = numbers(program)
         self._written = tuple(dict.fromkeys(step.dst for step in program.steps))
         self.tape = layer_rows(program, weights.stack_layers).to(device)
-        self.normed = torch.tensor([self._number[n] for n in self._written], dtype=torch.int32).to(device)
+        self.normed = torch.tensor([self._number[n] for n in self._written], dtype=torch.int32, device="cpu").to(device)
         self._barrier = torch.zeros(1, dtype=torch.int64, device=device)
         self._allocate(head)
         self._view(batch)

@@ -47,7 +47,7 @@ class Schedule:
 
     def wait(self, samples: Sequence[int]) -> None:
         """Let `samples` be the line, in this order, in one copy."""
-        line = torch.tensor([0, len(samples), *samples], dtype=torch.int32)
+        line = torch.tensor([0, len(samples), *samples], dtype=torch.int32, device="cpu")
         self.line[: len(line)].copy_(line)
 
 
@@ -84,7 +84,8 @@ def plan(schedule: Schedule, alive: Tensor) -> None:
         if len(pair[0]):
             schedule.pairs[row, :, : len(pair[0])] = torch.stack(pair)
     lengths = [len(pair[0]) for pair in lists]
-    counts.copy_(torch.tensor([*lengths, active, finished + len(leaves), last - first - len(enters)]))
+    after = [*lengths, active, finished + len(leaves), last - first - len(enters)]
+    counts.copy_(torch.tensor(after, device="cpu"))
     schedule.more.copy_(active > schedule.floor)
     schedule.line[0] += len(enters)
     owner[:active] = sample[occupied]

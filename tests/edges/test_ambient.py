@@ -1,0 +1,156 @@
+"""Every public call under each state that PyTorch keeps for the process: values stay those of the plain call.
+
+| situation met in public | what happens |
+|---|---|
+| evaluation in `inference_mode` or by a `Solver`, then training | trains |
+| a pass under `FakeTensorMode` (memory estimates, exporters), then a real one | real tensors |
+| `torch.set_default_dtype` of bfloat16, float16 or float64 | the same weights, the same answers |
+| `torch.set_default_device("meta")`, or `with torch.device("meta")` around loading | the same |
+| models on `device="meta"` (sharding plans, `accelerate` of a skeleton) | shapes |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from rtm_kernels import ModelConfig, RecursiveReasoner, Solver, accelerate
+from rtm_kernels.block import FusedTRMBlock
+from rtm_kernels.errors import InputError
+from rtm_kernels.pretrained import known_models
+from rtm_kernels.losses import ACTLossHead
+from tests.interop import official_structure as official
+
+EXAMPLE = "530070000600195000098000060800060003400803001700020006060000280000419005000080079"
+ROPE = ModelConfig(
+    arch="trm", vocab_size=11, seq_len=9, hidden_size=32, layers={"L_level": 1}, num_heads=4, H_cycles=2, L_cycles=2,
+    mixer="attention", pos_encodings="rope", puzzle_emb_ndim=32, num_puzzle_identifiers=3, halt_max_steps=2,
+)  # fmt: skip
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+AMBIENT = {
+    "nothing": nullcontext,
+    "inference_mode": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
+    "float16": lambda: default_dtype(torch.float16),
+    "float64": lambda: default_dtype(torch.float64),
+    "meta": lambda: torch.device("meta"),
+}
+
+
+def batch() -> dict[str, torch.Tensor]:
+    tokens = (torch.arange(36, device="cpu") % 11).view(4, 9)
+    return {"inputs": tokens, "labels": tokens, "puzzle_identifiers": torch.tensor([0, 2, 1, 1], device="cpu")}
+
+
+def new_model() -> RecursiveReasoner:
+    torch.manual_seed(0)
+    return RecursiveReasoner(ROPE)
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    given = batch()
+    with torch.device("cpu"):
+        return model(model.initial_carry(given), given)[1]["logits"].detach()
+
+
+@pytest.mark.parametrize("name", [name for name in AMBIENT if name != "meta"])
+def test_models_are_built_and_run_alike(name: str) -> None:
+    expected = logits(new_model())
+    with AMBIENT[name]():
+        model = new_model()
+        assert {p.dtype for p in model.state_dict().values()} == {torch.float32}
+        assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("name", AMBIENT)
+def test_saved_models_load_alike_and_train_afterwards(name: str, tmp_path) -> None:
+    model = new_model()
+    model.save_pretrained(tmp_path / "m")
+    expected = logits(model)
+    with AMBIENT[name]():
+        again = RecursiveReasoner.from_pretrained(tmp_path / "m")
+        assert again.device.type == "cpu" and torch.equal(logits(again), expected)
+    loss = ACTLossHead(again.train(), "softmax_cross_entropy")
+    given = batch()
+    loss(carry=loss.initial_carry(given), batch=given, return_keys=[])[1].backward()
+    assert again.lm_head.weight.grad.isfinite().all()
+
+
+def bundled() -> Solver:
+    return Solver(RecursiveReasoner.from_pretrained(known_models()[0]))
+
+
+@pytest.mark.parametrize("name", AMBIENT)
+def test_the_bundled_solver(name: str) -> None:
+    with AMBIENT[name]():
+        [solution] = bundled().solve([EXAMPLE])
+    assert solution.status == "verified" and solution.steps == bundled().solve([EXAMPLE])[0].steps
+
+
+@pytest.mark.parametrize("name", AMBIENT)
+def test_accelerate(name: str) -> None:
+    torch.manual_seed(0)
+    model = official.models()["trm_att"]
+    expected = logits(model)
+    with AMBIENT[name]():
+        accelerate(model)
+        assert torch.equal(logits(model), expected)
+
+
+def test_a_fake_pass_leaves_nothing_behind() -> None:
+    model = new_model()
+    expected = logits(new_model())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.cos_sin()
+    assert type(logits(model)) is torch.Tensor and torch.equal(logits(model), expected)
+
+
+def test_meta_models_give_shapes() -> None:
+    with torch.device("meta"):
+        model = RecursiveReasoner(ROPE)
+        given = {name: value.to("meta") for name, value in batch().items()}
+    assert model(model.initial_carry(given), given)[1]["logits"].shape == (4, 9, 11)
+    block = FusedTRMBlock(32, 9).to("meta")
+    assert block(torch.empty(2, 9, 32, device="meta")).is_meta
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
+def test_every_whole_number_picks_rows(dtype: torch.dtype) -> None:
+    model, given = new_model(), batch()
+    model.puzzle_emb.weights.copy_(torch.randn(3, 32))
+    expected = model(model.initial_carry(given), given)[1]["logits"]
+    given = {name: value.to(dtype) for name, value in given.items()}
+    assert torch.equal(model(model.initial_carry(given), given)[1]["logits"], expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("inputs", lambda t: t + 5, r"batch\['inputs'\]=1. is not allowed: numbers from 0 to 10"),
+        ("inputs", lambda t: t - 1, r"batch\['inputs'\]=-1 is not allowed"),
+        ("puzzle_identifiers", lambda t: t + 1, r"batch\['puzzle_identifiers'\]=3 is not allowed: numbers from 0 to 2"),
+        ("puzzle_identifiers", lambda t: t.bool(), r"batch\['puzzle_identifiers'\].dtype=torch.bool is not allowed"),
+        ("inputs", lambda t: t.float(), r"batch\['inputs'\].dtype=torch.float32 is not allowed"),
+    ],
+)
+def test_what_picks_no_row_is_named(name: str, change, message: str) -> None:
+    model, given = new_model(), batch()
+    given[name] = change(given[name])
+    with pytest.raises(InputError, match=message):
+        model.initial_carry(given)
