@@ -21,8 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from rtm_kernels import ModelConfig, RecursiveReasoner, Solver, accelerate
 from rtm_kernels.block import FusedTRMBlock
 from rtm_kernels.errors import InputError
-from rtm_kernels.pretrained import known_models
 from rtm_kernels.losses import ACTLossHead
+from rtm_kernels.pretrained import known_models
 from tests.interop import official_structure as official
 
 EXAMPLE = "530070000600195000098000060800060003400803001700020006060000280000419005000080079"
