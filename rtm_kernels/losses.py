@@ -193,9 +193,8 @@ class CumulativeHead(Head):
         super().__init__(model, loss_type)
         self.cost = cost
         self.ponder, self.entropy, self.min_steps, self.anneal = ponder, entropy, min_steps, anneal
-        self.register_buffer(
-            "progress", torch.zeros((), dtype=torch.float32), persistent=False
-        )  # on the device: captured steps read it
+        zero = torch.zeros((), dtype=torch.float32)  # on the device: captured steps read it
+        self.register_buffer("progress", zero, persistent=False)
 
     def set_progress(self, share: float) -> None:
         """Set how far the penalties have risen."""
@@ -210,9 +209,7 @@ class CumulativeHead(Head):
         latents = model.initial_latents(size)
         token = policy == "cumulative_token"
         state = initial_state(size, config.latent_len if token else 1, x.device)
-        lm_loss, ponder, entropy, confidence, change = (
-            torch.zeros((), device=x.device, dtype=torch.float32) for _ in range(5)
-        )
+        lm_loss, ponder, entropy, confidence, change = (x.new_zeros((), dtype=torch.float32) for _ in range(5))
         answer, taken = torch.zeros_like(labels, dtype=torch.int64), config.halt_max_steps
         for _ in range(taken):
             previous = latents[model.program.output].detach()
