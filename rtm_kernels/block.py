@@ -64,11 +64,19 @@ class SparseEmbedding(nn.Module):
         self.register_buffer("local_weights", torch.zeros(0, dim, dtype=torch.float32), persistent=False)
         self.register_buffer("local_ids", torch.zeros(0, dtype=torch.int32), persistent=False)
 
+    def reserve(self, size: int) -> None:
+        """Make the leaf for a batch of `size`, which a compiled forward fills."""
+        self.local_weights = self.weights.new_zeros(size, self.weights.shape[1]).requires_grad_()
+
     def forward(self, ids: Tensor) -> Tensor:
         """Rows [B, dim] of `ids` [B]."""
         rows = self.weights[ids]
         if self.training and torch.is_grad_enabled():
-            self.local_weights = rows.detach().requires_grad_()
+            if torch.compiler.is_compiling():  # a compiled graph returns no new leaf
+                with torch.no_grad():
+                    self.local_weights.copy_(rows)
+            else:
+                self.local_weights = rows.detach().requires_grad_()
             self.local_ids = ids.detach()
             return self.local_weights
         return rows

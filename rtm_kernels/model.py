@@ -249,6 +249,8 @@ class RecursiveReasoner(nn.Module):
         self._check_batch(batch)
         inputs = batch["inputs"]
         size, device = inputs.shape[0], inputs.device
+        if self.training and self.config.puzzle_emb_ndim > 0:
+            self.puzzle_emb.reserve(size)
         return Carry(
             latents=self.initial_latents(size),
             steps=torch.zeros(size, dtype=torch.int32, device=device),

@@ -154,3 +154,15 @@ def test_what_picks_no_row_is_named(name: str, change, message: str) -> None:
     given[name] = change(given[name])
     with pytest.raises(InputError, match=message):
         model.initial_carry(given)
+
+
+def test_training_with_puzzle_embeddings_is_one_graph() -> None:
+    grads = []
+    for compiled in (False, True):
+        head, given = ACTLossHead(new_model().train(), "softmax_cross_entropy"), batch()
+        carry = head.initial_carry(given)
+        step = torch.compile(head, fullgraph=True, backend="aot_eager") if compiled else head
+        step(carry=carry, batch=given, return_keys=[])[1].backward()
+        grads.append(head.model.puzzle_emb.local_weights.grad)
+        assert torch.equal(head.model.puzzle_emb.local_ids, given["puzzle_identifiers"])
+    assert torch.allclose(*grads, rtol=1e-5, atol=1e-6) and grads[0].any()
