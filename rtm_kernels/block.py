@@ -31,6 +31,18 @@ def trunc_normal(*shape: int, std: float) -> Tensor:
     return draw.clamp_(-2 * scale, 2 * scale)
 
 
+def rows(name: str, table: Tensor, ids: Tensor) -> Tensor:
+    """Rows [..., D] of a table [N, D] by `ids` of any whole dtype (uint8, as an index of a tensor, would be a mask).
+
+    Errors: `InputError` for ids out of range on a CPU. On a GPU the kernel stops: looking would make the host wait.
+    """
+    try:
+        return functional.embedding(ids if ids.dtype == torch.int64 else ids.to(torch.int32), table)
+    except IndexError:
+        low, high = ids.aminmax()
+        raise InputError(f"{name} are from {low} to {high}; allowed are 0 to {len(table) - 1}") from None
+
+
 class Linear(nn.Module):
     """The weight [out, in] of a bias-free projection, LeCun-normal initialised; the ops read it directly."""
 
@@ -70,16 +82,16 @@ class SparseEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows [B, dim] of `ids` [B]."""
-        rows = self.weights[ids]
+        found = rows("puzzle_identifiers", self.weights, ids)
         if self.training and torch.is_grad_enabled():
             if torch.compiler.is_compiling():  # a compiled graph returns no new leaf
                 with torch.no_grad():
-                    self.local_weights.copy_(rows)
+                    self.local_weights.copy_(found)
             else:
-                self.local_weights = rows.detach().requires_grad_()
+                self.local_weights = found.detach().requires_grad_()
             self.local_ids = ids.detach()
             return self.local_weights
-        return rows
+        return found
 
 
 class SwiGLU(nn.Module):

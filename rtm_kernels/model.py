@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rtm_kernels import pretrained
-from rtm_kernels.block import Adapter, Embedding, FusedTRMBlock, Linear, SparseEmbedding, Stack, trunc_normal
+from rtm_kernels.block import Adapter, Embedding, FusedTRMBlock, Linear, SparseEmbedding, Stack, rows, trunc_normal
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.ops.attention_norm.reference import rope_tables
@@ -196,7 +196,7 @@ class RecursiveReasoner(nn.Module):
     def embed(self, inputs: Tensor, puzzle_identifiers: Tensor) -> Tensor:
         """Input embedding x [B, L, D] = sqrt(D) * (prefix ++ tokens [+ positions, scaled by 1/sqrt(2)])."""
         c = self.config
-        x = F.embedding(as_index(inputs), self.embed_tokens.embedding_weight.to(self.dtype))
+        x = rows("inputs", self.embed_tokens.embedding_weight.to(self.dtype), inputs)
         if c.prefix_len > 0:
             x = torch.cat((self._prefix(puzzle_identifiers), x), dim=-2)  # [B, L, D]
         if c.pos_encodings == "learned":
@@ -209,7 +209,7 @@ class RecursiveReasoner(nn.Module):
         if c.puzzle_emb_ndim == 0:
             shape = (len(puzzle_identifiers), c.prefix_len, c.hidden_size)
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
-        rows = self.puzzle_emb(as_index(puzzle_identifiers)).to(self.dtype)
+        rows = self.puzzle_emb(puzzle_identifiers).to(self.dtype)
         return F.pad(rows, (0, size - rows.shape[-1])).view(-1, c.prefix_len, c.hidden_size)
 
     def initial_latents(self, batch_size: int) -> dict[str, Tensor]:
@@ -321,28 +321,15 @@ class RecursiveReasoner(nn.Module):
         ids = tuple(batch["puzzle_identifiers"].shape)
         if ids != shape[:1]:
             raise InputError(f"batch['puzzle_identifiers'] has shape {ids}; expected [B] = {shape[:1]}")
-        for name, count in (("inputs", self.config.vocab_size),
-                            ("puzzle_identifiers", self.config.num_puzzle_identifiers)):  # fmt: skip
-            _check_indices(f"batch[{name!r}]", batch[name], count)
+        for name in ("inputs", "puzzle_identifiers"):
+            dtype = batch[name].dtype
+            require(dtype in INDICES, f"batch[{name!r}].dtype", dtype, f"one of {', '.join(map(str, INDICES))}")
 
     def _check_carry(self, carry: Carry, batch: Batch) -> None:
         if set(carry.current_data) != set(batch):
             raise InputError(f"the carry holds {sorted(carry.current_data)}, but the batch {sorted(batch)}")
         if len(carry.halted) != len(batch["inputs"]):
             raise InputError(f"the carry is of {len(carry.halted)} samples, but the batch of {len(batch['inputs'])}")
-
-
-def as_index(values: Tensor) -> Tensor:
-    """`values` in a dtype that picks rows: a table indexed by uint8 takes it for a mask."""
-    return values if values.dtype in (torch.int32, torch.int64) else values.to(torch.int32)
-
-
-def _check_indices(name: str, values: Tensor, count: int) -> None:
-    """Whole numbers from 0 to count - 1. On a GPU their values are the kernel's to check: reading them would wait."""
-    require(values.dtype in INDICES, f"{name}.dtype", values.dtype, f"one of {', '.join(map(str, INDICES))}")
-    if type(values) is Tensor and values.device.type == "cpu" and values.numel() and not torch.compiler.is_compiling():
-        low, high = (int(bound) for bound in values.aminmax())
-        require(low >= 0 and high < count, name, low if low < 0 else high, f"numbers from 0 to {count - 1}")
 
 
 def _drop_official_prefixes(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -142,9 +142,9 @@ def test_every_whole_number_picks_rows(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("inputs", lambda t: t + 5, r"batch\['inputs'\]=1. is not allowed: numbers from 0 to 10"),
-        ("inputs", lambda t: t - 1, r"batch\['inputs'\]=-1 is not allowed"),
-        ("puzzle_identifiers", lambda t: t + 1, r"batch\['puzzle_identifiers'\]=3 is not allowed: numbers from 0 to 2"),
+        ("inputs", lambda t: t + 5, "inputs are from 5 to 15; allowed are 0 to 10"),
+        ("inputs", lambda t: t - 1, "inputs are from -1 to 9; allowed"),
+        ("puzzle_identifiers", lambda t: t + 1, "puzzle_identifiers are from 1 to 3; allowed are 0 to 2"),
         ("puzzle_identifiers", lambda t: t.bool(), r"batch\['puzzle_identifiers'\].dtype=torch.bool is not allowed"),
         ("inputs", lambda t: t.float(), r"batch\['inputs'\].dtype=torch.float32 is not allowed"),
     ],
@@ -153,7 +153,7 @@ def test_what_picks_no_row_is_named(name: str, change, message: str) -> None:
     model, given = new_model(), batch()
     given[name] = change(given[name])
     with pytest.raises(InputError, match=message):
-        model.initial_carry(given)
+        model(model.initial_carry(given), given)
 
 
 def test_training_with_puzzle_embeddings_is_one_graph() -> None:
