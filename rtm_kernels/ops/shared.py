@@ -185,5 +185,11 @@ def shared_weights(stack_bytes: int = STACK_BYTES) -> contextlib.AbstractContext
 
 
 def recursion() -> Recursion | None:
-    """The recursion whose weights are shared now, or None."""
-    return None if torch.compiler.is_compiling() else _current.get()
+    """The recursion whose weights are shared now, or None.
+
+    None also where saved tensors are hooked: a checkpoint computes its part again in the backward pass, perhaps outside
+    of the context, and has to save the same tensors then.
+    """
+    if torch.compiler.is_compiling() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        return None
+    return _current.get()

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import InputError
@@ -183,3 +184,12 @@ def test_compiled_code_calls_the_ops_separately() -> None:
 
     compiled = torch.compile(shared, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(*leaves), recur(call, leaves))
+
+
+@EACH
+def test_checkpoints_whose_backward_runs_outside(name: str) -> None:
+    call, leaves = _case(name)
+    base = gradients(recur(call, leaves), leaves)
+    with shared_weights():
+        out = checkpoint(lambda *given: recur(call, given), *leaves, use_reentrant=False)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(out, leaves), base, strict=True))
