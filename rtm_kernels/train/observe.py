@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rtm_kernels.data.loader import Arrays
 from rtm_kernels.losses import CONFIDENCE, DELTA
 from rtm_kernels.model import Carry, RecursiveReasoner
 from rtm_kernels.ops.halting.reference import relative_change
 from rtm_kernels.ops.token_loss import reference
-from rtm_kernels.train.stream import Arrays, tensors
+from rtm_kernels.train.stream import tensors
 
 Sums = dict[str, Tensor]
 DEPTH = "depth_"

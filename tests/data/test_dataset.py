@@ -13,12 +13,11 @@ import pytest
 
 from rtm_kernels.data import dataset as module
 from rtm_kernels.data.build import build_maze, build_sudoku
-from rtm_kernels.data.dataset import Examples, Metadata, PuzzleDataset
+from rtm_kernels.data.dataset import Examples, Metadata, PuzzleDataset, write_dataset
 from rtm_kernels.data.maze import Maze
 from rtm_kernels.data.maze import generate as generate_mazes
 from rtm_kernels.data.sudoku import Sudoku, augment, generate, to_text, verify
 from rtm_kernels.data.sudoku.canonical import canonical
-from rtm_kernels.data.write import write_dataset
 from rtm_kernels.errors import InputError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "maze-30x30-hard-1k"
