@@ -40,7 +40,7 @@ def convert(
       rtm convert step_65100 models/maze --config all_config.yaml --arch trm
     """
     from rtm_kernels.cli.report import print_result
-    from rtm_kernels.interop.convert import convert as read
+    from rtm_kernels.interop.checkpoint import convert as read
 
     source = config or checkpoint.parent / "all_config.yaml"
     model = read(checkpoint, out, config=source, arch=arch, data=data, overwrite=overwrite)

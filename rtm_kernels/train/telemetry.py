@@ -16,8 +16,8 @@ from rtm_kernels.flops import act_step_flops
 from rtm_kernels.losses import CONFIDENCE, DELTA
 from rtm_kernels.train.configure import to_dict
 from rtm_kernels.train.loop import Metrics, Trainer
-from rtm_kernels.train.objective import CumulativeHalting
 from rtm_kernels.train.observe import Curves
+from rtm_kernels.train.schema import CumulativeHalting
 
 MEASURED = ("test_exact_accuracy", f"test_{CONFIDENCE}", f"test_{DELTA}")
 """Columns of evaluations: values after the last ACT step, in the order of `Curves`."""

@@ -19,9 +19,8 @@ from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.token_loss.reference import softmax_cross_entropy
 from rtm_kernels.recursion.tape import encode
 from rtm_kernels.train.loop import Trainer
-from rtm_kernels.train.objective import CumulativeHalting, DeepSupervision, FinalLoss, StochasticRounds
 from rtm_kernels.train.recipe import PRESETS
-from rtm_kernels.train.schema import Recipe, Stage
+from rtm_kernels.train.schema import CumulativeHalting, DeepSupervision, FinalLoss, Recipe, Stage, StochasticRounds
 from tests.interop.official_structure import config_of
 from tests.train.support import MODEL, TINY, fit, same
 
