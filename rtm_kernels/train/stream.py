@@ -49,34 +49,6 @@ def task_of_sources(sources: Sequence[Source]) -> Task:
     return maze.Maze(size) if kind == "maze" else sudoku.Sudoku(size)
 
 
-class Prefetch:
-    """A stream that draws its next batch while the device still works; its position ignores a batch not yet taken."""
-
-    def __init__(self, stream: PoolStream | DatasetStream) -> None:
-        self.stream = stream
-        self._drawn: dict[str, Tensor] | None = None
-        self._before = ""
-
-    def prepare(self, size: int, mix: Mapping[str, float]) -> None:
-        """Draw the batch that the next call of `batch` gives, which must ask for the same."""
-        self._before = self.state()
-        self._drawn = self.batch(size, mix)
-
-    def batch(self, size: int, mix: Mapping[str, float]) -> dict[str, Tensor]:
-        """The prepared batch, or a new one."""
-        drawn, self._drawn = self._drawn, None
-        return self.stream.batch(size, mix) if drawn is None else drawn
-
-    def state(self) -> str:
-        """The position, as text, before a batch that was prepared and not taken."""
-        return self.stream.state() if self._drawn is None else self._before
-
-    def load_state(self, state: str) -> None:
-        """Continue from a position that `state` returned."""
-        self._drawn = None
-        self.stream.load_state(state)
-
-
 class PoolStream:
     """Draws batches from pools: source by weight, puzzle uniformly, then a random symmetric twin of it.
 
