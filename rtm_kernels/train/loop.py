@@ -19,8 +19,7 @@ from rtm_kernels.ops.launch import choose
 from rtm_kernels.pretrained import check_fits, shapes
 from rtm_kernels.recursion import symmetric
 from rtm_kernels.recursion.graph import Capture, CudaGraphs, why_not
-from rtm_kernels.train.gradients import Gradients
-from rtm_kernels.train.observe import DEPTH, Sums
+from rtm_kernels.train.gradients import DEPTH, Gradients, Sums
 from rtm_kernels.train.schema import Recipe, Stage
 from rtm_kernels.train.stream import build_stream
 from rtm_kernels.train.symmetry import Symmetry

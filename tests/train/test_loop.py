@@ -17,9 +17,8 @@ from rtm_kernels.flops import act_step_flops, layer_flops
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.train.checkpoint import load_checkpoint, save_checkpoint
 from rtm_kernels.train.loop import Trainer
-from rtm_kernels.train.observe import curves
 from rtm_kernels.train.schema import OPTIMIZERS
-from rtm_kernels.train.telemetry import Speed
+from rtm_kernels.train.telemetry import Speed, curves
 from tests.train.support import MODEL, TINY, same, weights
 
 
