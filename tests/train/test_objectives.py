@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,15 +10,13 @@ from torch import Tensor
 
 from rtm_kernels.block import Adapter
 from rtm_kernels.config import ModelConfig
-from rtm_kernels.engine.executor import executor
-from rtm_kernels.errors import BackendUnavailable, InputError
+from rtm_kernels.errors import InputError
 from rtm_kernels.losses import CumulativeHead
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.token_loss.reference import softmax_cross_entropy
-from rtm_kernels.recursion.tape import encode
 from rtm_kernels.train.loop import Trainer
 from rtm_kernels.train.schema import CumulativeHalting, DeepSupervision, FinalLoss, Recipe, Stage, StochasticRounds
-from tests.train.support import MODEL, TINY, fit, same
+from tests.train.support import MODEL, TINY, fit
 
 ARCHS: dict[str, tuple[dict, object]] = {
     "trm": ({}, DeepSupervision()),
@@ -143,19 +140,6 @@ def test_rounds_of_rins_have_an_adapter_each() -> None:
         down, up = (model.get_parameter(f"adapter_{i}.{name}_proj.weight") for name in ("down", "up"))
         h = h + h @ down.T @ up.T
     torch.testing.assert_close(found, model.get_submodule("B")(h))
-
-
-@pytest.mark.parametrize("name", ["rtm-ema", "rins-adapters"])
-def test_executors_of_blocks_alone_refuse_by_name(name: str, tmp_path: Path) -> None:
-    model = Trainer(recipe_of(name)).model.eval()
-    model.save_pretrained(tmp_path / "model")
-    loaded = RecursiveReasoner.from_pretrained(tmp_path / "model")
-    assert same(loaded.state_dict(), model.state_dict()) and loaded.config == model.config
-    assert executor("auto", model).name == "reference"
-    with pytest.raises(BackendUnavailable, match="a tape only"):
-        executor("native", model)
-    with pytest.raises(InputError, match="a tape only"):
-        encode(model.program)
 
 
 def test_rounds_are_drawn_from_all_of_one_to_r() -> None:
