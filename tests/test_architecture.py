@@ -223,26 +223,6 @@ def test_every_public_function_of_the_inner_packages_has_a_caller_in_the_package
     assert not lost, f"only tests or benchmarks call {sorted(lost)}"
 
 
-@pytest.mark.parametrize(
-    ("source", "target", "allowed"),
-    [
-        ("ops.swiglu_norm.reference", "ops.attention_norm.reference", False),
-        ("ops.swiglu_norm.reference", "ops.swiglu_norm.api", False),
-        ("ops.swiglu_norm.api", "ops.swiglu_norm.reference", True),
-        ("ops.primitives", "ops.swiglu_norm.reference", False),
-        ("config", "impl", False),
-        ("block", "recursion.reference", False),
-        ("model", "recursion.reference", True),
-        ("model", "data", False),
-        ("model", "pretrained", True),
-        ("interop", "train", False),
-        ("serve", "agent", False),
-    ],
-)
-def test_the_arrows_are_the_ones_of_the_design(source: str, target: str, allowed: bool) -> None:
-    assert (arrow_error(f"{PACKAGE}.{source}", f"{PACKAGE}.{target}") is None) is allowed
-
-
 def test_files_stay_short() -> None:
     paths = (path for folder in (PACKAGE, "csrc", "tests", "benchmarks") for path in (ROOT / folder).rglob("*"))
     counts = {path: len(path.read_text().splitlines()) for path in paths if path.suffix in SUFFIXES}

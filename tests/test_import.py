@@ -136,8 +136,8 @@ def test_every_module_imports_and_solves_where_the_system_is_another(platform: s
     assert output(code).splitlines() == ["['verified']"]
 
 
-SHARED = """
-import multiprocessing, threading, torch
+THREADS = """
+import threading, torch
 from rtm_kernels import FusedTRMBlock
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -147,23 +147,6 @@ def work(i):
     with torch.no_grad():
         return block(inputs[i % 50])
 alone = [work(i).clone() for i in range(50)]
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
-def test_four_forked_workers_agree() -> None:
-    code = """
-def total(i):
-    return work(i).sum().item()
-with multiprocessing.get_context("fork").Pool(4) as pool:
-    print(pool.map(total, range(8), chunksize=2) == [alone[i].sum().item() for i in range(8)])
-"""
-    assert output(SHARED + code).strip() == "True"
-
-
-def test_eight_threads_a_thousand_calls_each() -> None:
-    """One block used by all of them at once: every result has the bits that one thread alone computes."""
-    code = """
 found = []
 def many(offset):
     found.extend(torch.equal(work(7 * offset + i), alone[(7 * offset + i) % 50]) for i in range(1000))
@@ -172,4 +155,8 @@ threads = [threading.Thread(target=many, args=(i,)) for i in range(8)]
 [t.join() for t in threads]
 print(len(found), all(found))
 """
-    assert output(SHARED + code).strip() == "8000 True"
+
+
+def test_eight_threads_a_thousand_calls_each() -> None:
+    """One block used by all of them at once: every result has the bits that one thread alone computes."""
+    assert output(THREADS).strip() == "8000 True"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import struct
 import sys
@@ -178,24 +177,6 @@ def test_missing_files(saved, name: str) -> None:
     refused(saved, f"{name}: cannot be read: No such file or directory")
 
 
-def test_every_truncation_and_flip_is_noticed(saved) -> None:
-    weights = saved / pretrained.WEIGHTS
-    whole, draw = weights.read_bytes(), random.Random(0)
-    cuts = [0, 1, 7, 8, 9, 100, len(whole) - 1, *(draw.randrange(len(whole)) for _ in range(12))]
-    for cut in cuts:
-        weights.write_bytes(whole[:cut])
-        refused(saved, "not a valid safetensors file|header of")
-    weights.write_bytes(whole + b"\0")
-    refused(saved, "not a valid safetensors file")
-    for place in [*range(12), *(draw.randrange(len(whole)) for _ in range(24))]:
-        flipped = bytearray(whole)
-        flipped[place] ^= 1 << draw.randrange(8)
-        weights.write_bytes(flipped)
-        refused(saved, "sha256|header|missing|shape|dtype|not a valid safetensors file")
-    weights.write_bytes(whole)
-    RecursiveReasoner.from_pretrained(saved)
-
-
 def write_header(folder, header: object, body: bytes = b"") -> None:
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     (folder / pretrained.WEIGHTS).write_bytes(struct.pack("<Q", len(raw)) + raw + body)
@@ -279,9 +260,3 @@ def test_manifest_must_name_both_files(saved) -> None:
     rehash(saved)
     config.write_text(config.read_text().replace("0.1", "0.2"))
     refused(saved, r"config\.json: sha256 differs from manifest\.json; the file was altered or damaged")
-
-
-def test_bundled_models_load() -> None:
-    for name in pretrained.known_models():
-        model = RecursiveReasoner.from_pretrained(name)
-        assert sum(p.numel() for p in model.parameters()) > 0 and not model.training

@@ -40,7 +40,7 @@ def save_checkpoint(trainer: Trainer, root: Path, keep: int = 2) -> Path:
                 save_file(_shared_tensors(trainer) | local, aside / TENSORS)
                 names = ("skipped", "in_a_row", "score", "world_size")
                 scalars = {"step": trainer.step_count, **{name: getattr(trainer, name) for name in names}}
-                scalars |= {"stream": trainer.prefetch.state(), "accumulate": trainer.recipe.accumulate}
+                scalars |= {"stream": trainer.position, "accumulate": trainer.recipe.accumulate}
                 write_json(aside / SCALARS, scalars)
                 digests = {name: sha256(aside / name) for name in (TENSORS, SCALARS)}
                 write_json(aside / MANIFEST, {"sha256": digests})
@@ -83,7 +83,7 @@ def load_checkpoint(trainer: Trainer, root: Path) -> Path:
     try:
         trainer.step_count, trainer.score = int(scalars["step"]), float(scalars["score"])
         trainer.skipped, trainer.in_a_row = int(scalars["skipped"]), int(scalars["in_a_row"])
-        trainer.prefetch.load_state(scalars["stream"])
+        trainer.move_to(scalars["stream"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / SCALARS}: not the state of a run: {type(error).__name__}: {error}") from None
     trainer.last_good = str(folder)

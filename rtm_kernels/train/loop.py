@@ -19,10 +19,9 @@ from rtm_kernels.ops.launch import choose
 from rtm_kernels.pretrained import check_fits, shapes
 from rtm_kernels.recursion import symmetric
 from rtm_kernels.recursion.graph import Capture, CudaGraphs, why_not
-from rtm_kernels.train.gradients import Gradients
-from rtm_kernels.train.observe import DEPTH, Sums
+from rtm_kernels.train.gradients import DEPTH, Gradients, Sums
 from rtm_kernels.train.schema import Recipe, Stage
-from rtm_kernels.train.stream import Prefetch, build_stream
+from rtm_kernels.train.stream import build_stream
 from rtm_kernels.train.symmetry import Symmetry
 from rtm_kernels.train.update import CapturedUpdate, Rows, Update, why_not_captured
 
@@ -68,7 +67,9 @@ class Trainer:
         self.stream = build_stream(recipe)
         self.update = Update(self.model, recipe, self._symmetry())
         self.optimizers, self.average = self.update.optimizers, self.update.average
-        self.prefetch = Prefetch(self.stream)
+        self.position = self.stream.state()
+        """The stream's position before the batch of the next step, which may be drawn already."""
+        self._drawn: dict[str, Tensor] | None = None
         self.carries: list[Carry | None] = [None] * recipe.accumulate
         self.step_count = self.skipped = self.in_a_row = 0
         self.score = -1.0
@@ -140,14 +141,19 @@ class Trainer:
 
     def _prepare(self) -> None:
         """Draw the batch of the next step while a GPU works on this one."""
-        following = self.step_count + 1
+        following, self.position, self._drawn = self.step_count + 1, self.stream.state(), None
         if following < self.recipe.total_steps:
             stage, _ = self.recipe.stage_at(following)
-            self.prefetch.prepare(stage.batch_size, stage.mix)
+            self._drawn = self.stream.batch(stage.batch_size, stage.mix)
+
+    def move_to(self, position: str) -> None:
+        """Go on with the batches from a position of the stream."""
+        self.stream.load_state(position)
+        self.position, self._drawn = position, None
 
     def _gradients(self, stage: Stage) -> tuple[Sums, Rows | None]:
         """Backward over the parts of a global batch: sums of metrics, and puzzle rows with gradients."""
-        batch = self.prefetch.batch(stage.batch_size, stage.mix)
+        batch = self.stream.batch(stage.batch_size, stage.mix) if self._drawn is None else self._drawn
         whole = zip(*(v.chunk(self.recipe.accumulate) for v in batch.values()), strict=True)
         sums: Sums = {}
         rows: list[Rows] = []

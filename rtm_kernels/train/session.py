@@ -17,15 +17,16 @@ import torch
 import torch.distributed as dist
 
 from rtm_kernels import pretrained
+from rtm_kernels.data.loader import Arrays
 from rtm_kernels.errors import BackendUnavailable, InputError, require
 from rtm_kernels.files import replace_text
 from rtm_kernels.train.checkpoint import clean, load_checkpoint, save_checkpoint, states
 from rtm_kernels.train.configure import fit_to_data, load_recipe, save_recipe
+from rtm_kernels.train.gradients import DEPTH
 from rtm_kernels.train.loop import Metrics, Trainer
-from rtm_kernels.train.observe import DEPTH, Curves, curves
 from rtm_kernels.train.schema import Recipe
-from rtm_kernels.train.stream import Arrays, DatasetStream
-from rtm_kernels.train.telemetry import MEASURED, Callback, CsvLog, Speed, plot_run, read_csv
+from rtm_kernels.train.stream import DatasetStream
+from rtm_kernels.train.telemetry import MEASURED, Callback, CsvLog, Curves, Speed, curves, plot_run, read_csv
 
 RECIPE, METRICS, STATES, MODEL, BEST, PICTURE, SUMMARY, UNSEEN = (
     "recipe.json", "metrics.csv", "checkpoints", "model", "best", "curve.png", "summary.json", "unseen.csv",

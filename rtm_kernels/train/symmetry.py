@@ -43,8 +43,8 @@ class Symmetry:
         self._orbits: dict[str, _Orbits | _Copies] = {
             name: _Orbits(*spaces, model.device) for name, spaces in _spaces(model, found).items()
         }
-        for name, weight in self.channel_mixes(model).items():
-            self._orbits[name] = _Copies(weight, self.values, parts_of(name))
+        for name in self.channel_mixes(model):
+            self._orbits[name] = _Copies(self.values, parts_of(name))
 
     @staticmethod
     def channel_mixes(model: RecursiveReasoner) -> dict[str, nn.Parameter]:
@@ -76,10 +76,6 @@ class Symmetry:
             if weight.grad is not None:
                 weight.grad.copy_(self._orbits[name].mean(weight.grad))
 
-    def count(self) -> int:
-        """How many numbers the symmetric weights are made of."""
-        return sum(orbits.count for orbits in self._orbits.values())
-
     def _of(self, model: RecursiveReasoner) -> list[tuple[str, Tensor]]:
         named = dict([*model.named_parameters(), *model.named_buffers()])
         return [(name, named[name]) for name in self._orbits]
@@ -105,10 +101,6 @@ class _Orbits:
         members[index[order], within] = order
         self._index, self._members, self._sizes = (torch.from_numpy(a).to(device) for a in (index, members, sizes))
 
-    @property
-    def count(self) -> int:
-        return len(self._sizes)
-
     def mean(self, weight: Tensor) -> Tensor:
         """The mean of `weight` over each orbit, in float32; a sum of gathered members has the same bits every time."""
         entries = torch.cat((weight.float().reshape(-1), weight.new_zeros(1, dtype=torch.float32)))
@@ -119,10 +111,8 @@ class _Orbits:
 class _Copies:
     """The same for a matrix of the channel mix, in `parts` of rows that are copies of the values by themselves."""
 
-    def __init__(self, weight: Tensor, values: int, parts: int) -> None:
+    def __init__(self, values: int, parts: int) -> None:
         self._values, self._parts = values, parts
-        rows, columns = (divmod(size, values) for size in (len(weight) // parts, weight.shape[1]))
-        self.count = parts * (rows[0] * columns[0] + sum(rows) * sum(columns))
 
     def mean(self, weight: Tensor) -> Tensor:
         """The mean of `weight` over each orbit, in float32."""

@@ -13,15 +13,13 @@ import pytest
 
 from rtm_kernels.data import dataset as module
 from rtm_kernels.data.build import build_maze, build_sudoku
-from rtm_kernels.data.dataset import Examples, Metadata, PuzzleDataset
+from rtm_kernels.data.dataset import Examples, Metadata, PuzzleDataset, write_dataset
 from rtm_kernels.data.maze import Maze
 from rtm_kernels.data.maze import generate as generate_mazes
 from rtm_kernels.data.sudoku import Sudoku, augment, generate, to_text, verify
 from rtm_kernels.data.sudoku.canonical import canonical
-from rtm_kernels.data.write import write_dataset
 from rtm_kernels.errors import InputError
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "maze-30x30-hard-1k"
 BOARDS = generate(24, seed=9)
 
 
@@ -53,22 +51,6 @@ def test_round_trip(tmp_path: Path) -> None:
     assert arrays == {f"all__{n}.npy": np.uint8 if n in ("inputs", "labels") else np.int32 for n in module.FIELDS}
     content = json.loads((tmp_path / "d" / "train" / "dataset.json").read_text())
     assert content == {**content, "pad_id": 0, "ignore_label_id": 0, "sets": ["all"], "seq_len": 4, "vocab_size": 5}
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="the published mazes are not here")
-def test_the_published_mazes_open(tmp_path: Path) -> None:
-    train, test = (PuzzleDataset.open(SHARED, split) for split in ("train", "test"))
-    train.check_tokens()
-    assert (
-        train.metadata.vocab_size == 6 and len(train.sets["all"].inputs) == 1000 and train.identifiers() == ["<blank>"]
-    )
-    pair = tuple(np.array(getattr(train.sets["all"], name)[:20]) for name in ("inputs", "labels"))
-    held_out = tuple(np.array(getattr(test.sets["all"], name)[:5]) for name in ("inputs", "labels"))
-    assert Maze().verify_tokens(*pair).all() and not Maze().verify_tokens(pair[0], pair[0]).any()
-    assert build_maze(tmp_path / "m", pair, test=held_out) == {"train": 20, "test": 5, "twins_dropped": 0}
-    for name in module.FIELDS[:2]:
-        written = np.load(tmp_path / "m" / "train" / f"all__{name}.npy")
-        assert np.array_equal(written, np.load(SHARED / "train" / f"all__{name}.npy")[:20])
 
 
 def test_sudoku_builder(folder: Path, tmp_path: Path) -> None:
@@ -190,29 +172,20 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "pickle": (pickled, "dtype='object' is not allowed"),
     "float": (save("inputs", np.zeros((60, 81))), "dtype='float64'"),
     "shape": (save("labels", np.ones((60, 80), np.uint8)), r"labels.shape=\(60, 80\)"),
-    "ndim": (save("puzzle_indices", np.zeros((2, 2), int)), "puzzle_indices.shape"),
     "fortran": (save("inputs", np.asfortranarray(np.ones((60, 81), np.uint8))), "order='Fortran'"),
     "falling": (save("puzzle_indices", np.arange(60, -1, -1)), "puzzle_indices=.* expected increasing"),
-    "short": (save("group_indices", np.array([0, 3])), "group_indices=.*0 to 60"),
     "negative": (save("group_indices", np.array([-1, 60])), "group_indices"),
     "identifier": (save("puzzle_identifiers", np.full(60, 7)), "puzzle_identifiers=.* expected 0 to 0"),
     "truncated": (header("{'descr':'|u1','fortran_order':False,'shape':(60,81)}"), "size="),
-    "huge": (header("{'descr':'<i8','fortran_order':False,'shape':(2**62,)}"), "not a .npy"),
     "vast": (header("{'descr':'<i8','fortran_order':False,'shape':(4611686018427387904,4)}"), "size="),
-    "minus": (header("{'descr':'|u1','fortran_order':False,'shape':(-5,81)}"), "shape="),
     "code": (header("__import__('os').abort()"), "not a .npy"),
     "garbage": (write("all__inputs.npy", b"\x00\x1b[31m"), "not a .npy"),
-    "empty": (write("all__inputs.npy", b""), "not a .npy"),
     "version": (write("all__inputs.npy", b"\x93NUMPY\x03\x00" + b"\x00" * 80), "version="),
     "no json": (write("dataset.json", b"{"), "is not JSON"),
     "nested": (write("dataset.json", b"[" * 100_000), "is not JSON"),
-    "list": (write("dataset.json", b"[]"), "expected a JSON object"),
     "long json": (write("dataset.json", b" " * (1 << 21)), "size of .*expected at most"),
     "traversal": (edit(sets=["../../secret"]), "sets="),
-    "no sets": (edit(sets=[]), "sets="),
     "text": (edit(seq_len="81"), "seq_len='81'"),
-    "bool": (edit(vocab_size=True), "vocab_size=True"),
-    "much": (edit(vocab_size=10**30), "vocab_size="),
     "nan": (edit(mean_puzzle_examples=float("nan")), "mean_puzzle_examples=nan"),
     "pad": (edit(pad_id=11), "pad_id=11"),
 }  # fmt: skip

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rtm_kernels.data.sudoku import Sudoku, generate, read_boards, read_puzzles, to_text
 from rtm_kernels.errors import InputError
@@ -134,14 +132,3 @@ def test_a_line_without_end_is_not_held(tmp_path: Path) -> None:
     assert puzzle.text == TEXTS[0] and long.error == f"{path}: line 1: longer than 65536 characters"
     lines = iter([TEXTS[0]] * 5000)  # no more than a chunk is read ahead
     assert next(read_puzzles(lines)).line == 1 and len(list(lines)) >= 5000 - 1024
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.sampled_from(["", "puzzle,solution\n"]), st.text(alphabet='123.0*_|-+ ,\n\r\t#x\x1bé"\0', max_size=400))
-def test_any_text_gives_puzzles_or_one_clear_line(header: str, text: str) -> None:
-    try:
-        puzzles = [p.text for p in read_puzzles((header + text).split("\n"))]
-    except InputError as error:
-        assert str(error).isprintable() and len(str(error)) < 300
-    else:
-        assert puzzles and all(len(p) == 81 for p in puzzles)

@@ -14,8 +14,8 @@ from rtm_kernels.data.build import build_sudoku
 from rtm_kernels.data.sudoku import generate
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.train.configure import fit_to_data, load_recipe, override, save_recipe, to_dict
-from rtm_kernels.train.objective import CumulativeHalting
 from rtm_kernels.train.recipe import PRESETS
+from rtm_kernels.train.schema import CumulativeHalting
 from tests.train.support import TINY
 
 

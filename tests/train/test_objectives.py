@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,19 +10,13 @@ from torch import Tensor
 
 from rtm_kernels.block import Adapter
 from rtm_kernels.config import ModelConfig
-from rtm_kernels.engine.executor import executor
-from rtm_kernels.errors import BackendUnavailable, InputError
-from rtm_kernels.interop.official import model_config
+from rtm_kernels.errors import InputError
 from rtm_kernels.losses import CumulativeHead
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.token_loss.reference import softmax_cross_entropy
-from rtm_kernels.recursion.tape import encode
 from rtm_kernels.train.loop import Trainer
-from rtm_kernels.train.objective import CumulativeHalting, DeepSupervision, FinalLoss, StochasticRounds
-from rtm_kernels.train.recipe import PRESETS
-from rtm_kernels.train.schema import Recipe, Stage
-from tests.interop.official_structure import config_of
-from tests.train.support import MODEL, TINY, fit, same
+from rtm_kernels.train.schema import CumulativeHalting, DeepSupervision, FinalLoss, Recipe, Stage, StochasticRounds
+from tests.train.support import MODEL, TINY, fit
 
 ARCHS: dict[str, tuple[dict, object]] = {
     "trm": ({}, DeepSupervision()),
@@ -65,40 +58,6 @@ def recipe_of(name: str, steps: int = 30, **changes) -> Recipe:
 def test_every_contract_learns(name: str) -> None:
     losses = [metrics["lm_loss"] for metrics in fit(Trainer(recipe_of(name)))]
     assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_takes_a_step(name: str) -> None:
-    recipe = PRESETS[name]
-    config = dataclasses.replace(recipe.model, hidden_size=16, num_heads=2, puzzle_emb_ndim=0, puzzle_emb_len=0)
-    model = RecursiveReasoner(dataclasses.replace(recipe.stages[0].model(config), H_cycles=1, L_cycles=1))
-    data = {key: torch.ones(2, config.seq_len, dtype=torch.int32) for key in ("inputs", "labels")}
-    batch = data | {"puzzle_identifiers": torch.zeros(2, dtype=torch.int32)}
-    head = recipe.objective.head(model, recipe.loss)
-    _, loss, _, _, _ = head((), carry=model.initial_carry(batch), batch=batch)
-    loss.backward()
-    assert loss.isfinite() and model.lm_head.weight.grad is not None
-
-
-@pytest.mark.parametrize(
-    ("option", "loss", "metric"),
-    [
-        ({}, "softmax_cross_entropy", "lm_loss"),
-        ({"no_ACT_continue": False}, "stablemax_cross_entropy", "q_continue_loss"),
-        ({"puzzle_emb_ndim": 0}, "stablemax_cross_entropy", "lm_loss"),
-    ],
-)
-def test_the_options_that_crash_in_the_official_code_train(option: dict, loss: str, metric: str) -> None:
-    """softmax loss; `no_ACT_continue=False`; no puzzle embedding, yet a prefix (`puzzle_emb_len` 2)."""
-    fields = {"vocab_size": 6, "seq_len": 16, "hidden_size": 16, "expansion": 1, "num_heads": 2, "puzzle_emb_len": 2}
-    model = model_config("trm", vars(config_of(**fields | {"puzzle_emb_ndim": 16} | option)))
-    assert model.latent_len == 16 + 2
-    recipe = dataclasses.replace(
-        TINY, model=model, loss=loss, stages=(Stage(steps=30, batch_size=16, mix={"all": 1.0}, halt_max_steps=2),)
-    )
-    seen = fit(Trainer(recipe))
-    assert all(metric in step for step in seen)
-    assert sum(step["lm_loss"] for step in seen[-5:]) < 0.95 * sum(step["lm_loss"] for step in seen[:5])
 
 
 def test_a_contract_refuses_a_model_it_cannot_train() -> None:
@@ -181,19 +140,6 @@ def test_rounds_of_rins_have_an_adapter_each() -> None:
         down, up = (model.get_parameter(f"adapter_{i}.{name}_proj.weight") for name in ("down", "up"))
         h = h + h @ down.T @ up.T
     torch.testing.assert_close(found, model.get_submodule("B")(h))
-
-
-@pytest.mark.parametrize("name", ["rtm-ema", "rins-adapters"])
-def test_executors_of_blocks_alone_refuse_by_name(name: str, tmp_path: Path) -> None:
-    model = Trainer(recipe_of(name)).model.eval()
-    model.save_pretrained(tmp_path / "model")
-    loaded = RecursiveReasoner.from_pretrained(tmp_path / "model")
-    assert same(loaded.state_dict(), model.state_dict()) and loaded.config == model.config
-    assert executor("auto", model).name == "reference"
-    with pytest.raises(BackendUnavailable, match="a tape only"):
-        executor("native", model)
-    with pytest.raises(InputError, match="a tape only"):
-        encode(model.program)
 
 
 def test_rounds_are_drawn_from_all_of_one_to_r() -> None:

@@ -10,8 +10,7 @@ import torch
 from rtm_kernels.interop.official import model_config
 from rtm_kernels.ops.adam_atan2.api import AdamATan2, sign_sgd_
 from rtm_kernels.train.loop import Trainer
-from rtm_kernels.train.objective import DeepSupervision, FinalLoss
-from rtm_kernels.train.schema import Recipe, Source, Stage
+from rtm_kernels.train.schema import DeepSupervision, FinalLoss, Recipe, Source, Stage
 from tests.interop.official_structure import RSM, LossHead, Reasoner, batch, config_of
 
 STEPS, SIZE, WARMUP, LR, PUZZLE_LR, DECAY = 24, 4, 10, 1e-3, 1e-2, 0.1
