@@ -8,7 +8,7 @@ from contextlib import suppress
 import numpy as np
 
 from rtm_kernels.data.task import Pair, Puzzle, Task, Twin, Verdict, register, register_family, reported
-from rtm_kernels.data.text import MAX_LINE, csv_fields, header_columns, numbered_lines
+from rtm_kernels.data.text import MAX_LINE, Table, numbered_lines
 from rtm_kernels.errors import InputError, RTMError, require
 
 WALL, OPEN, START, GOAL, PATH = 1, 2, 3, 4, 5  # a path stands on those from START on
@@ -247,16 +247,16 @@ class Maze(Task):
 
     def _texts(self, lines: str | Iterable[str]) -> Iterator[tuple[int, str, str]]:
         """Line number, maze and solution as they stand in the source."""
-        columns: dict[str, int] | None = None
+        table: Table | None = None
         rows: list[str] = []
         for number, raw in numbered_lines(lines):
             line = raw.rstrip("\r\n")
             if not line.strip() and not rows:
                 continue
-            if columns is not None:
-                fields = csv_fields(line, columns)
-                yield number, fields["puzzle"], fields["solution"]
-            elif not rows and (columns := header_columns(line)):
+            if table is not None:
+                fields = table.fields(line)
+                yield number, "".join(fields["puzzle"][:1]), "".join(fields["solution"][:1])
+            elif not rows and (table := Table.of(line)):
                 continue
             elif not rows and len(line) > self.side:
                 yield number, line[:MAX_LINE], ""

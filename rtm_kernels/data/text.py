@@ -1,22 +1,30 @@
-"""Reading text of any size: numbered lines with a bounded length, csv headers and fields."""
+"""Reading text of any size: files of any encoding or compression, numbered lines with a bounded length, tables."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import os
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any, cast
 
 from rtm_kernels.errors import InputError, printable
 
 MAX_LINE = 65_536
 COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "puzzle": ("puzzle", "puzzles", "quiz", "quizzes", "question"),
-    "solution": ("solution", "solutions", "answer", "answers"),
-    "rating": ("rating", "difficulty"),
+    "puzzle": ("puzzle", "puzzles", "quiz", "quizzes", "question", "questions", "sudoku", "unsolved", "puzzle_string",
+               "input", "inputs", "maze"),
+    "solution": ("solution", "solutions", "answer", "answers", "target", "targets", "solved", "solution_string",
+                 "output", "label", "labels"),
+    "rating": ("rating", "difficulty", "level"),
     "origin": ("source",),
-}
+}  # fmt: skip
+"""What a table holds -> names of its columns met in public."""
 
 
 @contextmanager
@@ -27,8 +35,31 @@ def named(source: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def open_text(path: str | os.PathLike[str]) -> IO[str]:
+    """The text of a file, a pipe or standard input, plain, gzipped or the only member of a zip file."""
+    return decoded(open(path, "rb"))
+
+
+def decoded(file: Any) -> IO[str]:
+    """The text of a binary file in UTF-8 or UTF-16, with or without a mark; what is neither becomes U+FFFD."""
+    head = file.peek(64)
+    if head.startswith(b"\x1f\x8b"):
+        return decoded(io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=file))))
+    if head.startswith(b"PK\x03\x04"):
+        archive = zipfile.ZipFile(file if file.seekable() else io.BytesIO(file.read()))
+        members = archive.namelist()
+        if len(members) != 1:
+            raise InputError(f"a zip file of {len(members)} members; expected one")
+        return decoded(io.BufferedReader(cast(Any, archive.open(members[0]))))
+    wide = head.startswith((b"\xff\xfe", b"\xfe\xff"))
+    sides = (head[1::2], head[::2])  # ASCII in two bytes has a zero on one side
+    low, high = (bool(head) and not any(side) for side in sides)
+    encoding = "utf-16" if wide else "utf-16-le" if low else "utf-16-be" if high else "utf-8-sig"
+    return io.TextIOWrapper(file, encoding=encoding, errors="replace")
 
 
 def numbered_lines(source: str | Iterable[str]) -> Iterator[tuple[int, str]]:
@@ -44,18 +75,39 @@ def numbered_lines(source: str | Iterable[str]) -> Iterator[tuple[int, str]]:
         yield from enumerate(source.splitlines() if isinstance(source, str) else source, start=1)
 
 
-def header_columns(line: str) -> dict[str, int] | None:
-    """Positions of the known columns, `puzzle` among them, if `line` is a csv header; else None."""
-    names = [name.strip().strip('"').lower() for name in line.split(",")]
-    found = {kind: i for kind, known in COLUMNS.items() for i, name in enumerate(names) if name in known}
-    return found if "puzzle" in found else None
+@dataclass(frozen=True)
+class Table:
+    """The columns of a table with a header, and how its fields are separated."""
+
+    delimiter: str
+    quote: str
+    columns: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, header: str) -> Table | None:
+        """The table of a header line that names a column of puzzles and another column; None for any other line."""
+        header = header.strip().lstrip("\ufeff")
+        quote = "'" if header.startswith("'") else '"'
+        for delimiter in ",;\t|":
+            names = [name.strip().lower() for name in _split(header, delimiter, quote)]
+            found = {kind: tuple(i for i, n in enumerate(names) if n in known) for kind, known in COLUMNS.items()}
+            if len(names) > 1 and found["puzzle"]:
+                return cls(delimiter, quote, found)
+        return None
+
+    def unfinished(self, line: str) -> bool:
+        """Whether a quoted field goes on in the next line."""
+        return line.count(self.quote) % 2 == 1 and self.quote == '"'
+
+    def fields(self, line: str) -> dict[str, list[str]]:
+        """The fields of one row by what they hold, those that are not there left out."""
+        row = _split(line.rstrip("\r\n"), self.delimiter, self.quote)
+        return {kind: [row[i] for i in at if i < len(row)] for kind, at in self.columns.items()}
 
 
-def csv_fields(line: str, columns: Mapping[str, int]) -> dict[str, str]:
-    """The fields of one csv line by column name; absent ones are empty."""
-    bare = line.rstrip("\r\n")
-    fields = bare.split(",")
-    if '"' in bare:
-        with suppress(csv.Error):  # what is no csv after all is told as an illegal character of a field
-            fields = next(csv.reader([bare]))
-    return {kind: fields[columns[kind]] if columns.get(kind, len(fields)) < len(fields) else "" for kind in COLUMNS}
+def _split(line: str, delimiter: str, quote: str) -> list[str]:
+    try:
+        rows = list(csv.reader(io.StringIO(line, newline=""), delimiter=delimiter, quotechar=quote))
+    except csv.Error:  # what is no csv after all is told as an illegal character of a field
+        return line.split(delimiter)
+    return rows[0] if rows else []

@@ -77,12 +77,12 @@ def test_answers_that_break_the_rules_are_not_called_solved(rtm, puzzles) -> Non
 
 @pytest.mark.usefixtures("oracle")
 def test_invalid_puzzles_are_reported_and_the_others_solved(rtm, puzzles, tmp_path) -> None:
-    good, bad = puzzles[0][0], "x" + puzzles[1][0][1:]
+    good, bad = puzzles[0][0], "y" + puzzles[1][0][1:]
     path = text_file(tmp_path, "mixed.txt", f"{good}\n{bad}\n{good[:80]}\n")
     result = rtm("solve", path, "--json", *ORACLE)
     assert result.exit_code == 2
     assert [s["status"] for s in lines(result.stdout)] == ["verified", "invalid", "invalid"]
-    assert lines(result.stdout)[1]["error"].startswith(f"{path}: line 2, column 1: illegal character 'x'")
+    assert lines(result.stdout)[1]["error"].startswith(f"{path}: line 2, column 1: illegal character 'y'")
     assert [line.split(": ")[2].split(",")[0] for line in result.stderr.splitlines()] == ["line 2", "line 3"]
 
 

@@ -1,31 +1,38 @@
-"""Reading puzzles from text: one per line, grids of one row per line, or csv with a header; streaming."""
+"""Reading Sudokus from text: one per line, grids, tables, JSON and the files of Sudoku programs; streaming."""
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
+from typing import Any
 
 import numpy as np
 
-from rtm_kernels.data.sudoku import rules
+from rtm_kernels.data.sudoku import forms, rules
 from rtm_kernels.data.task import Puzzle, reported
-from rtm_kernels.data.text import MAX_LINE, csv_fields, header_columns, numbered_lines
+from rtm_kernels.data.text import COLUMNS, MAX_LINE, Table, numbered_lines
 from rtm_kernels.errors import printable
 
-SEPARATORS = " \t|"
-RULERS = SEPARATORS + "-+="
 CHUNK = 1024
 MAX_NAME = 80
+MAX_JSON = 1 << 26
+COMMENT = ("#", "%", ";", "//")
+TITLE = re.compile(r"```\w*|(grid|puzzle|sudoku|question|no\.?|nr\.?)s?[\s:#]*\d*:?", re.IGNORECASE)
+SECTION = re.compile(r"\[([A-Za-z]+)\]")
+XML_PUZZLE = re.compile(r"""\b(?:data|givens)\s*=\s*["']([^"']*)["']""")
 
 
 def read_puzzles(source: str | Iterable[str], *, size: int = 9, errors: str = "raise") -> Iterator[Puzzle]:
     """Puzzles of a text or of lines (an open file, stdin, a list), one after the other.
 
-    Understood: one puzzle per line; grids of `size` lines, with `|`, `-`, `+` and spaces between the cells; csv
-    with a header that names a column `puzzle`, `quizzes` or `question`, and perhaps `solution`, `solutions` or
-    `answer`, `rating` and `source`. Blanks are `.`, `0`, `*` or `_`; `#` starts a comment line. `Puzzle.text` and
+    Understood: one puzzle per line, alone or with other words on it (rating, name, HoDoKu's fields); grids of `size`
+    lines, with frames or not (`forms.cells`); tables separated by commas, semicolons or tabs whose header names the
+    columns (`text.COLUMNS`); JSON, a list or one value per line; `.sdk`, `.sdm`, `.ss` and OpenSudoku files. Blanks
+    are `. 0 * _ ? x`, `-` and spaces. Lines that begin with `#`, `%`, `;` or `//` are comments. `Puzzle.text` and
     `.solution` come out with `.` for blanks. Lines are read `CHUNK` puzzles ahead.
     A fault names the line and, where there is one, the column, see `Task.parse`.
     """
@@ -40,100 +47,189 @@ class _Scanner:
     """Splits lines into puzzles and faults, without looking at the rules of the game."""
 
     size: int
-    columns: dict[str, int] | None = None
+    table: Table | None = None
     rows: list[str] = field(default_factory=list)
     first_row: int = 0
     lost: bool = False
+    skipping: bool = False
+    dashes: bool = False
 
     def scan(self, lines: Iterator[tuple[int, str]]) -> Iterator[Puzzle]:
-        cells, started = self.size * self.size, False
-        for number, marked in lines:
-            raw = marked.lstrip("\ufeff")
-            line = raw.strip(" \t\r\n")
-            found: Puzzle | None = None
-            if not line or line[0] == "#":
-                found = self._gap(number, blank=not line)
-            elif len(raw) > MAX_LINE:
-                found = _fault(number, f"longer than {MAX_LINE} characters")
-            elif not started and (columns := header_columns(line)):
-                started, self.columns = True, columns
-            elif self.columns is not None:
-                found = self._row(number, raw, self.columns)
+        """The puzzles and faults of all lines."""
+        started = xml = False
+        for number, raw in lines:
+            line = forms.visible(raw)
+            bare = line.strip()
+            if len(raw) > MAX_LINE:
+                yield _fault(number, f"longer than {MAX_LINE} characters")
+            elif (
+                not started
+                and bare.startswith(("[", "{"))
+                and not SECTION.fullmatch(bare)
+                and self._cells(line) is None
+            ):
+                yield from self._json(number, line, lines)
+            elif self.table is not None:
+                if bare:
+                    yield self._row(number, self._joined(line, lines))
+            elif xml or bare.lower().startswith(("<?xml", "<opensudoku", "<sudoku")):
+                xml = True
+                yield from (self._single(number, found) for found in XML_PUZZLE.findall(line))
+            elif not started and (table := Table.of(line)):
+                self.table = table
             else:
-                started = True
-                found = self._cells(number, raw, cells)
-            if found is not None:
-                yield found
-        if self.rows and (found := self._gap(number, blank=True, end=True)) is not None:
-            yield found
+                started = started or bool(bare and not self._comment(bare) and not TITLE.fullmatch(bare))
+                yield from self._line(number, line, bare)
+        if self.rows:
+            yield from self._gap(number, blank=True, end=True)
 
-    def _gap(self, number: int, blank: bool, end: bool = False) -> Puzzle | None:
+    def _line(self, number: int, line: str, bare: str) -> Iterator[Puzzle]:
+        """A line outside of tables."""
+        if section := SECTION.fullmatch(bare):
+            self.skipping = section[1].lower() not in ("puzzle", "grid", "sudoku")
+        comment = self._comment(bare)
+        if section or self.skipping or not bare or comment or TITLE.fullmatch(bare):
+            yield from self._gap(number, blank=not comment)
+            return
+        if bare.startswith(":"):
+            line = max(bare.split(":"), key=len)  # HoDoKu: technique, candidates, puzzle, ...
+        whole = self.size * self.size
+        ruler = forms.RULER.fullmatch(line) and not (self.dashes and len(bare) == self.size)
+        found = None if ruler else self._cells(line)
+        if found is not None and len(found) == whole and not self.rows:
+            self.lost = False
+            yield Puzzle(found, line=number)
+        elif self.lost or ruler:
+            return
+        elif found is not None and len(found) == self.size:
+            yield from self._grid_row(number, found, dashes="-" in line)
+        else:
+            yield self._with_words(number, line) or self._broken(number, line)
+
+    def _comment(self, bare: str) -> bool:
+        return bare.startswith(COMMENT) and self._cells(bare) is None  # `;9;8;` are cells
+
+    def _cells(self, line: str) -> str | None:
+        return forms.cells(line, self.size)
+
+    def _grid_row(self, number: int, found: str, dashes: bool) -> Iterator[Puzzle]:
+        self.first_row = self.first_row if self.rows else number
+        self.rows.append(found)
+        self.dashes = dashes or self.dashes
+        if len(self.rows) == self.size:
+            grid, self.rows, self.dashes = "".join(self.rows), [], False
+            yield Puzzle(grid, line=self.first_row)
+
+    def _gap(self, number: int, blank: bool, end: bool = False) -> Iterator[Puzzle]:
         """A blank or comment line: blank ones may separate the bands of a grid, and end a broken grid."""
         self.lost = self.lost and not blank
-        if not self.rows or not blank or not (end or len(self.rows) % math.isqrt(self.size)):
-            return None
-        begun = f"the grid that began on line {self.first_row}"
-        fault = _fault(number, f"{begun} has {len(self.rows)} of {self.size} rows")
-        self.rows = []
-        return fault
+        if self.rows and blank and (end or len(self.rows) % math.isqrt(self.size)):
+            begun = f"the grid that began on line {self.first_row}"
+            yield _fault(number, f"{begun} has {len(self.rows)} of {self.size} rows")
+            self.rows = []
 
-    def _cells(self, number: int, raw: str, cells: int) -> Puzzle | None:
-        """One line of cells: a whole puzzle, a row of a grid, or a ruler."""
-        compact = raw.strip().translate(_WITHOUT_SEPARATORS)
-        column = rules.illegal_column(raw.rstrip(), self.size, SEPARATORS)
-        if column is None and len(compact) == cells and not self.rows:
-            self.lost = False
-            return Puzzle(_plain(compact), line=number)
-        if self.lost or not compact.strip(RULERS):
+    def _with_words(self, number: int, line: str) -> Puzzle | None:
+        """The only puzzle among the words of a line, and its solution where a second one has no blanks."""
+        words = [self._cells(word) for word in re.split(r"[\s,;]+", line) if len(word) >= self.size**2]
+        found = [word for word in words if word and len(word) == self.size**2]
+        if self.rows or len(found) not in (1, 2) or (len(found) == 2 and ("." not in found[0] or "." in found[1])):
             return None
+        return Puzzle(found[0], found[1] if len(found) > 1 else None, number)
+
+    def _broken(self, number: int, line: str) -> Puzzle:
+        started, self.lost, self.rows = bool(self.rows), bool(self.rows), []
+        column = rules.illegal_column(line.rstrip(), self.size, forms.SEPARATORS)
         if column is not None:
-            return self._broken(number, self._illegal(raw, column), column)
-        if len(compact) != self.size:
-            expected = f"{self.size} (a row of a grid)" if self.rows else f"{cells} (a puzzle) or {self.size} (a row)"
-            return self._broken(number, f"{len(compact)} cells, expected {expected}", len(raw.rstrip()))
-        self.first_row = self.first_row if self.rows else number
-        self.rows.append(compact)
-        if len(self.rows) < self.size:
-            return None
-        grid, self.rows = "".join(self.rows), []
-        return Puzzle(_plain(grid), line=self.first_row)
-
-    def _broken(self, number: int, message: str, column: int) -> Puzzle:
-        self.lost, self.rows = bool(self.rows), []
-        return _fault(number, message, column)
+            return _fault(number, self._illegal(line, column), column)
+        count = len(line.translate(str.maketrans(dict.fromkeys(forms.SEPARATORS))))
+        expected = f"{self.size} (a row of a grid)" if started else f"{self.size**2} (a puzzle) or {self.size} (a row)"
+        return _fault(number, f"{count} cells, expected {expected}", len(line.rstrip()))
 
     def _illegal(self, raw: str, column: int) -> str:
-        hint = "; csv needs a header line such as puzzle,solution" if raw[column - 1] == "," else ""
-        return f"illegal character {raw[column - 1]!a}, expected {rules.allowed(self.size)}{hint}"
+        return f"illegal character {raw[column - 1]!a}, expected {rules.allowed(self.size)}"
 
-    def _row(self, number: int, raw: str, columns: dict[str, int]) -> Puzzle:
-        """One line of a csv."""
-        fields = csv_fields(raw, columns)
+    def _joined(self, line: str, lines: Iterator[tuple[int, str]]) -> str:
+        """A row of a table with the lines that its quoted fields go on in."""
+        assert self.table is not None
+        while self.table.unfinished(line) and len(line) < MAX_LINE and (following := next(lines, None)):
+            line += "\n" + forms.visible(following[1])
+        return line
+
+    def _row(self, number: int, raw: str) -> Puzzle:
+        """One row of a table."""
+        assert self.table is not None
+        values = self.table.fields(raw)
         texts: dict[str, str] = {}
         for name in ("puzzle", "solution"):
-            text = fields[name].strip()
-            start = raw.find(text) + 1 if name == "puzzle" else raw.rfind(text) + 1
-            column = rules.illegal_column(text, self.size)
-            if column is not None:
-                return _fault(number, self._illegal(text, column), start + column - 1)
-            if len(text) != self.size**2 and (text or name == "puzzle"):
-                return _fault(number, f"{name} of {len(text)} cells, expected {self.size**2}", start + len(text))
-            texts[name] = _plain(text)
-        rating = fields["rating"]
+            read = [forms.field(text, self.size) for text in values[name]] or [""]
+            fits = [
+                text for text in read if len(text) == self.size**2 and rules.illegal_column(text, self.size) is None
+            ]
+            text = (fits or read)[0]
+            if not fits and (text or name == "puzzle"):
+                return self._bad_field(number, raw, name, text)
+            texts[name] = text
+        rating = "".join(values["rating"][:1]).strip().replace(",", ".")
+        origin = printable("".join(values["origin"][:1]).strip())[:MAX_NAME] or None
+        return Puzzle(texts["puzzle"], texts["solution"] or None, number, _finite(rating), origin=origin)
+
+    def _bad_field(self, number: int, raw: str, name: str, text: str) -> Puzzle:
+        start = raw.find(text) + 1 if name == "puzzle" else raw.rfind(text) + 1
+        column = rules.illegal_column(text, self.size)
+        if column is not None:
+            return _fault(number, self._illegal(text, column), start + column - 1)
+        return _fault(number, f"{name} of {len(text)} cells, expected {self.size**2}", start + len(text))
+
+    def _single(self, number: int, text: str) -> Puzzle:
+        found = forms.field(text, self.size)
+        if len(found) == self.size**2 and rules.illegal_column(found, self.size) is None:
+            return Puzzle(found, line=number)
+        return _fault(number, f"puzzle of {len(text)} cells, expected {self.size**2}")
+
+    def _json(self, number: int, line: str, lines: Iterator[tuple[int, str]]) -> Iterator[Puzzle]:
+        """JSON values, each on one line or more: an object with the columns of a table, cells, or a list of those."""
+        text, begun, depth = "", number, 0
+        for at, part in chain([(number, line)], lines):
+            begun, text = (begun if text.strip() else at), text + part
+            depth += sum(map(part.count, "[{")) - sum(map(part.count, "]}"))
+            if depth > 0 and len(text) <= MAX_JSON:
+                continue
+            if text.strip():
+                yield from self._values(begun, text)
+            text, depth = "", 0
+        if text.strip():
+            yield _fault(begun, "the JSON value has no end")
+
+    def _values(self, number: int, text: str) -> Iterator[Puzzle]:
         try:
-            value = float(rating) if rating.strip() else None
-        except ValueError:
-            return _fault(number, f"rating {rating[:40]!a} is not a number", raw.rfind(rating) + 1)
-        origin = printable(fields["origin"].strip())[:MAX_NAME] or None
-        return Puzzle(texts["puzzle"], texts["solution"] or None, number, value, origin=origin)
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            yield _fault(number, f"not JSON: {error}")
+            return
+        first = value[0] if isinstance(value, list) and value else None
+        several = isinstance(first, dict) or len(_flat(first)) == self.size**2
+        for item in value if several else [value]:
+            columns = {str(key).lower(): found for key, found in item.items()} if isinstance(item, dict) else {}
+            named = {kind: [columns[n] for n in names if n in columns] for kind, names in COLUMNS.items()}
+            puzzle = self._single(number, _flat((named["puzzle"] or [None])[0] if columns else item))
+            solved = forms.field(_flat((named["solution"] or [""])[0]), self.size)
+            yield replace(puzzle, solution=solved if len(solved) == self.size**2 else None)
 
 
-_WITHOUT_SEPARATORS = str.maketrans(dict.fromkeys(SEPARATORS))
-_TO_PLAIN = str.maketrans({**dict.fromkeys(rules.BLANKS, "."), **{d.lower(): d for d in rules.DIGITS}})
+def _flat(value: Any) -> str:
+    """The cells of a text, or of a list of texts, numbers and lists; null is blank."""
+    if isinstance(value, list):
+        return "".join(map(_flat, value))
+    return "." if value is None else str(value)
 
 
-def _plain(text: str) -> str:
-    return text.translate(_TO_PLAIN)
+def _finite(rating: str) -> float | None:
+    """A rating that is a number; words such as Hard are none."""
+    try:
+        value = float(rating)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _fault(number: int, message: str, column: int | None = None) -> Puzzle:

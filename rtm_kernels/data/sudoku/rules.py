@@ -12,7 +12,7 @@ from rtm_kernels.errors import InputError, one_of, require
 SIZES = (4, 9, 16, 25)
 DIGITS = "123456789ABCDEFGHIJKLMNOP"
 BLANK = "."
-BLANKS = ".0*_"
+BLANKS = ".0*_?xX"
 UNIT_NAMES = ("row", "column", "box")
 
 
@@ -142,7 +142,7 @@ def boards_from_texts(texts: list[str], size: int) -> np.ndarray:
 def allowed(size: int) -> str:
     """The characters of a board of this size, in words."""
     letters = "" if size <= 9 else f" A-{DIGITS[size - 1]}"
-    return f"1-{min(size, 9)}{letters} or {' '.join(BLANKS)} for a blank"
+    return f"1-{min(size, 9)}{letters} or {' '.join(BLANKS[:-1])} for a blank"
 
 
 def check_size(size: int) -> None:

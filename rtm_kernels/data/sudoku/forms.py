@@ -1,0 +1,90 @@
+"""One line or one field of a Sudoku, in the forms that people post, as plain cells."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+
+from rtm_kernels.data.sudoku import rules
+
+INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\x0c\x1a"))
+FRAMES = {
+    code: "|" if chr(code) in "│┃║╎╏┆┇┊┋" else "-" if chr(code) in "─━═╌╍┄┅┈┉" else "+"
+    for code in range(0x2500, 0x2580)
+}
+"""Box drawing -> the frame in ASCII."""
+
+SEPARATORS = " \t|"
+RULER = re.compile(r"[\s|*+=-]*[+=-][\s|*+=-]*")
+ROW_NUMBER = re.compile(r"\s*\d{1,2}\s*[:)]\s+")
+SPREADSHEET = re.compile(r"""=?["'](.*?)["']?|(\d+)\.0""", re.DOTALL)
+"""A field as Excel or pandas write a number that is a text: ="53007", '53007, 53007.0."""
+
+_WITHOUT_SEPARATORS = str.maketrans(dict.fromkeys(SEPARATORS + "\r\n"))
+_TO_PLAIN = str.maketrans({**dict.fromkeys(rules.BLANKS, "."), **{d.lower(): d for d in rules.DIGITS}})
+
+
+def visible(line: str) -> str:
+    """The line in the ASCII that a person would type for it: digits of full width, box drawing, no zero width."""
+    if not line.isascii():
+        line = unicodedata.normalize("NFKC", line.translate(FRAMES))
+    return line.translate(INVISIBLE).rstrip("\r\n")
+
+
+def cells(line: str, size: int) -> str | None:
+    """The cells of one row or one puzzle of this size with `.` for blanks, or None where a line is neither.
+
+    Between cells may stand spaces, tabs, `|`, commas or semicolons. Blanks are those of `rules`, also `-` beside
+    digits, and spaces where the columns make them cells. A `+` before a digit marks a solved cell.
+    """
+    if rules.illegal_column(line, size) is None and len(line) == size * size:
+        return line.translate(_TO_PLAIN)
+    if len(line) > 6 * size * size:
+        return None
+    bare = ROW_NUMBER.sub("", line, count=1)
+    for form in (_compact, _fields, _columns, _dotted):
+        for text in dict.fromkeys((line, bare)):
+            found = form(text, size)
+            if found is not None and len(found) in (size, size * size) and rules.illegal_column(found, size) is None:
+                return found.translate(_TO_PLAIN)
+    return None
+
+
+def field(text: str, size: int) -> str:
+    """The cells of a field of a table, or the field itself where it holds none."""
+    text = text.strip()
+    quoted = SPREADSHEET.fullmatch(text)
+    if quoted:
+        text = (quoted[1] or quoted[2]).strip()
+    found = cells(text.translate(str.maketrans("\r\n", "  ")), size) or ""
+    return found if len(found) == size * size else text
+
+
+def _compact(text: str, size: int) -> str | None:
+    """Cells one after the other, whatever separates them."""
+    text = re.sub(r"\+(?=\w)", "", text.translate(_WITHOUT_SEPARATORS))
+    return text.replace("-", ".") if re.search(r"\w", text) else text
+
+
+def _fields(text: str, size: int) -> str | None:
+    """One cell per field, empty ones blank: `5,3,,7`, `[5, 3, 0, 7]` or `| 5 | 3 |  | 7 |`."""
+    parts = [part.strip() for part in re.split(r"[,;\t|]", text.strip().strip("[]|").removesuffix(","))]
+    return "".join(part or "." for part in parts) if all(len(part) <= 1 for part in parts) else None
+
+
+def _columns(text: str, size: int) -> str | None:
+    """Spaces as blanks: a line of exactly as many characters as cells, or of boxes of equal width between `|`."""
+    if len(text) not in (size, size * size):
+        inner = text.strip().removeprefix("|").removesuffix("|") if text.strip().startswith("|") else text
+        parts, width = inner.split("|"), math.isqrt(size)
+        if len(parts) != width or any(len(part) != width for part in parts):
+            return None
+        text = "".join(parts)
+    return text.replace(" ", ".") if text.strip() else None
+
+
+def _dotted(text: str, size: int) -> str | None:
+    """Rows of digits with a dot between them."""
+    rows = text.strip().split(".")
+    return "".join(rows) if len(rows) == size and all(len(row) == size for row in rows) else None
