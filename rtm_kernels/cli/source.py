@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -11,7 +10,7 @@ from itertools import islice
 
 from rtm_kernels.data.examples import example_names, example_puzzles
 from rtm_kernels.data.task import Puzzle, Task
-from rtm_kernels.data.text import named
+from rtm_kernels.data.text import decoded, named
 from rtm_kernels.errors import InputError, require
 
 MAX_PUZZLES = 100_000
@@ -40,10 +39,10 @@ def read_all(arguments: list[str], task: Task, limit: int | None) -> list[Puzzle
 def _read(arguments: list[str], task: Task) -> Iterator[Puzzle]:
     for number, argument in enumerate(arguments, start=1):
         if argument == "-":
-            if isinstance(sys.stdin, io.TextIOWrapper):
-                sys.stdin.reconfigure(errors="replace")  # as of files: what is no text is an illegal character
-            yield from _named("stdin", task, sys.stdin)
-        elif os.path.isfile(argument):
+            if sys.stdin is None:
+                raise InputError("standard input is closed; give a file or a puzzle instead of -")
+            yield from _named("stdin", task, decoded(sys.stdin.buffer))
+        elif os.path.exists(argument) and not os.path.isdir(argument):  # pipes too
             yield from task.read(argument, errors="report")
         elif _names_a_file(argument):
             raise InputError(f"{argument}: {'is a folder' if os.path.isdir(argument) else 'no such file'}")

@@ -46,6 +46,7 @@ def open_text(path: str | os.PathLike[str]) -> IO[str]:
 
 def decoded(file: Any) -> IO[str]:
     """The text of a binary file in UTF-8 or UTF-16, with or without a mark; what is neither becomes U+FFFD."""
+    file = file if hasattr(file, "peek") else io.BufferedReader(file)
     head = file.peek(64)
     if head.startswith(b"\x1f\x8b"):
         return decoded(io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=file))))

@@ -1,0 +1,44 @@
+"""Commands whose input is a pipe or closed, and whose output is closed or on a full disk.
+
+| situation met in public | what happens |
+|---|---|
+| a service starts `rtm solve -` without standard input | one line, exit code 2 |
+| `rtm solve /dev/stdin`, `rtm solve <(zcat p.gz)` | read as files are |
+| standard output or errors closed, or on a full disk | one line or none, never a traceback |
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
+RTM = f"'{sys.executable}' -m rtm_kernels.cli.main"
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("source", [f"/dev/stdin <<< '{PUZZLE}'", f"<(echo '{PUZZLE}')", f"- <<< '{PUZZLE}'"])
+def test_pipes_are_files(source: str) -> None:
+    result = shell(f"{RTM} solve --json {source}")
+    assert result.returncode == 0 and '"status": "verified"' in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("streams", "code", "said"),
+    [
+        ("<&-", 2, "error: standard input is closed; give a file or a puzzle instead of -"),
+        (f"<<< '{PUZZLE}' >&-", 0, ""),
+        (f"<<< '{PUZZLE}' >/dev/full", 2, "error: No space left on device"),
+        (f"<<< '{PUZZLE[1:]}' 2>&-", 2, ""),
+        (f"<<< '{PUZZLE}' >&- 2>&-", 0, ""),
+    ],
+)
+def test_closed_streams_and_a_full_disk(streams: str, code: int, said: str) -> None:
+    result = shell(f"{RTM} solve - --json {streams}")
+    assert "Traceback" not in result.stderr and result.stderr.strip() == said
+    assert result.returncode == code
