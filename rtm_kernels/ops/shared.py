@@ -30,19 +30,19 @@ class SharedOp:
     """What the shared path needs of an op. `options` are the op's other arguments, the same in both directions.
 
     pack(*weights, dtype): the weights as the kernels read them, detached.
-    forward(x, injection, packed, *options): y and what else the backward reads.
-    slots(x, packed, *options): the shapes that input_grad fills for weight_grad, each with the batch first.
-    input_grad(dy, y, saved, x, injection, packed, slots, *options): the gradient of x and of every injection term.
-    weight_grad(slots, packed, *options): the gradients of the packed weights in float32 or wider.
-    unpack(grads, weights): the same in the shapes and dtypes of the weights.
+    forward(x, *packed, injection, *options): y and what else the backward reads, saved.
+    slots(x, *packed, *options): the shapes that input_grad fills for weight_grad, each with the batch first.
+    input_grad(dy, y, *saved, x, *packed, injection, *options, slots): the gradient of x and of every injection term.
+    weight_grad(slots, *packed, *options): the gradients of the packed weights in float32 or wider.
+    unpack(*grads, *weights): the same in the shapes and dtypes of the weights.
     """
 
     pack: Callable[..., Tensors]
-    forward: Callable[..., tuple[Tensor, Tensors]]
+    forward: Callable[..., Tensors]
     slots: Callable[..., Sequence[tuple[int, ...]]]
     input_grad: Callable[..., Tensor]
     weight_grad: Callable[..., Tensors]
-    unpack: Callable[[Tensors, Tensors], Tensors]
+    unpack: Callable[..., Tensors]
 
 
 class Shared:
@@ -79,7 +79,7 @@ class Shared:
         if not self.used:
             return
         rows = [buffer[: self.used].flatten(0, 1) for buffer in self.buffers]
-        grads = self.op.weight_grad(rows, self.packed, *self.options)
+        grads = self.op.weight_grad(rows, *self.packed, *self.options)
         before = self.sums
         self.sums = grads if before is None else tuple(a + b for a, b in zip(before, grads, strict=True))
         self.used = 0
@@ -91,7 +91,7 @@ class Shared:
         self._multiply()
         sums = self.sums
         self._forget(-1)
-        return (None,) * len(self.weights) if sums is None else self.op.unpack(sums, self.weights)
+        return (None,) * len(self.weights) if sums is None else self.op.unpack(*sums, *self.weights)
 
 
 class _Collect(torch.autograd.Function):
@@ -114,7 +114,7 @@ class _Call(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, shared: Shared, x: Tensor, *injection: Tensor) -> Tensor:
-        y, saved = shared.op.forward(x, injection, shared.packed, *shared.options)
+        y, *saved = shared.op.forward(x, *shared.packed, injection, *shared.options)
         ctx.shared, ctx.terms = shared, len(injection)
         ctx.save_for_backward(y, x, *injection, *saved)
         return y
@@ -128,8 +128,8 @@ class _Call(torch.autograd.Function):
         node = ctx.next_functions[0][0]
         slots: list[Tensor] = []
         if node is not None and torch._C._will_engine_execute_node(node):
-            slots = shared.take(x, shared.op.slots(x, shared.packed, *shared.options))
-        dh = shared.op.input_grad(dy, y, saved, x, injection, shared.packed, slots, *shared.options)
+            slots = shared.take(x, shared.op.slots(x, *shared.packed, *shared.options))
+        dh = shared.op.input_grad(dy, y, *saved, x, *shared.packed, injection, *shared.options, slots)
         return None, None, dh, *(dh,) * ctx.terms
 
 
@@ -149,7 +149,7 @@ class Recursion:
         if shared is None:
             shared = self._shared[key] = Shared(op, weights, x.dtype, options, self.stack_bytes)
         if not torch.is_grad_enabled():
-            return op.forward(x, injection, shared.packed, *options)[0]
+            return op.forward(x, *shared.packed, injection, *options)[0]
         if key not in self._anchors:
             self._anchors[key] = _Collect.apply(shared, *weights)
         shared.calls += 1

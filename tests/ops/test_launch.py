@@ -66,8 +66,8 @@ def _half_layer(mixed: str, batch: int) -> None:
 
 def _attention(batch: int) -> None:
     x, *weights = (torch.empty(shape, device="meta") for shape in ((batch, 97, 64), (192, 64), (64, 64)))
-    y, rstd, h = attention_norm.forward(x, [x], *weights, None, 2, False, True, 1e-5, False)
-    attention_norm.backward(y, y, rstd, h, *weights, None, 2, False, True, 1e-5)
+    y, rstd, h = attention_norm.forward(x, *weights, [x], None, None, 2, False, True, 1e-5, False)
+    attention_norm.backward(y, y, rstd, h, *weights, None, None, 2, False, True, 1e-5)
 
 
 @pytest.mark.parametrize("op", [partial(_half_layer, "sequence"), partial(_half_layer, "hidden"), _attention])
