@@ -16,8 +16,8 @@ from rtm_kernels.ops.halting.reference import peak
 from rtm_kernels.ops.launch import family
 from rtm_kernels.ranges import ranged
 from rtm_kernels.recursion import choice, fused, graph, native, reference, symmetric
-from rtm_kernels.recursion.persistent.executor import PersistentExecutor
-from rtm_kernels.recursion.persistent.executor import why_not as why_not_persistent
+from rtm_kernels.recursion.persistent.runner import PersistentExecutor
+from rtm_kernels.recursion.persistent.runner import why_not as why_not_persistent
 from rtm_kernels.recursion.reference import Act, ActStep
 from rtm_kernels.recursion.tape import why_not_program
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.ops.halting.api import halting_step_
-from rtm_kernels.ops.halting.launch import TABLE
-from rtm_kernels.ops.halting.launcher import halting_step
+from rtm_kernels.ops.halting.kernel import TABLE, halting_step
 from rtm_kernels.ops.halting.policy import HaltingPolicy
 from rtm_kernels.ops.halting.reference import Outputs
 from rtm_kernels.ops.halting.state import SlotStates

@@ -125,7 +125,7 @@ def test_rates_and_the_flag_to_leave_out_are_read_on_the_device(impl: str) -> No
 
 
 def test_every_angle_of_the_kernel_is_float32_exact() -> None:
-    from rtm_kernels.ops.adam_atan2.adam import adam_atan2
+    from rtm_kernels.ops.adam_atan2.kernels import adam_atan2
 
     ratio = torch.cat((torch.tensor([0.0, 1.0, 0.41421356, 2.4142136, 1e-30, 1e30]), torch.logspace(-6, 6, 3000)))
     ratio = torch.cat((ratio, -ratio))

@@ -16,10 +16,9 @@ from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.ops import launch
 from rtm_kernels.ops.attention_norm import op as attention_norm
 from rtm_kernels.ops.attention_norm import qkv
-from rtm_kernels.ops.launch import LaunchRow, find, select
+from rtm_kernels.ops.launch import LaunchRow, entries, find, select, tuned
 from rtm_kernels.ops.swiglu import launchers
 from rtm_kernels.ops.swiglu_norm import op as swiglu_norm
-from rtm_kernels.ops.tuned import entries, tuned
 
 TABLE = (
     LaunchRow("gemm", "hopper", 16, 128, num_warps=1),

@@ -20,7 +20,7 @@ from rtm_kernels.ops.halting.reference import Outputs
 from rtm_kernels.ops.halting.state import SlotStates
 from rtm_kernels.ops.swiglu_norm.api import mixer_norm, swiglu_norm
 from rtm_kernels.ops.token_loss.api import token_loss
-from rtm_kernels.recursion.persistent.executor import PersistentExecutor
+from rtm_kernels.recursion.persistent.runner import PersistentExecutor
 from tests.cases import small_cases
 from tests.cases.case import Case, run
 from tests.ops.support import swiglu_weights

@@ -52,7 +52,7 @@ def by_graph(program: Program, latents: State, x: Tensor, stacks: Stacks) -> dic
 
 
 def by_persistent(program: Program, latents: State, x: Tensor, stacks: Stacks) -> dict[str, Tensor]:
-    from rtm_kernels.recursion.persistent.executor import PersistentExecutor, why_not
+    from rtm_kernels.recursion.persistent.runner import PersistentExecutor, why_not
 
     reason = why_not(program, stacks, x.device, x.dtype, x.shape[1])
     if reason is not None:

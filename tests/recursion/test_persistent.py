@@ -23,9 +23,8 @@ from rtm_kernels.ops.halting.reference import relative_change
 from rtm_kernels.ops.launch import LaunchRow
 from rtm_kernels.program import INPUT, Program, Step
 from rtm_kernels.recursion import reference
-from rtm_kernels.recursion.persistent.executor import PersistentExecutor, why_not
-from rtm_kernels.recursion.persistent.launch import KERNEL
 from rtm_kernels.recursion.persistent.pack import PackedLayers
+from rtm_kernels.recursion.persistent.runner import KERNEL, PersistentExecutor, why_not
 from tests.engine.fakes import TASK, config
 from tests.recursion.support import assert_within_budget, bits, random_state, run_persistent, small_stacks
 

@@ -16,7 +16,7 @@ from rtm_kernels.ops.adam_atan2.api import AdamATan2
 from rtm_kernels.program import INPUT
 from rtm_kernels.recursion import fused, reference
 from rtm_kernels.recursion.graph import CudaGraphs, GraphRunner, Tensors
-from rtm_kernels.recursion.persistent.executor import PersistentExecutor
+from rtm_kernels.recursion.persistent.runner import PersistentExecutor
 from rtm_kernels.recursion.train_graph import TrainGraph
 from tests.recursion.simulated_cuda import Machine, Stream, simulate
 from tests.recursion.support import bits, random_state, small_stacks

@@ -46,7 +46,7 @@ def halting_step_(
         _check(state, policy, seen)
     dtype = torch.float32 if seen is None else seen.output.dtype
     if choose(impl, rows.device, dtype) == "triton":
-        from rtm_kernels.ops.halting.launcher import halting_step
+        from rtm_kernels.ops.halting.kernel import halting_step
 
         with torch.cuda.device_of(rows):
             return halting_step(state, policy, seen, confirmed, sums)
