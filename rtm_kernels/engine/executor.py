@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from rtm_kernels.block import CosSin, FusedTRMBlock, Stack
 from rtm_kernels.errors import BackendUnavailable, one_of, require
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.reference import peak
-from rtm_kernels.ops.launch import family
+from rtm_kernels.ops.launch import FALLBACKS, choose, family
 from rtm_kernels.ranges import ranged
-from rtm_kernels.recursion import choice, fused, graph, native, reference, symmetric
+from rtm_kernels.recursion import graph, native, reference, symmetric
 from rtm_kernels.recursion.persistent.runner import PersistentExecutor
 from rtm_kernels.recursion.persistent.runner import why_not as why_not_persistent
 from rtm_kernels.recursion.reference import Act, ActStep
@@ -82,7 +84,7 @@ class GraphExecutor:
 
 
 class ByBatch:
-    """`auto` on a GPU: each batch goes to the path that the launch table `recursion.choice` names for its size."""
+    """`auto` on a GPU: each batch goes to the path that `path_of` names for its size."""
 
     name, batch_invariant = "auto", False
 
@@ -103,7 +105,19 @@ class ByBatch:
 
     @staticmethod
     def _path(paths: Mapping[str, Any], batch: int) -> Any:
-        return paths[choice.choose_row(batch, family()).path]
+        return paths[path_of(batch)]
+
+
+PERSISTENT_BATCH = {"hopper": 4, "portable": 2}
+"""GPU family -> largest batch whose ACT steps the persistent kernel takes; the graph takes the rest. Not measured yet:
+the byte model of `recursion/persistent/README.md` says so, in which the traffic with L2 grows with the batch and the
+barriers do not. `python -m benchmarks.choose` measures both and prints the entry of the GPU it ran on."""
+
+
+def path_of(batch: int) -> str:
+    """`persistent` or `graph`, for ACT steps of `batch` samples on this GPU."""
+    limits = [PERSISTENT_BATCH[name] for name in FALLBACKS[family()] if name in PERSISTENT_BATCH]
+    return "persistent" if limits and batch <= limits[0] else "graph"
 
 
 class Backend(NamedTuple):
@@ -121,7 +135,7 @@ def _head_weights(model: RecursiveReasoner) -> native.HeadWeights:
     return native.HeadWeights(tokens=model.lm_head.weight, halting=_head(model), prefix=model.config.prefix_len)
 
 
-def _modules(model: RecursiveReasoner) -> dict[str, torch.nn.Module]:
+def _modules(model: RecursiveReasoner) -> dict[str, nn.Module]:
     return {name: model.get_submodule(name) for name in model.program.stacks}
 
 
@@ -136,8 +150,30 @@ def _op_by_op(model: RecursiveReasoner, stacks: Mapping[str, reference.ApplyStac
     return step
 
 
+def by_triton(stacks: Mapping[str, nn.Module], cos_sin: CosSin | None = None) -> dict[str, reference.ApplyStack]:
+    """`stacks` with every op of their `FusedTRMBlock`s by Triton, as `reference.run` calls them.
+
+    A stack without `layers` (a linear adapter) stays as it is. The weights are shared, not copied: what is changed in
+    place or loaded later is seen.
+    """
+
+    def bind(stack: nn.Module) -> reference.ApplyStack:
+        layers = getattr(stack, "layers", None)
+        ours = stack if layers is None else Stack([_layer_by_triton(layer) for layer in layers])
+        return lambda state, injection: ours(state, injection, cos_sin)
+
+    return {name: bind(stack) for name, stack in stacks.items()}
+
+
+def _layer_by_triton(layer: nn.Module) -> FusedTRMBlock:
+    other = copy.copy(layer)  # shares parameters and submodules
+    assert isinstance(other, FusedTRMBlock)
+    other.impl = "triton"
+    return other
+
+
 def _fused(model: RecursiveReasoner) -> Act:
-    return _op_by_op(model, fused.stacks_of(_modules(model), model.cos_sin()))
+    return _op_by_op(model, by_triton(_modules(model), model.cos_sin()))
 
 
 def _triton(model: RecursiveReasoner) -> Executor:
@@ -202,7 +238,11 @@ def native_name(precision: str) -> str:
 
 
 def _why_not_triton(model: RecursiveReasoner) -> str | None:
-    return fused.why_not(model.device, model.dtype)
+    try:
+        choose("triton", model.device, model.dtype)
+    except BackendUnavailable as error:
+        return str(error).removeprefix("impl='triton' cannot run: ")
+    return None
 
 
 def _why_not_graph(model: RecursiveReasoner) -> str | None:
@@ -227,7 +267,7 @@ EXECUTORS: dict[str, Backend] = {
 """Executors by name: C++ on the CPU, for symmetric weights and for any; one cooperative launch, replayed CUDA graphs,
 and op by op, all with Triton; plain PyTorch. The first three pack the weights when they are built."""
 
-PREFERRED = {"cpu": ("symmetric", "native", "reference"), "cuda": (*choice.PATHS, "triton", "reference")}
+PREFERRED = {"cpu": ("symmetric", "native", "reference"), "cuda": ("persistent", "graph", "triton", "reference")}
 """Device -> what `auto` considers there, the best first. Triton's interpreter is never taken unasked."""
 
 
@@ -268,11 +308,11 @@ def _auto(model: RecursiveReasoner, batch_size: int | None) -> Executor:
         _warn_once(f"using the slower PyTorch executor: {native.why_not()}")
     if reasons.get("triton") is not None:
         _warn_once(f"using the slower PyTorch executor: {reasons['triton']}")
-    if not set(choice.PATHS) <= set(runnable):
+    if runnable[:2] != ["persistent", "graph"]:
         return EXECUTORS[runnable[0]].build(model)
     if batch_size is not None:
-        return EXECUTORS[choice.choose_row(batch_size, family()).path].build(model)
-    return ByBatch({path: EXECUTORS[path].build(model) for path in choice.PATHS})
+        return EXECUTORS[path_of(batch_size)].build(model)
+    return ByBatch({path: EXECUTORS[path].build(model) for path in runnable[:2]})
 
 
 @functools.cache

@@ -10,7 +10,6 @@ from rtm_kernels.engine import Solver, executor
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.reference import relative_change
-from rtm_kernels.recursion import choice
 from tests.engine.fakes import TASK, ScriptedExecutor, config, model
 from tests.recursion.support import Recorder
 
@@ -183,7 +182,7 @@ def test_auto_on_a_gpu_takes_the_path_of_the_launch_table(cuda_model: RecursiveR
     assert took == ["persistent", "persistent", "graph", "graph", "graph"]
     for size in (1, 64):
         pinned = executor.executor("auto", cuda_model, batch_size=size)
-        assert pinned.name == choice.choose_row(size, "hopper").path
+        assert pinned.name == ("persistent" if size == 1 else "graph")
 
 
 def test_auto_on_a_gpu_takes_what_is_left_and_says_so(

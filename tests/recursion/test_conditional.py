@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import build
 from rtm_kernels.errors import BackendUnavailable
-from rtm_kernels.recursion import conditional
+from rtm_kernels.recursion import graph
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +38,15 @@ def test_the_extension_loads_without_a_gpu_and_names_the_call_that_fails(extensi
     assert spec is not None and spec.loader is not None
     extension = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(extension)
-    assert extension.runtime_version >= conditional.MINIMUM
+    assert extension.runtime_version >= graph.MINIMUM
     with pytest.raises(RuntimeError, match="cudaGraphCreate"):
         extension.WhileGraph(step=0, active=0, count=1, steps=0, max_steps=3)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
 def test_where_it_cannot_run_the_reason_is_given() -> None:
-    reason = conditional.why_not()
+    reason = graph.why_not_loop()
     assert reason is not None
     assert "rtm_kernels._cuda" in reason or "CUDA" in reason
     with pytest.raises(BackendUnavailable, match="a WHILE node cannot run: "):
-        conditional.while_active(Mock(), torch.ones(2, dtype=torch.bool), torch.zeros(1, dtype=torch.int32), 4)
+        graph.while_active(Mock(), torch.ones(2, dtype=torch.bool), torch.zeros(1, dtype=torch.int32), 4)

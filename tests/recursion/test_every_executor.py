@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rtm_kernels.engine import executor as executors
 from rtm_kernels.errors import InputError
-from rtm_kernels.impl import launches
+from rtm_kernels.impl import launches, why_not_triton
 from rtm_kernels.program import INPUT, Program, Step
-from rtm_kernels.recursion import fused, graph, native, reference
+from rtm_kernels.recursion import graph, native, reference
 from rtm_kernels.recursion.graph import Tensors
 from rtm_kernels.recursion.tape import MAX_TERMS, encode, why_not_program
 from tests.recursion.simulated_cuda import simulate
@@ -28,14 +29,14 @@ Run = Callable[[Program, State, Tensor, Stacks], dict[str, Tensor]]
 
 def by_triton(program: Program, latents: State, x: Tensor, stacks: Stacks) -> dict[str, Tensor]:
     before = launches.total()
-    values = reference.run(program, latents, x, fused.stacks_of(stacks))
+    values = reference.run(program, latents, x, executors.by_triton(stacks))
     assert launches.total() > before or not len(program)
     return values
 
 
 def by_graph(program: Program, latents: State, x: Tensor, stacks: Stacks) -> dict[str, Tensor]:
     """The fused ops replayed by CUDA graphs, on a CPU over a simulated device: the bits of the launches."""
-    ours = fused.stacks_of(stacks)
+    ours = executors.by_triton(stacks)
 
     @torch.no_grad()
     def step(inputs: Tensors) -> Tensors:
@@ -81,17 +82,17 @@ EXECUTORS: dict[str, Run] = {
 def test_no_executor_refuses_the_new_program(kind: str, device: torch.device) -> None:
     """So that none of the cases below that it is in is skipped for what the program is."""
     pytest.importorskip("triton")
-    from rtm_kernels.recursion.persistent import executor
+    from rtm_kernels.recursion.persistent import runner
 
     stacks = small_stacks(NEW.stacks, LENGTH, WIDTH, INNER, kind)
-    assert executor.why_not(NEW, stacks, device, torch.float32, LENGTH) is None
-    assert fused.why_not(device, torch.float32) is None and why_not_program(NEW) is None
+    assert runner.why_not(NEW, stacks, device, torch.float32, LENGTH) is None
+    assert why_not_triton(device) is None and why_not_program(NEW) is None
 
 
 @pytest.mark.parametrize("name", EXECUTORS)
 @pytest.mark.parametrize(("program", "kind"), PROGRAMS, ids=lambda p: getattr(p, "name", str(p)))
 def test_every_prefix_is_within_the_budget(program: Program, kind: str, name: str, device: torch.device) -> None:
-    if name in ("triton", "graph") and (reason := fused.why_not(device, torch.float32)) is not None:
+    if name in ("triton", "graph") and (reason := why_not_triton(device)) is not None:
         pytest.skip(reason)
     small = small_stacks(program.stacks, LENGTH, WIDTH, INNER, kind)
     stacks = {key: stack.to(device) for key, stack in small.items()}

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rtm_kernels import program as programs
+from rtm_kernels.engine.executor import by_triton
 from rtm_kernels.errors import InputError
 from rtm_kernels.ops.adam_atan2.api import AdamATan2
 from rtm_kernels.program import INPUT
-from rtm_kernels.recursion import fused, reference
+from rtm_kernels.recursion import reference
 from rtm_kernels.recursion.graph import CudaGraphs, GraphRunner, Tensors
 from rtm_kernels.recursion.persistent.runner import PersistentExecutor
 from rtm_kernels.recursion.train_graph import TrainGraph
@@ -57,7 +58,7 @@ def test_the_simulation_replays_over_the_same_memory_and_forbids_waiting(machine
 def test_the_graph_runner_captures_warms_up_and_replays(
     machine: Machine, inference: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stacks = fused.stacks_of(small_stacks(PROGRAM.stacks, 9, 24))
+    stacks = by_triton(small_stacks(PROGRAM.stacks, 9, 24))
 
     @torch.no_grad()
     def step(inputs: Tensors) -> Tensors:
