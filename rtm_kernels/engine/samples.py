@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rtm_kernels.data.task import PAD
-from rtm_kernels.ops.halting.state import SlotState, SlotStates, on_host
+from rtm_kernels.ops.halting.reference import SlotState, SlotStates, on_host
 
 Verify = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Token rows of inputs and answers [N, S] to bool [N]."""

@@ -19,10 +19,9 @@ from rtm_kernels.errors import require
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.api import halting_step_
 from rtm_kernels.ops.halting.policy import HaltingPolicy
-from rtm_kernels.ops.halting.reference import Outputs, relative_change
-from rtm_kernels.ops.halting.state import STAYS, SlotStates, on_host
+from rtm_kernels.ops.halting.reference import STAYS, Outputs, SlotStates, on_host, relative_change
 from rtm_kernels.recursion import graph
-from rtm_kernels.recursion.graph import BUCKETS, Capture, CudaGraphs
+from rtm_kernels.recursion.graph import BUCKETS, CudaGraphs
 from rtm_kernels.recursion.queue.runner import HaltingQueue
 from rtm_kernels.recursion.queue.schedule import Moved
 from rtm_kernels.recursion.reference import ActStep
@@ -63,7 +62,7 @@ class Slots:
         kind: str = "",
         *,
         observer: Observer | None = None,
-        capture: Capture | None = None,
+        capture: CudaGraphs | None = None,
         impl: str = "auto",
     ) -> None:
         config, device = model.config, model.device

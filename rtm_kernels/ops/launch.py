@@ -171,10 +171,10 @@ def select(table: Iterable[LaunchRow], kernel: str, dtype: torch.dtype, size: in
 
 
 @functools.cache
-def programs(device: torch.device) -> int:
-    """How many programs share the tiles of a launch whose programs loop: one for each multiprocessor, 3 without any."""
+def multiprocessors(device: torch.device, otherwise: int) -> int:
+    """Programs of a launch whose programs loop: one for each multiprocessor of a GPU, so many on other devices."""
     if device.type != "cuda":
-        return 3
+        return otherwise
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 

@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rtm_kernels.errors import require
-
 STACK_BYTES = 512 << 20
 """Rows that one pair of weights keeps before it multiplies them; a product over more rows gains nothing."""
 
@@ -48,8 +46,8 @@ class SharedOp:
 class Shared:
     """The weights of one op in the compute dtype, and the rows that its calls left for their gradients."""
 
-    def __init__(self, op: SharedOp, weights: Tensors, dtype: torch.dtype, options: tuple[Any, ...], limit: int):
-        self.op, self.weights, self.options, self.limit = op, weights, options, limit
+    def __init__(self, op: SharedOp, weights: Tensors, dtype: torch.dtype, options: tuple[Any, ...]):
+        self.op, self.weights, self.options = op, weights, options
         with torch.no_grad():
             self.packed = op.pack(*weights, dtype)
         self.calls = 0
@@ -69,7 +67,7 @@ class Shared:
         if not fits:
             self._multiply()
             size = like.element_size() * sum(torch.Size(shape).numel() for shape in shapes)
-            count = max(1, min(self.calls, self.limit // max(1, size)))
+            count = max(1, min(self.calls, STACK_BYTES // max(1, size)))
             if [tuple(b.shape) for b in self.buffers] != [(count, *shape) for shape in shapes]:
                 self.buffers = [like.new_empty(count, *shape) for shape in shapes]
         self.used += 1
@@ -136,8 +134,7 @@ class _Call(torch.autograd.Function):
 class Recursion:
     """The shared weights of every op that was called within one `shared_weights()`."""
 
-    def __init__(self, stack_bytes: int) -> None:
-        self.stack_bytes = stack_bytes
+    def __init__(self) -> None:
         self._shared: dict[Any, Shared] = {}
         self._anchors: dict[Any, Tensor] = {}
 
@@ -147,7 +144,7 @@ class Recursion:
         key = (id(op), held, x.dtype, *(id(o) if isinstance(o, Tensor) else o for o in options))
         shared = self._shared.get(key)
         if shared is None:
-            shared = self._shared[key] = Shared(op, weights, x.dtype, options, self.stack_bytes)
+            shared = self._shared[key] = Shared(op, weights, x.dtype, options)
         if not torch.is_grad_enabled():
             return op.forward(x, *shared.packed, injection, *options)[0]
         if key not in self._anchors:
@@ -161,27 +158,21 @@ _current: ContextVar[Recursion | None] = ContextVar("rtm_kernels_recursion", def
 
 
 @contextlib.contextmanager
-def _scope(stack_bytes: int) -> Iterator[None]:
-    token = _current.set(Recursion(stack_bytes))
+def shared_weights() -> Iterator[None]:
+    """A context in which the Triton ops cast and pack each weight once and compute its gradient by one product.
+
+    Gradients equal those of separate calls up to the order of a float32 sum, the same in every run. Of each pair of
+    weights the backward keeps at most `STACK_BYTES` of rows (those of one call at least) before it multiplies them.
+    Contexts nest: the outer one serves. While torch.compile traces, and for the reference, it does nothing.
+    """
+    if torch.compiler.is_compiling() or _current.get() is not None:
+        yield
+        return
+    token = _current.set(Recursion())
     try:
         yield
     finally:
         _current.reset(token)
-
-
-def shared_weights(stack_bytes: int = STACK_BYTES) -> contextlib.AbstractContextManager[None]:
-    """A context in which the Triton ops cast and pack each weight once and compute its gradient by one product.
-
-    Gradients equal those of separate calls up to the order of a float32 sum, the same in every run. Of each pair of
-    weights the backward keeps at most `stack_bytes` of rows (those of one call at least) before it multiplies them.
-    Contexts nest: the outer one serves. While torch.compile traces, and for the reference, it does nothing.
-
-    Errors: `InputError` for a `stack_bytes` below 0.
-    """
-    require(stack_bytes >= 0, "stack_bytes", stack_bytes, "an integer of at least 0")
-    if torch.compiler.is_compiling() or _current.get() is not None:
-        return contextlib.nullcontext()
-    return _scope(stack_bytes)
 
 
 def recursion() -> Recursion | None:

@@ -83,7 +83,7 @@ def test_every_executor_that_can_be_recorded_gives_the_bits_of_eager_steps(
     def made(batch_size: int) -> Solver:
         policy = "q=0.55+settle=2"
         solver = Solver(reasoner, task=TASK, policy=policy, max_steps=4, batch_size=batch_size, batch_invariant=True)
-        solver.executor = executors.ByBatch(built) if name == "auto" else built[name]
+        solver.executor = executors.by_batch(built) if name == "auto" else built[name]
         return solver
 
     puzzles, wanted = ["1234", "7012", "5432"], made(2)

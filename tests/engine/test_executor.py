@@ -141,7 +141,7 @@ def test_the_graph_replays_the_whole_act_step_in_any_mode_and_splits_what_is_too
     if reason is not None:
         pytest.skip(reason)
     recorder = Recorder()
-    replayed = executor.GraphExecutor(reasoner, capture=recorder)
+    replayed = executor.replayed(reasoner, capture=recorder)
     direct = executor.executor("triton", reasoner)
     for batch, inference in ((2, True), (5, False), (0, False)):
         x = reasoner.embed(torch.randint(1, 9, (batch, 4)), torch.zeros(batch, dtype=torch.int32)).detach()
@@ -154,6 +154,8 @@ def test_the_graph_replays_the_whole_act_step_in_any_mode_and_splits_what_is_too
 
 
 class Named:
+    recorded = None
+
     def __init__(self, name: str) -> None:
         self.name, self.sizes = name, list[int]()
 

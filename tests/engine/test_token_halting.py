@@ -30,7 +30,7 @@ def expected(model: RecursiveReasoner, puzzle: str, min_steps: int, max_steps: i
     x = model.embed(torch.from_numpy(TASK.encode(puzzle))[None].int(), torch.zeros(1, dtype=torch.int32))
     state = initial_state(1, model.config.latent_len)
     answer = [0] * 4
-    while state.active_samples.any():
+    while state.active.any():
         active = state.active[0, -4:].tolist()
         with torch.no_grad():
             values, logits, _ = model.act_step(latents, x)

@@ -15,8 +15,7 @@ from rtm_kernels.impl import launches
 from rtm_kernels.ops.halting.api import halting_step_
 from rtm_kernels.ops.halting.mixture import halting_update, initial_state
 from rtm_kernels.ops.halting.policy import HaltingPolicy
-from rtm_kernels.ops.halting.reference import Outputs, relative_change, sigmoid
-from rtm_kernels.ops.halting.state import SlotState, SlotStates
+from rtm_kernels.ops.halting.reference import Outputs, SlotState, SlotStates, relative_change, sigmoid
 
 SEQ, PREFIX, WIDTH, VOCABULARY = 5, 2, 20, 4
 POLICIES = (
@@ -110,7 +109,7 @@ class TestMixture:
         state, seen = initial_state(1, units=3), []
         for _ in range(3):
             state = halting_update(state, "cumulative_token", torch.tensor([[[9.0], [0.0], [-9.0]]]), max_steps=3)
-            seen.append((state.active.sum().item(), state.active_samples.item()))
+            seen.append((state.active.sum().item(), state.active.any(-1).item()))
         assert seen == [(3, True), (1, True), (0, False)]
         assert state.steps.tolist() == [[2, 2, 3]] and state.sample_steps.tolist() == [3]
 

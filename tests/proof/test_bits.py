@@ -16,8 +16,7 @@ from rtm_kernels.ops.attention_norm.api import attention_norm
 from rtm_kernels.ops.attention_norm.reference import rope_tables
 from rtm_kernels.ops.halting.api import halting_step_
 from rtm_kernels.ops.halting.policy import HaltingPolicy
-from rtm_kernels.ops.halting.reference import Outputs
-from rtm_kernels.ops.halting.state import SlotStates
+from rtm_kernels.ops.halting.reference import Outputs, SlotStates
 from rtm_kernels.ops.swiglu_norm.api import mixer_norm, swiglu_norm
 from rtm_kernels.ops.token_loss.api import token_loss
 from rtm_kernels.recursion.persistent.runner import PersistentExecutor

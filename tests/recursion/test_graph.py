@@ -61,7 +61,7 @@ def test_the_largest_bucket_is_captured_first_and_the_others_when_met(caplog: py
     with caplog.at_level(logging.INFO, logger="rtm_kernels.recursion.graph"):
         for n in (3, 4, 1, 3):
             run({"x": batch_of(n)})
-    assert run.captured == (32, 4, 1)
+    assert list(run._captured) == [32, 4, 1]
     assert recorder.runs == 4
     assert [r.getMessage().split(" in ")[0] for r in caplog.records] == [f"captured batch {n}" for n in (32, 4, 1)]
     assert all(r.getMessage().endswith("3 MiB reserved on the device") for r in caplog.records)
@@ -97,7 +97,7 @@ def test_exact_steps_take_no_padding_and_give_results_of_any_shape() -> None:
 def test_an_empty_batch_runs_without_a_capture() -> None:
     run = GraphRunner(double, max_batch=4, capture=Recorder())
     assert run({"x": torch.zeros(0, 5)})["y"].shape == (0, 5)
-    assert run.captured == ()
+    assert not run._captured
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 from rtm_kernels.ops.attention_norm import attention
-from rtm_kernels.ops.shared import SharedOp, Tensors
+from rtm_kernels.ops.shared import SharedOp
 from rtm_kernels.ops.swiglu.weights import ALIGNMENT, pad_rows
 
 CosSin = tuple[Tensor, Tensor] | None
@@ -182,17 +182,13 @@ def _(dy: Tensor, *options: Any) -> Any:
     return dy.new_empty(dy.shape)
 
 
-def _pack(qkv_weight: Tensor, o_weight: Tensor, dtype: torch.dtype) -> Tensors:
-    return pad_rows(qkv_weight, dtype), pad_rows(o_weight, dtype)
-
-
 def _unpack(d_qkv: Tensor, d_o: Tensor, qkv_weight: Tensor, o_weight: Tensor) -> tuple[Tensor, Tensor]:
     return d_qkv.to(qkv_weight.dtype), d_o.to(o_weight.dtype)
 
 
 SHARED = SharedOp(
-    _pack, attention_norm_op, lambda x, *_: slot_shapes(x), attention_norm_input_grad_op,
-    lambda slots, *_: attention_norm_weight_grad_op(slots), _unpack,
+    lambda qkv, o, dtype: (pad_rows(qkv, dtype), pad_rows(o, dtype)), attention_norm_op, lambda x, *_: slot_shapes(x),
+    attention_norm_input_grad_op, lambda slots, *_: attention_norm_weight_grad_op(slots), _unpack,
 )  # fmt: skip
 """The op under `ops.shared.shared_weights`."""
 

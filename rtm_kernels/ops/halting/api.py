@@ -8,8 +8,7 @@ from torch import Tensor
 from rtm_kernels.errors import require
 from rtm_kernels.ops.halting import reference
 from rtm_kernels.ops.halting.policy import HaltingPolicy
-from rtm_kernels.ops.halting.reference import Outputs
-from rtm_kernels.ops.halting.state import SlotState
+from rtm_kernels.ops.halting.reference import Outputs, SlotState
 from rtm_kernels.ops.launch import choose
 from rtm_kernels.ranges import ranged
 

@@ -1,4 +1,4 @@
-"""Kernel of halting after an ACT step: one program per sample, in place over its row of `state.SlotState`.
+"""Kernel of halting after an ACT step: one program per sample, in place over its row of `reference.SlotState`.
 
 Each phase reads all that it needs, waits for every warp, and stores: a warp that reads late would see new values.
 """
@@ -15,9 +15,8 @@ from torch import Tensor
 
 from rtm_kernels.ops.halting import reference
 from rtm_kernels.ops.halting.policy import HaltingPolicy
-from rtm_kernels.ops.halting.reference import Outputs
+from rtm_kernels.ops.halting.reference import Outputs, SlotState
 from rtm_kernels.ops.halting.signals import broken, decode, head_of, relative_change, sigmoid64
-from rtm_kernels.ops.halting.state import SlotState
 from rtm_kernels.ops.launch import ANY, LaunchRow, launch, select, tuned
 
 TABLE = tuned("halting", (

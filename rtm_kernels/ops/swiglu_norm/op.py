@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from rtm_kernels.ops.shared import SharedOp, Tensors
+from rtm_kernels.ops.shared import SharedOp
 from rtm_kernels.ops.swiglu.weights import PackedWeights, pack, unpack_grads
 
 Shape = tuple[int, ...]
@@ -157,11 +157,6 @@ def _differentiate(ctx: Any, dy: Tensor, d_rstd: Tensor | None) -> tuple[Any, ..
 swiglu_norm_op.register_autograd(_differentiate, setup_context=_save)
 
 
-def _pack(gate_up_weight: Tensor, down_weight: Tensor, dtype: torch.dtype) -> Tensors:
-    weights = pack(gate_up_weight, down_weight, dtype)
-    return weights.gate_up, weights.down
-
-
 def _slots(x: Tensor, gate_up: Tensor, down: Tensor, mixed: str, *options: Any) -> list[Shape]:
     from rtm_kernels.ops.swiglu import launchers
 
@@ -171,7 +166,7 @@ def _slots(x: Tensor, gate_up: Tensor, down: Tensor, mixed: str, *options: Any) 
 
 
 SHARED = SharedOp(
-    _pack, swiglu_norm_op, _slots, swiglu_norm_input_grad_op,
+    pack, swiglu_norm_op, _slots, swiglu_norm_input_grad_op,
     lambda slots, gate_up, down, mixed, *_: swiglu_norm_weight_grad_op(slots, gate_up, down, mixed), unpack_grads,
 )  # fmt: skip
 """The op under `ops.shared.shared_weights`."""

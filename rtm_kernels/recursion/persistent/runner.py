@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, InputError, require
 from rtm_kernels.impl import triton_interpreted, why_not_triton
-from rtm_kernels.ops.launch import LaunchRow, launch, select, tuned
+from rtm_kernels.ops.launch import LaunchRow, launch, multiprocessors, select, tuned
 from rtm_kernels.program import INPUT, Program
 from rtm_kernels.ranges import ranged
 from rtm_kernels.recursion.persistent.pack import PackedLayers, Stacks, why_not_stacks
@@ -68,13 +68,6 @@ def _why_not_here(device: torch.device, dtype: torch.dtype, length: int) -> str 
     return None
 
 
-def multiprocessors(device: torch.device) -> int:
-    """Programs of one launch: the multiprocessors of a GPU, and one in the interpreter, where none can wait."""
-    if device.type != "cuda":
-        return 1
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
 class PersistentRecursion:
     """Buffers and launch of the persistent kernel for one program and set of packed weights.
 
@@ -87,7 +80,7 @@ class PersistentRecursion:
     Args:
         batch: the most samples that `load` takes. head: the halting head.
         row: launch row, by default that of the table. grid: number of programs, all resident at once; by default
-            one per multiprocessor.
+            one per multiprocessor, and one in the interpreter, where none can wait.
 
     Errors: `BackendUnavailable` when the kernel cannot run on the device of the weights, in their dtype, or at L.
     """
@@ -110,7 +103,7 @@ class PersistentRecursion:
         require(batch >= 0, "batch", batch, "at least 0")
         self.program, self.weights, self.batch = program, weights, batch
         self.row = select(TABLE, KERNEL, dtype, layout.length) if row is None else row
-        self.grid = multiprocessors(device) if grid is None else grid
+        self.grid = multiprocessors(device, 1) if grid is None else grid
         self._number = numbers(program)
         self._written = tuple(dict.fromkeys(step.dst for step in program.steps))
         self.tape = layer_rows(program, weights.stack_layers).to(device)
@@ -142,11 +135,6 @@ class PersistentRecursion:
     def _view(self, samples: int) -> None:
         shape = (len(self._number), samples, self.weights.layout.length, self.weights.layout.width)
         self.latents = self._memory[: shape[0] * shape[1] * shape[2] * shape[3]].view(shape)
-
-    @property
-    def scratch(self) -> tuple[Tensor, ...]:
-        """Buffers whose content never matters between launches."""
-        return self._mixed, self._inner, self._partials, self._mixed_partials
 
     @property
     def q(self) -> Tensor | None:
