@@ -46,11 +46,6 @@ def test_every_architecture_has_a_config(arch: str) -> None:
         config(arch=arch, layers={"other": 1})
 
 
-@pytest.mark.parametrize("halting", ["q", "q_continue", "settle", "cumulative", "cumulative_token", "fixed"])
-def test_which_policies_have_a_head(halting: str) -> None:
-    assert config(halting=halting).has_q_head == (halting not in ("settle", "fixed"))
-
-
 def test_json_round_trip() -> None:
     c = config(arch="hrm", layers=LAYERS["hrm"], expansion=2.5, causal=True, forward_dtype="bfloat16")
     text = c.to_json()

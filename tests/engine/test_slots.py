@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rtm_kernels.engine import Solver
-from rtm_kernels.engine.executor import executor
+from rtm_kernels.engine.executor import Executor, executor
 from rtm_kernels.engine.samples import Sample
 from rtm_kernels.engine.slots import Slots
 from rtm_kernels.errors import InputError
@@ -53,16 +53,10 @@ def test_a_real_model_halts_where_it_does_eagerly(policy: str, prefix: int) -> N
         reasoner.q_head.weight.normal_(std=1.5)
         reasoner.q_head.bias.fill_(-1.0)
 
-    class Recorded:
-        name, batch_invariant = "reference", False
-
-        def __init__(self) -> None:
-            self.step = self.recorded = executor("reference", reasoner).step
-
-    found = []
+    found, step = [], executor("reference", reasoner).step
     for place in (lambda solver: solver, captured):
         solver = Solver(reasoner, task=TASK, policy=policy, max_steps=12, batch_size=4, batch_invariant=True)
-        solver.executor = Recorded()
+        solver.executor = Executor("reference", step, recorded=step)
         found.append([told(s) for s in place(solver).solve(PUZZLES)])
     assert found[0] == found[1] and len({steps for _, _, _, _, steps, *_ in found[0]}) > 1
 

@@ -11,7 +11,7 @@ import torch
 from rtm_kernels import program as programs
 from rtm_kernels.recursion import reference
 from rtm_kernels.recursion.persistent.runner import PersistentExecutor
-from tests.gpu.checks import check_budget, draw, make_block
+from tests.gpu.test_block import check_budget, draw, make_block
 from tests.recursion.support import small_stacks
 
 

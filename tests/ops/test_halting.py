@@ -65,12 +65,6 @@ def same(one: SlotState, other: SlotState) -> None:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
-def cut(seen: Outputs, rows: Any) -> Outputs:
-    """The step of some samples."""
-    parts = {name: getattr(seen, name)[rows] for name in ("logits", "q", "output", "previous")}
-    return replace(seen, **parts, others=tuple(t[rows] for t in seen.others))
-
-
 class TestMixture:
     """What training weights its steps by."""
 
@@ -163,28 +157,6 @@ def test_the_kernel_does_what_the_reference_does_in_one_launch(text: str, min_st
         same(a, b)
         found |= set(a.reason.tolist())
     assert found >= {0, 1, 2} if text == "fixed" else found & {3, 4, 5}
-
-
-@pytest.mark.parametrize("impl", ["reference", "triton"])
-def test_a_sample_depends_on_no_other_one(impl: str) -> None:
-    pytest.importorskip("triton")
-    for text in ("q=0.8+settle=2", "settle=2/0.4", "cumulative_token+q", "settle=1+verified"):
-        whole, part, seen = states_of(text, 9), states_of(text, 9), [outputs(9, seed) for seed in range(2)]
-        part.rows[:3].copy_(whole.rows[4:7])
-        confirmed = torch.arange(9) % 3 == 0
-        for step in seen:
-            before = whole.rows.clone()
-            advance(whole, 9, step, impl, confirmed)
-            advance(part, 3, cut(step, slice(4, 7)), impl, confirmed[4:7])
-            assert torch.equal(whole.rows[4:7], part.rows[:3]), text
-            poisoned = replace(step, output=step.output.clone(), logits=step.logits.clone())
-            poisoned.output[2], poisoned.logits[2] = torch.nan, torch.nan
-            dirty = states_of(text, 9)
-            dirty.rows.copy_(before)
-            advance(dirty, 9, poisoned, impl, confirmed)
-            others = torch.arange(9) != 2
-            assert torch.equal(dirty.rows[others], whole.rows[others]), text
-            assert dirty.first(9).reason[2] == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
