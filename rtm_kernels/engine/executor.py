@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from rtm_kernels.block import CosSin, FusedTRMBlock, Stack
 from rtm_kernels.errors import BackendUnavailable, one_of, require
+from rtm_kernels.impl import warn_once
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.reference import peak
 from rtm_kernels.ops.launch import FALLBACKS, choose, family
@@ -280,16 +279,11 @@ def _auto(model: RecursiveReasoner, batch_size: int | None) -> Executor:
     reasons = {name: EXECUTORS[name].why_not(model) for name in PREFERRED.get(model.device.type, ("reference",))}
     runnable = [name for name, reason in reasons.items() if reason is None]
     if reasons.get("native") is not None and native.why_not() is not None:
-        _warn_once(f"using the slower PyTorch executor: {native.why_not()}")
+        warn_once(f"using the slower PyTorch executor: {native.why_not()}", 5)
     if reasons.get("triton") is not None:
-        _warn_once(f"using the slower PyTorch executor: {reasons['triton']}")
+        warn_once(f"using the slower PyTorch executor: {reasons['triton']}", 5)
     if runnable[:2] != ["persistent", "graph"]:
         return _build(runnable[0], model)
     if batch_size is not None:
         return _build(path_of(batch_size), model)
     return by_batch({path: _build(path, model) for path in runnable[:2]})
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=5)

@@ -114,7 +114,7 @@ def test_a_named_executor_that_cannot_run_raises(monkeypatch: pytest.MonkeyPatch
 
 def test_auto_without_the_extension_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor.native, "why_not", lambda: "the extension is not compiled")
-    executor._warn_once.cache_clear()
+    executor.warn_once.cache_clear()
     with pytest.warns(RuntimeWarning, match="slower PyTorch executor: the extension is not compiled"):
         assert Solver(model(), task=TASK).executor.name == "reference"
     with warnings.catch_warnings():
@@ -173,7 +173,7 @@ def cuda_model(monkeypatch: pytest.MonkeyPatch) -> RecursiveReasoner:
         reason = "the model is on cuda" if name == "native" else None
         backend = executor.Backend(lambda model, name=name: Named(name), lambda model, reason=reason: reason)
         monkeypatch.setitem(executor.EXECUTORS, name, backend)
-    executor._warn_once.cache_clear()
+    executor.warn_once.cache_clear()
     return RecursiveReasoner(config())
 
 

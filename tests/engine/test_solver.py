@@ -92,12 +92,6 @@ def test_nan_anywhere_in_a_sample_is_seen(where: str) -> None:
     assert [s.status for s in solver.solve(["1000", "1001", "1002"])] == ["verified", "non_finite", "verified"]
 
 
-def test_duplicates_and_empty_list() -> None:
-    assert scripted().solve([]) == []
-    solutions = scripted().solve(["3000"] * 7)
-    assert [outcome(s) for s in solutions] == [("3000", "0003", "verified", 3, "verified")] * 7
-
-
 def test_invalid_puzzles_are_reported_in_place_without_control_characters() -> None:
     bad = ["1000", "10", "10\x1b[2J", "x000", Puzzle("", line=3, error="line 3: broken"), "2000"]
     solutions = scripted().solve(bad)

@@ -102,16 +102,6 @@ def test_launches(name: str, shape: tuple[int, ...], forward: str, backward: str
     assert sorted(launches.elements()) == sorted(backward.split())
 
 
-@EVERY
-def test_autocast_computes_in_the_autocast_dtype(name: str) -> None:
-    call, leaves = half_layer(name, (2, 5, 16), terms=1)
-    with torch.autocast("cpu", dtype=torch.float16):
-        got, wanted = call(*leaves), call(*leaves, impl="reference")
-    assert got.dtype == wanted.dtype == torch.float16
-    torch.testing.assert_close(got, wanted, rtol=1e-2, atol=1e-2)
-    assert all(g.dtype == torch.float32 for g in gradients(got, leaves))
-
-
 @pytest.mark.parametrize("mixer", ["mlp", "attention"])
 def test_a_latent_reaches_its_kernel_through_few_files(mixer: str) -> None:
     """Files of the package that receive the latent or a view of it, from the block to its first launch."""

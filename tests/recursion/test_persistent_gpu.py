@@ -73,16 +73,6 @@ def test_bits_do_not_depend_on_the_grid_and_250_runs_agree(norm_axis: str) -> No
         assert got == expected, f"grid {grid}"
 
 
-def test_a_sample_does_not_depend_on_its_batch() -> None:
-    program = programs.trm(1, 2)
-    weights = PackedLayers(make_stacks(program, "hidden"), torch.bfloat16)
-    latents, x = make_state(program, 16, torch.bfloat16)
-    together = run_persistent(program, latents, x, weights)
-    for sample in (0, 5, 15):
-        alone = run_persistent(program, {n: t[[sample]] for n, t in latents.items()}, x[[sample]], weights)
-        assert bits(alone) == bits({name: t[[sample]] for name, t in together.items()})
-
-
 def test_replays_of_a_captured_launch_equal_launches() -> None:
     program = programs.trm(1, 2)
     weights = PackedLayers(make_stacks(program, "sequence"), torch.bfloat16)
