@@ -16,11 +16,6 @@ from rtm_kernels.impl import IMPLS
 from rtm_kernels.ops.adam_atan2 import reference
 from rtm_kernels.ops.launch import choose
 
-Row = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""param, grad, exp_avg, exp_avg_sq, step."""
-Bucket = tuple[torch.device, str]
-"""A device, and the implementation that updates what lies there."""
-
 
 def sign_sgd_(
     weights: Tensor, ids: Tensor, grad: Tensor, *, lr: float | Tensor, weight_decay: float,
@@ -109,9 +104,9 @@ class AdamATan2(Optimizer):
                 update(*columns, *scalars, *group["betas"], group["weight_decay"])
         return loss
 
-    def _buckets(self, params: list[Tensor]) -> dict[Bucket, list[Row]]:
-        """The rows of every parameter with a gradient, by what one call can update together."""
-        buckets: dict[Bucket, list[Row]] = defaultdict(list)
+    def _buckets(self, params: list[Tensor]) -> dict[tuple[torch.device, str], list[tuple[Tensor, ...]]]:
+        """param, grad, exp_avg, exp_avg_sq and step of all with a gradient, by device and implementation."""
+        buckets: dict[tuple[torch.device, str], list[tuple[Tensor, ...]]] = defaultdict(list)
         for param in params:
             if param.grad is None:
                 continue
