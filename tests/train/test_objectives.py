@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.block import Adapter
-from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import InputError
 from rtm_kernels.losses import CumulativeHead
 from rtm_kernels.model import RecursiveReasoner
@@ -170,13 +169,3 @@ def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
     for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-
-
-def test_puzzle_embeddings_move_by_the_sign_of_their_gradient() -> None:
-    model = ModelConfig(**dataclasses.asdict(MODEL) | {"puzzle_emb_ndim": 16, "num_puzzle_identifiers": 3})
-    trainer = Trainer(dataclasses.replace(TINY, model=model, puzzle_lr=0.01, warmup_steps=0))
-    trainer.step()
-    table = trainer.model.puzzle_emb.weights
-    assert torch.all(table[1:] == 0)
-    assert torch.all(table[0].abs().sub(0.01).abs() < 1e-7)
-    assert torch.equal(trainer.averaged.puzzle_emb.weights, table)
