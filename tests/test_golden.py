@@ -173,19 +173,6 @@ def test_train_step_with_triton_kernels(device: torch.device) -> None:
     assert_gradients(model, golden.part("train.step0.grad."), GRADIENTS, False)
 
 
-@needs_triton
-def test_eval_steps_with_triton_kernels(device: torch.device) -> None:
-    golden = load("trm_mlp_nopuzzle")
-    model = golden.model("triton").to(device)
-    latents = {key: value for key, value in golden.part("eval.step0.").items() if key in model.program.carried}
-    got = eval_step(model, to(device, golden.part("eval.batch.")), to(device, latents))
-    for key, value in golden.part("eval.step1.").items():
-        assert_agrees(got[key], value, VALUES, False, key)
-    golden = load("rsm_mlp")
-    got = rsm_logits(golden.model("triton").to(device), to(device, golden.part("batch.")), 1)
-    assert_agrees(got, golden.tensors["eval.H1.logits"], VALUES, False, "H 1")
-
-
 @pytest.mark.parametrize("name", RSM_MODELS)
 def test_rsm_depths(name: str) -> None:
     golden = load(name)

@@ -90,29 +90,3 @@ import rtm_kernels
 """
     done = python(code)
     assert done.returncode == 1 and done.stderr.splitlines()[-1] == f"ImportError: {message}"
-
-
-THREADS = """
-import threading, torch
-from rtm_kernels import FusedTRMBlock
-torch.set_num_threads(1)
-torch.manual_seed(0)
-block = FusedTRMBlock(hidden_size=16, seq_len=5)
-inputs = torch.randn(50, 2, 5, 16)
-def work(i):
-    with torch.no_grad():
-        return block(inputs[i % 50])
-alone = [work(i).clone() for i in range(50)]
-found = []
-def many(offset):
-    found.extend(torch.equal(work(7 * offset + i), alone[(7 * offset + i) % 50]) for i in range(1000))
-threads = [threading.Thread(target=many, args=(i,)) for i in range(8)]
-[t.start() for t in threads]
-[t.join() for t in threads]
-print(len(found), all(found))
-"""
-
-
-def test_eight_threads_a_thousand_calls_each() -> None:
-    """One block used by all of them at once: every result has the bits that one thread alone computes."""
-    assert output(THREADS).strip() == "8000 True"

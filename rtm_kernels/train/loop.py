@@ -23,7 +23,7 @@ from rtm_kernels.train.gradients import DEPTH, Gradients, Sums
 from rtm_kernels.train.schema import Recipe, Stage
 from rtm_kernels.train.stream import build_stream
 from rtm_kernels.train.symmetry import Symmetry
-from rtm_kernels.train.update import CapturedUpdate, Rows, Update, why_not_captured
+from rtm_kernels.train.update import CapturedUpdate, Rows, Update
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,11 @@ class Trainer:
         self.captured_update: CapturedUpdate | None = None
         if recipe.graph:
             capture = capture or CudaGraphs(self.device)
-            self._capture_update(capture)
+            if recipe.optimizer == "muon":
+                reason = "torch.optim.Muon computes its learning rate on the host"
+                logger.warning("graph=True: the optimiser's step is not captured: %s", reason)
+            else:
+                self.captured_update = CapturedUpdate(self.update, capture)
         self.gradients = Gradients(self.model, self.head, self.deepest, capture if recipe.graph else None)
         self.model.run = self._symmetric_run()
         if recipe.compile and self.model.run is None:
@@ -121,13 +125,6 @@ class Trainer:
         if self.model.device.type == "cpu":
             logger.warning("symmetric weights are trained as whole matrices: %s", reason)
         return None
-
-    def _capture_update(self, capture: Capture) -> None:
-        reason = why_not_captured(self.recipe)
-        if reason is None:
-            self.captured_update = CapturedUpdate(self.update, capture)
-        else:
-            logger.warning("graph=True: the optimiser's step is not captured: %s", reason)
 
     def _enter(self, stage: Stage) -> None:
         """Set the depth of the stage; carries are kept unless the batch size changes."""

@@ -78,8 +78,7 @@ def run(
     `minutes` have passed since the call.
 
     A state is saved every `save_every` seconds, at each evaluation, and when the run stops. Under torch.distributed
-    only rank 0 writes, and a signal or time limit on any rank stops all ranks after the same step. A recipe that
-    the trainer refuses leaves no files.
+    rank 0 writes, and what stops one rank stops all after the same step. A recipe that is refused leaves no files.
     """
     began = time.monotonic()
     trainer = Trainer(recipe, device)

@@ -232,7 +232,10 @@ def plot_run(rows: list[dict[str, Any]], measured: Curves, path: Path) -> None:
     loss.plot(steps, [row["loss"] for row in rows], lw=0.8)
     loss.set(title="training loss", xlabel="step", yscale="log")
     seen = [(row["step"], row["exact_accuracy"]) for row in rows if row["count"]]
-    accuracy.plot(*zip(*smooth(seen), strict=True), lw=0.8, label="training, running mean") if seen else None
+    if seen:
+        at, shares = zip(*seen, strict=True)
+        means = [np.mean(shares[max(0, i - 20) : i]) for i in range(1, len(shares) + 1)]
+        accuracy.plot(at, means, lw=0.8, label="training, running mean")
     unseen = [(row["step"], row["test_exact_accuracy"]) for row in rows if row["test_exact_accuracy"] is not None]
     if unseen:
         accuracy.plot(*zip(*unseen, strict=True), "o-", ms=4, label="unseen, moving average")
@@ -247,11 +250,3 @@ def plot_run(rows: list[dict[str, Any]], measured: Curves, path: Path) -> None:
     if measured.exact:
         depth.legend()
     figure.savefig(path, dpi=110)
-
-
-def smooth(points: list[tuple[float, float]], width: int = 20) -> list[tuple[float, float]]:
-    """Mean of the last `width` values at each point."""
-    return [
-        (step, sum(v for _, v in points[max(0, i - width + 1) : i + 1]) / min(i + 1, width))
-        for i, (step, _) in enumerate(points)
-    ]
