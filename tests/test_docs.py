@@ -215,7 +215,3 @@ def test_the_card_states_how_it_learned(name: str) -> None:
     model = RecursiveReasoner.from_pretrained(name)
     assert f"{found['distinct']:,} distinct" in card(name)
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in card(name)
-    for row in found["curve"]:
-        told = [100 * row[data]["64"] for data in found["lists"]]
-        told.append(100 * row[found["lists"][-1]]["16"])
-        assert " | ".join([f"| {row['step']:,}", *(f"{share:.1f} %" for share in told)]) in card(name)

@@ -202,11 +202,6 @@ class Trainer:
                 f"last good state: {good}"
             )
 
-    @property
-    def averaged(self) -> RecursiveReasoner:
-        """The model with the moving average of the weights."""
-        return self.average.model
-
 
 def build_model(recipe: Recipe) -> RecursiveReasoner:
     """The model of a recipe with random weights, or those of `recipe.init`.

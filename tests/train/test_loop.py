@@ -59,7 +59,7 @@ def test_a_run_starts_from_the_weights_of_a_saved_model(tmp_path: Path) -> None:
     recipe = dataclasses.replace(TINY, init=str(tmp_path / "model"), seed=5)
     second = Trainer(recipe)
     assert same(first.model.state_dict(), second.model.state_dict())
-    assert same(first.model.state_dict(), second.averaged.state_dict())
+    assert same(first.model.state_dict(), second.average.model.state_dict())
     second.step()
     wider = dataclasses.replace(recipe, model=dataclasses.replace(TINY.model, hidden_size=32))
     with pytest.raises(InputError, match=r"init=.*_init has shape \(16,\); the config asks for \(32,\)"):

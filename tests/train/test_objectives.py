@@ -167,7 +167,7 @@ def test_a_stage_sets_the_depth_of_the_model() -> None:
     assert len(trainer.model.program) == 1 * 2
     trainer.step()
     assert len(trainer.model.program) == 3 * 3 and trainer.model.config.halt_max_steps == 5
-    assert trainer.averaged.config == TINY.model
+    assert trainer.average.model.config == TINY.model
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:

@@ -93,7 +93,7 @@ def test_training_keeps_it(optimizer: str) -> None:
     while trainer.step_count < trainer.recipe.total_steps:
         trainer.step()
     assert not any(torch.equal(a, b) for name, a in before.items() if (b := weights(trainer)[name]).dim() == 2)
-    for model in (trainer.model, trainer.averaged):
+    for model in (trainer.model, trainer.average.model):
         assert_commutes(model.eval(), 4)
 
 
