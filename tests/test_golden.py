@@ -157,16 +157,12 @@ def test_train_steps(name: str) -> None:
             assert_gradients(model, gradients, tolerance, golden.is_exact)
 
 
-def to(device: torch.device, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.to(device) for key, value in tensors.items()}
-
-
 @needs_triton
 def test_train_step_with_triton_kernels(device: torch.device) -> None:
     golden = load("trm_att_learned")
     model = golden.model("triton").to(device)
     head = interop.official_loss_head(model).train()
-    batch = to(device, golden.part("train.step0.batch."))
+    batch = {key: value.to(device) for key, value in golden.part("train.step0.batch.").items()}
     _, loss, _, _, _ = head([], carry=head.initial_carry(batch), batch=batch)
     loss.backward()
     assert_agrees(loss.detach(), golden.tensors["train.step0.loss"], VALUES, False, "loss")

@@ -148,9 +148,7 @@ def test_hub_ids(saved, monkeypatch) -> None:
             raise OSError("404: not found\nmore")
         return str(saved)
 
-    module = types.ModuleType("huggingface_hub")
-    module.snapshot_download = snapshot_download  # type: ignore[attr-defined]
-    module.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
+    module = types.SimpleNamespace(snapshot_download=snapshot_download, __spec__=types.SimpleNamespace())
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
     assert RecursiveReasoner.from_pretrained("owner/name", revision="v1").config.seq_len == 5
     assert asked == [("owner/name", "v1", ["config.json", "manifest.json", "model.safetensors"])]
