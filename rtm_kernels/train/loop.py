@@ -71,8 +71,6 @@ class Trainer:
         self._drawn: dict[str, Tensor] | None = None
         self.carries: list[Carry | None] = [None] * recipe.accumulate
         self.step_count = self.skipped = self.in_a_row = 0
-        self.score = -1.0
-        """Exact accuracy on test puzzles at the last evaluation; -1 before the first."""
         self.step_seconds = 0.0
         """How long the last step took, set by who runs it."""
         self.last_good: str | None = None

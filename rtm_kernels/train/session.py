@@ -101,9 +101,8 @@ def run(
         due = recipe.eval_every > 0 and trainer.step_count % recipe.eval_every == 0
         if test is not None and (due or final):
             measured = curves(trainer.average.model, test, recipe.eval_steps)
-            trainer.score = measured.exact[-1]
             metrics |= {name: row[-1] for name, row in zip(MEASURED, astuple(measured), strict=True) if row}
-            if leading and trainer.score > best_evaluation(read_csv(out / METRICS))[1]:
+            if leading and measured.exact[-1] > best_evaluation(read_csv(out / METRICS))[1]:
                 export(trainer, out / BEST)
         for watcher in watchers:
             watcher.log(trainer, metrics)
