@@ -20,6 +20,7 @@ from rtm_kernels.cli.main import app
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.data import task as tasks
 from rtm_kernels.engine import Solver
+from rtm_kernels.interop import to_official
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.pretrained import MODELS, known_models
 from rtm_kernels.trace import read_trace, record
@@ -69,8 +70,10 @@ def test_an_official_model_in_place() -> None:
 
 
 def test_a_whole_model_and_its_solver() -> None:
-    model = official_structure.models()["trm_mlp"]
-    found = run("from_official(", config=vars(model.config), state_dict=model.state_dict())
+    torch.manual_seed(0)
+    small = RecursiveReasoner(ModelConfig(vocab_size=11, seq_len=81, hidden_size=16, num_heads=1))
+    _, config, state = to_official(small)
+    found = run("from_official(", config=config, state_dict=state)
     (solution,) = found["solutions"]
     assert solution.status == "verified"
 

@@ -7,6 +7,7 @@ recorded latents of the step before: relative l2 error below 1e-4, gradients bel
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -206,3 +207,16 @@ def test_official_checkpoint(name: str) -> None:
     expected = golden.model().state_dict()
     assert model.state_dict().keys() == expected.keys()
     assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [*ACT_MODELS, *RSM_MODELS])
+def test_state_dict_back_out(name: str) -> None:
+    golden = load(name)
+    arch, config, state = interop.to_official(golden.model(), batch_size=golden.config["batch_size"])
+    assert arch == golden.arch
+    recorded = golden.part("state.")
+    assert state.keys() == recorded.keys() | ({"lm_head.weight"} if arch == "rsm" else set())
+    assert all(torch.equal(state[key], value) for key, value in recorded.items())
+    theirs, ours = interop.from_official(arch, config, state).config, golden.model().config
+    assert dataclasses.replace(theirs, puzzle_emb_len=0) == dataclasses.replace(ours, puzzle_emb_len=0)
+    assert theirs.prefix_len == ours.prefix_len

@@ -1,7 +1,8 @@
-"""Models of the official TRM, HRM and RSM repositories from their configs and state dicts."""
+"""Models of the official TRM, HRM and RSM repositories: their configs and state dicts, both ways."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,6 +99,35 @@ def from_official(
     model = RecursiveReasoner(ours, impl=impl, attention=attention)
     model.load_state_dict(state)
     return model.eval()
+
+
+def to_official(model: RecursiveReasoner, *, batch_size: int = 1) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """The inverse of `from_official`: (arch, config, state dict) that the official class accepts.
+
+    `batch_size` is the official config field of that name (it sizes buffers of their training). The tensors of
+    the state dict are detached and share memory with the model.
+
+    Errors: `InputError` naming the fields of the model's config that the official class cannot express.
+    """
+    c = model.config
+    if c.arch not in STACK_LAYERS:
+        raise InputError(f"arch={c.arch!r} has no official class; those that have one: {', '.join(STACK_LAYERS)}")
+    same = ("vocab_size", "seq_len", "hidden_size", "expansion", "num_heads", "H_cycles", "L_cycles", "pos_encodings",
+            "rms_norm_eps", "rope_theta", "puzzle_emb_ndim", "num_puzzle_identifiers", "halt_max_steps",
+            "halt_exploration_prob", "forward_dtype")  # fmt: skip
+    official: dict[str, Any] = {name: getattr(c, name) for name in same}
+    official |= {"batch_size": batch_size, "H_layers": 0, "L_layers": 0, "mlp_t": c.mixer == "mlp"}
+    official |= {field: c.layers[stack] for stack, field in STACK_LAYERS[c.arch].items()}
+    official |= {"puzzle_emb_len": c.prefix_len, "no_ACT_continue": c.halting != "q_continue"}
+    restored = dataclasses.asdict(model_config(c.arch, official)) | {"puzzle_emb_len": c.puzzle_emb_len}
+    lost = [f"{name}={value!r}" for name, value in dataclasses.asdict(c).items() if restored[name] != value]
+    if model_config(c.arch, official).prefix_len != c.prefix_len:
+        lost.append(f"puzzle_emb_len={c.puzzle_emb_len!r}")
+    if lost:
+        raise InputError(f"the official {c.arch} class cannot express {', '.join(lost)}")
+    prefix = "" if c.arch == "rsm" else "inner."
+    names = {alias: official_name for official_name, alias in ALIASES.items()}
+    return names.get(c.arch, c.arch), official, {prefix + k: v.detach() for k, v in model.state_dict().items()}
 
 
 def strip_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

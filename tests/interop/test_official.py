@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
+from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import BackendUnavailable, InputError
-from rtm_kernels.interop import checkpoint, from_official, load_official_checkpoint
-from rtm_kernels.interop.official import model_config
+from rtm_kernels.interop import checkpoint, from_official, load_official_checkpoint, to_official
+from rtm_kernels.interop.official import STACK_LAYERS, model_config
 from rtm_kernels.interop.unpickle import read_state
 from rtm_kernels.model import RecursiveReasoner
 
@@ -50,6 +53,18 @@ def test_each_class_fixes_its_own_contract() -> None:
     assert model_config("trm", CONFIG | {"puzzle_emb_ndim": 0, "puzzle_emb_len": 16}).prefix_len == 16
     learned = model_config("trm", CONFIG | {"no_ACT_continue": False})
     assert learned.halting == "q_continue" and learned.q_continue_target
+
+
+@pytest.mark.parametrize("arch", STACK_LAYERS)
+def test_weights_go_in_and_come_back(arch: str) -> None:
+    config, state = official(arch)
+    model = from_official(arch, config, state)
+    assert not model.training
+    name, again, weights = to_official(model, batch_size=4)
+    assert name == ("transformers_baseline" if arch == "transformer" else arch)
+    assert {f"_orig_mod.model.{key}" for key in weights} == state.keys()
+    assert all(torch.equal(weights[key.removeprefix("_orig_mod.model.")], value) for key, value in state.items())
+    assert from_official(name, again, weights).config.program == model.config.program
 
 
 @pytest.mark.parametrize("prefix", ["", "inner.", "model.inner.", "_orig_mod.model.inner.", "_orig_mod."])
@@ -111,6 +126,28 @@ def test_tied_heads_must_agree() -> None:
     assert model.lm_head.weight is model.embed_tokens.embedding_weight
     state["_orig_mod.model.lm_head.weight"] = state["_orig_mod.model.lm_head.weight"] + 1
     refuses("lm_head.weight differs from embed_tokens", arch="rsm", config=config, state=state)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"causal": True}, "causal=True"),
+        ({"qk_norm": True}, "qk_norm=True"),
+        ({"norm_axis": "hidden"}, "norm_axis='hidden'"),
+        ({"halting": "cumulative"}, "halting='cumulative'"),
+        ({"tied_lm_head": True}, "tied_lm_head=True"),
+    ],
+)
+def test_what_the_official_class_cannot_express_is_named(change: dict, named: str) -> None:
+    config = dataclasses.replace(model_config("trm", CONFIG), **change)
+    with pytest.raises(InputError, match=f"cannot express .*{named}"):
+        to_official(RecursiveReasoner(config))
+    hrm = dataclasses.replace(model_config("hrm", CONFIG), puzzle_emb_len=3)
+    with pytest.raises(InputError, match="puzzle_emb_len=3"):
+        to_official(RecursiveReasoner(hrm))
+    rins = ModelConfig(vocab_size=3, seq_len=4, arch="rins", hidden_size=8, num_heads=1, layers={"A": 1, "B": 1})
+    with pytest.raises(InputError, match=f"arch='rins' has no official class; .*{', '.join(STACK_LAYERS)}"):
+        to_official(RecursiveReasoner(rins))
 
 
 def test_checkpoints(tmp_path) -> None:
