@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import tune
 from benchmarks.tune import Work
-from rtm_kernels.ops import launch, tuned
+from rtm_kernels.ops import launch
 from rtm_kernels.ops.launch import LaunchRow
 from rtm_kernels.ops.swiglu.launch import TABLE
 from tests.cases import DIFFERENTIABLE, OPS, small_cases
@@ -90,7 +90,7 @@ def test_winners_enter_the_file_that_the_tables_read(
     (written,) = json.loads(path.read_text())
     assert written["measured"]["ratio"] == pytest.approx(climbed[-1].ratio, abs=1e-4)
     assert {"gpu", "commit", "versions", "use", "low"} <= set(written["measured"])
-    table = tuned.tuned("swiglu", TABLE, [written])
+    table = launch.tuned("swiglu", TABLE, [written])
     assert launch.select(table, "gate_up", torch.float32, 72) == climbed[-1].candidate
     assert len(table) == len(TABLE)
     everything = json.loads((tmp_path / "tuned.json").read_text())["found"]
