@@ -226,6 +226,15 @@ def test_a_run_of_16_steps_has_the_same_latents_and_halting_logits_in_any_batch(
     cells(16 * 5)
 
 
+@pytest.mark.proof("batch")
+def test_eager_products_do_depend_on_the_batch() -> None:
+    """The negative control: were it to pass, the tests above would show nothing."""
+    weight = torch.randn(512, 512, generator=torch.Generator().manual_seed(0)) / 512**0.5
+    x = torch.randn(64, 512, generator=torch.Generator().manual_seed(1))
+    whole = F.linear(x, weight)
+    assert any(not torch.equal(F.linear(x[i : i + 1], weight)[0], whole[i]) for i in range(64))
+
+
 @pytest.mark.proof("isolation")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", OPS)
