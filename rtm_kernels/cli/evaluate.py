@@ -151,7 +151,7 @@ def measure(
     solvers: list[Solver], puzzles: Labelled, votes: Votes | None, rounds: int | None
 ) -> tuple[list[Measurement], bool]:
     """The measurements of solvers that finished a puzzle, and whether all ended; `votes` gets the first's answers."""
-    from rtm_kernels.cli.progress import Progress
+    from rtm_kernels.cli.report import Progress
     from rtm_kernels.engine import Measurement, take_turns
 
     progress = Progress("eval", len(solvers) * len(puzzles.inputs), lines=10 * len(solvers))

@@ -64,7 +64,7 @@ def serve(
         from rtm_kernels.cli.load import default_device
         from rtm_kernels.serve.app import build_app
         from rtm_kernels.serve.front import Front
-        from rtm_kernels.serve.limits import Limits
+        from rtm_kernels.serve.schema import Limits
         from rtm_kernels.serve.server import Server
 
         front = Front.load(

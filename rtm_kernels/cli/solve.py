@@ -64,13 +64,11 @@ def solve(
     solver = load_solver(options)
     read = read_all(puzzles or [], solver.task, limit)
     energy, start = energy_counter(solver.model.device.type), time.perf_counter()
-    if json_lines:
-        solutions = []
-        for solution in in_order(solver, read):
+    solutions = []
+    for solution in in_order(solver, read, quiet=json_lines):
+        solutions.append(solution)
+        if json_lines:
             typer.echo(json.dumps(solution.to_dict()))
-            solutions.append(solution)
-    else:
-        solutions = watched(solver, read)
     seconds = time.perf_counter() - start
     figures = summary(solver, options.model, solutions, seconds, energy.joules() if energy else None)
     if not json_lines:
@@ -83,27 +81,23 @@ def solve(
     raise typer.Exit(BAD_INPUT if "invalid" in statuses else verified)
 
 
-def in_order(solver: Solver, puzzles: list[Puzzle]) -> Iterator[Solution]:
-    """Solutions in the order of the puzzles, each as soon as those before it are there."""
+def in_order(solver: Solver, puzzles: list[Puzzle], quiet: bool) -> Iterator[Solution]:
+    """Solutions in the order of the puzzles, each as soon as those before it are there.
+
+    A terminal shows progress unless `quiet`.
+    """
+    from rtm_kernels.cli.report import Progress
+
     waiting: dict[int, Solution] = {}
-    following = 0
-    for index, solution in solver.stream(puzzles):
-        waiting[index] = solution
-        while following in waiting:
-            yield waiting.pop(following)
-            following += 1
-
-
-def watched(solver: Solver, puzzles: list[Puzzle]) -> list[Solution]:
-    """Solutions in the order of the puzzles; a terminal shows progress and depths meanwhile, on standard error."""
-    from rtm_kernels.cli.progress import DepthProgress
-
-    solutions: dict[int, Solution] = {}
-    with DepthProgress(len(puzzles)) as progress:
+    following = verified = 0
+    with Progress("solving", len(puzzles), quiet=quiet) as progress:
         for index, solution in solver.stream(puzzles):
-            solutions[index] = solution
-            progress.add(None if solution.status == "invalid" else solution.steps, solution.status == "verified")
-    return [solutions[index] for index in range(len(puzzles))]
+            waiting[index] = solution
+            verified += solution.status == "verified"
+            progress.show(progress.done + 1, f"{verified} verified")
+            while following in waiting:
+                yield waiting.pop(following)
+                following += 1
 
 
 def summary(

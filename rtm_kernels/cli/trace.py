@@ -112,21 +112,3 @@ def view(
     target = out or trace.with_suffix(".html")
     write_page(read_trace(trace), target, limit=limit)
     typer.echo(json.dumps({"page": str(target)}) if json_object else f"{target}: open it in a browser")
-
-
-@app.command()
-def plot(
-    trace: TraceFile,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.", metavar="FOLDER")] = Path("plots"),
-    json_object: Json = False,
-) -> None:
-    """Plot steps, halting confidence and accuracy at fixed compute, and save the figures as csv.
-
-    Example:
-
-      rtm trace plot trace.jsonl --out plots
-    """
-    from rtm_kernels.trace import read_trace, write_plots
-
-    written = [str(path) for path in write_plots(read_trace(trace), out)]
-    typer.echo(json.dumps({"files": written}) if json_object else "\n".join(written))

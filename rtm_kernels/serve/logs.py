@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import sys
 import traceback
-
-from rtm_kernels.errors import one_line
-
-log = logging.getLogger("rtm.serve")
 
 
 class Lines(logging.Formatter):
@@ -32,25 +27,10 @@ class Lines(logging.Formatter):
         return " ".join([self.formatTime(record, self.datefmt), level, text, *(f"{k}={v}" for k, v in values.items())])
 
 
-class AsEvents(io.TextIOBase):
-    """Standard error for `--json`: each line becomes a log line with the event `stderr` and the text as `reason`."""
-
-    begun = ""
-
-    def write(self, text: str) -> int:
-        """See `io.TextIOBase.write`."""
-        *lines, self.begun = (self.begun + text).split("\n")
-        for line in filter(str.strip, lines):
-            log.warning("stderr", extra={"fields": {"reason": one_line(line.strip())}})
-        return len(text)
-
-
 def configure(as_json: bool) -> None:
-    """Send the log to standard error, uvicorn's and asyncio's only errors; with `as_json` also what Python writes."""
+    """Send the log to standard error, uvicorn's and asyncio's only errors."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines(as_json))
-    if as_json:
-        sys.stderr = AsEvents()
     for name, level in (("rtm.serve", logging.INFO), ("uvicorn", logging.ERROR), ("asyncio", logging.ERROR)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

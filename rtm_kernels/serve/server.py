@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from rtm_kernels.access import VARIABLE, Token, is_loopback
 from rtm_kernels.engine import Service
 from rtm_kernels.errors import BackendUnavailable, require
-from rtm_kernels.serve.limits import Limits
+from rtm_kernels.serve.schema import Limits
 
 log = logging.getLogger("rtm.serve")
 

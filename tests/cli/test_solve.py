@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
@@ -9,11 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from rtm_kernels import energy
 from rtm_kernels.cli import source
-from rtm_kernels.cli.progress import DepthProgress
 from tests.cli.conftest import lines, refused
 
 KEYS = {"task", "input", "answer", "status", "steps", "halt_probability", "seconds"}
@@ -173,21 +170,6 @@ def test_stats_are_written_and_energy_is_null_without_a_counter(rtm, puzzles, tm
     assert figures["depth_histogram"] == {str(d): depths.count(d) for d in sorted(set(depths))}
     assert figures["mean_steps"] == figures["mean_total_steps"] == sum(depths) / 6
     assert figures["puzzles_per_second"] > 0 and figures["joules_per_puzzle"] is None
-
-
-def test_depths_grow_on_a_terminal() -> None:
-    screen = io.StringIO()
-    with DepthProgress(4, Console(file=screen, force_terminal=True, width=100)) as progress:
-        for steps, verified in ((3, True), (3, True), (16, False), (None, False)):
-            progress.add(steps, verified)
-        progress.refresh()
-    shown = screen.getvalue()
-    assert "4/4" in shown and "2 verified" in shown and "puzzles/s" in shown
-    assert re.search(r" 3 .+ 2", shown) and re.search(r"16 .+ 1", shown)
-    quiet = io.StringIO()
-    with DepthProgress(1, Console(file=quiet)) as progress:
-        progress.add(1, True)
-    assert quiet.getvalue() == ""
 
 
 @pytest.mark.parametrize("options, name", [((), "symmetric"), (("--precision", "int8"), "native-int8")])

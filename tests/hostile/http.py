@@ -64,7 +64,7 @@ def http(root: Path) -> Target:
     """Requests through the guard, the routes and a solver of scripted steps, on a loop of this process."""
     from rtm_kernels.serve.app import build_app
     from rtm_kernels.serve.front import Front
-    from rtm_kernels.serve.limits import Limits
+    from rtm_kernels.serve.schema import Limits
     from tests.serve.support import gated_solver
 
     solver, executor = gated_solver()

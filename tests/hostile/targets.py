@@ -21,7 +21,6 @@ from rtm_kernels.errors import RTMError
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.trace import read_trace, record
 from rtm_kernels.trace.page import page
-from rtm_kernels.trace.plot import by_step
 from tests.hostile.mutations import damage_bytes, damage_json, damage_text
 from tests.trace.support import PUZZLES, tiny_model, tiny_solver
 
@@ -72,7 +71,6 @@ def trace_files(root: Path) -> Target:
     def show() -> None:
         trace = read_trace(path)
         page(trace.header, trace.puzzles)
-        by_step(trace)
 
     def make(rng: random.Random) -> Attack:
         damaged = damage_bytes(content, rng)
@@ -138,10 +136,9 @@ def tool_arguments(root: Path) -> Target:
     calls: tuple[tuple[str, dict[str, Any]], ...] = (
         ("solve_sudoku", {"puzzle": PUZZLE, "max_steps": 1}),
         ("solve_maze", {"maze": "S" + "." * 898 + "G", "max_steps": 1}),
-        ("solve_arc_candidates", {"test_input": [[1, 2], [3, 4]], "train": [{"input": [[1]], "output": [[2]]}],
-                                  "candidates": 1, "augmentations": 2, "max_steps": 1}),
+        ("solve_arc_candidates", {"test_input": [[1], [3]], "candidates": 1, "augmentations": 2, "max_steps": 1}),
         ("list_models", {}),
-    )  # fmt: skip
+    )
 
     def make(rng: random.Random) -> Attack:
         name, arguments = rng.choice(calls)

@@ -131,9 +131,3 @@ def test_what_keeps_it_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyP
             result = CliRunner().invoke(app, ["serve", *arguments])
             assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1, result.output
             assert message in result.stderr
-
-
-def test_json_lines_tell_why_it_does_not_start() -> None:
-    process = Process("--slots", "0")
-    assert "error: slots=0 is not allowed" in process.event("stderr")["reason"]
-    assert process.process.wait(WAIT) == 2 and not process.early
