@@ -12,16 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from typer.testing import CliRunner
 
 from rtm_kernels.cli.main import app
-from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import RTMError
-from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.trace import read_trace, record
 from rtm_kernels.trace.page import page
 from tests.hostile.mutations import damage_bytes, damage_json, damage_text
+from tests.oracle import saved
 from tests.trace.support import PUZZLES, tiny_model, tiny_solver
 
 Attack = Callable[[], tuple[str, bool]]
@@ -49,14 +47,6 @@ def taken_or_refused(read: Callable[[], object], tried: str) -> tuple[str, bool]
     return tried, True
 
 
-def saved(task: str, vocab: int, cells: int, root: Path) -> str:
-    """A saved model of random weights."""
-    torch.manual_seed(0)
-    config = ModelConfig(vocab_size=vocab, seq_len=cells, hidden_size=16, num_heads=1, H_cycles=1, L_cycles=1,
-                         expansion=1, layers={"L_level": 1}, halt_max_steps=2)  # fmt: skip
-    return str(RecursiveReasoner(config).save_pretrained(root / task))
-
-
 def recorded(root: Path) -> Path:
     """A trace of a model that lies beside it."""
     folder = tiny_model().save_pretrained(root / "tiny")
@@ -82,7 +72,7 @@ def trace_files(root: Path) -> Target:
 
 def command_line(root: Path) -> Target:
     """Damaged arguments: exit code 0, 1 or 2, and no traceback."""
-    folder, model, trace = root / "scratch", saved("sudoku", 11, 81, root), str(recorded(root))
+    folder, model, trace = root / "scratch", str(saved("sudoku", root)), str(recorded(root))
     folder.mkdir()
     out = str(folder / "out")
     small = ("--model", model, "--executor", "reference")
@@ -130,8 +120,7 @@ def tool_arguments(root: Path) -> Target:
     from rtm_kernels.agent.server import build
     from rtm_kernels.agent.solvers import Solvers
 
-    tasks = (("sudoku", 11, 81), ("maze", 6, 900), ("arc", 12, 900))
-    models = [f"{task}={saved(task, vocab, cells, root)}" for task, vocab, cells in tasks]
+    models = [f"{task}={saved(task, root)}" for task in ("sudoku", "maze", "arc")]
     server, loop = build(Solvers(models, executor="reference", batch_size=1)), asyncio.new_event_loop()
     calls: tuple[tuple[str, dict[str, Any]], ...] = (
         ("solve_sudoku", {"puzzle": PUZZLE, "max_steps": 1}),
