@@ -9,28 +9,19 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report, rows
-from benchmarks.evaluation import report as evaluation
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [path.with_name("README.md") for path in sorted((ROOT / "profiles").glob("*/summary.json"))]
-FINDINGS = sorted((ROOT / "profiles" / "findings").glob("*.md"))
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *FINDINGS]
-DOCUMENTS += sorted(path for folder in ("rtm_kernels", "csrc") for path in (ROOT / folder).rglob("*.md"))
+FOLDERS = ("docs", "profiles/findings", "rtm_kernels", "csrc")
+DOCUMENTS = [ROOT / "README.md", *sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))]
 
 FIGURE = re.compile(
     r"(?<![\w.])(\d+(?:\.\d+)?)\s?"
     r"(times faster|×(?! ?\(?[\w(])|x faster|ms\b|µs\b|us\b|[GT]FLOP/s|GB/s|J\b|puzzles/s|puzzles per second)"
 )
-SHARE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s?(%)")
-"""Shares are held to a file in findings, where they are results; elsewhere they may be anything."""
-
 CITATION = re.compile(r"\[([\w.-]+), (\w+)\]\(((?:[\w.-]+/)*summary\.json)\)")
 """`2.4 times faster ([small-solve-B1-float32-cpu, rtm_native](profiles/<machine>/summary.json))`, on one line, the
 path relative to the document."""
-
-STUDY = re.compile(r"\[([^\],]+(?:, [^\],]+)?), (exact|first|halted)\]\(((?:[\w.-]+/)*evaluation/[\w-]+\.csv)\)")
-"""`97.6 % ([mlp, exact](../<machine>/evaluation/mixer.csv))`: an arm's exact accuracy after the last ACT step, after
-the first, or where its own halting stops, the mean over seeds."""
 
 ARITHMETIC = re.compile(r"(?i)nothing\s+here\s+was\s+measured|not\s+measured|arithmetic")
 """A section (up to the next heading) that says so holds figures of a model, which no file can confirm."""
@@ -41,35 +32,17 @@ QUANTITY = {"ms": ("latency", "value", 1e3), "µs": ("latency", "value", 1e6), "
 """Unit -> metric, column and scale of the summary that it is read from."""
 
 
-def complaints(text: str, folder: Path, shares: bool = False) -> list[str]:
+def complaints(text: str, folder: Path) -> list[str]:
     """What is wrong with the figures of a document in `folder`."""
     sections = re.split(r"(?m)^(?=#)", text)
     lines = [line for section in sections if not ARITHMETIC.search(section) for line in section.splitlines()]
     found = []
     for line in lines:
-        for figure in [*FIGURE.finditer(line), *(SHARE.finditer(line) if shares else ())]:
-            cited = (STUDY if figure[2] == "%" else CITATION).search(line, figure.end())
-            check = misquoted if figure[2] == "%" else disagreement
-            wrong = "names no file under profiles/" if cited is None else check(figure[1], figure[2], cited, folder)
+        for figure in FIGURE.finditer(line):
+            cited = CITATION.search(line, figure.end())
+            wrong = disagreement(figure[1], figure[2], cited, folder) if cited else "names no file under profiles/"
             found += [f"{figure[0]!r}: {wrong}"] if wrong is not None else []
     return found
-
-
-def misquoted(value: str, unit: str, cited: re.Match[str], folder: Path) -> str | None:
-    """Why a share is not what the rows of a study say, to the digits it is printed with; or None."""
-    path = folder / cited[3]
-    if not path.is_file():
-        return f"{cited[3]} does not exist"
-    mine = [row for row in evaluation.read_csv(path) if row["arm"] == cited[1]]
-    fixed = [row for row in mine if row["policy"] == "fixed"]
-    depth = max((row["depth"] for row in fixed), default=0) if cited[2] == "exact" else 1
-    chosen = [row for row in mine if row["policy"] != "fixed"] if cited[2] == "halted" else [
-        row for row in fixed if row["depth"] == depth]  # fmt: skip
-    if not chosen:
-        return f"{cited[3]} has no {cited[2]} of {cited[1]}"
-    mean = 100 * sum(row["exact_accuracy"] for row in chosen) / len(chosen)
-    true = f"{mean:.{len(value.partition('.')[2])}f}"
-    return None if true == value else f"{cited[3]} says {true}"
 
 
 def disagreement(value: str, unit: str, cited: re.Match[str], folder: Path) -> str | None:
@@ -90,7 +63,7 @@ def disagreement(value: str, unit: str, cited: re.Match[str], folder: Path) -> s
 
 @pytest.mark.parametrize("path", [p for p in DOCUMENTS if p.exists()], ids=lambda p: str(p.relative_to(ROOT)))
 def test_figures_of_documents_agree_with_the_files_they_cite(path: Path) -> None:
-    assert complaints(path.read_text(), path.parent, shares=path in FINDINGS) == []
+    assert complaints(path.read_text(), path.parent) == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: p.parent.name)
@@ -119,8 +92,7 @@ def test_the_speeds_of_the_readme_are_those_of_their_files() -> None:
 def test_the_check_bites(tmp_path: Path) -> None:
     row = {"case": "c", "impl": "rtm_native", "metric": "latency", "value": 1.0, "ratio": 2.0}
     rows.replace(tmp_path / "m/summary.json", json.dumps([row]))
-    rows.replace(tmp_path / "m/evaluation/s.csv", "arm,policy,depth,exact_accuracy\na,fixed,1,0.3\na,fixed,2,0.9\n")
-    good = "2.0 times faster ([c, rtm_native](m/summary.json)), 90 % ([a, exact](m/evaluation/s.csv))"
-    assert complaints(good, tmp_path, shares=True) == []
-    for old, new in (("2.0", "2.1"), ("90", "80"), ("[c,", "[d,"), ("[a,", "[b,"), ("](m/", "](n/")):
-        assert complaints(good.replace(old, new, 1), tmp_path, shares=True)
+    good = "2.0 times faster ([c, rtm_native](m/summary.json))"
+    assert complaints(good, tmp_path) == []
+    for old, new in (("2.0", "2.1"), ("[c,", "[d,"), ("](m/", "](n/")):
+        assert complaints(good.replace(old, new, 1), tmp_path)

@@ -6,6 +6,7 @@ Each target takes a folder of its own; what needs an extra is imported when it i
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 from collections.abc import Callable
@@ -63,7 +64,13 @@ def trace_files(root: Path) -> Target:
         page(trace.header, trace.puzzles)
 
     def make(rng: random.Random) -> Attack:
-        damaged = damage_bytes(content, rng)
+        if rng.random() < 0.5:
+            damaged = damage_bytes(content, rng)
+        else:
+            lines = content.splitlines(keepends=True)
+            number = rng.randrange(len(lines))
+            lines[number] = json.dumps(damage_json(json.loads(lines[number]), rng)).encode() + b"\n"
+            damaged = b"".join(lines)
         path.write_bytes(damaged)
         return lambda: taken_or_refused(show, f"a trace of {len(damaged)} bytes")
 

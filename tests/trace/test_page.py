@@ -88,12 +88,3 @@ def test_layouts_come_from_what_the_task_renders() -> None:
     assert find_layout(get_task("maze")) == {"rows": 30, "columns": 30, "row_rules": [], "column_rules": []}
     assert find_layout(get_task("arc")) is None
     assert find_layout(Reverse()) is None
-
-    class Rows(Reverse):
-        seq_len = 6
-
-        def render(self, puzzle, answer=None, emphasis=str):
-            shown = answer or puzzle
-            return f"{shown[0]} {shown[1]} {shown[2]}\n\n{shown[3]} {shown[4]} {shown[5]}"
-
-    assert find_layout(Rows()) == {"rows": 2, "columns": 3, "row_rules": [1], "column_rules": []}

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from rtm_kernels.errors import InputError
-from rtm_kernels.trace import page, read_trace, reader, schema
+from rtm_kernels.trace import read_trace, reader, schema
 from tests.trace.support import edited, lines, written
 
 STEP = 4  # index of the first step: a header and three puzzles stand before it
@@ -102,28 +100,6 @@ def test_a_flood_of_faults_costs_no_memory() -> None:
         schema.check({str(i): 1 for i in range(80_000)} | step)
     assert tracemalloc.get_traced_memory()[1] < 20_000_000
     tracemalloc.stop()
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
-    max_leaves=5,
-)
-
-
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_any_value_in_any_field(recorded: Path, tmp_path: Path, data: st.DataObject) -> None:
-    """Either refused with the line's number, or a trace that the viewer still writes."""
-    text = lines(recorded)
-    number = data.draw(st.integers(0, len(text) - 1))
-    field = data.draw(st.sampled_from(sorted(json.loads(text[number]))))
-    try:
-        trace = read_trace(written(tmp_path, edited(text, number, **{field: data.draw(JSON)})))
-    except InputError as error:
-        assert "line " in str(error) and str(error).isprintable()
-    else:
-        page.page(trace.header, trace.puzzles)
 
 
 def test_every_record_has_exactly_the_fields_of_its_kind(recorded: Path) -> None:
