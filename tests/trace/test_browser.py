@@ -22,20 +22,13 @@ needs_chromium = pytest.mark.skipif(
 )
 
 
-def dom(path: Path, profile: Path, fragment: str = "", added: str = "", width: int | None = None) -> str:
-    """The document after its scripts have run, with `added` as one more script at its end.
-
-    With `width`, the document around a frame as wide as that, because no window of chromium is as narrow as a phone.
-    """
+def dom(path: Path, profile: Path, fragment: str = "", added: str = "") -> str:
+    """The document after its scripts have run, with `added` as one more script at its end."""
     shown = path.with_name("shown.html")
     shown.write_text(path.read_text().replace("</body>", f"<script>{added}</script></body>"))
-    if width is not None:
-        frame = f'<iframe src="{shown.name}{fragment}" style="width: {width}px; height: 800px; border: 0"></iframe>'
-        shown = path.with_name("frame.html")
-        shown.write_text(f"<!doctype html><html><body>{frame}</body></html>")
     done = subprocess.run(
         [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-         "--hide-scrollbars", "--allow-file-access-from-files", "--window-size=1300,900", "--virtual-time-budget=20000",
+         "--window-size=1300,900", "--virtual-time-budget=20000",
          f"--user-data-dir={profile}", "--dump-dom", f"{shown.as_uri()}{fragment}"],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
@@ -55,11 +48,6 @@ def text_of(document: str, name: str) -> str:
     found = re.search(rf'id="{name}"[^>]*>(.*?)</(?:p|output|h1)>', document, re.S)
     assert found is not None
     return re.sub(r"<[^>]*>", "", found[1])
-
-
-def headline(filled: int, revised: int) -> str:
-    cells = f"Step 3: {filled + revised} cell{'s' * (filled + revised != 1)}"
-    return f"{cells} changed: {filled} filled in, {revised} revised" if filled else f"{cells} revised"
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +74,7 @@ def test_a_step_of_the_address_is_shown(shown: tuple[Path, Path, Trace]) -> None
     assert [i for i, (names, _) in enumerate(board) if "wrong" in names] == wrong
     assert [text for _, text in cells(document, "input")] == [c if c != "." else "" for c in given]
     assert text_of(document, "counter") == "3 / 5"
-    before = traced.steps[1]["answer"]
-    filled = sum(before[i] == "." for i in step["changed"])
-    revised = len(step["changed"]) - filled
-    assert revised > 0 and text_of(document, "headline") == headline(filled, revised)
+    assert text_of(document, "headline").startswith(f"Step 3: {len(step['changed'])} cells")
     assert f"{len(wrong) + step['answer'].count('.')} cells unlike the solution" in text_of(document, "verdict")
     assert ("Verified" if step["verified"] else step["fault"]) in text_of(document, "verdict")
     assert document.count("<option>") == 3 and document.count('class="bar') == 5
@@ -115,21 +100,6 @@ def test_keys_buttons_and_slider_move(shown: tuple[Path, Path, Trace]) -> None:
     assert text_of(dom(path, profile), "counter") == "5 / 5"  # the answer forms by itself unless a step is asked for
     document = dom(path, profile, "", KEYS)
     assert 'data-seen="0:0 0:2 0:1 0:5 0:5 0:0 1:0 0:0 1:1 1:4"' in document
-
-
-OVERFLOW = """
-const wide = [...document.querySelectorAll("body *")].filter((e) => !e.closest(".scroll, svg, select")
-  && e.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5);
-parent.document.body.dataset.wide = wide.map((e) => e.tagName).join(" ") + "|" + document.documentElement.clientWidth;
-"""
-
-
-@needs_chromium
-@pytest.mark.parametrize("width", [360, 768, 1200])
-def test_nothing_leaves_the_screen(shown: tuple[Path, Path, Trace], width: int) -> None:
-    path, profile, _ = shown
-    document = dom(path, profile, "#puzzle=1&step=3", OVERFLOW, width)
-    assert re.findall(r'data-wide="([^"]*)"', document) == [f"|{width}"]
 
 
 def played(folder: Path, task: str, puzzle: Puzzle, answers: list[str]) -> Path:
