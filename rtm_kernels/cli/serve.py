@@ -55,11 +55,10 @@ def serve(
         raise BackendUnavailable(f"rtm serve needs {', '.join(missing)}: pip install 'rtm-kernels[serve]'")
     from rtm_kernels.access import Token
     from rtm_kernels.serve.front import names
-    from rtm_kernels.serve.server import bind, end_on_signals
+    from rtm_kernels.serve.server import bind
 
     require(1 <= slots <= 4096, "slots", slots, "1 to 4096")
     sources, token = names(model or ["sudoku"]), Token.find(token_file)
-    end_on_signals()
     with bind(host, port, token) as bound:
         from rtm_kernels.cli.load import default_device
         from rtm_kernels.serve.app import build_app

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 from typing import Any
@@ -82,14 +81,3 @@ class Server(uvicorn.Server):
         close = lambda: self.service.close(drain=False, timeout=0)  # noqa: E731
         asyncio.get_running_loop().call_later(self.limits.drain, close)
         await super().shutdown(sockets)
-
-
-def end_on_signals() -> None:
-    """End at once on SIGTERM and SIGINT while models load: no request was taken yet, so nothing has to be finished."""
-
-    def end(*_: object) -> None:
-        log.info("stopped")
-        os._exit(0)
-
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, end)

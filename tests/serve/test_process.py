@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -97,21 +96,6 @@ def test_sigterm_finishes_what_runs_and_ends_with_0(process: Process) -> None:
     assert not [line for line in process.early if line["event"] == "request failed"]
     with pytest.raises(OSError):
         process.solve("." * 81)
-
-
-def catches_sigterm(pid: int) -> bool:
-    """Whether a process has a handler of SIGTERM."""
-    (mask,) = re.findall(r"^SigCgt:\t(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells when the handler is there")
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_models_load_ends_it_with_0_and_a_line(signum: signal.Signals) -> None:
-    process = Process()
-    while process.process.poll() is None and not catches_sigterm(process.process.pid):
-        time.sleep(0.01)
-    assert process.end(signum) == 0 and process.early == []
 
 
 def test_what_keeps_it_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
