@@ -15,20 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import (
-    cases,
-    choose,
-    energy,
-    gpu,
-    gpu_tests,
-    harness,
-    machine,
-    peers,
-    profile,
-    run,
-    sanitize,
-    tune,
-)
+from benchmarks import cases, choose, energy, gpu, gpu_tests, harness, machine, peers, profile, run, sanitize, tune
 from benchmarks.problem import make
 from benchmarks.timing import interleave
 from rtm_kernels.config import ModelConfig
