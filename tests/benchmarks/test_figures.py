@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
-
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [path.with_name("README.md") for path in sorted((ROOT / "profiles").glob("*/summary.json"))]
 FOLDERS = ("docs", "profiles/findings", "rtm_kernels", "csrc")
 DOCUMENTS = [ROOT / "README.md", *sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))]
 
@@ -27,12 +24,6 @@ ARITHMETIC = re.compile(r"(?i)nothing\s+here\s+was\s+measured|not\s+measured|ari
 def test_documents_quote_no_figure_that_a_file_could_contradict(path: Path) -> None:
     sections = re.split(r"(?m)^(?=#)", path.read_text())
     assert [figure[0] for s in sections if not ARITHMETIC.search(s) for figure in FIGURE.finditer(s)] == []
-
-
-@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.parent.name)
-def test_pages_are_what_their_summaries_give(path: Path) -> None:
-    found = json.loads((path.parent / "summary.json").read_text())
-    assert path.read_text() == report.page(found, path.parent)
 
 
 PEERS = ("eager_float32", "compile", "compile_max_autotune_frozen", "onnxruntime")

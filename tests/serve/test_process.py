@@ -31,9 +31,9 @@ BITS = ("answer", "status", "steps", "halt_probability", "residual")
 class Process(Client):
     """`rtm serve` on a free port; its log lines as they come."""
 
-    def __init__(self, *arguments: str, **variables: str) -> None:
-        command = [sys.executable, "-m", "rtm_kernels.cli.main", "serve", "--port", "0", "--json", *arguments]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "rtm_kernels.cli.main", "serve", "--port", "0", "--json"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         self.lines = map(json.loads, self.process.stderr)

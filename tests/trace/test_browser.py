@@ -13,7 +13,7 @@ import pytest
 from rtm_kernels.data.task import Puzzle, get_task
 from rtm_kernels.engine import Solver
 from rtm_kernels.trace import Trace, Traced, read_trace, record, write_page
-from rtm_kernels.trace.layout import find_layout
+from rtm_kernels.trace.recorder import find_layout
 from tests.engine import fakes
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
