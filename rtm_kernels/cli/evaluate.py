@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rtm_kernels.cli.group import INTERRUPTED
-from rtm_kernels.cli.options import Json, Limit, SolverOptions, with_solver_options
+from rtm_kernels.cli.options import Json, Limit, SolverOptions, load_solver, with_solver_options
 
 if TYPE_CHECKING:
     from rtm_kernels.cli.labelled import Labelled
@@ -81,7 +81,6 @@ def evaluate(
       rtm eval data/arc1 --model runs/arc/model --submission submission.json
     """
     from rtm_kernels.cli.labelled import generated, read_labelled
-    from rtm_kernels.cli.load import load_solver
     from rtm_kernels.errors import require
 
     require(bool(data) != bool(generate), "DATA", data or None, "either files to read or puzzles to --generate")

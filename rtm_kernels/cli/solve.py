@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rtm_kernels.cli.group import ALL_VERIFIED, BAD_INPUT, NOT_ALL_VERIFIED, complain
-from rtm_kernels.cli.options import Json, Limit, Puzzles, SolverOptions, with_solver_options
+from rtm_kernels.cli.options import Json, Limit, Puzzles, SolverOptions, load_solver, with_solver_options
 
 if TYPE_CHECKING:
     from rtm_kernels.data.task import Puzzle
@@ -57,7 +57,6 @@ def solve(
       rtm solve puzzles.csv --precision int8
       cat grids.txt | rtm solve - --show 1
     """
-    from rtm_kernels.cli.load import load_solver
     from rtm_kernels.cli.source import read_all
     from rtm_kernels.energy import energy_counter
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rtm_kernels.cli.group import BAD_INPUT, complain, group_of
-from rtm_kernels.cli.options import Json, Limit, Puzzles, SolverOptions, with_solver_options
+from rtm_kernels.cli.options import Json, Limit, Puzzles, SolverOptions, load_solver, with_solver_options
 
 IDENTICAL, DIFFERS = 0, 1
 
@@ -39,7 +39,6 @@ def record(
       rtm trace record puzzles.csv --limit 10 --out trace.jsonl
       rtm trace record hard.csv --halt fixed --max-steps 64
     """
-    from rtm_kernels.cli.load import load_solver
     from rtm_kernels.cli.solve import complain_about
     from rtm_kernels.cli.source import read_all
     from rtm_kernels.trace import record as write

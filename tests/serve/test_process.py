@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from rtm_kernels import RecursiveReasoner, Solver
 from rtm_kernels.cli.main import app
 from rtm_kernels.data.examples import example_puzzles
-from rtm_kernels.serve import logs
+from rtm_kernels.serve import server
 from tests.serve.support import Client
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -100,7 +100,7 @@ def test_sigterm_finishes_what_runs_and_ends_with_0(process: Process) -> None:
 
 def test_what_keeps_it_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 2 and one line."""
-    monkeypatch.setattr(logs, "configure", lambda as_json: None)
+    monkeypatch.setattr(server, "configure_log", lambda as_json: None)
     monkeypatch.setattr(signal, "signal", lambda signum, handler: None)
     (tmp_path / "token").write_text("short\n")
     with socket.create_server(("127.0.0.1", 0)) as taken:
