@@ -10,8 +10,7 @@ from mcp_types import CallToolResult, TextContent
 from pydantic import BaseModel, Field
 
 from rtm_kernels.agent.solvers import Solvers
-from rtm_kernels.data.arc import COLOURS, SIDE, Augmentation, check_grid
-from rtm_kernels.data.arc_vote import Tally
+from rtm_kernels.data.arc import COLOURS, SIDE, Augmentation, Tally, check_grid
 from rtm_kernels.data.maze import Maze
 from rtm_kernels.data.task import Task
 from rtm_kernels.engine import Solution
