@@ -16,7 +16,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from rtm_kernels.data.task import Task
-    from rtm_kernels.engine.solution import Solution
+    from rtm_kernels.engine.samples import Solution
 
 BAR_WIDTH = 30
 MAX_BARS = 16

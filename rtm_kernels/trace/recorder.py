@@ -19,9 +19,7 @@ from safetensors.torch import save
 
 import rtm_kernels
 from rtm_kernels.data.task import Puzzle, Task, Verdict
-from rtm_kernels.engine.observer import Step
-from rtm_kernels.engine.samples import Sample
-from rtm_kernels.engine.solution import Solution
+from rtm_kernels.engine.samples import Sample, Solution, Step
 from rtm_kernels.engine.solver import Solver
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.files import new_file

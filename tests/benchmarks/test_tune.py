@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import tune
 from benchmarks.tune import Work
-from rtm_kernels.ops import launch, tuned
+from rtm_kernels.ops import launch
 from rtm_kernels.ops.launch import LaunchRow
 from rtm_kernels.ops.swiglu.launch import TABLE
 from tests.cases import DIFFERENTIABLE, OPS, small_cases
@@ -74,7 +74,7 @@ def test_the_search_goes_uphill_and_its_winner_enters_the_file_that_the_tables_r
     assert tune.report(climbed, tmp_path, write=True, path=path) == 0
     (written,) = json.loads(path.read_text())
     assert written["measured"]["ratio"] == pytest.approx(winner.ratio, abs=1e-4)
-    table = tuned.tuned("swiglu", TABLE, [written])
+    table = launch.tuned("swiglu", TABLE, [written])
     assert launch.select(table, "gate_up", torch.float32, 72) == winner.candidate and len(table) == len(TABLE)
     assert len(json.loads((tmp_path / "tuned.json").read_text())["found"]) == len(climbed)
 

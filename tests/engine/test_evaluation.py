@@ -54,13 +54,6 @@ def test_every_figure_is_a_plain_count() -> None:
     assert found.sources["a"]["exact_accuracy"] == 2 / 3 and found.sources["b"]["mean_steps"] == 14 / 3
 
 
-def test_fixed_depth_spends_a_step_per_step() -> None:
-    inputs, labels = arrays()
-    found = evaluate(solver(HaltingPolicy((), max_steps=CAP)), inputs, labels)
-    assert found.steps_by_step == list(range(1, CAP + 1)) and found.accuracy_by_step[-1] == found.exact_accuracy
-    assert found.sources == {}
-
-
 def test_labels_that_do_not_count_are_left_out() -> None:
     inputs, labels = arrays()
     labels[:] = -100

@@ -27,7 +27,7 @@ PROPERTIES = {
     "contract": "opcheck, fake tensors, no graph break",
     "graphs": "no host synchronisation, no allocation in the persistent launch",
     "variants": "few compiled variants, the batch never a constant",
-    "caches": "cold starts on one folder; nothing left by another batch, no memory kept for one",
+    "caches": "nothing left by another batch, no memory kept for one",
     "compile": "compiled for every architecture within its limits, table up to date",
     "cost": "FLOPs, bytes and special functions as the kernels execute them; modelled ACT step",
 }

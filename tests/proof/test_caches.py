@@ -1,13 +1,11 @@
-"""Caches: of compiled kernels on disk, and of buffers and signatures in memory, over many batch sizes."""
+"""Caches of buffers and signatures in memory, over many batch sizes."""
 
 from __future__ import annotations
 
 import gc
-import json
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,32 +19,14 @@ from rtm_kernels.ops.shared import shared_weights
 from rtm_kernels.ops.swiglu_norm.api import mixer_norm, swiglu_norm
 from rtm_kernels.recursion import native, reference
 from rtm_kernels.recursion.graph import GraphRunner
-from rtm_kernels.recursion.persistent.executor import PersistentExecutor
+from rtm_kernels.recursion.persistent.runner import PersistentExecutor
 from tests.engine import fakes
-from tests.proof.launching import bits, every_launch, process
+from tests.proof.launching import bits, every_launch
 from tests.proof.test_bits import OPS, samples
 from tests.recursion.native_support import make_stacks
 from tests.recursion.support import Recorder, small_stacks
 
 pytest.importorskip("triton")
-
-
-ROUNDS, PROCESSES = 6, 8
-
-
-@pytest.mark.proof("caches")
-def test_processes_that_start_cold_together_all_get_the_kernel_that_one_gets_alone(
-    tmp_path: Path, cells: Callable[[int], None]
-) -> None:
-    """On one empty folder, for two architectures at once, in every other round with one of them killed."""
-    arguments = str(tmp_path), str(ROUNDS), str(PROCESSES)
-    printed = process("-m", "tests.proof.cold_start", *arguments, interpret=False)
-    (hopper, ampere), *rounds = map(json.loads, printed.splitlines())
-    assert hopper["cubin"] != ampere["cubin"] and len(rounds) == ROUNDS
-    for number, found in enumerate(rounds):
-        assert len(found) >= PROCESSES + 2 - number % 2
-        assert all(each in (hopper, ampere) for each in found)
-    cells(sum(map(len, rounds)))
 
 
 Call = Callable[[Tensor], tuple[Tensor, ...]]

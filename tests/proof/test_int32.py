@@ -3,7 +3,6 @@ overflow checks on memory that exists only where it is touched; the first, middl
 
 from __future__ import annotations
 
-import ast
 import builtins
 import itertools
 import math
@@ -23,9 +22,8 @@ from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from rtm_kernels.errors import InputError
-from rtm_kernels.ops.adam_atan2.adam import adam_atan2
+from rtm_kernels.ops.adam_atan2.kernels import adam_atan2, sign_sgd
 from rtm_kernels.ops.adam_atan2.reference import scalars
-from rtm_kernels.ops.adam_atan2.sign_sgd import sign_sgd
 from rtm_kernels.recursion.persistent.device import GRID_LIMIT
 from rtm_kernels.recursion.queue import kernels as queue
 from rtm_kernels.recursion.queue.schedule import Moved, Schedule
@@ -36,7 +34,7 @@ from tests.cases.halting import launch_halting
 from tests.cases.persistent import launch_persistent
 from tests.cases.swiglu import launch_channel, launch_mixer
 from tests.cases.token_loss import launch_loss
-from tests.proof.launching import ROOT, Launch, every_launch, jit_functions, kernel_files, kernel_names
+from tests.proof.launching import Launch, every_launch, kernel_names
 from tests.proof.memory import mapped, span
 
 pytestmark = pytest.mark.proof("int32")
@@ -250,38 +248,3 @@ def test_a_planted_overflow_is_found(wide: bool) -> None:
         else:
             with pytest.raises(AssertionError, match="int32 overflow detected for operation mul"):
                 planted_kernel[(4,)](torch.empty(16), x, x.stride(0), False, 16)
-
-
-def narrow_products(function: ast.FunctionDef) -> Iterator[ast.BinOp]:
-    """Products whose factor is a program id that is still 32-bit, apart from remainders, which do not grow."""
-    tainted: set[str] = set()
-
-    def narrow(node: ast.AST) -> bool:
-        text = ast.unparse(node)
-        if isinstance(node, ast.Call) and (text.endswith(".to(tl.int64)") or text.endswith(", tl.int64)")):
-            return False
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod):
-            return False
-        if isinstance(node, ast.Call) and text.startswith("tl.program_id"):
-            return True
-        if isinstance(node, ast.Call):
-            return False
-        return (isinstance(node, ast.Name) and node.id in tainted) or any(map(narrow, ast.iter_child_nodes(node)))
-
-    for node in ast.walk(function):
-        if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            pairs = [(node.targets[0], node.value)]
-            if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
-                pairs = list(zip(node.targets[0].elts, node.value.elts, strict=True))
-            tainted |= {ast.unparse(target) for target, value in pairs if narrow(value)}
-    for node in ast.walk(function):
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and (narrow(node.left) or narrow(node.right)):
-            yield node
-
-
-@pytest.mark.parametrize("path", kernel_files(), ids=lambda p: str(p.relative_to(ROOT / "rtm_kernels")))
-def test_program_ids_are_wide_before_they_are_multiplied(path: Any, cells: Callable[[int], None]) -> None:
-    functions = list(jit_functions(path))
-    bad = [f"{path.name}:{n.lineno}: {ast.unparse(n)}" for f in functions for n in narrow_products(f)]
-    assert not bad
-    cells(sum(ast.unparse(f).count("tl.program_id(") for f in functions) or 1)
