@@ -78,19 +78,6 @@ def test_float16_logits_with_official_slicing(loss: str) -> None:
     assert d_half.dtype == torch.float16 and d_half.shape == half.shape and (d_half[:, :4] == 0).all()
 
 
-def test_counts_and_accuracies() -> None:
-    labels = torch.tensor([[1, 2, -100], [0, 0, 0], [-100, -100, -100]])
-    answers = torch.tensor([[1, 2, 0], [0, 1, 0], [3, 3, 3]])
-    for given in ((answers, labels), (answers.numpy(), labels.numpy())):
-        assert reference.exact(*given).tolist() == [True, False, True]
-    logits = torch.nn.functional.one_hot(answers, 4).float()
-    for impl in ("reference", "triton"):
-        result = token_loss(logits, labels, impl=impl)
-        assert result.labelled.tolist() == [2, 3, 0] and result.correct.tolist() == [2, 2, 0]
-        assert result.exact.tolist() == [True, False, True]
-        torch.testing.assert_close(result.token_accuracy, torch.tensor([1.0, 2 / 3, 0.0]))
-
-
 @pytest.mark.parametrize("vocabulary", [9, 200])
 def test_the_first_of_equal_logits_is_predicted(vocabulary: int) -> None:
     logits = torch.zeros(1, 3, vocabulary)
