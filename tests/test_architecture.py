@@ -34,6 +34,9 @@ ROOTS = (f"{PACKAGE}", f"{PACKAGE}.cli.main")
 CORE = {"torch", "numpy", "safetensors"}
 """Packages that a module may import at its top, besides triton in kernels; every other one when first needed."""
 
+POSIX = {"fcntl", "grp", "pwd", "resource", "termios", "tty"}
+"""Modules of Python that Windows lacks."""
+
 EXTRAS = {
     f"{PACKAGE}.cli": {"typer", "rich"},
     f"{PACKAGE}.serve": {"fastapi", "pydantic", "pydantic_core", "starlette", "uvicorn", "prometheus_client"},
@@ -142,6 +145,8 @@ def test_only_the_core_is_needed_at_import(name: str) -> None:
         outside = not any(f"{name}.".startswith(f"{folder}.") for folder in EXTRAS)
         assert not (item.at_top and in_extra and outside), f"{where} needs an extra: import it when first needed"
         assert head not in ("tests", "benchmarks"), f"{where} is not part of the package"
+        posix = item.at_top and head in POSIX
+        assert not posix, f"{where} is not on Windows: import it when first needed"
         if item.at_top and head != PACKAGE and head not in sys.stdlib_module_names:
             assert head in allowed, f"{where} is not a core dependency"
 

@@ -123,8 +123,8 @@ def arc(
 
     Examples:
 
-      rtm data arc data/arc1 --train ARC-AGI/data/training --test ARC-AGI/data/evaluation
-      rtm data arc data/arc2 --train arc_training_challenges.json --test arc_evaluation_challenges.json
+      rtm data arc data/arc1 --train arc/training --test arc/evaluation
+      rtm data arc data/arc2 --train a_challenges.json --test b_challenges.json
     """
     from rtm_kernels.data.arc import read_arc
     from rtm_kernels.data.build import build_arc

@@ -25,18 +25,11 @@ def flash_attn_func(
 ) -> Tensor:
     """The call of the package flash_attn by PyTorch's SDPA: softmax(q k^T · scale) v.
 
-    q [B, S, H, Dh], k, v [B, T, Hkv, Dh] with H a multiple of Hkv; returns [B, S, H, Dh]. A causal mask is aligned to
-    the last key, as there. Errors: `InputError` for heads that do not divide.
+    q, k, v and the result: [B, S, H, Dh], as the official models call it. Errors: `InputError` for other shapes.
     """
-    require(q.shape[2] % k.shape[2] == 0, "k.shape[2]", k.shape[2], f"a divisor of the {q.shape[2]} heads of q")
+    require(q.shape == k.shape == v.shape, "shapes", (q.shape, k.shape, v.shape), "q, k and v of one shape")
     query, key, value = (t.transpose(1, 2) for t in (q, k, v))
-    mask = None
-    if causal and q.shape[1] != k.shape[1]:
-        mask = q.new_ones(q.shape[1], k.shape[1]).tril(k.shape[1] - q.shape[1]).bool()
-    out = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout_p, is_causal=causal and mask is None, scale=softmax_scale,
-        enable_gqa=q.shape[2] != k.shape[2],
-    )  # fmt: skip
+    out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, is_causal=causal, scale=softmax_scale)
     return out.transpose(1, 2).contiguous()  # HRM takes a view of it, and not every kernel of SDPA leaves it so
 
 

@@ -188,16 +188,13 @@ class Recipe:
     The learning rate is `lr` times the factor of the stage, after a linear warm-up over `warmup_steps`, falling along
     a cosine to `min_lr_ratio` of itself at the last step (1: constant). `muon` orthogonalises the updates of the
     blocks' matrices (torch.optim.Muon, scaled to AdamW's root mean square); every other parameter is then updated by
-    AdamW at `aux_lr`. Puzzle embeddings are trained by sign-SGD at `puzzle_lr`. Each batch is worked off in
-    `accumulate` parts. `data` is a folder in the official layout ("": still to be given), and `epochs` over it set
-    the number of steps; without it the `sources` are drawn from, and `test` is a source of which no puzzle,
-    nor a symmetric twin of one, is trained on. Every `eval_every` steps,
-    and at the end, the moving average is measured on up to `eval_limit` test puzzles for `eval_steps` ACT steps.
-    `init` starts from the weights of a saved model of the same sizes (bundled name, folder or hub id), else from random
-    ones. `symmetric` keeps the weights in the subspace that commutes with the symmetries of the task
-    (`train.symmetry`). `compile` compiles the blocks; `graph` captures training steps in CUDA graphs: forward and
-    backward, and, but for `muon`, all that follows up to the moving average. `threads` is for the CPU, where tiny
-    models gain nothing from more than one; None takes all cores.
+    AdamW at `aux_lr`. Puzzle embeddings are trained by sign-SGD at `puzzle_lr`. Gradients are added up over
+    `accumulate` parts of a batch. `data` is a folder in the official layout ("": still to be given), and `epochs` over
+    it set the number of steps; without it the `sources` are drawn from, and no puzzle of `test`, nor a symmetric twin
+    of one, is trained on. Every `eval_every` steps and at the end the moving average is measured on up to `eval_limit`
+    test puzzles for `eval_steps` ACT steps. `init` names a saved model to start from (bundled name, folder, hub id).
+    `symmetric`: see `train.symmetry`. `compile` compiles the blocks; `graph` captures training steps in CUDA graphs
+    (with `muon` forward and backward only). `threads` is for the CPU; None takes all cores.
     """
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid", strict=True)

@@ -58,11 +58,10 @@ class PoolStream:
     """
 
     def __init__(self, sources: Mapping[str, Source], seed: int, test: Source | None = None) -> None:
-        self.sources, self.test = sources, test
+        self.sources = sources
         self.task = task_of_sources([*sources.values(), *([test] if test else [])])
         self.pools: dict[str, Pair] = {}
-        self._plain = {name: replace(source, hints=(0, 0)) for name, source in sources.items()}
-        plain = dict.fromkeys(self._plain.values())
+        plain = dict.fromkeys(replace(source, hints=(0, 0)) for source in sources.values())
         self._lists = {source: load_pool(source) for source in plain if source.path is not None}
         self.held_out: Pair | None = None
         self._held_keys: set[object] = set()
@@ -103,7 +102,7 @@ class PoolStream:
 
     def _pool(self, name: str) -> Pair:
         if name not in self.pools:
-            source = self._plain[name]
+            source = replace(self.sources[name], hints=(0, 0))
             pool = self._lists[source] if source in self._lists else load_pool(source)
             if self._held_keys:
                 kept = [i for i, key in enumerate(self.task.keys(*pool).tolist()) if key not in self._held_keys]

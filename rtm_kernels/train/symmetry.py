@@ -1,8 +1,7 @@
 """Weights that commute with the symmetries of a task: one number for each orbit of the entries of a matrix.
 
-A model of such weights answers the twin of a puzzle with the twin of its answer, so that no example has to teach it
-what one digit, row or box has in common with the others. Its matrices are ordinary ones: everything runs it, and
-training may go on without the constraint. Muon takes its steps on the small blocks of such matrices.
+A model of such weights answers the twin of a puzzle with the twin of its answer. Its matrices are ordinary ones, so
+that everything runs it. Muon takes its steps on the small blocks of such matrices.
 """
 
 from __future__ import annotations

@@ -105,23 +105,11 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def step_flops(trainer: Trainer) -> float:
-    """Useful FLOPs of one optimiser step on this rank, at the depth of its stage, without heads and optimiser.
-
-    The cumulative objective runs `halt_max_steps` ACT steps; stochastic rounds count as if none were dropped.
-    """
-    stage, _ = trainer.recipe.stage_at(max(0, trainer.step_count - 1))
-    config = stage.model(trainer.recipe.model)
-    each = act_step_flops(config, train=True)
-    if isinstance(trainer.recipe.objective, CumulativeHalting):
-        each *= config.halt_max_steps
-    return float(each * stage.batch_size // trainer.world_size)
-
-
 class Speed(Callback):
     """Adds samples_per_second, tflops and, where a counter is there, joules to the metrics.
 
-    It comes after the `CsvLog`, whose rows are the same in every run.
+    It comes after the `CsvLog`, whose rows are the same in every run. FLOPs are the useful ones of ACT steps on this
+    rank, at the depth of the stage; stochastic rounds count as if none were dropped.
     """
 
     def __init__(self) -> None:
@@ -133,7 +121,9 @@ class Speed(Callback):
 
     def log(self, trainer: Trainer, metrics: Metrics) -> None:
         stage, _ = trainer.recipe.stage_at(max(0, trainer.step_count - 1))
-        seconds, flops = max(trainer.step_seconds, 1e-9), step_flops(trainer)
+        config, seconds = stage.model(trainer.recipe.model), max(trainer.step_seconds, 1e-9)
+        act_steps = config.halt_max_steps if isinstance(trainer.recipe.objective, CumulativeHalting) else 1
+        flops = float(act_steps * act_step_flops(config, train=True) * stage.batch_size // trainer.world_size)
         own = {"seconds": seconds, "samples_per_second": stage.batch_size / seconds, "tflops": flops / seconds / 1e12}
         if self._counter is not None:
             before, self.joules = self.joules or 0.0, self._counter.joules()
@@ -232,7 +222,10 @@ def plot_run(rows: list[dict[str, Any]], measured: Curves, path: Path) -> None:
     loss.plot(steps, [row["loss"] for row in rows], lw=0.8)
     loss.set(title="training loss", xlabel="step", yscale="log")
     seen = [(row["step"], row["exact_accuracy"]) for row in rows if row["count"]]
-    accuracy.plot(*zip(*smooth(seen), strict=True), lw=0.8, label="training, running mean") if seen else None
+    if seen:
+        at, shares = zip(*seen, strict=True)
+        means = [np.mean(shares[max(0, i - 20) : i]) for i in range(1, len(shares) + 1)]
+        accuracy.plot(at, means, lw=0.8, label="training, running mean")
     unseen = [(row["step"], row["test_exact_accuracy"]) for row in rows if row["test_exact_accuracy"] is not None]
     if unseen:
         accuracy.plot(*zip(*unseen, strict=True), "o-", ms=4, label="unseen, moving average")
@@ -247,11 +240,3 @@ def plot_run(rows: list[dict[str, Any]], measured: Curves, path: Path) -> None:
     if measured.exact:
         depth.legend()
     figure.savefig(path, dpi=110)
-
-
-def smooth(points: list[tuple[float, float]], width: int = 20) -> list[tuple[float, float]]:
-    """Mean of the last `width` values at each point."""
-    return [
-        (step, sum(v for _, v in points[max(0, i - width + 1) : i + 1]) / min(i + 1, width))
-        for i, (step, _) in enumerate(points)
-    ]

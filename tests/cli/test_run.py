@@ -97,18 +97,14 @@ def test_a_stack_of_other_blocks_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("queries", "heads", "kv_heads"), [(5, 4, 4), (3, 4, 2)])
-def test_attention_stands_in_by_its_formula(causal: bool, queries: int, heads: int, kv_heads: int) -> None:
+def test_attention_stands_in_by_its_formula(causal: bool) -> None:
     torch.manual_seed(0)
-    q = torch.randn(2, queries, heads, 8)
-    k, v = (torch.randn(2, 5, kv_heads, 8) for _ in "kv")
-    wide_k, wide_v = (t.repeat_interleave(heads // kv_heads, dim=2) for t in (k, v))
-    scores = torch.einsum("bshd,bthd->bhst", q, wide_k) * 8**-0.5
+    q, k, v = torch.randn(3, 2, 5, 4, 8)
+    scores = torch.einsum("bshd,bthd->bhst", q, k) * 8**-0.5
     if causal:
-        seen = torch.arange(5)[None, :] <= torch.arange(queries)[:, None] + 5 - queries
-        scores = scores.masked_fill(~seen, -torch.inf)
-    expected = torch.einsum("bhst,bthd->bshd", scores.softmax(-1), wide_v)
+        scores = scores.masked_fill(~torch.ones(5, 5).tril().bool(), -torch.inf)
+    expected = torch.einsum("bhst,bthd->bshd", scores.softmax(-1), v)
     torch.testing.assert_close(flash_attn_func(q, k, v, causal=causal), expected)
     with sdpa_kernel(SDPBackend.MATH):  # whose output lies otherwise in memory
         out = flash_attn_func(q=q, k=k, v=v, causal=causal)
-    torch.testing.assert_close(out.view(2, queries, heads * 8), expected.flatten(2))
+    torch.testing.assert_close(out.view(2, 5, 32), expected.flatten(2))

@@ -113,10 +113,7 @@ GRID = [[1]]
         ({"p": {"train": [], "test": [{"output": GRID}]}}, r"test\[0\]='dict' is not allowed: expected an object"),
         ({"p": {"train": [{"input": [[1], [2, 3]], "output": GRID}], "test": []}}, r"train\[0\].input is not allowed"),
         ({"p": {"train": [{"input": GRID, "output": [[1, 12]]}], "test": []}}, r"train\[0\].output=12 is not allowed"),
-        ({"p": {"train": [{"input": [[None]], "output": GRID}], "test": []}}, r"train\[0\].input=None is not allowed"),
         ({"p": {"train": [{"input": [[1.5]], "output": GRID}], "test": []}}, r"input=1.5 is not allowed: expected int"),
-        ({"p": {"train": [{"input": [[10**30]], "output": GRID}], "test": []}}, "input=1000"),
-        ({"p": {"train": [{"input": "ab", "output": GRID}], "test": []}}, r"input.shape=\(\) is not allowed"),
     ],
 )
 def test_what_is_no_puzzle_is_named(tmp_path: Path, content: object, named: str) -> None:

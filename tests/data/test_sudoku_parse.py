@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import sys
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from rtm_kernels.data import get_task
 from rtm_kernels.data.sudoku import Sudoku, generate, read_boards, read_puzzles, to_text
 from rtm_kernels.errors import InputError
 
@@ -131,3 +135,34 @@ def test_a_line_without_end_is_not_held(tmp_path: Path) -> None:
     assert puzzle.text == TEXTS[0] and long.error == f"{path}: line 1: longer than 65536 characters"
     lines = iter([TEXTS[0]] * 5000)  # no more than a chunk is read ahead
     assert next(read_puzzles(lines)).line == 1 and len(list(lines)) >= 5000 - 1024
+
+
+PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
+SNAKE = "/".join(("." * 30, "." + "#" * 29, "." * 30, "#" * 29 + ".")[i % 4] for i in range(30)).replace("/", "")
+MAZE = "S" + SNAKE[1:-1] + "G"
+TABLE = "puzzle,solution,rating\n"
+LINES = [("", "\n"), (TABLE, "x,y,z\n"), ("", f"55{PUZZLE[2:]}\n"), (TABLE, f'{PUZZLE},"",3\n'), ("", "53..7....\n"),
+         ("", f"{MAZE}\n"), (TABLE, f"{MAZE},{MAZE.replace('.', 'o')}\n")]  # fmt: skip
+
+
+def calls(task: str, text: str) -> int:
+    """Calls of functions of Python and of C that it takes to read a text as puzzles of `task`."""
+    count, parse = 0, get_task(task).parse
+
+    def event(frame: Any, kind: str, argument: Any) -> None:
+        nonlocal count
+        count += kind in ("call", "c_call")
+
+    sys.setprofile(event)
+    with contextlib.suppress(InputError):
+        list(parse(io.StringIO(text), errors="report"))
+    sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("task", ["sudoku", "maze", "arc"])
+@pytest.mark.parametrize(("head", "line"), LINES)
+def test_a_line_costs_the_same_in_a_file_of_any_size(task: str, head: str, line: str) -> None:
+    calls(task, head + line)  # caches
+    small, large = (calls(task, head + line * count) for count in (100, 200))
+    assert large <= 2.1 * small + 500 and large - small <= 180 * 100

@@ -159,20 +159,15 @@ def refuses(model: nn.Module, message: str) -> None:
 def test_unknown_structures_are_refused() -> None:
     refuses(nn.Linear(2, 2), "Linear holds nothing to accelerate; looked for modules with `layers`, .*mlp.gate_up_proj")
     refuses(nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, batch_first=True), 1), "holds nothing to accelerate")
-    model = make("trm_mlp")
-    model.inner.L_level.layers[1].norm = nn.LayerNorm(4)
-    refuses(
-        model, r"inner.L_level.layers.1 is not an official block \(its parameters differ in norm.bias, norm.weight\)"
-    )
-    model = make("trm_att")
-    del model.inner.L_level.layers[0].norm_eps
-    refuses(model, r"inner.L_level.layers.0 is not an official block \(it has no norm_eps\)")
-    model = make("trm_att")
-    model.inner.L_level.layers[0].self_attn.num_key_value_heads = 2
-    refuses(model, "fewer key and value heads")
-    model = make("trm_mlp")
-    model.inner.L_level.layers[0].impl = "mine"
-    refuses(model, "it has impl of its own")
+    mlp, normless, grouped, own = make("trm_mlp"), make("trm_att"), make("trm_att"), make("trm_mlp")
+    mlp.inner.L_level.layers[1].norm = nn.LayerNorm(4)
+    refuses(mlp, r"L_level.layers.1 is not an official block \(its parameters differ in norm.bias, norm.weight\)")
+    del normless.inner.L_level.layers[0].norm_eps
+    refuses(normless, r"inner.L_level.layers.0 is not an official block \(it has no norm_eps\)")
+    grouped.inner.L_level.layers[0].self_attn.num_key_value_heads = 2
+    refuses(grouped, "fewer key and value heads")
+    own.inner.L_level.layers[0].impl = "mine"
+    refuses(own, "it has impl of its own")
 
 
 class PreNormBlock(official.Block):

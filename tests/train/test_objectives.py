@@ -1,4 +1,4 @@
-"""The objectives: what each one's loss is, that it learns, and that growth, curricula and failures behave as said."""
+"""The objectives: what each one's loss is, that it learns, and that training follows the official loop."""
 
 from __future__ import annotations
 
@@ -9,13 +9,23 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.block import Adapter
-from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import InputError
+from rtm_kernels.interop.official import model_config
 from rtm_kernels.losses import CumulativeHead
 from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.ops.adam_atan2.api import AdamATan2, sign_sgd_
 from rtm_kernels.ops.token_loss.reference import softmax_cross_entropy
 from rtm_kernels.train.loop import Trainer
-from rtm_kernels.train.schema import CumulativeHalting, DeepSupervision, FinalLoss, Recipe, Stage, StochasticRounds
+from rtm_kernels.train.schema import (
+    CumulativeHalting,
+    DeepSupervision,
+    FinalLoss,
+    Recipe,
+    Source,
+    Stage,
+    StochasticRounds,
+)
+from tests.interop.official_structure import RSM, LossHead, Reasoner, batch, config_of
 from tests.train.support import MODEL, TINY, fit
 
 ARCHS: dict[str, tuple[dict, object]] = {
@@ -157,7 +167,7 @@ def test_a_stage_sets_the_depth_of_the_model() -> None:
     assert len(trainer.model.program) == 1 * 2
     trainer.step()
     assert len(trainer.model.program) == 3 * 3 and trainer.model.config.halt_max_steps == 5
-    assert trainer.averaged.config == TINY.model
+    assert trainer.average.model.config == TINY.model
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
@@ -172,11 +182,56 @@ def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_puzzle_embeddings_move_by_the_sign_of_their_gradient() -> None:
-    model = ModelConfig(**dataclasses.asdict(MODEL) | {"puzzle_emb_ndim": 16, "num_puzzle_identifiers": 3})
-    trainer = Trainer(dataclasses.replace(TINY, model=model, puzzle_lr=0.01, warmup_steps=0))
-    trainer.step()
-    table = trainer.model.puzzle_emb.weights
-    assert torch.all(table[1:] == 0)
-    assert torch.all(table[0].abs().sub(0.01).abs() < 1e-7)
-    assert torch.equal(trainer.averaged.puzzle_emb.weights, table)
+STEPS, SIZE, WARMUP, LR, PUZZLE_LR, DECAY = 24, 4, 10, 1e-3, 1e-2, 0.1
+
+
+def official_curve(config, head) -> list[float]:
+    """The loop of the official pretrain.py: warm-up, sign-SGD on puzzle embeddings and AdamATan2, no clipping."""
+    inner = head.model.inner if hasattr(head.model, "inner") else head.model
+    table = inner.puzzle_emb
+    optimizer = AdamATan2(head.parameters(), lr=0, betas=(0.9, 0.95), weight_decay=DECAY)
+    carry, losses = None, []
+    for step in range(1, STEPS + 1):
+        data = batch(config, step)
+        carry = head.initial_carry(data) if carry is None else carry
+        carry, loss, _, _, _ = head((), carry=carry, batch=data)
+        (loss / SIZE).backward()
+        warm = min(1.0, step / WARMUP)
+        sign_sgd_(table.weights, table.local_ids, table.local_weights.grad, lr=PUZZLE_LR * warm, weight_decay=DECAY)
+        table.local_weights.grad = None
+        optimizer.param_groups[0]["lr"] = LR * warm
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item() / SIZE)
+    return losses
+
+
+@pytest.mark.parametrize("name", ["trm_mlp", "trm_att", "hrm", "rsm_mlp", "rsm_att"])
+def test_steps_give_the_official_loss_curve(name: str) -> None:
+    arch, _, mixer = name.partition("_")
+    attends = mixer != "mlp"
+    config = config_of(mlp_t=not attends, pos_encodings="rope" if attends else "none")
+    torch.manual_seed(0)
+    official = RSM(config) if arch == "rsm" else Reasoner(config, hierarchical=arch == "hrm")
+    fields = vars(config) | {"no_ACT_continue": True}
+    ours = model_config("trm" if arch == "hrm" else arch, fields)
+    if arch == "hrm":  # the stand-in halts as TRM does, with HRM's two stacks
+        layers = {"H_level": config.H_layers, "L_level": config.L_layers}
+        ours = dataclasses.replace(ours, arch="hrm", layers=layers)
+    recipe = Recipe(
+        model=ours, sources={"all": Source(count=1)}, objective=FinalLoss(prob_detach_prev_H=1.0) if arch == "rsm"
+        else DeepSupervision(),
+        stages=(Stage(steps=STEPS, batch_size=SIZE, mix={"all": 1.0}, halt_max_steps=config.halt_max_steps),),
+        optimizer="adam_atan2", lr=LR, puzzle_lr=PUZZLE_LR, weight_decay=DECAY, puzzle_weight_decay=DECAY,
+        warmup_steps=WARMUP, grad_clip=None, loss="softmax_cross_entropy",
+    )  # fmt: skip
+    trainer = Trainer(recipe)
+    state = {k.removeprefix("inner."): v.clone() for k, v in official.state_dict().items()}
+    trainer.model.load_state_dict(state)
+    batches = (batch(config, step) for step in range(1, STEPS + 1))
+    trainer.stream.batch = lambda size, mix: next(batches)  # type: ignore[method-assign]
+    head = LossHead(official).train()
+    expected = official_curve(config, head)
+    found = [trainer.step()["loss"] for _ in range(STEPS)]
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert expected[-1] < expected[0]
