@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable
 
 import pytest
+import torch
 
-from tests.cases import OPS, gate_cases, name_of
+from tests.cases import DIFFERENTIABLE, OPS, gate_cases, name_of
 from tests.cases.case import Case, check
 from tests.gates import compile_table
 from tests.proof.launching import process
@@ -19,6 +20,8 @@ PRODUCTS = {
     "gemm_tma_kernel",
 }  # fmt: skip
 """Kernels with a dot."""
+IN_BFLOAT16 = (*DIFFERENTIABLE, "persistent")
+"""Ops whose tensors may be bfloat16."""
 
 
 @pytest.mark.proof("error")
@@ -27,6 +30,13 @@ def test_interpreted(case: Case) -> None:
     """Within twice the error of eager, where new memory is NaN."""
     with filled(True):
         assert check(case).failures == []
+
+
+@pytest.mark.proof("error")
+@pytest.mark.parametrize("case", [case for case in gate_cases() if case.op in IN_BFLOAT16], ids=name_of)
+def test_interpreted_in_bfloat16(case: Case) -> None:
+    with filled(True):
+        assert check(case, torch.bfloat16).failures == []
 
 
 @pytest.mark.proof("compile")
