@@ -12,7 +12,7 @@ NUMPY = {
     "f32": "f4", "f64": "f8", "pred": "?",
 }  # fmt: skip
 SHORT = ("bf16", "f16", "bf16x2", "f16x2")
-"""16-bit floats and pairs of them: computed in float32, where sums, differences and products are exact, and rounded once."""
+"""16-bit floats and pairs of them: computed in float32, where sums and products are exact, and rounded once."""
 
 
 def width(kind: str) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from tests.compiled.ptx import Group, Instruction, Kernel, Register, parse
+from tests.compiled.ptx import Group, Instruction, Kernel, Register
 
 MOST_GROUPS = 32
 """Groups of products followed one by one; older ones are followed together."""
@@ -107,6 +107,6 @@ class _Scan:
                 yield Hazard("accumulator", i.line, i.op, line)
 
 
-def hazards(ptx: str) -> list[Hazard]:
-    """Every hazard of the kernel in a PTX text."""
-    return _Scan(parse(ptx)).run() if "wgmma" in ptx else []
+def hazards(kernel: Kernel) -> list[Hazard]:
+    """Every hazard of a kernel."""
+    return _Scan(kernel).run()

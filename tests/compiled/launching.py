@@ -1,7 +1,7 @@
 """The launchers of the package on CPU tensors: every launch is compiled by Triton and executed here.
 
-`installed(arch)` makes Triton believe in an idle GPU of compute capability `arch` and takes over its launches, so public
-functions with impl="triton" run as they do on a GPU.
+`installed(arch)` makes Triton believe in an idle GPU of compute capability `arch` and takes over its launches, so that
+public functions with impl="triton" run as they do on a GPU.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from tests.compiled.program import Program
 from tests.compiled.ptx import Fault
 from tests.compiled.races import Watch
 from tests.compiled.shared import TensorMap
+from tests.compiled.threads import MOST_STEPS
 
 THREADS = 2048
 """Threads of independent programs that run together."""
-MOST_STEPS = 2_000_000
-"""Blocks of a cooperative launch; a launch with more hangs."""
 
 
 @dataclass
@@ -35,7 +34,7 @@ class Executor:
     """What a launch does, and what was found.
 
     seed: of the order in which the programs of a cooperative launch take turns. edit: changes the PTX of a kernel, by
-    name, before it runs. programs: of a cooperative launch (None: as the launcher says).
+    name, before it runs.
     """
 
     seed: int = 0
@@ -50,7 +49,7 @@ class Executor:
             text = self.edit(name, text)
         if text not in self.known:
             self.known[text] = Program(text)
-            self.found.update({f"{name}: {hazard}": None for hazard in hazards(text)})
+            self.found.update({f"{name}: {hazard}": None for hazard in hazards(self.known[text].kernel)})
         return self.known[text]
 
     def launch(self, binary: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], grid: Any) -> None:
@@ -86,14 +85,14 @@ class Executor:
     def take_turns(self, machines: list[Machine]) -> None:
         """Programs that wait for each other, a random few blocks of a random one at a time."""
         rng = np.random.default_rng(self.seed)
-        steps = 0
+        left = MOST_STEPS
         while live := [m for m in machines if not m.finished]:
             chosen = live[rng.integers(len(live))]
             for _ in range(int(rng.integers(1, 40))):
                 if not chosen.finished:
                     chosen.step()
-                    steps += 1
-            if steps > MOST_STEPS:
+                    left -= 1
+            if left < 0:
                 raise Fault("the programs of a cooperative launch wait for ever")
 
 

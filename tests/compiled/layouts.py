@@ -22,7 +22,7 @@ def pairs(registers: Array, kind: str) -> Array:
 
 
 def a_fragment(registers: Array, kind: str) -> Array:
-    """A [warps, 16, 16] of registers [4, N]: number r of lane 4 g + t has row g + 8 (r % 2), columns 2 t + 8 (r // 2)."""
+    """A [warps, 16, 16] of registers [4, N]: r of lane 4 g + t has row g + 8 (r % 2), columns from 2 t + 8 (r // 2)."""
     values = pairs(registers.reshape(2, 2, -1, 8, 4), kind)  # [column half, row half, warp, g, t, pair]
     return values.transpose(2, 1, 3, 0, 4, 5).reshape(-1, 16, 16)
 

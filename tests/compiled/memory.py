@@ -118,9 +118,7 @@ class GlobalMemory(Threads):
                 view[at + k] = v[inside]
             self.watch.one_value(line, [view[at + k] == v[inside] for k, v in enumerate(given)])
 
-    def atomic(
-        self, address: Array, values: tuple[Array, ...], what: str, order: str, mask: Mask, line: int
-    ) -> Array:
+    def atomic(self, address: Array, values: tuple[Array, ...], what: str, order: str, mask: Mask, line: int) -> Array:
         """One thread after the other: what was there before."""
         out = np.zeros(self.N, values[0].dtype)
         size = out.dtype.itemsize
@@ -133,8 +131,8 @@ class GlobalMemory(Threads):
             if what == "cas":
                 view[at] = values[1][t] if old == x else old
             else:
-                sums = {"add": old + x, "exch": x, "max": max(old, x), "min": min(old, x), "or": old | x, "and": old & x}
-                view[at] = sums[what]
+                results = {"add": old + x, "exch": x, "max": max(old, x), "min": min(old, x)}
+                view[at] = results[what]
             one = np.array([t])
             if order in ("release", "acq_rel"):
                 self.watch.release(self, t, int(address[t]))

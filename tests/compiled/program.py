@@ -76,5 +76,3 @@ def between_blocks(kernel: Kernel) -> set[str]:
             written.update(i.writes)
             found.update(r for r in (*i.reads, *i.writes) if home.setdefault(r, n) != n)
     return found - SPECIAL.keys()
-
-

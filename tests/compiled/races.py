@@ -5,7 +5,7 @@
 2. Two accesses to one place of which one writes another value than is there must be ordered. Replicated threads store
    equal values to one place, and may. Threads of one instruction that store different values to one place may not.
 3. A copy to shared memory (cp.async, TMA) writes from its issue to the wait of its thread (cp.async: then it counts as
-   a write of that warp) or to the passing of its mbarrier (TMA: then everyone may read). Nothing else touches the place.
+   a write of that warp) or to the passing of its mbarrier (TMA: then all may read). Nothing else touches the place.
 4. A wgmma reads its operands in shared memory from issue to wait. Whatever it reads was written before a barrier; data
    of st.shared also before a `fence.proxy.async`. Nothing writes there before the wait.
 5. Nobody reads shared memory that nobody wrote.
@@ -99,7 +99,9 @@ class Watch:
     def read_shared(self, m: Any, at: Array, size: int, threads: Array, line: int) -> None:
         s, (g, warp, epoch) = m.shadow, self.cells(m, at, size, threads)
         self.report("read of what nobody wrote", line, 0, ~s.written[g])
-        self.report("read without a barrier", line, s.write_line[g], (s.write_epoch[g] == epoch) & (s.writer[g] != warp))
+        self.report(
+            "read without a barrier", line, s.write_line[g], (s.write_epoch[g] == epoch) & (s.writer[g] != warp)
+        )
         self.report("read before the wait", line, s.copy_line[g], s.copies[g] > 0)
         again = (s.read_epoch[g] == epoch) & (s.reader[g] != warp)
         reader = np.where(again, MANY, warp)
@@ -179,7 +181,9 @@ class Watch:
 
     def read_global(self, m: Any, buffer: Any, at: Array, size: int, threads: Array, line: int) -> None:
         s, g, program, warp, epoch = self.elements(m, buffer, at, size, threads)
-        self.report(f"read of {buffer.name} not ordered", line, s.line[g], ~self._after_write(s, g, program, warp, epoch))
+        self.report(
+            f"read of {buffer.name} not ordered", line, s.line[g], ~self._after_write(s, g, program, warp, epoch)
+        )
         if len(s.reader):
             again = (s.read_epoch[program, g] == epoch) & (s.reader[program, g] != warp)
             reader = np.where(again, MANY, warp)

@@ -52,7 +52,7 @@ class Barrier:
 
 
 class TensorMap:
-    """A TMA descriptor: a box of a matrix, and its swizzle of 32, 64 or 128 bytes as 1, 2 or 3; outside it reads zeros."""
+    """A TMA descriptor: a box of a matrix, its swizzle of 32, 64 or 128 bytes as 1, 2 or 3; zeros lie outside."""
 
     def __init__(self, descriptor: Any, box: tuple[int, int], swizzle: int) -> None:
         tensor, strides = descriptor.base, descriptor.strides
@@ -125,9 +125,7 @@ class SharedMemory(GlobalMemory):
             out.append(low | high << np.uint32(16))
         return out
 
-    def store_matrix(
-        self, address: Array, values: tuple[Array, ...], transposed: bool, mask: Mask, line: int
-    ) -> None:
+    def store_matrix(self, address: Array, values: tuple[Array, ...], transposed: bool, mask: Mask, line: int) -> None:
         """stmatrix, the inverse of `load_matrix`."""
         for k, value in enumerate(values):
             if not transposed:

@@ -22,7 +22,7 @@ def entry(*lines: str) -> str:
 
 
 def rules(*lines: str) -> list[str]:
-    return sorted({hazard.rule for hazard in hazards(entry(*lines))})
+    return sorted({hazard.rule for hazard in hazards(parse(entry(*lines)))})
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_loop_overwrites_what_the_turn_before_reads(wait: str, wanted: list[st
 
 def test_of_two_paths_the_one_without_a_wait_counts() -> None:
     lines = ("setp.lt.s32 %p1, %r9, 3;", FENCE, PRODUCT, COMMIT, "@%p1 bra $L1;", WAIT_0, "$L1:", WRITE_A)
-    (found,) = hazards(entry(*lines))
+    (found,) = hazards(parse(entry(*lines)))
     text = entry(*lines).splitlines()
     assert (found.rule, text[found.line - 1], text[found.product - 1]) == ("A", f"\t{WRITE_A}", f"\t{PRODUCT}")
 

@@ -15,6 +15,8 @@ from tests.compiled.races import Watch
 Array = Any
 Mask = Any
 """A boolean array [N], or None for all threads."""
+MOST_STEPS = 1_000_000
+"""Blocks of a launch; one with more hangs."""
 
 
 class Threads:
@@ -63,8 +65,11 @@ class Threads:
         return not self.groups and not self.waiting
 
     def run(self) -> None:
-        while not self.finished:
+        for _ in range(MOST_STEPS):
+            if self.finished:
+                return
             self.step()
+        raise Fault(f"{self.code.kernel.name}: threads run for ever")
 
     def step(self) -> None:
         """One block of the threads that are furthest behind."""
