@@ -17,14 +17,16 @@ import multiprocessing
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
 from tests.cases import name_of, small_cases
+from tests.cases.attention_norm import attention
 from tests.cases.case import check
+from tests.cases.swiglu import channel, mixer
 from tests.compiled import threads
 from tests.compiled.launching import installed
 from tests.compiled.ptx import Fault
@@ -45,6 +47,14 @@ REPLACED = {
     "swizzle": (r"(or\.b64.*, )4611686\d{12};", r"\g<1>9223372041149743104;"),  # 128 bytes -> 64 bytes
 }
 """Parts of an instruction that become another."""
+CASES = {
+    name_of(case): case for case in (
+        channel((2, 97, 64), 256, 2, "plain"), channel((1, 100, 300), 300, 1, "plain", "tma"),
+        mixer(1, 130, 70, 150, "hidden", 2, "plain"), attention((2, 97, 64), 2, 2, "plain", "rope qk_norm"),
+        *(c for c in small_cases() if c.op in ("halting", "token_loss", "persistent", "queue")),
+    )
+}  # fmt: skip
+"""Together they run every kernel that synchronises, and every loop of it more than twice."""
 SYNCHRONISING = (*REMOVED, "release", "acquire", "acq_rel")
 
 
@@ -58,15 +68,54 @@ class Defect:
 
 def defects(ptx: str) -> Iterator[Defect]:
     """Every defect of a kernel, the lines counted from 0."""
+    product = None
     for n, line in enumerate(ptx.splitlines()):
         yield from (Defect(kind, n, "") for kind, pattern in REMOVED.items() if re.search(pattern, line))
         for kind, (pattern, new) in REPLACED.items():
             if re.search(pattern, line):
                 yield Defect(kind, n, re.sub(pattern, new, line))
-        if found := re.search(r"\bmma_async\S* \{\s*(%r\d+)|\bmma\.sync\S*\s*\{\s*(%r\d+)", line):
-            first = found[1] or found[2]
-            if found[2]:  # rounded to bfloat16: the upper half of a pair
-                yield Defect("accumulator", n, f"{line}\n\tcvt.rn.bf16x2.f32 {first}, {first}, 0f00000000;")
+        product = re.search(r"mma(?:_async|\.sync)\S*\s*\{\s*(%r\d+)", line) or product
+        if product and re.search(r"\bmma\.sync|wgmma\.wait_group\S* 0", line):  # as the upper half of a pair
+            r = product[1]
+            yield Defect("16-bit sum", n, f"{line}\n\tcvt.rn.bf16x2.f32 {r}, {r}, 0f00000000;")
+
+
+ACCESS = r"^\s*(@\S+ )?(ld|st|atom|red|ldmatrix|stmatrix|cp|mbarrier|wgmma|mma|shfl|fence)\b(?!\.param)"
+END_OF_PATH = r"^\s*(@\S+ )?(bra|ret)\b|^\S+:"
+
+
+def redundant(ptx: str, defect: Defect) -> bool:
+    """Whether the text alone shows that what is removed changes nothing: see `WHY`."""
+    lines = ptx.splitlines()
+    products = {r for line in lines if "mma_async" in line for r in re.findall(r"%r\d+", line.split("%rd")[0])}
+
+    def walk(step: int, same: str, touches: Callable[[str], bool]) -> bool:
+        for line in lines[defect.line + step :: step]:
+            if re.search(same, line):
+                return True
+            if re.search(END_OF_PATH, line) or touches(line):
+                return False
+        return False
+
+    def touched(line: str) -> bool:
+        return "wgmma" not in line and not products.isdisjoint(re.findall(r"%r\d+", line))
+
+    if defect.kind == "barrier":
+        return any(walk(step, r"bar\.sync", lambda line: bool(re.search(ACCESS, line))) for step in (1, -1))
+    if defect.kind == "wgmma wait":
+        written = r"\bst(matrix)?\b|cp\.async|bar\.sync"
+        return walk(1, r"wgmma\.wait_group\S* 0", lambda line: touched(line) or bool(re.search(written, line)))
+    if defect.kind == "wgmma fence":
+        return walk(-1, r"wgmma\.fence", touched)
+    if defect.kind == "proxy fence":
+        return walk(-1, r"fence\.proxy\.async", lambda line: bool(re.search(r"\bst(matrix)?\b.*(shared|b16)", line)))
+    return False
+
+
+WHY = """barrier: between it and the next or last one nothing reads or writes memory.
+wgmma wait: another wait for all products follows, and nothing touches their registers or writes memory before it.
+wgmma fence: nothing but products touched their registers since the last one.
+proxy fence: nothing was stored in shared memory since the last one."""
 
 
 def changed(ptx: str, defect: Defect) -> str:
@@ -78,7 +127,7 @@ def changed(ptx: str, defect: Defect) -> str:
 def judge(job: tuple[str, str, int]) -> list[tuple[str, str, Defect, str]]:
     """Of a case (name, dtype, architecture): kernel, source line, defect, and what found it ("": nothing)."""
     name, dtype, arch = job
-    case = next(c for c in small_cases() if name_of(c) == name)
+    case = CASES[name]
     threads.MOST_STEPS = 20_000
     torch.set_num_threads(1)
     out = []
@@ -94,6 +143,8 @@ def judge(job: tuple[str, str, int]) -> list[tuple[str, str, Defect, str]]:
                     why = [*check(case, getattr(torch, dtype)).failures, *executor.found]
                 except Fault as error:
                     why = [str(error)]
+                if not why and redundant(text, defect):
+                    continue
                 out.append((kernel, text.splitlines()[defect.line].strip(), defect, why[0] if why else ""))
     return out
 
@@ -105,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args(argv)
-    names = [name_of(c) for c in small_cases() if not options.filters or any(f in name_of(c) for f in options.filters)]
+    names = [name for name in CASES if not options.filters or any(f in name for f in options.filters)]
     seeded: Counter[tuple[str, str]] = Counter()
     caught: Counter[tuple[str, str]] = Counter()
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
