@@ -137,12 +137,13 @@ def judge(job: tuple[str, str, int]) -> list[tuple[str, str, Defect, str]]:
         for kernel, text in dict(executor.texts).items():
             for defect in defects(text):
                 executor.found.clear()
-                executor.known.clear()
+                known = dict(executor.known)
                 executor.edit = lambda n, t, k=kernel, d=defect: changed(t, d) if n == k else t  # type: ignore[misc]
                 try:
                     why = [*check(case, getattr(torch, dtype)).failures, *executor.found]
                 except Fault as error:
                     why = [str(error)]
+                executor.known = known
                 if not why and redundant(text, defect):
                     continue
                 out.append((kernel, text.splitlines()[defect.line].strip(), defect, why[0] if why else ""))

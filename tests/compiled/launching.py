@@ -79,7 +79,8 @@ class Executor:
                 at_once = max(1, THREADS // code.kernel.threads)
                 for n in range(0, len(programs), at_once):
                     machine(programs[n : n + at_once]).run()
-        code.keep()
+        if self.edit is None:
+            code.keep()
         self.found.update({f"{name}: {what}": None for what in watch.found})
 
     def take_turns(self, machines: list[Machine]) -> None:

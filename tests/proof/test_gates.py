@@ -1,4 +1,4 @@
-"""Both gates whole: every case interpreted, every launch row compiled, and the table that was committed."""
+"""The gates whole: every case interpreted and executed as compiled, every launch row compiled, the committed table."""
 
 from __future__ import annotations
 
@@ -43,6 +43,19 @@ def test_interpreted_in_bfloat16(case: Case) -> None:
 def test_compiled(cells: Callable[[int], None]) -> None:
     printed = process("-m", "tests.gates.compile_gate", "--table", interpret=False)
     cells(int(re.findall(r"(\d+) kernels,", printed)[-1]))
+
+
+@pytest.mark.proof("compiled")
+def test_executed_as_compiled(cells: Callable[[int], None]) -> None:
+    printed = process("-m", "tests.gates.compiled_gate", interpret=False)
+    cells(int(re.findall(r"(\d+) cases,", printed)[-1]))
+
+
+@pytest.mark.proof("compiled")
+@pytest.mark.parametrize("arch", ["90", "80"])
+def test_defects_of_compiled_code_are_found(arch: str, cells: Callable[[int], None]) -> None:
+    printed = process("-m", "tests.compiled.defects", "--arch", arch, interpret=False)
+    cells(int(re.findall(r"(\d+) defects,", printed)[-1]))
 
 
 @pytest.mark.proof("compile")
