@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from tests.compiled.hazards import hazards
 from tests.compiled.memory import Memory
 from tests.compiled.products import Machine
 from tests.compiled.program import Program
@@ -24,6 +23,7 @@ from tests.compiled.ptx import Fault
 from tests.compiled.races import Watch
 from tests.compiled.shared import TensorMap
 from tests.compiled.threads import MOST_STEPS
+from tests.gates.hazards import hazards
 
 THREADS = 2048
 """Threads of independent programs that run together."""

@@ -12,7 +12,7 @@ from tests.compiled.products import Machine
 from tests.compiled.program import Program
 from tests.compiled.ptx import Fault
 from tests.compiled.races import Watch
-from tests.compiled.test_hazards import entry
+from tests.gates.test_hazards import entry
 
 
 def test_bfloat16_rounds_to_the_nearest_even() -> None:

@@ -11,7 +11,7 @@ real launch has, and becomes a row of the table. Launchers must not read tensor 
 A row fails when it needs more shared memory than the GPU has, spills (unless its `LaunchRow.waiver` says why),
 has an atomic other than an arrival (at the grid barrier of a cooperative launch, or at a counter that tells the last
 program), has a dot on 16-bit operands but no wgmma on Hopper, or touches registers of a wgmma that still runs
-(`tests/compiled/hazards.py`). The gate also fails when no use reaches a launch row for this GPU family.
+(`tests/gates/hazards.py`). The gate also fails when no use reaches a launch row for this GPU family.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from tests.cases import OPS
-from tests.compiled.hazards import hazards
 from tests.compiled.ptx import parse
 from tests.gates import compile_table
+from tests.gates.hazards import hazards
 
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
 """Compute capability -> shared memory of one program, in KiB."""

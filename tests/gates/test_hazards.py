@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.compiled.hazards import hazards
 from tests.compiled.ptx import Address, Group, Name, Number, Register, parse
+from tests.gates.hazards import hazards
 
 PRODUCT = "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r1,%r2,%r3,%r4}, {%r5,%r6,%r7,%r8}, %rd1, 1, 1, 1, 0;"
 FENCE, COMMIT = "wgmma.fence.sync.aligned;", "wgmma.commit_group.sync.aligned;"
