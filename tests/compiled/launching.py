@@ -34,11 +34,13 @@ class Executor:
     """What a launch does, and what was found.
 
     seed: of the order in which the programs of a cooperative launch take turns. edit: changes the PTX of a kernel, by
-    name, before it runs.
+    name, before it runs. most_programs: of a launch, the first ones alone. after(name, binary, machine) sees what ran.
     """
 
     seed: int = 0
     edit: Callable[[str, str], str] | None = None
+    most_programs: int | None = None
+    after: Callable[[str, Any, Machine], None] | None = None
     launches: Counter[str] = field(default_factory=Counter)
     found: dict[str, None] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
@@ -63,7 +65,7 @@ class Executor:
         if len(values) != len(code.kernel.params):
             raise Fault(f"{name}: {len(values)} arguments for {len(code.kernel.params)} parameters")
         parameters = dict(zip(code.kernel.params, values, strict=True))
-        programs = [p[::-1] for p in product(*(range(n) for n in grid[::-1]))]
+        programs = [p[::-1] for p in product(*(range(n) for n in grid[::-1]))][: self.most_programs]
         watch = Watch(code.kernel, len(programs))
 
         def machine(some: list[tuple[int, ...]]) -> Machine:
@@ -78,7 +80,10 @@ class Executor:
             else:
                 at_once = max(1, THREADS // code.kernel.threads)
                 for n in range(0, len(programs), at_once):
-                    machine(programs[n : n + at_once]).run()
+                    made = machine(programs[n : n + at_once])
+                    made.run()
+                    if self.after is not None:
+                        self.after(name, binary, made)
         if self.edit is None:
             code.keep()
         self.found.update({f"{name}: {what}": None for what in watch.found})

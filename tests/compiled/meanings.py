@@ -38,7 +38,6 @@ ARITHMETIC: dict[str, Meaning] = {
     "lg2": ("T", "T", "np.log2({0})"),
     "sin": ("T", "T", "np.sin({0})"),
     "cos": ("T", "T", "np.cos({0})"),
-    "tanh": ("T", "T", "np.tanh({0})"),
     "sqrt": ("T", "T", "np.sqrt({0})"),
     "rcp": ("T", "T", "({0}.dtype.type(1) / {0})"),
     "rsqrt": ("T", "T", "({0}.dtype.type(1) / np.sqrt({0}))"),
@@ -46,8 +45,6 @@ ARITHMETIC: dict[str, Meaning] = {
     "cvta": ("T", "T", "{0}"),
     "shfl": ("uuu", "u", "M.shuffle({0}, {1}, {2}, '{part2}')"),
     "redux": ("T", "T", "M.reduce({0}, '{part2}')"),
-    "vote": ("p", "p", "M.vote({0}, '{part2}')"),
-    "vote.sync.ballot": ("p", "u", "M.ballot({0})"),
 }
 """Register results of register operands."""
 
@@ -89,8 +86,5 @@ ACTIONS = {
     "fence.proxy.async": "M.fence_proxy(MASK)",
     "fence": "pass",
     "bar.warp": "pass",
-    "barrier.cluster": "pass",
-    "prefetch": "pass",
-    "griddepcontrol": "pass",
 }
 """Instructions without a result."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,8 +23,8 @@ MOST_STEPS = 1_000_000
 class Threads:
     """C programs of T threads: N = C T, warps of 32, warpgroups of 128.
 
-    `groups` maps the block that threads are about to run to their mask; the lowest block runs first, so that threads
-    that a branch has parted meet again. `waiting` holds those at a barrier.
+    `ran` counts the warps that have run each block. `groups` maps the block that threads are about to run to their mask;
+    the lowest block runs first, so that threads that a branch has parted meet again. `waiting` holds those at a barrier.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Threads:
         self.base = (self.of * self.stride).astype(np.uint32)
         self.registers = [self.garbage(code.kernel.type_of(name), rng) for name in code.slots]
         self.groups: dict[int, Mask] = {0: None}
+        self.ran: Counter[int] = Counter()
         self.waiting: list[tuple[int, Array]] = []
         watch.attach(self)
 
@@ -77,6 +79,7 @@ class Threads:
             raise Fault(f"{self.code.kernel.name}: threads wait at a barrier that others never reach")
         n = min(self.groups)
         mask = self.groups.pop(n)
+        self.ran[n] += self.N // 32 if mask is None else int(mask.reshape(-1, 32).any(1).sum())
         function = self.code.function(n, mask is not None)
         after = function(self, self.registers) if mask is None else function(self, self.registers, mask)
         if self.code.kernel.blocks[n][-1].synchronises:
@@ -143,10 +146,3 @@ class Threads:
         named = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or}
         operation = named[how]
         return np.repeat(operation.reduce(x.reshape(-1, 32), axis=1).astype(x.dtype), 32)
-
-    def vote(self, p: Array, how: str) -> Array:
-        return np.repeat({"any": np.any, "all": np.all}[how](p.reshape(-1, 32), axis=1), 32)
-
-    def ballot(self, p: Array) -> Array:
-        bits = p.reshape(-1, 32).astype(np.uint32) << np.arange(32, dtype=np.uint32)
-        return np.repeat(bits.sum(1).astype(np.uint32), 32)
