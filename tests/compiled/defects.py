@@ -49,8 +49,8 @@ REPLACED = {
 """Parts of an instruction that become another."""
 CASES = {
     name_of(case): case for case in (
-        channel((2, 97, 64), 256, 2, "plain"), channel((1, 100, 300), 300, 1, "plain", "tma"),
-        mixer(1, 130, 70, 150, "hidden", 2, "plain"), attention((2, 97, 64), 2, 2, "plain", "rope qk_norm"),
+        channel((2, 97, 64), 256, 2, "plain"), channel((4, 97, 320), 300, 1, "plain", "tma"),
+        mixer(3, 200, 70, 150, "hidden", 2, "plain"), attention((4, 97, 256), 4, 2, "plain", "rope qk_norm"),
         *(c for c in small_cases() if c.op in ("halting", "token_loss", "persistent", "queue")),
     )
 }  # fmt: skip
@@ -138,7 +138,7 @@ def judge(job: tuple[str, str, int]) -> list[tuple[str, str, Defect, str]]:
             for defect in defects(text):
                 executor.found.clear()
                 known = dict(executor.known)
-                executor.edit = lambda n, t, k=kernel, d=defect: changed(t, d) if n == k else t  # type: ignore[misc]
+                executor.edit = lambda n, t, own=text, d=defect: changed(t, d) if t == own else t  # type: ignore[misc]
                 try:
                     why = [*check(case, getattr(torch, dtype)).failures, *executor.found]
                 except Fault as error:
