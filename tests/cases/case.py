@@ -16,7 +16,7 @@ from rtm_kernels.ops.launch import LaunchRow
 FLOOR = 4
 """Allowed on top of twice the baseline's error: epsilons of the result's dtype, times the truth's size."""
 TRUTH = 1e-15
-"""Rounding of the truth itself, where terms of about 1 cancel: the gradient of a loss over one class is 0, not 1e-16."""
+"""Rounding of the truth itself, where terms of about 1 cancel: the gradient of a loss over one class is 0."""
 SIZES = (1, 2, 3, 5, 7, 8, 13, 15, 16, 17, 24, 31, 32, 33, 47, 48, 63, 64, 65, 96, 97, 127, 128, 129, 131)
 MOST = 6000
 """Elements of a latent that is drawn at random."""
