@@ -23,8 +23,9 @@ MOST_STEPS = 1_000_000
 class Threads:
     """C programs of T threads: N = C T, warps of 32, warpgroups of 128.
 
-    `ran` counts the warps that have run each block. `groups` maps the block that threads are about to run to their mask;
-    the lowest block runs first, so that threads that a branch has parted meet again. `waiting` holds those at a barrier.
+    `ran` counts the warps that have run each block. `groups` maps the block that threads are about to run to their
+    mask; the lowest block runs first, so that threads that a branch has parted meet again. `waiting` holds those at a
+    barrier.
     """
 
     def __init__(
