@@ -2,10 +2,10 @@
 
     python -m tests.gates.compiled_gate [--arch 90] [--dtype bfloat16] [--jobs 2] [FILTER ...]
 
-Every case runs forward and backward in each dtype of its op. It fails where an error against float64 is above twice that
-of the reference in the same dtype and one rounding, where accesses race, are out of bounds, not aligned or to what nobody
-wrote, where a copy or a product is used before it is waited for, and where new memory (NaN) reaches a result. The
-persistent kernel also runs as 1, 2 and 5 programs that take turns at random; its bits must not depend on that.
+Every case runs forward and backward in each dtype of its op. It fails where an error against float64 is above twice
+that of the reference in the same dtype and one rounding, where accesses race, are out of bounds, not aligned or to what
+nobody wrote, where a copy or a product is used before it is waited for, and where new memory (NaN) reaches a result.
+The persistent kernel also runs as 1, 2 and 5 programs that take turns at random; its bits must not depend on that.
 `tests/compiled` is how.
 """
 
