@@ -124,12 +124,12 @@ class Watch:
     def copy_begins(self, m: Any, at: Array, size: int, threads: Array, line: int) -> None:
         s, (g, warp, epoch) = m.shadow, self.cells(m, at, size, threads)
         self._write_allowed(s, g, warp, epoch, line, np.zeros(len(g), bool))
-        np.add.at(s.copies, g, 1)
+        s.copies[g] += 1
         s.copy_line[g] = line
 
     def copy_lands(self, m: Any, at: Array, size: int, threads: Array, line: int) -> None:
         s, (g, warp, epoch) = m.shadow, self.cells(m, at, size, threads)
-        np.subtract.at(s.copies, g, 1)
+        s.copies[g] -= 1
         s.write_epoch[g], s.writer[g], s.write_line[g], s.written[g], s.unfenced[g] = epoch, warp, line, True, False
 
     def tile_begins(self, m: Any, at: Array, threads: Array, line: int) -> None:
