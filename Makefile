@@ -11,7 +11,7 @@ WORKERS := -n auto --maxprocesses 8 --dist worksteal
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: solve test test-ray check interpret-gate compile-gate gates proof roofline bench soak hostile gpu train profile native dist clean help
+.PHONY: solve test test-ray check interpret-gate compile-gate compiled-gate gates proof roofline bench soak hostile gpu train profile native dist clean help
 
 .venv/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
@@ -50,20 +50,23 @@ check: .venv/.environment  ## lint, format check, types
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-interpret-gate: .venv/.installed  ## every Triton kernel against its reference, in Triton's interpreter (float32)
+interpret-gate: .venv/.installed  ## every Triton kernel against its reference, in Triton's interpreter
 	@CUDA_VISIBLE_DEVICES= $(PYTEST) tests/proof/test_gates.py -k interpreted $(WORKERS) -q --no-header -W ignore
 
 compile-gate: .venv/.installed  ## every kernel and launch row compiled for sm_90 without a GPU; ARCH=all writes the table
 	@$(PY) -m tests.gates.compile_gate --arch $(or $(ARCH),90)
 
-gates: .venv/.installed  ## both gates and the proof under another Triton, installed beside .venv: make gates TRITON=3.9.0
+compiled-gate: .venv/.installed  ## every kernel as compiled for sm_90 and sm_80, executed on the CPU: values, bounds, races
+	@$(PY) -m tests.gates.compiled_gate $(ARGS)
+
+gates: .venv/.installed  ## the gates and the proof under another Triton, installed beside .venv: make gates TRITON=3.9.0
 	@test -n "$(TRITON)" || { echo "error: name a version: make gates TRITON=3.9.0"; exit 1; }
 	@test -d .triton/$(TRITON) || $(PIP) --no-deps --target .triton/$(TRITON) triton==$(TRITON)
 	@PYTHONPATH=.triton/$(TRITON) $(PY) -c 'import triton; print("Triton", triton.__version__)'
 	@PYTHONPATH=.triton/$(TRITON) $(PY) -m tests.gates.compile_gate --arch $(or $(ARCH),90)
 	@PYTHONPATH=.triton/$(TRITON) $(PYTEST) tests/proof $(WORKERS) -q --no-header -W ignore
 
-proof: .venv/.installed  ## what takes longer: both gates whole, every proof that needs no GPU, slow tests; ends in one table
+proof: .venv/.installed  ## what takes longer: the gates whole, every proof that needs no GPU, slow tests; ends in one table
 	@$(PYTEST) tests/proof $$(grep -rl mark.slow tests --include=test_*.py) -m slow $(WORKERS) -q --no-header -W ignore
 
 roofline: .venv/.installed  ## FLOPs, bytes and modelled time of every kernel of an ACT step and of a training step

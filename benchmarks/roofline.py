@@ -3,7 +3,7 @@
 The counts come from the ops' cost models (`benchmarks/costs`), which `tests/proof/test_cost.py` holds to
 what the kernels do. The limits are those of an H200 that a good kernel reaches: 790 TFLOP/s in bfloat16, 4.3 TB/s, and
 16 special functions per clock and multiprocessor. A measured time stands beside the model where a profile has one, and
-`unproven` where none has.
+`unproven` where none has. A last table counts the cycles of each pipe in compiled code (`benchmarks/pipes.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from benchmarks.costs import halting as halting_cost
 from benchmarks.costs import mixer_norm as mixer_cost
 from benchmarks.costs import swiglu_norm as swiglu_cost
 from benchmarks.costs import token_loss as loss_cost
+from rtm_kernels.impl import triton_interpreted
 from rtm_kernels.program import trm
 
 H200 = Limits(flops=790e12, bytes=4.3e12, special=132 * 16 * 1.755e9)
@@ -132,6 +133,31 @@ def print_table(title: str, lines: list[Line], times: dict[str, float], limits: 
     Console(width=None if sys.stdout.isatty() else 150).print(table)
 
 
+def print_compiled() -> None:
+    """The least cycles of one program of each kernel, from its compiled code; a minute when nothing is compiled yet."""
+    from benchmarks.pipes import bounds, rows
+
+    table = Table(title="least cycles of one program by pipe, sm_90, bfloat16, L = 97: arithmetic from compiled code")
+    columns = (
+        "op",
+        "kernel",
+        "tensor",
+        "fma",
+        "special",
+        "shared",
+        "global",
+        "issue",
+        "limit",
+        "registers",
+        "KiB",
+        "resident",
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("op", "kernel", "limit") else "right")
+    rows(bounds(), table.add_row)
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="model every kernel of an ACT step and of a training step")
     parser.add_argument("--batch", type=int, default=768)
@@ -154,6 +180,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     for part, lines in parts.items():
         print_table(f"{part}; 790 TFLOP/s, 4.3 TB/s, 3.7e12 special functions per second", lines, times)
+    if triton_interpreted():
+        print("no table of compiled code: Triton interprets")
+    else:
+        print_compiled()
     return 0
 
 

@@ -30,6 +30,8 @@ from rtm_kernels.ops.launch import LaunchRow
 from tests.cases import OPS
 from tests.cases import tuned as uses
 from tests.cases.case import Tuned, as_dtype, check, gradients, upstream_of
+from tests.compiled.ptx import parse
+from tests.gates.hazards import hazards
 
 MARGIN = 1.02
 """The lower end of a winner's interval must be above this ratio."""
@@ -186,10 +188,31 @@ def _key(row: LaunchRow) -> tuple[Any, ...]:
 
 
 def _refusal(work: Work) -> str | None:
+    """Why a candidate is not timed: it fails its check, or touches registers of products that still run."""
+    with compiled_texts() as texts:
+        try:
+            reason = work.refusal()
+        except Exception as error:  # a candidate that does not compile, or needs more than the GPU has
+            return f"it raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    found = [str(hazard) for text in texts if "wgmma" in text for hazard in hazards(parse(text))]
+    return reason or next(iter(found), None)
+
+
+@contextlib.contextmanager
+def compiled_texts() -> Iterator[list[str]]:
+    """The PTX of every kernel that Triton compiles or loads meanwhile."""
+    from triton import knobs
+
+    texts: list[str] = []
+
+    def note(*, metadata_group: dict[str, str], **_: object) -> None:
+        texts.extend(Path(path).read_text() for name, path in metadata_group.items() if name.endswith(".ptx"))
+
+    before, knobs.compilation.listener = knobs.compilation.listener, note
     try:
-        return work.refusal()
-    except Exception as error:  # a candidate that does not compile, or needs more than the GPU has
-        return f"it raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        yield texts
+    finally:
+        knobs.compilation.listener = before
 
 
 def entry(found: Found, facts: dict[str, Any]) -> dict[str, Any]:

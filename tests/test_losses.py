@@ -177,9 +177,8 @@ def test_heads_run_the_kernel_within_the_error_budget(name: str, loss: str) -> N
         assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
 
 
-@pytest.mark.parametrize(("impl", "dtype"), [("reference", torch.bfloat16), ("triton", torch.float16)])
+@pytest.mark.parametrize(("impl", "dtype"), [("reference", torch.bfloat16), ("triton", torch.bfloat16)])
 def test_under_autocast_the_loss_is_that_of_the_rounded_logits(impl: str, dtype: torch.dtype) -> None:
-    """Triton's interpreter has no bfloat16, so the kernel is shown float16 here; `tests/gpu` runs bfloat16."""
     pytest.importorskip("triton")
     model = make()
     model.impl = impl

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, InputError, one_of, require
 from rtm_kernels.impl import launches, resolve, triton_interpreted
+from rtm_kernels.ops import interpreted
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -185,24 +186,21 @@ def launch(kernel: Any, row: LaunchRow, grid: tuple[int, ...], *args: Any, **con
     """
     require(grid[0] < 1 << 31, "grid", grid, "fewer than 2^31 programs in a launch: use a smaller batch")
     launches[row.kernel] += 1
+    if row.family == "interpreter":
+        interpreted.compute_bfloat16()
     kernel[grid](*args, **constants, **row.blocks, num_warps=row.num_warps, num_stages=row.num_stages)
 
 
 def choose(impl: str, device: torch.device, dtype: torch.dtype) -> str:
-    """`impl.resolve`, and a refusal of dtypes that Triton would get wrong there: `reference` or `triton`.
+    """`impl.resolve`, and a refusal of float64, which the kernels do not compute on a GPU: `reference` or `triton`.
 
-    Errors: `BackendUnavailable` when `impl="triton"` names a dtype that the kernels do not compute. float64 runs
-    in the interpreter only; Triton's interpreter multiplies bfloat16 bit patterns, so bfloat16 does not run there.
+    Errors: `BackendUnavailable` when `impl="triton"` is asked for float64 outside of Triton's interpreter.
     """
     chosen = resolve(impl, device)
-    if chosen == "reference":
-        return chosen
-    refused = torch.bfloat16 if triton_interpreted() else torch.float64
-    if dtype != refused:
+    if chosen == "reference" or dtype != torch.float64 or triton_interpreted():
         return chosen
     if impl == "triton":
-        where = "Triton's interpreter" if triton_interpreted() else "the Triton kernels on a GPU"
-        raise BackendUnavailable(f"impl='triton' cannot run: {where} cannot compute {dtype}")
+        raise BackendUnavailable(f"impl='triton' cannot run: the Triton kernels on a GPU cannot compute {dtype}")
     return "reference"
 
 

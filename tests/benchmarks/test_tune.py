@@ -17,6 +17,7 @@ from rtm_kernels.ops.launch import LaunchRow
 from rtm_kernels.ops.swiglu.launch import TABLE
 from tests.cases import DIFFERENTIABLE, OPS, small_cases
 from tests.cases.case import Tuned
+from tests.gates.test_hazards import COMMIT, FENCE, PRODUCT, WAIT_0, WRITE_A, entry
 from tests.ops.support import half_layer
 from tests.proof.launching import every_launch
 from tests.proof.tiles import tiles
@@ -91,6 +92,24 @@ def test_forward_backward_and_attention_kernels_of_every_op_are_reached() -> Non
         assert used and all(tune.table_of(row)[0] for row in used), use.name
     tables = (row for op in OPS.values() for table in op.tables.values() for row in table)
     assert reached == {row.kernel for row in tables if row.family == "interpreter" and "queue" not in row.kernel}
+
+
+def test_a_row_that_overwrites_operands_of_running_products_is_refused(tmp_path: Path) -> None:
+    from triton import knobs
+
+    def refusal() -> None:  # compiles a kernel
+        knobs.compilation.listener(
+            src=None, metadata={}, metadata_group={"k.ptx": str(path)}, times=None, cache_hit=True
+        )
+
+    path = tmp_path / "k.ptx"
+    for lines, wanted in (
+        ((FENCE, PRODUCT, COMMIT, WAIT_0, WRITE_A), None),
+        ((FENCE, PRODUCT, COMMIT, WRITE_A), "A of"),
+    ):
+        path.write_text(entry(*lines))
+        assert str(tune._refusal(Work(list, refusal))).startswith(str(wanted))
+    assert knobs.compilation.listener is None
 
 
 def test_a_wrong_result_is_refused() -> None:

@@ -10,8 +10,9 @@ real launch has, and becomes a row of the table. Launchers must not read tensor 
 
 A row fails when it needs more shared memory than the GPU has, spills (unless its `LaunchRow.waiver` says why),
 has an atomic other than an arrival (at the grid barrier of a cooperative launch, or at a counter that tells the last
-program), or has a dot on 16-bit operands but no wgmma on Hopper. The gate also fails when no use reaches a launch row
-for this GPU family.
+program), has a dot on 16-bit operands but no wgmma on Hopper, touches registers of a wgmma that still runs
+(`hazards.py`), or multiplies or sums less exactly than it should (`precision.py`). The gate also fails when no use
+reaches a launch row for this GPU family.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from tests.cases import OPS
+from tests.compiled.ptx import parse
 from tests.gates import compile_table
+from tests.gates.hazards import hazards
+from tests.gates.precision import imprecise
 
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
 """Compute capability -> shared memory of one program, in KiB."""
@@ -144,6 +148,9 @@ def _compile(case: str, kernel: Any, args: tuple[Any, ...], kwargs: dict[str, An
         result.failures.append(f"{result.atomics - arrivals} atomics")
     if arch == 90 and "tt.dot" in binary.asm["ttir"] and _bits(args) == 16 and not result.wgmma:
         result.failures.append("a 16-bit dot without wgmma")
+    result.failures += imprecise(binary.asm["ttir"])[:1]
+    if "wgmma" in binary.asm["ptx"] and (found := hazards(parse(binary.asm["ptx"]))):
+        result.failures.append(f"{len(found)} registers of running products are touched: {found[0]}")
     return result
 
 

@@ -102,6 +102,15 @@ def test_launches(name: str, shape: tuple[int, ...], forward: str, backward: str
     assert sorted(launches.elements()) == sorted(backward.split())
 
 
+@EVERY
+def test_bfloat16_is_interpreted_and_rounded_as_the_hardware_rounds_it(name: str) -> None:
+    call, leaves = half_layer(name, (2, 5, 16), terms=1)
+    truth = call(*to(leaves, torch.float64), impl="reference")
+    leaves = to(leaves, torch.bfloat16)
+    error, base = ((call(*leaves, impl=impl).double() - truth).norm() for impl in ("triton", "reference"))
+    assert error <= 2 * base
+
+
 @pytest.mark.parametrize("mixer", ["mlp", "attention"])
 def test_a_latent_reaches_its_kernel_through_few_files(mixer: str) -> None:
     """Files of the package that receive the latent or a view of it, from the block to its first launch."""

@@ -1,4 +1,4 @@
-"""Both gates whole: every case interpreted, every launch row compiled, and the table that was committed."""
+"""The gates whole: every case interpreted and executed as compiled, every launch row compiled, the committed table."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable
 
 import pytest
+import torch
 
-from tests.cases import OPS, gate_cases, name_of
+from tests.cases import DIFFERENTIABLE, OPS, gate_cases, name_of
 from tests.cases.case import Case, check
 from tests.gates import compile_table
 from tests.proof.launching import process
@@ -19,6 +20,8 @@ PRODUCTS = {
     "gemm_tma_kernel",
 }  # fmt: skip
 """Kernels with a dot."""
+IN_BFLOAT16 = (*DIFFERENTIABLE, "persistent")
+"""Ops whose tensors may be bfloat16."""
 
 
 @pytest.mark.proof("error")
@@ -29,10 +32,30 @@ def test_interpreted(case: Case) -> None:
         assert check(case).failures == []
 
 
+@pytest.mark.proof("error")
+@pytest.mark.parametrize("case", [case for case in gate_cases() if case.op in IN_BFLOAT16], ids=name_of)
+def test_interpreted_in_bfloat16(case: Case) -> None:
+    with filled(True):
+        assert check(case, torch.bfloat16).failures == []
+
+
 @pytest.mark.proof("compile")
 def test_compiled(cells: Callable[[int], None]) -> None:
     printed = process("-m", "tests.gates.compile_gate", "--table", interpret=False)
     cells(int(re.findall(r"(\d+) kernels,", printed)[-1]))
+
+
+@pytest.mark.proof("compiled")
+def test_executed_as_compiled(cells: Callable[[int], None]) -> None:
+    printed = process("-m", "tests.gates.compiled_gate", interpret=False)
+    cells(int(re.findall(r"(\d+) cases,", printed)[-1]))
+
+
+@pytest.mark.proof("compiled")
+@pytest.mark.parametrize("arch", ["90", "80"])
+def test_defects_of_compiled_code_are_found(arch: str, cells: Callable[[int], None]) -> None:
+    printed = process("-m", "tests.compiled.defects", "--arch", arch, interpret=False)
+    cells(int(re.findall(r"(\d+) defects,", printed)[-1]))
 
 
 @pytest.mark.proof("compile")

@@ -94,7 +94,6 @@ REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: PersistentExecutor(LONG, small_stacks(LONG.stacks, 9, 24)), BackendUnavailable, "sums 9 latents"),
     (lambda: PackedLayers({**A, **B}), InputError, r"stacks\['B'\]\[0\] has a weight \(96, 24\).*\(80, 24\)"),
     (lambda: PackedLayers({**A, **C}), InputError, "the same for all layers"),
-    (run(torch.bfloat16), BackendUnavailable, r"interpreter cannot compute torch\.bfloat16"),
     (run(head=NARROW), InputError, r"head=\(\(2, 20\), \(2,\)\) is not allowed: \[2, D=24\] and \[2\]"),
     (run(z_H=None), InputError, "z_H is read and not given"),
     (run(z_H=torch.ones(1, 9, 24)), InputError, r"z_H=\(1, 9, 24\) is not allowed: \[B, L, D\] = \(2, 9, 24\)"),

@@ -168,4 +168,5 @@ def sign_sgd(
     launch(
         sign_sgd_kernel, row, grid, weights, grad.contiguous(), ordered, origin, lr.double(), found_inf, weight_decay,
         *(weights.shape[0], *grad.shape),
+        enable_fp_fusion=False,  # rounded as eager rounds: the decayed weight, then the difference
     )  # fmt: skip

@@ -26,19 +26,18 @@ def gate_up_phase(inner_ptr, mixed_ptr, mixed_partials_ptr, weights_ptr, B, eps,
         mask_i = offs_i < INNER_D
         gate = tl.zeros((BLOCK_M, BLOCK_I), tl.float32)
         up = tl.zeros((BLOCK_M, BLOCK_I), tl.float32)
-        if NORM_HIDDEN:
-            scale = row_scale(mixed_partials_ptr, rows, mask_rows, eps, D, N_MIXED_PARTS)
         for k0 in range(0, D, BLOCK_K):
             mask_k = k0 + offs_k < D
             x_ptrs = mixed_ptr + rows[:, None] * D + k0 + offs_k[None, :]
             x = tl.load(x_ptrs, mask_rows[:, None] & mask_k[None, :], other=0.0, cache_modifier=".cg")
-            if NORM_HIDDEN:
-                x = (x.to(tl.float32) * scale[:, None]).to(x.dtype)
             w_ptrs = weights_ptr + offs_i[None, :] * STRIDE_D + k0 + offs_k[:, None]  # [BLOCK_K, BLOCK_I]
             mask_w = mask_k[:, None] & mask_i[None, :]
             gate = tl.dot(x, tl.load(w_ptrs, mask_w, other=0.0), gate, input_precision="ieee")
             w_up = tl.load(w_ptrs + INNER_D * STRIDE_D, mask_w, other=0.0)
             up = tl.dot(x, w_up, up, input_precision="ieee")
+        if NORM_HIDDEN:  # after the products: Triton 3.6 scales A in registers that earlier products still read
+            scale = row_scale(mixed_partials_ptr, rows, mask_rows, eps, D, N_MIXED_PARTS)
+            gate, up = gate * scale[:, None], up * scale[:, None]
         inner = gate * tl.sigmoid(gate) * up
         inner_ptrs = inner_ptr + rows[:, None] * INNER_D + offs_i[None, :]
         tl.store(inner_ptrs, inner, mask_rows[:, None] & mask_i[None, :])

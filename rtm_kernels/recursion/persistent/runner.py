@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, InputError, require
-from rtm_kernels.impl import triton_interpreted, why_not_triton
+from rtm_kernels.impl import why_not_triton
 from rtm_kernels.ops.launch import LaunchRow, launch, multiprocessors, select, tuned
 from rtm_kernels.program import INPUT, Program
 from rtm_kernels.ranges import ranged
@@ -59,8 +59,6 @@ def _why_not_here(device: torch.device, dtype: torch.dtype, length: int) -> str 
         return reason
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"the persistent kernel does not compute {dtype}"
-    if dtype == torch.bfloat16 and triton_interpreted():
-        return f"Triton's interpreter cannot compute {dtype}"
     try:
         select(TABLE, KERNEL, dtype, length)
     except BackendUnavailable as error:

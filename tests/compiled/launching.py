@@ -1,0 +1,155 @@
+"""The launchers of the package on CPU tensors: every launch is compiled by Triton and executed here.
+
+`installed(arch)` makes Triton believe in an idle GPU of compute capability `arch` and takes over its launches, so that
+public functions with impl="triton" run as they do on a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from tests.compiled.memory import Memory
+from tests.compiled.products import Machine
+from tests.compiled.program import Program
+from tests.compiled.ptx import Fault
+from tests.compiled.races import Watch
+from tests.compiled.shared import TensorMap
+from tests.compiled.threads import MOST_STEPS
+from tests.gates.hazards import hazards
+
+THREADS = 2048
+"""Threads of independent programs that run together."""
+
+
+@dataclass
+class Executor:
+    """What a launch does, and what was found.
+
+    seed: of the order in which the programs of a cooperative launch take turns. edit: changes the PTX of a kernel, by
+    name, before it runs. most_programs: of a launch, the first ones alone. after(name, binary, machine) sees what ran.
+    """
+
+    seed: int = 0
+    edit: Callable[[str, str], str] | None = None
+    most_programs: int | None = None
+    after: Callable[[str, Any, Machine], None] | None = None
+    launches: Counter[str] = field(default_factory=Counter)
+    found: dict[str, None] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    known: dict[str, Program] = field(default_factory=dict)
+
+    def program(self, name: str, text: str) -> Program:
+        if self.edit is not None:
+            text = self.edit(name, text)
+        if text not in self.known:
+            self.known[text] = Program(text)
+            self.found.update({f"{name}: {hazard}": None for hazard in hazards(self.known[text].kernel)})
+        return self.known[text]
+
+    def launch(self, binary: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], grid: Any) -> None:
+        name = function.__name__
+        self.launches[name] += 1
+        self.texts[name] = binary.asm["ptx"]
+        code = self.program(name, binary.asm["ptx"])
+        grid = grid({**dict(zip(function.arg_names, args, strict=False)), **kwargs}) if callable(grid) else grid
+        grid = (*grid, *(1,) * (3 - len(grid)))
+        memory, values, maps = arguments(binary, function, args, kwargs)
+        if len(values) != len(code.kernel.params):
+            raise Fault(f"{name}: {len(values)} arguments for {len(code.kernel.params)} parameters")
+        parameters = dict(zip(code.kernel.params, values, strict=True))
+        programs = [p[::-1] for p in product(*(range(n) for n in grid[::-1]))][: self.most_programs]
+        watch = Watch(code.kernel, len(programs))
+
+        def machine(some: list[tuple[int, ...]]) -> Machine:
+            made = Machine(code, parameters, binary.metadata.shared, some, grid, watch)
+            made.memory, made.tensor_maps = memory, maps
+            made.start()
+            return made
+
+        with np.errstate(all="ignore"):
+            if kwargs.get("launch_cooperative_grid"):
+                self.take_turns([machine([p]) for p in programs])
+            else:
+                at_once = max(1, THREADS // code.kernel.threads)
+                for n in range(0, len(programs), at_once):
+                    made = machine(programs[n : n + at_once])
+                    made.run()
+                    if self.after is not None:
+                        self.after(name, binary, made)
+        if self.edit is None:
+            code.keep()
+        self.found.update({f"{name}: {what}": None for what in watch.found})
+
+    def take_turns(self, machines: list[Machine]) -> None:
+        """Programs that wait for each other, a random few blocks of a random one at a time."""
+        rng = np.random.default_rng(self.seed)
+        left = MOST_STEPS
+        while live := [m for m in machines if not m.finished]:
+            chosen = live[rng.integers(len(live))]
+            for _ in range(int(rng.integers(1, 40))):
+                if not chosen.finished:
+                    chosen.step()
+                    left -= 1
+            if left < 0:
+                raise Fault("the programs of a cooperative launch wait for ever")
+
+
+def arguments(
+    binary: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Memory, list[int], dict[int, TensorMap]]:
+    """The buffers of a launch, the bits of its parameters in order, and its tensor maps by address."""
+    named = {**dict(zip(function.arg_names, args, strict=False)), **kwargs}
+    described = iter(getattr(binary.metadata, "tensordesc_meta", None) or ())
+    memory, values, maps = Memory(), [], {}
+    for name in function.arg_names:
+        kind, value = binary.src.signature.get(name, "constexpr"), named.get(name)
+        if kind == "constexpr":
+            continue
+        if kind.startswith("tensordesc"):
+            meta = next(described)
+            address = 0x7000_0000_0000 + 128 * len(maps)
+            maps[address] = TensorMap(value, tuple(meta["block_size"]), meta["swizzle"])  # type: ignore[arg-type]
+            values += [address, *map(int, value.shape), *map(int, value.strides)]  # type: ignore[union-attr]
+        elif isinstance(value, Tensor):
+            memory.add(value, name)
+            values.append(value.data_ptr())
+        elif kind.startswith("fp"):
+            values.append(int(np.float32(value).view(np.uint32)))
+        else:
+            values.append(int(value))  # type: ignore[arg-type]
+    return memory, [*values, 0, 0], maps  # two scratch buffers that no kernel uses
+
+
+@contextlib.contextmanager
+def installed(arch: int) -> Iterator[Executor]:
+    """Triton's launches go to the executor, for a GPU of compute capability `arch`."""
+    from triton.runtime.jit import JITFunction
+
+    from rtm_kernels import impl
+    from rtm_kernels.recursion.persistent import runner
+    from tests.gates.compile_gate import _install_target
+
+    _install_target(arch)
+    executor, real = Executor(), JITFunction.run
+    why_not = impl.why_not_triton, runner.why_not_triton
+
+    def run(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> Any:
+        binary = real(self, *args, **{**kwargs, "grid": (1,), "warmup": True})
+        executor.launch(binary, self, args, kwargs, grid)
+        return binary
+
+    JITFunction.run = run  # type: ignore[method-assign]
+    impl.why_not_triton = runner.why_not_triton = lambda device: None  # type: ignore[assignment]
+    try:
+        yield executor
+    finally:
+        JITFunction.run = real  # type: ignore[method-assign]
+        impl.why_not_triton, runner.why_not_triton = why_not  # type: ignore[assignment]
