@@ -75,8 +75,6 @@ class Task(ABC):
     seq_len: int
     open_token: int = PAD
     """The token of a position that is to be answered, where any answer may stand as given (a blank); PAD: none is."""
-    one_solution: bool = True
-    """Whether a puzzle has one solution; else a label is one of several, and a twin of it need not be the twin's."""
 
     @property
     def vocab_size(self) -> int:

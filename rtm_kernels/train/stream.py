@@ -82,7 +82,6 @@ class Prefetch:
 class PoolStream:
     """Draws batches from pools: source by weight, puzzle uniformly, then a random symmetric twin of it.
 
-    Mazes are left as they are: among equally short paths their label prefers one side, and a twin's another.
     With `test`, every puzzle that is a symmetric twin of one of its puzzles is taken out of the pools. Files are read
     at once, so that a missing or broken one is reported before the run begins; puzzles are generated when needed.
     """
@@ -127,7 +126,7 @@ class PoolStream:
         return np.where(order < counts, solutions, puzzles), solutions
 
     def _twins(self, pool: Pair, rng: np.random.Generator) -> Arrays:
-        puzzles, solutions = self.task.augment(*pool, rng) if self.task.one_solution else pool
+        puzzles, solutions = self.task.augment(*pool, rng)
         inputs, labels = puzzles.astype(np.int32), solutions.astype(np.int32)
         return {"inputs": inputs, "labels": labels, "puzzle_identifiers": np.zeros(len(inputs), dtype=np.int32)}
 
