@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rtm_kernels.config import MIXERS, NORM_AXES, inner_width
+from rtm_kernels.config import CHANNEL_MIXERS, MIXERS, NORM_AXES, inner_width
 from rtm_kernels.errors import InputError, one_of, require
 from rtm_kernels.impl import IMPLS
 from rtm_kernels.ops.attention_norm.api import attention_norm
+from rtm_kernels.ops.conv_swiglu_norm.api import conv_swiglu_norm
 from rtm_kernels.ops.swiglu_norm.api import mixer_norm, swiglu_norm
 
 CosSin = tuple[Tensor, Tensor]
@@ -77,11 +78,29 @@ class SparseEmbedding(nn.Module):
 class SwiGLU(nn.Module):
     """Weights of `down(silu(gate(x)) * up(x))` over `width` features: gate_up [2F, width], down [width, F]."""
 
-    def __init__(self, width: int, expansion: float) -> None:
+    def __init__(self, width: int, expansion: float, inner: int = 0) -> None:
         super().__init__()
-        inner = inner_width(width, expansion)
+        inner = inner or inner_width(width, expansion)
         self.gate_up_proj = Linear(width, 2 * inner)
         self.down_proj = Linear(inner, width)
+
+
+class Depthwise(nn.Module):
+    """Weight [F, 1, k] or [F, 1, k, k] and bias [F] of a depthwise convolution, both LeCun-normal initialised."""
+
+    def __init__(self, features: int, *size: int) -> None:
+        super().__init__()
+        std = math.prod(size) ** -0.5
+        self.weight = nn.Parameter(trunc_normal(features, 1, *size, std=std))
+        self.bias = nn.Parameter(torch.zeros(features))
+
+
+class ConvSwiGLU(SwiGLU):
+    """A `SwiGLU` with a depthwise convolution on its hidden units, of width `size` on each axis (`dwconv`)."""
+
+    def __init__(self, width: int, expansion: float, inner: int, *size: int) -> None:
+        super().__init__(width, expansion, inner)
+        self.dwconv = Depthwise(self.down_proj.weight.shape[1], *size)
 
 
 class Attention(nn.Module):
@@ -97,7 +116,10 @@ class FusedTRMBlock(nn.Module):
     """One layer: `h <- rms_norm(h + mix(h))`, then `h <- rms_norm(h + swiglu(h))`, the norm without a weight.
 
     `mix` is a SwiGLU over the sequence (`mixer="mlp"`, normalised over L for each channel, or over D with
-    `norm_axis="hidden"` as RSM does) or multi-head attention (`mixer="attention"`). Parameter names and shapes
+    `norm_axis="hidden"` as RSM does) or multi-head attention (`mixer="attention"`); `mixer="none"` leaves it out.
+    The channel half is a SwiGLU, or one with a depthwise convolution of width `conv_width` on its hidden units
+    (`channel_mixer="conv"`: along the sequence, as in URM; `"conv2d"`: over the square grid of the positions after
+    `prefix_len`). Parameter names and shapes
     are the official ones: `mlp_t.gate_up_proj.weight` [2F, L], `mlp.down_proj.weight` [D, F],
     `self_attn.qkv_proj.weight` [3D, D], …, so an official state dict loads unchanged.
 
@@ -116,6 +138,10 @@ class FusedTRMBlock(nn.Module):
         *,
         expansion: float = 4.0,
         mixer: str = "mlp",
+        channel_mixer: str = "swiglu",
+        conv_width: int = 2,
+        inner_size: int = 0,
+        prefix_len: int = 0,
         norm_axis: str = "sequence",
         num_heads: int = 8,
         causal: bool = False,
@@ -126,23 +152,34 @@ class FusedTRMBlock(nn.Module):
     ) -> None:
         super().__init__()
         one_of("mixer", mixer, MIXERS)
+        one_of("channel_mixer", channel_mixer, CHANNEL_MIXERS)
         one_of("norm_axis", norm_axis, NORM_AXES)
         one_of("impl", impl, IMPLS)
         self.norm_axis, self.num_heads, self.causal, self.qk_norm = norm_axis, num_heads, causal, qk_norm
-        self.eps, self.impl, self.attention = eps, impl, attention
+        self.prefix_len, self.eps, self.impl, self.attention = prefix_len, eps, impl, attention
         if mixer == "mlp":
             if seq_len is None:
                 raise InputError("seq_len=None is not allowed: mixer='mlp' needs the length of the sequence it mixes")
             self.mlp_t = SwiGLU(seq_len, expansion)
-        else:
+        elif mixer == "attention":
             require(hidden_size % num_heads == 0, "num_heads", num_heads, f"a divisor of hidden_size={hidden_size}")
             self.self_attn = Attention(hidden_size)
-        self.mlp = SwiGLU(hidden_size, expansion)
+        if channel_mixer == "swiglu":
+            self.mlp = SwiGLU(hidden_size, expansion, inner_size)
+        else:
+            size = (conv_width,) * (2 if channel_mixer == "conv2d" else 1)
+            self.mlp = ConvSwiGLU(hidden_size, expansion, inner_size, *size)
 
     @property
     def mixer(self) -> str:
-        """`mlp` or `attention`."""
-        return "mlp" if "mlp_t" in self._modules else "attention"
+        """`mlp`, `attention` or `none`."""
+        return "mlp" if "mlp_t" in self._modules else "attention" if "self_attn" in self._modules else "none"
+
+    @property
+    def channel_mixer(self) -> str:
+        """`swiglu`, `conv` or `conv2d`."""
+        conv = getattr(self.mlp, "dwconv", None)
+        return "swiglu" if conv is None else "conv" if conv.weight.ndim == 3 else "conv2d"
 
     def forward(
         self, hidden_states: Tensor, injection: tuple[Tensor, ...] = (), cos_sin: CosSin | None = None
@@ -155,14 +192,21 @@ class FusedTRMBlock(nn.Module):
         if self.mixer == "mlp":
             weights = (self.mlp_t.gate_up_proj.weight, self.mlp_t.down_proj.weight)
             mixed = mixer_norm(hidden_states, *weights, norm_axis=self.norm_axis, **common)
-        else:
+        elif self.mixer == "attention":
             mixed = attention_norm(
                 hidden_states, self.self_attn.qkv_proj.weight, self.self_attn.o_proj.weight,
                 num_heads=self.num_heads, cos_sin=cos_sin, causal=self.causal, qk_norm=self.qk_norm,
                 attention=self.attention, **common,
             )  # fmt: skip
-        weights = (self.mlp.gate_up_proj.weight, self.mlp.down_proj.weight)
-        return swiglu_norm(mixed, *weights, eps=self.eps, impl=self.impl)
+        if self.mixer != "none":
+            common["injection"] = ()
+        else:
+            mixed = hidden_states
+        gate_up, down = self.mlp.gate_up_proj.weight, self.mlp.down_proj.weight
+        if self.channel_mixer == "swiglu":
+            return swiglu_norm(mixed, gate_up, down, **common)
+        conv = self.mlp.dwconv
+        return conv_swiglu_norm(mixed, gate_up, conv.weight, conv.bias, down, prefix=self.prefix_len, **common)
 
 
 class Adapter(nn.Module):

@@ -12,7 +12,8 @@ from typing import Any
 from rtm_kernels import program as programs
 from rtm_kernels.errors import InputError, one_of, require
 
-MIXERS = ("mlp", "attention")
+MIXERS = ("mlp", "attention", "none")
+CHANNEL_MIXERS = ("swiglu", "conv", "conv2d")
 NORM_AXES = ("sequence", "hidden")
 POSITIONS = ("none", "rope", "learned")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -39,6 +40,9 @@ class ModelConfig:
     `settle` has no head, the cumulative policies accumulate p_halt per sequence or per token until it is >= 1.
     `state_ema` keeps that share of a latent in every step (RTM). `adapter_rank` gives every round of RINS a linear
     adapter of this rank.
+    `channel_mixer` is a SwiGLU over D, or one with a depthwise convolution of `conv_width` on its hidden units, along
+    the sequence (`conv`) or over a square grid (`conv2d`). Its inner width is `inner_size`, or follows from `expansion`
+    where that is 0. A model whose weights hold nothing of length L (`any_length`) runs at every `seq_len`.
 
     Errors: `InputError` naming the field, its value and what is allowed.
     """
@@ -53,6 +57,9 @@ class ModelConfig:
     H_cycles: int = 3
     L_cycles: int = 6
     mixer: str = "mlp"
+    channel_mixer: str = "swiglu"
+    conv_width: int = 0
+    inner_size: int = 0
     norm_axis: str = "sequence"
     pos_encodings: str = "none"
     causal: bool = False
@@ -74,6 +81,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         one_of("arch", self.arch, programs.BUILDERS)
         one_of("mixer", self.mixer, MIXERS)
+        one_of("channel_mixer", self.channel_mixer, CHANNEL_MIXERS)
         one_of("norm_axis", self.norm_axis, NORM_AXES)
         one_of("pos_encodings", self.pos_encodings, POSITIONS)
         one_of("halting", self.halting, HALTING)
@@ -82,7 +90,7 @@ class ModelConfig:
                      "num_puzzle_identifiers", "halt_max_steps"):  # fmt: skip
             value = getattr(self, name)
             require(_is_int(value) and 1 <= value <= LIMIT, name, value, f"an integer from 1 to {LIMIT}")
-        for name in ("puzzle_emb_ndim", "puzzle_emb_len", "adapter_rank"):
+        for name in ("puzzle_emb_ndim", "puzzle_emb_len", "adapter_rank", "inner_size", "conv_width"):
             value = getattr(self, name)
             require(_is_int(value) and 0 <= value <= LIMIT, name, value, f"an integer from 0 to {LIMIT}")
         for name in ("expansion", "rms_norm_eps", "rope_theta"):
@@ -91,6 +99,13 @@ class ModelConfig:
         require(self.expansion <= 64, "expansion", self.expansion, "at most 64")
         for name in ("causal", "qk_norm", "tied_lm_head", "q_continue_target"):
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
+        allowed = {"swiglu": range(1), "conv": range(1, 65), "conv2d": range(1, 65, 2)}[self.channel_mixer]
+        wanted = {"swiglu": "0", "conv": "1 to 64", "conv2d": "odd, 1 to 63"}[self.channel_mixer]
+        conv = f"{wanted} for channel_mixer={self.channel_mixer!r}"
+        require(self.conv_width in allowed, "conv_width", self.conv_width, conv)
+        side = math.isqrt(self.seq_len)
+        square = self.channel_mixer != "conv2d" or side * side == self.seq_len
+        require(square, "seq_len", self.seq_len, "a square number for channel_mixer='conv2d'")
         probability = self.halt_exploration_prob
         require(_is_number(probability) and 0 <= probability <= 1, "halt_exploration_prob", probability, "0 to 1")
         require(_is_number(self.state_ema) and 0 <= self.state_ema < 1, "state_ema", self.state_ema, "0 to below 1")
@@ -135,6 +150,16 @@ class ModelConfig:
     def latent_len(self) -> int:
         """L, the length of the latent sequence: prefix and puzzle."""
         return self.prefix_len + self.seq_len
+
+    @property
+    def inner_width(self) -> int:
+        """F, the inner width of the channel mixer."""
+        return self.inner_size or inner_width(self.hidden_size, self.expansion)
+
+    @property
+    def any_length(self) -> bool:
+        """Whether no weight has the length of the sequence, so that the model runs at every `seq_len`."""
+        return self.mixer != "mlp" and self.pos_encodings != "learned"
 
     @property
     def has_q_head(self) -> bool:

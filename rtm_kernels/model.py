@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ class RecursiveReasoner(nn.Module):
         for latent in self.program.carried:
             start = trunc_normal(width, std=1.0).to(self.dtype)
             self.register_buffer(init_name(latent), start)
-        self._rope: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._rope: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
         self.run: Run | None = None
         """What executes programs instead of the stacks one by one; None for the stacks."""
         self._rank, self._world_size = 0, 1
@@ -141,6 +142,19 @@ class RecursiveReasoner(nn.Module):
         require(fits, "config", config, "one whose weights the model has")
         self.config, self.program = config, config.program
 
+    def resized(self, seq_len: int) -> RecursiveReasoner:
+        """This model at another `seq_len`, with the same parameters (not copied).
+
+        Errors: `InputError` when a weight has the length of the sequence.
+        """
+        if seq_len == self.config.seq_len:
+            return self
+        allowed = f"{self.config.seq_len}: the model has weights of this length"
+        require(self.config.any_length, "seq_len", seq_len, allowed)
+        other = copy.copy(self)
+        other.config = replace(self.config, seq_len=seq_len)
+        return other
+
     def share_batch(self, rank: int, world_size: int) -> None:
         """Take part `rank` of each batch of `world_size` equal parts: random numbers are drawn for the whole batch."""
         self._rank, self._world_size = rank, world_size
@@ -148,7 +162,8 @@ class RecursiveReasoner(nn.Module):
     def _block(self, impl: str, attention: str) -> FusedTRMBlock:
         c = self.config
         return FusedTRMBlock(
-            c.hidden_size, c.latent_len, expansion=c.expansion, mixer=c.mixer, norm_axis=c.norm_axis,
+            c.hidden_size, c.latent_len, expansion=c.expansion, mixer=c.mixer, channel_mixer=c.channel_mixer,
+            conv_width=c.conv_width, inner_size=c.inner_size, prefix_len=c.prefix_len, norm_axis=c.norm_axis,
             num_heads=c.num_heads, causal=c.causal, qk_norm=c.qk_norm, eps=c.rms_norm_eps,
             impl=impl, attention=attention,
         )  # fmt: skip
@@ -169,9 +184,10 @@ class RecursiveReasoner(nn.Module):
         c = self.config
         if c.pos_encodings != "rope":
             return None
-        if self.device not in self._rope:
-            self._rope[self.device] = rope_tables(c.latent_len, c.hidden_size // c.num_heads, c.rope_theta, self.device)
-        return self._rope[self.device]
+        key = self.device, c.latent_len
+        if key not in self._rope:
+            self._rope[key] = rope_tables(c.latent_len, c.hidden_size // c.num_heads, c.rope_theta, self.device)
+        return self._rope[key]
 
     def stacks(self) -> dict[str, reference.ApplyStack]:
         """The stacks of blocks by name, as an executor calls them."""

@@ -16,7 +16,7 @@ from rtm_kernels.data.task import Task
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.train.configure import override
 from rtm_kernels.train.schema import Source
-from rtm_kernels.train.stream import load_pool, task_of_sources
+from rtm_kernels.train.stream import load_pool, task_of
 
 BATCH = 1024
 """Examples of a data set that are read at a time."""
@@ -62,7 +62,7 @@ def generated(assignments: Sequence[str], task: Task) -> Labelled:
     Errors: `InputError` for what no source has, or one of another task than `task`.
     """
     source = override(Source(), assignments)
-    own = task_of_sources([source])
+    own = task_of(source)
     require(own.name == task.name, "--generate", own.name, f"puzzles of the model's task {task.name}")
     inputs, labels = load_pool(source)
     identifiers = np.zeros(len(inputs), dtype=np.int32)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from rtm_kernels.config import ModelConfig
-from rtm_kernels.train.objective import CumulativeHalting, DeepSupervision, FinalLoss, StochasticRounds
+from rtm_kernels.train.objective import (
+    CumulativeHalting,
+    DeepSupervision,
+    FinalLoss,
+    MaskedSupervision,
+    StochasticRounds,
+)
 from rtm_kernels.train.schema import Recipe, Source, Stage
 
 SUDOKU_4X4 = Recipe(
@@ -241,6 +248,49 @@ RINS_SUDOKU = replace(
     eval_steps=1,
 )
 
+
+def mazes(*sides: int, share: float | None = None, count: int = 2048) -> dict[str, Source]:
+    """Sources of generated mazes by name; their shortest paths have at least `share` of all cells."""
+    return {
+        f"side{side}": Source(
+            task="maze", size=side, count=count, seed=1000 + side,
+            path_cells=None if share is None else round(share * side * side),
+        )
+        for side in sides
+    }  # fmt: skip
+
+
+def maze_stages(steps: Mapping[int, int], batch_size: int, lr: float) -> tuple[Stage, ...]:
+    """One stage for each side, with so many steps; a sample takes at most 8 + 2 * side of them."""
+    return tuple(
+        Stage(steps=count, batch_size=batch_size, mix={f"side{side}": 1.0}, halt_max_steps=8 + 2 * side, lr=(lr, lr))
+        for side, count in steps.items()
+    )
+
+
+MAZE_LOCAL = Recipe(
+    model=ModelConfig(
+        vocab_size=6, seq_len=900, arch="rtm", hidden_size=48, num_heads=1, layers={"core": 2}, H_cycles=4, L_cycles=1,
+        mixer="none", channel_mixer="conv2d", conv_width=3, inner_size=96, halting="settle", halt_max_steps=68,
+    ),
+    sources=mazes(*range(5, 17), 20, 24, 27, 30, 36),
+    test=Source(task="maze", size=30, count=200, seed=77),
+    objective=MaskedSupervision(),
+    stages=(
+        *maze_stages({side: 100 if side < 11 else 150 for side in range(5, 14)} | {14: 200, 15: 200, 16: 800}, 48, 1.0),
+        Stage(
+            steps=9_000, batch_size=24, lr=(0.5, 0.5), halt_max_steps=68,
+            mix={"side16": 0.1, "side20": 0.15, "side24": 0.2, "side27": 0.2, "side30": 0.35},
+        ),
+        Stage(
+            steps=3_000, batch_size=24, lr=(0.5, 0.02), halt_max_steps=80,
+            mix={"side20": 0.1, "side24": 0.15, "side30": 0.5, "side36": 0.25},
+        ),
+    ),
+    optimizer="adamw", lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_steps=100, ema=0.995, threads=1,
+    loss="softmax_cross_entropy", eval_every=1000, eval_limit=50, eval_steps=100,
+)  # fmt: skip
+
 PRESETS: dict[str, Recipe] = {
     "sudoku-4x4": SUDOKU_4X4,
     "sudoku-small": SUDOKU_SMALL,
@@ -269,6 +319,7 @@ PRESETS: dict[str, Recipe] = {
     "sudoku-full-symmetric": SUDOKU_FULL_SYMMETRIC,
     "rtm-sudoku": RTM_SUDOKU,
     "rins-sudoku": RINS_SUDOKU,
+    "maze-local": MAZE_LOCAL,
 }
 """Recipes by the name that `rtm train` takes."""
 
@@ -281,6 +332,7 @@ ABOUT = {
     "sudoku-full-halting": "deep supervision and a halting head after sudoku-full; needs data=FOLDER",
     "sudoku-full-symmetric": "sudoku-small-hard at full size, a GPU, in slices; the same lists",
     "rtm-sudoku": "cumulative halting, generated puzzles, a GPU",
+    "maze-local": "mazes of any side on a CPU, generated mazes, hours; its weights know no size",
     "rins-sudoku": "stochastic rounds, generated puzzles, a GPU",
 }
 """What a recipe that brings its own puzzles is; every other one needs `data=`."""

@@ -150,6 +150,11 @@ class Recipe:
             stage.model(self.model)
             for name in stage.mix if self.data is None else ():
                 one_of("mix", name, self.sources or ())
+        sizes = sorted(
+            {source.size for source in [*(self.sources or {}).values(), *([self.test] if self.test else [])]}
+        )
+        allowed = "one task and size for all sources and the test"
+        require(len(sizes) < 2 or self.model.any_length, "sources", sizes, allowed)
         self.objective.check(self.model)
 
     @property
