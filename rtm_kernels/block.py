@@ -13,6 +13,7 @@ from rtm_kernels.config import CHANNEL_MIXERS, MIXERS, NORM_AXES, inner_width
 from rtm_kernels.errors import InputError, one_of, require
 from rtm_kernels.impl import IMPLS
 from rtm_kernels.ops.attention_norm.api import attention_norm
+from rtm_kernels.ops.attention_norm.reference import grid_order
 from rtm_kernels.ops.conv_swiglu_norm.api import conv_swiglu_norm
 from rtm_kernels.ops.swiglu_norm.api import mixer_norm, swiglu_norm
 
@@ -127,6 +128,7 @@ class FusedTRMBlock(nn.Module):
 
     Args:
         hidden_size: D. seq_len: L, prefix included; needed by the MLP mixer. num_heads: for attention.
+        grid: whether the RoPE tables are those of a grid (`rope_tables_2d`).
         impl: `auto` (Triton on CUDA, reference elsewhere), `triton` or `reference`; a named one never falls back.
         attention: `sdpa`, `flash` for the kernels of the flash_attn package, or `auto` (`why_not_flash` of its op).
     """
@@ -144,6 +146,7 @@ class FusedTRMBlock(nn.Module):
         prefix_len: int = 0,
         norm_axis: str = "sequence",
         num_heads: int = 8,
+        grid: bool = False,
         causal: bool = False,
         qk_norm: bool = False,
         eps: float = 1e-5,
@@ -156,7 +159,7 @@ class FusedTRMBlock(nn.Module):
         one_of("norm_axis", norm_axis, NORM_AXES)
         one_of("impl", impl, IMPLS)
         self.norm_axis, self.num_heads, self.causal, self.qk_norm = norm_axis, num_heads, causal, qk_norm
-        self.prefix_len, self.eps, self.impl, self.attention = prefix_len, eps, impl, attention
+        self.grid, self.prefix_len, self.eps, self.impl, self.attention = grid, prefix_len, eps, impl, attention
         if mixer == "mlp":
             if seq_len is None:
                 raise InputError("seq_len=None is not allowed: mixer='mlp' needs the length of the sequence it mixes")
@@ -193,8 +196,11 @@ class FusedTRMBlock(nn.Module):
             weights = (self.mlp_t.gate_up_proj.weight, self.mlp_t.down_proj.weight)
             mixed = mixer_norm(hidden_states, *weights, norm_axis=self.norm_axis, **common)
         elif self.mixer == "attention":
+            qkv: Tensor = self.self_attn.qkv_proj.weight
+            if self.grid:
+                qkv = qkv[grid_order(self.num_heads, len(qkv) // (3 * self.num_heads), qkv.device)]
             mixed = attention_norm(
-                hidden_states, self.self_attn.qkv_proj.weight, self.self_attn.o_proj.weight,
+                hidden_states, qkv, self.self_attn.o_proj.weight,
                 num_heads=self.num_heads, cos_sin=cos_sin, causal=self.causal, qk_norm=self.qk_norm,
                 attention=self.attention, **common,
             )  # fmt: skip
@@ -205,7 +211,7 @@ class FusedTRMBlock(nn.Module):
         gate_up, down = self.mlp.gate_up_proj.weight, self.mlp.down_proj.weight
         if self.channel_mixer == "swiglu":
             return swiglu_norm(mixed, gate_up, down, **common)
-        conv = self.mlp.dwconv
+        conv: Any = self.mlp.dwconv
         return conv_swiglu_norm(mixed, gate_up, conv.weight, conv.bias, down, prefix=self.prefix_len, **common)
 
 
@@ -230,6 +236,8 @@ class Adapter(nn.Module):
 class Stack(nn.Module):
     """Blocks applied in order; the injection enters the first one. Called `L_level`, `H_level` or `core` officially."""
 
+    layers: nn.ModuleList
+
     def __init__(self, layers: list[FusedTRMBlock]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -242,3 +250,14 @@ class Stack(nn.Module):
             hidden_states = layer(hidden_states, injection, cos_sin)
             injection = ()
         return hidden_states
+
+
+class FlatStack(nn.ModuleList):
+    """A `Stack` whose blocks are its own children, as in URM: `layers.0` instead of `core.layers.0`."""
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The blocks."""
+        return self
+
+    forward = Stack.forward

@@ -119,7 +119,7 @@ class ACTLossHead(Head):
         carry, outputs = self.model(carry=carry, batch=batch)
         found = self._score(outputs["logits"], carry.current_data)
         outputs["preds"] = found.predictions
-        q_halt, q_continue, exact = outputs["q_halt_logits"], outputs["q_continue_logits"], found.exact
+        q_halt, exact = outputs["q_halt_logits"], found.exact
         q_loss = F.binary_cross_entropy_with_logits(q_halt, exact.to(q_halt.dtype), reduction="sum")
         lm_loss, counted = self._total(found), carry.halted & (found.labelled > 0)
         metrics = answer_metrics(found, carry.halted) | {
@@ -130,7 +130,7 @@ class ACTLossHead(Head):
         }
         if "target_q_continue" in outputs:
             target = outputs["target_q_continue"]
-            continue_loss = F.binary_cross_entropy_with_logits(q_continue, target, reduction="sum")
+            continue_loss = F.binary_cross_entropy_with_logits(outputs["q_continue_logits"], target, reduction="sum")
             metrics["q_continue_loss"] = continue_loss.detach()
             q_loss = q_loss + continue_loss
         detached = {key: outputs[key].detach() for key in return_keys if key in outputs}

@@ -14,7 +14,7 @@ from rtm_kernels.program import BUILDERS
 LAYERS = {
     "trm": {"L_level": 2}, "trm_singlez": {"L_level": 2}, "trm_hier6": {"L_level": 2},
     "hrm": {"H_level": 4, "L_level": 4}, "rsm": {"core": 2}, "rins": {"A": 1, "B": 1}, "rtm": {"core": 1},
-    "transformer": {"H_level": 8},
+    "transformer": {"H_level": 8}, "urm": {"layers": 2}, "eqr": {"L_level": 2},
 }  # fmt: skip
 
 

@@ -191,6 +191,8 @@ def _native(precision: str) -> Backend:
             return f"the model is on {model.device.type}, and it runs on cpu"
         if model.config.forward_dtype != "float32":
             return f"the model computes in {model.config.forward_dtype}, and it in float32"
+        if model.config.channel_mixer != "swiglu" or model.config.mixer == "none":
+            return f"it has no layers of mixer={model.config.mixer!r}, channel_mixer={model.config.channel_mixer!r}"
         return why_not_program(model.program) or native.why_not() or native.why_not_precision(precision)
 
     return Backend(build, why_not)
@@ -202,6 +204,8 @@ def native_name(precision: str) -> str:
 
 
 def _why_not_triton(model: RecursiveReasoner) -> str | None:
+    if model.config.channel_mixer != "swiglu":
+        return f"there are no Triton kernels of channel_mixer={model.config.channel_mixer!r}"
     return fused.why_not(model.device, model.dtype)
 
 

@@ -19,6 +19,7 @@ from rtm_kernels.config import NORM_AXES
 from rtm_kernels.errors import InputError, one_of
 from rtm_kernels.impl import IMPLS, resolve
 from rtm_kernels.ops.attention_norm.api import ATTENTION
+from rtm_kernels.ops.attention_norm.reference import grid_tables
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -26,7 +27,7 @@ LOOKED_FOR = (
     "modules with `layers`, a ModuleList of blocks that have mlp.gate_up_proj, mlp.down_proj, norm_eps, and either "
     "self_attn.qkv_proj and self_attn.o_proj or mlp_t.gate_up_proj and mlp_t.down_proj"
 )
-OPTIONS = ("norm_axis", "num_heads", "causal", "qk_norm", "eps", "impl", "attention")
+OPTIONS = ("norm_axis", "num_heads", "grid", "prefix_len", "causal", "qk_norm", "eps", "impl", "attention")
 """Attributes of `FusedTRMBlock` that its forward reads; an accelerated block carries them too."""
 
 
@@ -39,10 +40,15 @@ class Accelerated:
 class AcceleratedBlock(Accelerated):
     """The forward of an official block, computed by the fused ops over its own parameters."""
 
-    mixer = FusedTRMBlock.mixer
+    mixer, channel_mixer = FusedTRMBlock.mixer, FusedTRMBlock.channel_mixer
 
     def forward(self, cos_sin: CosSin | None, hidden_states: Tensor, injection: tuple[Tensor, ...] = ()) -> Tensor:
-        """The official call, and the injection that is folded into the first load."""
+        """The official call, and the injection that is folded into the first load.
+
+        EqR's tables of a grid come as ((cos of rows, of columns), (sin of rows, of columns)).
+        """
+        self.grid = cos_sin is not None and isinstance(cos_sin[0], tuple)
+        cos_sin = grid_tables(*cos_sin) if self.grid else cos_sin  # type: ignore
         return FusedTRMBlock.forward(self, hidden_states, injection, cos_sin)  # type: ignore[arg-type]
 
 
@@ -63,12 +69,18 @@ class AcceleratedStack(Accelerated):
         return hidden_states
 
 
+class AcceleratedHolder(Accelerated):
+    """A module that does more than apply its blocks (URM, EqR): its own forward, over accelerated blocks."""
+
+    layers: nn.ModuleList
+
+
 STACKS = (("hidden_states", "input_injection"), ("hidden_states", "injection"), ("hidden_states",))
 """Parameters of the forward of a stack of TRM and HRM, of RSM, and of single-z TRM, cos_sin left out."""
 
 
 def accelerate(model: Model, *, impl: str = "auto", attention: str = "auto") -> Model:
-    """Replace the stacks of blocks inside an official TRM, HRM or RSM model by fused ones, in place; returns it.
+    """Replace the blocks inside an official TRM, HRM, RSM, URM or EqR model by fused ones, in place; returns it.
 
     `model` may be wrapped in the official loss head, torch.compile or DistributedDataParallel. Parameters and
     state_dict keys do not change, outputs and gradients only by the rounding of the chosen `impl` (not at all for
@@ -113,7 +125,8 @@ def _holds_blocks(module: nn.Module) -> bool:
 
 def _check_blocks(name: str, stack: nn.Module) -> None:
     """Refuse a stack whose forward or whose blocks have other parameters than the official ones."""
-    if _parameters(stack) not in STACKS:
+    conv = all(hasattr(layer.mlp, "dwconv") for layer in stack.layers)  # type: ignore[union-attr]
+    if not _is_stack(stack) and not conv and not hasattr(stack, "lambda_"):
         signature = inspect.signature(type(stack).forward)
         raise InputError(f"{name}.forward{signature} is not that of an official stack: {' or '.join(map(str, STACKS))}")
     for index, layer in enumerate(stack.layers):  # type: ignore[arg-type]
@@ -127,6 +140,7 @@ def _oddities(layer: Any) -> str:
     attends = hasattr(layer, "self_attn")
     mixer = ("self_attn.qkv_proj", "self_attn.o_proj") if attends else ("mlp_t.gate_up_proj", "mlp_t.down_proj")
     expected = {f"{part}.weight" for part in ("mlp.gate_up_proj", "mlp.down_proj", *mixer)}
+    expected |= {"mlp.dwconv.weight", "mlp.dwconv.bias"} if hasattr(layer.mlp, "dwconv") else set()
     differing = sorted(expected ^ {name for name, _ in layer.named_parameters()})
     if differing:
         return f"its parameters differ in {', '.join(differing)}"
@@ -140,6 +154,21 @@ def _oddities(layer: Any) -> str:
         if not isinstance(heads, int) or getattr(layer.self_attn, "num_key_value_heads", heads) != heads:
             return "its self_attn lacks num_heads, or has fewer key and value heads"
     return ""
+
+
+def _is_stack(module: nn.Module) -> bool:
+    """Whether the module only applies its blocks to a sum; those of URM and EqR do more."""
+    return _parameters(module) in STACKS and not hasattr(module, "lambda_")
+
+
+def _call(stack: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    """The stack, or its blocks one after the other, on a probe input."""
+    if _is_stack(stack):
+        return stack(**inputs)  # type: ignore[no-any-return]
+    hidden: Tensor = inputs["hidden_states"]
+    for layer in stack.layers:  # type: ignore[union-attr]
+        hidden = layer(cos_sin=inputs["cos_sin"], hidden_states=hidden)
+    return hidden
 
 
 def _parameters(stack: nn.Module) -> tuple[str, ...]:
@@ -156,13 +185,13 @@ def _norm_axis(name: str, stack: nn.Module) -> str:
     inputs = _probe(stack, weight.device)
     with torch.no_grad():
         try:
-            expected = stack(**inputs)
+            expected = _call(stack, inputs)
         except Exception as error:
             raise InputError(f"{name} does not run on a probe input: {error}".splitlines()[0]) from error
         for axis in NORM_AXES:
             _swap(stack, axis, "reference", "sdpa")
             try:
-                difference = (stack(**inputs) - expected).float().norm() / expected.float().norm()
+                difference = (_call(stack, inputs) - expected).float().norm() / expected.float().norm()
             finally:
                 restore(stack)
             if difference < (1e-4 if expected.dtype == torch.float32 else 5e-2):
@@ -180,7 +209,8 @@ def _probe(stack: nn.Module, device: torch.device) -> dict[str, Any]:
     dtype = torch.bfloat16 if attends and device.type == "cuda" else torch.float32
     length, width = 6 if attends else layer.mlp_t.down_proj.weight.shape[0], layer.mlp.down_proj.weight.shape[0]
     draw = functools.partial(torch.randn, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-    inputs: dict[str, Any] = {name: draw(2, length, width).to(device, dtype) for name in _parameters(stack)}
+    names = _parameters(stack) if _is_stack(stack) else ("hidden_states",)
+    inputs: dict[str, Any] = {name: draw(2, length, width).to(device, dtype) for name in names}
     inputs["cos_sin"] = None
     if attends:
         head_dim = layer.self_attn.o_proj.weight.shape[1] // layer.self_attn.num_heads
@@ -204,8 +234,9 @@ def _swap(stack: nn.Module, norm_axis: str, impl: str, attention: str) -> None:
     for layer in stack.layers:  # type: ignore[union-attr]
         mixer: Any = getattr(layer, "self_attn", None)
         heads, causal = (1, False) if mixer is None else (mixer.num_heads, bool(mixer.causal))
-        values = (norm_axis, heads, causal, False, layer.norm_eps, impl, attention)
+        values = (norm_axis, heads, False, 0, causal, False, layer.norm_eps, impl, attention)
         for option, value in zip(OPTIONS, values, strict=True):
             setattr(layer, option, value)
         layer.__class__ = _subclass(AcceleratedBlock, type(layer))
-    stack.__class__ = _subclass(AcceleratedStack, type(stack))
+    mixin = AcceleratedStack if _is_stack(stack) else AcceleratedHolder
+    stack.__class__ = _subclass(mixin, type(stack))
