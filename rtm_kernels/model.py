@@ -136,6 +136,7 @@ class RecursiveReasoner(nn.Module):
     def resized(self, seq_len: int) -> RecursiveReasoner:
         """This model at another `seq_len`, with the same parameters (not copied).
 
+        The cap on ACT steps grows with the square root of the length, as paths over a grid do.
         Errors: `InputError` when a weight has the length of the sequence.
         """
         if seq_len == self.config.seq_len:
@@ -143,7 +144,8 @@ class RecursiveReasoner(nn.Module):
         allowed = f"{self.config.seq_len}: the model has weights of this length"
         require(self.config.any_length, "seq_len", seq_len, allowed)
         other = copy.copy(self)
-        other.config = replace(self.config, seq_len=seq_len)
+        steps = math.ceil(self.config.halt_max_steps * math.sqrt(seq_len / self.config.seq_len))
+        other.config = replace(self.config, seq_len=seq_len, halt_max_steps=steps)
         return other
 
     def share_batch(self, rank: int, world_size: int) -> None:

@@ -13,7 +13,9 @@ from rtm_kernels.cli.source import read_all
 from rtm_kernels.data.dataset import PuzzleDataset
 from rtm_kernels.data.loader import TestLoader
 from rtm_kernels.data.task import Task
+from rtm_kernels.engine import Solver
 from rtm_kernels.errors import InputError, require
+from rtm_kernels.files import read_json
 from rtm_kernels.train.configure import override
 from rtm_kernels.train.schema import Source
 from rtm_kernels.train.stream import load_pool, task_of
@@ -54,6 +56,19 @@ def read_labelled(paths: Sequence[Path], task: Task, limit: int | None) -> Label
         np.concatenate([getattr(part, name) for part in parts]) for name in ("inputs", "labels", "identifiers")
     )
     return Labelled(inputs, labels, identifiers, stems)
+
+
+def solver_of_data(solver: Solver, paths: Sequence[Path], assignments: Sequence[str]) -> Solver:
+    """`solver` for the size of the data, where its model solves every size; else itself."""
+    if solver.reader is solver.task:
+        return solver
+    if not paths:
+        return solver.sized(task_of(override(Source(), assignments)))
+    if not paths[0].is_dir():
+        return solver.of(read_all([str(paths[0])], solver.reader, 1)[0])
+    folder = paths[0] if (paths[0] / "dataset.json").exists() else paths[0] / "test"
+    length = int(read_json(folder / "dataset.json")["seq_len"])
+    return solver.of(solver.task.vocabulary[0] * length)
 
 
 def generated(assignments: Sequence[str], task: Task) -> Labelled:

@@ -30,7 +30,7 @@ def load_solver(options: SolverOptions, *, model: str | None = None, batch_invar
         if rank > 0:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
     return kind(
-        RecursiveReasoner.from_pretrained(model or options.model),
+        RecursiveReasoner.from_pretrained(model or ("sudoku" if options.model == "auto" else options.model)),
         **solver_arguments(options, rank),
         batch_invariant=batch_invariant,
     )

@@ -15,7 +15,9 @@ machine, halting = (
     partial(typer.Option, rich_help_panel=name) for name in ("Model and machine", "Halting and further runs")
 )
 
-Model = Annotated[str, machine("--model", "-m", help="Bundled name, folder, or hub id.", metavar="MODEL")]
+Model = Annotated[
+    str, machine("--model", "-m", help="Bundled name, folder, or hub id; auto: by the puzzles.", metavar="MODEL")
+]
 BatchSize = Annotated[int, machine(help="Puzzles that are computed together.", metavar="N")]
 Device = Annotated[str | None, machine(help="cpu or cuda; default cuda where there is one.", metavar="DEVICE")]
 Executor = Annotated[str, machine(help="auto, or one that `rtm info` lists.", metavar="NAME")]
@@ -68,7 +70,7 @@ Puzzles = Annotated[
 class SolverOptions:
     """The options of every command that makes a solver (`load_solver`)."""
 
-    model: Model = "sudoku"
+    model: Model = "auto"
     batch_size: BatchSize = 64
     device: Device = None
     executor: Executor = "auto"

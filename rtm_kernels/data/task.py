@@ -76,6 +76,9 @@ class Task(ABC):
     open_token: int = PAD
     """The token of a position that is to be answered, where any answer may stand as given (a blank); PAD: none is."""
 
+    one_solution: bool = True
+    """Whether a puzzle has one solution; else a valid answer may differ from the label, and both are measured."""
+
     @property
     def vocab_size(self) -> int:
         return len(self.vocabulary) + 1
@@ -125,6 +128,14 @@ class Task(ABC):
             for puzzle in self.parse(file, errors):
                 fault = f"{printable(os.fspath(path))[:200]}: {puzzle.error}"
                 yield replace(puzzle, error=fault) if puzzle.error else puzzle
+
+    def sized(self, text: str) -> Task:
+        """The task of the size of the puzzle `text`, for a model that solves every size; here this one."""
+        return self
+
+    def reader(self) -> Task:
+        """What reads puzzles of every size, for such a model; here this task."""
+        return self
 
     def render(self, puzzle: str, answer: str | None = None, emphasis: Callable[[str], str] = str) -> str:
         """The puzzle, or its answer, for a person; `emphasis` is applied to each character the answer filled in."""

@@ -164,7 +164,7 @@ def _is_stack(module: nn.Module) -> bool:
 def _call(stack: nn.Module, inputs: dict[str, Any]) -> Tensor:
     """The stack, or its blocks one after the other, on a probe input."""
     if _is_stack(stack):
-        return stack(**inputs)  # type: ignore[no-any-return]
+        return stack(**inputs)
     hidden: Tensor = inputs["hidden_states"]
     for layer in stack.layers:  # type: ignore[union-attr]
         hidden = layer(cos_sin=inputs["cos_sin"], hidden_states=hidden)

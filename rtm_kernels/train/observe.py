@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rtm_kernels.data.task import Task
 from rtm_kernels.losses import CONFIDENCE, DELTA
 from rtm_kernels.model import Carry, RecursiveReasoner
 from rtm_kernels.ops.halting.reference import relative_change
@@ -52,29 +53,36 @@ class Curves:
     """Means over examples after 1, 2, ... ACT steps without halting.
 
     `exact`: every labelled token is right; `halt`: sigmoid(q_halt) (empty without a head); `change`: |dy| / |y| of the
-    output latent (empty when the program does not carry it).
+    output latent (empty when the program does not carry it); `valid`: the rules of the task hold, for tasks where an
+    answer that is not the label may be right (else empty).
     """
 
     exact: list[float]
     halt: list[float]
     change: list[float]
+    valid: list[float] = field(default_factory=list)
 
 
 @torch.inference_mode()
-def curves(model: RecursiveReasoner, arrays: Arrays, steps: int, batch_size: int = 256) -> Curves:
+def curves(
+    model: RecursiveReasoner, arrays: Arrays, steps: int, batch_size: int = 256, task: Task | None = None
+) -> Curves:
     """The curves of `model` over `steps` ACT steps on examples as a stream's `test_arrays` gives them:
-    inputs, labels [N, seq_len], puzzle_identifiers [N]."""
-    was_training = model.training
+    inputs, labels [N, seq_len], puzzle_identifiers [N]. `task` checks answers (`valid`)."""
+    was_training, model = model.training, model.resized(arrays["inputs"].shape[1])
     model.eval()
     size, output = len(arrays["inputs"]), model.program.output
-    sums = np.zeros((3, steps))
+    sums, checks = np.zeros((4, steps)), task is not None and not task.one_solution
     for start in range(0, size, batch_size):
         part = {k: v[start : start + batch_size].to(model.device) for k, v in tensors(arrays).items()}
         x = model.embed(part["inputs"], part["puzzle_identifiers"])
         latents = model.initial_latents(len(x))
         for step in range(steps):
             values, logits, q = model.act_step(latents, x)
-            sums[0, step] += reference.exact(logits.argmax(-1), part["labels"]).sum().item()
+            answers = logits.argmax(-1)
+            sums[0, step] += reference.exact(answers, part["labels"]).sum().item()
+            if checks and task is not None:
+                sums[3, step] += task.verify_tokens(part["inputs"].cpu().numpy(), answers.cpu().numpy()).sum()
             if q is not None:
                 sums[1, step] += torch.sigmoid(q[..., 0]).sum().item()
             if output in latents:
@@ -83,4 +91,6 @@ def curves(model: RecursiveReasoner, arrays: Arrays, steps: int, batch_size: int
     model.train(was_training)
     means = (sums / size).tolist()
     carried = output in model.program.carried
-    return Curves(means[0], means[1] if model.config.has_q_head else [], means[2] if carried else [])
+    return Curves(
+        means[0], means[1] if model.config.has_q_head else [], means[2] if carried else [], means[3] if checks else []
+    )

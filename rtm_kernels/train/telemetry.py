@@ -20,7 +20,7 @@ from rtm_kernels.train.loop import Metrics, Trainer
 from rtm_kernels.train.objective import CumulativeHalting
 from rtm_kernels.train.observe import Curves
 
-MEASURED = ("test_exact_accuracy", f"test_{CONFIDENCE}", f"test_{DELTA}")
+MEASURED = ("test_exact_accuracy", f"test_{CONFIDENCE}", f"test_{DELTA}", "test_valid")
 """Columns of evaluations: values after the last ACT step, in the order of `Curves`."""
 
 
@@ -220,7 +220,7 @@ def plot_run(rows: list[dict[str, Any]], measured: Curves, path: Path) -> None:
     if seen or unseen:
         accuracy.legend()
     for values, label in ((measured.exact, "exact"), (measured.halt, "halting probability"),
-                          (measured.change, "|dy| / |y|")):  # fmt: skip
+                          (measured.change, "|dy| / |y|"), (measured.valid, "valid")):  # fmt: skip
         if values:
             depth.plot(range(1, len(values) + 1), values, "o-", ms=4, label=label)
     depth.set(title="unseen, at the end", xlabel="ACT steps", ylim=(-0.02, 1.02))
