@@ -6,6 +6,36 @@
 
 namespace rtm::RTM_ISA {
 
+// silu of N vectors; 1 + e^-x is a normal number.
+template <int N>
+RTM_INLINE void silu(V (&x)[N]) {
+  V e[N];
+  RTM_EACH e[i] = set1(0.0f) - x[i];
+  exp(e);
+  RTM_EACH x[i] = x[i] * inverse(set1(1.0f) + e[i]);
+}
+
+// out[R][W] = silu(a gate) * (a up), as `gate_up_tile`.
+template <int R>
+void hidden_tile(const float* a, i64 a_block, const float* b, i64 K, float* out) {
+  Tile<R> t;
+  multiply(t, a, a_block, b, K);
+  constexpr int N = 4;
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r += N) {
+    V gate[N];
+    RTM_EACH gate[i] = t.c[r + i < R ? r + i : R - 1][0];
+    silu(gate);
+    for (int i = 0; i < N && r + i < R; ++i) store(out + (r + i) * W, gate[i] * t.c[r + i][1]);
+  }
+}
+
+template <int R>
+struct Hidden {
+  static constexpr auto call = hidden_tile<R>;
+};
+constexpr auto hidden_tiles = table<Hidden>(std::make_integer_sequence<int, MR>{});
+
 // act [F / W][L][W], rows from `first` on = silu(gate x) * (up x), x [D / W][rows][W].
 static void conv_hidden(const Layer& layer, const float* x, float* act, i64 L, i64 D, i64 first, i64 rows) {
   const SwiGLU& w = layer.channel;
@@ -13,7 +43,7 @@ static void conv_hidden(const Layer& layer, const float* x, float* act, i64 L, i
   for (i64 f = 0; f < w.inner; f += W)
     for (i64 i = 0; i < tiles; ++i) {
       const i64 r = part(rows, tiles, i), R = part(rows, tiles, i + 1) - r;
-      gate_up_tiles[R - 1](x + r * W, rows * W, w.gate_up.words + f / W * D * NR, D, act + (f / W * L + first + r) * W);
+      hidden_tiles[R - 1](x + r * W, rows * W, w.gate_up.words + f / W * D * NR, D, act + (f / W * L + first + r) * W);
     }
 }
 
@@ -42,15 +72,6 @@ static void attention_conv_expand(const Layer& layer, const float* mixed, float*
   conv_hidden(layer, x, act, L, D, first, rows);
 }
 
-// silu of N vectors.
-template <int N>
-RTM_INLINE void silu(V (&x)[N]) {
-  V e[N];
-  RTM_EACH e[i] = set1(0.0f) - x[i];
-  exp(e);
-  RTM_EACH x[i] = x[i] / (set1(1.0f) + e[i]);
-}
-
 // One output of the convolution: taps [k] or [k][k] of W channels each; act [L][W] of the same channels.
 RTM_INLINE V convolve(const Conv& c, const float* act, const float* taps, V bias, i64 L, i64 side, i64 l) {
   if (c.grid && l < c.prefix) return load(act + l * W);
@@ -70,38 +91,38 @@ RTM_INLINE V convolve(const Conv& c, const float* act, const float* taps, V bias
   return total;
 }
 
-// The interior of a row of a 3 x 3 convolution: N outputs from l on, none at the border of the grid.
-template <int N>
-RTM_INLINE void convolve3(const float* act, const float* taps, V bias, i64 side, i64 l, V (&out)[N]) {
-  RTM_EACH out[i] = bias;
-#pragma GCC unroll 9
-  for (int t = 0; t < 9; ++t) {
-    const V w = load(taps + t * W);
-    const float* at = act + (l + (t / 3 - 1) * side + t % 3 - 1) * W;
-    RTM_EACH out[i] = fma(w, load(at + i * W), out[i]);
-  }
-}
-
-// out [rows][W] = silu(conv(act)) of the rows [first, last).
+// out [rows][W] = silu(conv(act)) of the rows [first, last), four at a time inside a grid under a 3 x 3 convolution.
 static void conv_rows(const Conv& c, const float* act, const float* taps, const float* bias, i64 L, i64 first, i64 last,
                       float* out) {
   constexpr int N = 4;
   i64 side = 1;
   while (c.grid && side * side < L - c.prefix) ++side;
   const V b = load(bias);
+  const bool fast = c.grid && c.width == 3;
+  V w[9];
+  for (int t = 0; t < 9 && fast; ++t) w[t] = load(taps + t * W);
   for (i64 l = first; l < last;) {
-    V v[N];
     const i64 y = (l - c.prefix) / side, x = (l - c.prefix) % side;
-    const bool inside = c.grid && c.width == 3 && l >= c.prefix && y > 0 && y + 1 < side && x > 0 && x + N < side;
-    const i64 n = inside ? std::min<i64>(N, last - l) : 1;
-    if (inside) {
-      convolve3(act, taps, b, side, l, v);
-    } else {
-      v[0] = convolve(c, act, taps, b, L, side, l);
-      for (int i = 1; i < N; ++i) v[i] = v[0];
+    if (fast && l >= c.prefix && y > 0 && y + 1 < side && x > 0) {
+      for (i64 left = std::min(side - 1 - x, last - l); left >= N; left -= N, l += N) {
+        V v[N];
+        RTM_EACH v[i] = b;
+#pragma GCC unroll 9
+        for (int t = 0; t < 9; ++t) {
+          const float* at = act + (l + (t / 3 - 1) * side + t % 3 - 1) * W;
+          RTM_EACH v[i] = fma(w[t], load(at + i * W), v[i]);
+        }
+        silu(v);
+        RTM_EACH store(out + (l + i - first) * W, v[i]);
+      }
     }
-    silu(v);
-    for (i64 i = 0; i < n; ++i) store(out + (l + i - first) * W, v[i]);
+    V rest[N];
+    i64 n = 0;
+    for (; n < N && l + n < last; ++n) rest[n] = convolve(c, act, taps, b, L, side, l + n);
+    if (!n) break;
+    for (i64 i = n; i < N; ++i) rest[i] = b;
+    silu(rest);
+    for (i64 i = 0; i < n; ++i) store(out + (l + i - first) * W, rest[i]);
     l += n;
   }
 }
