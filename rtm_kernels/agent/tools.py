@@ -24,8 +24,7 @@ from rtm_kernels.agent.schemas import (
     Text,
 )
 from rtm_kernels.agent.solvers import Solvers
-from rtm_kernels.data.arc import check_grid
-from rtm_kernels.data.arc_vote import Tally
+from rtm_kernels.data.arc import Tally, check_grid
 from rtm_kernels.data.maze import Maze
 from rtm_kernels.data.task import Task
 from rtm_kernels.engine import Solution

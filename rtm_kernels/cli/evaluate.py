@@ -17,7 +17,7 @@ from rtm_kernels.cli.options import Json, Limit, SolverOptions, with_solver_opti
 
 if TYPE_CHECKING:
     from rtm_kernels.cli.labelled import Labelled
-    from rtm_kernels.data.arc_vote import Votes
+    from rtm_kernels.data.arc import Votes
     from rtm_kernels.engine import Measurement, Solver
     from rtm_kernels.engine.samples import Finished
 
@@ -145,7 +145,7 @@ def fixed_solver(solver: Solver) -> Solver:
 
 def start_votes(solver: Solver, puzzles: Labelled) -> Votes | None:
     """The count of votes for an ARC data set, which knows the solutions; None for another one."""
-    from rtm_kernels.data.arc_vote import Votes
+    from rtm_kernels.data.arc import Votes
 
     if solver.task.name != "arc" or puzzles.names is None:
         return None

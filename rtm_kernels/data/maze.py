@@ -181,16 +181,6 @@ class Maze(Task):
         self.seq_len = side * side
         self.name = "maze" if side == 30 else f"maze{side}"
 
-    def sized(self, text: str) -> Task:
-        """The task of the side of the maze `text`."""
-        return self.reader().sized(text)
-
-    def reader(self) -> Task:
-        """What reads mazes of every side."""
-        from rtm_kernels.data.maze_any import AnyMaze
-
-        return AnyMaze(self.side)
-
     def encode(self, text: str) -> np.ndarray:
         """Tokens of a maze or of an answer; a dot is an open cell, line ends are left out."""
         tokens = super().encode(text.replace("\n", "").replace(".", " "))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from rtm_kernels.data.maze import SIDES, Maze
-from rtm_kernels.data.task import Puzzle, Task, get_task
+from rtm_kernels.data.task import Puzzle, Task, get_task, register_reader
 from rtm_kernels.data.text import MAX_LINE, csv_fields, header_columns, numbered_lines
 
 
@@ -25,10 +25,6 @@ class AnyMaze(Maze):
         """The task of the side of `text`, this one where it has none."""
         side = side_of(text)
         return get_task("maze" if side == 30 else f"maze{side}") if side else self
-
-    def reader(self) -> Task:
-        """This one."""
-        return self
 
     def _checked(self, number: int, text: str, solution: str) -> Puzzle:
         task = self.sized(text)
@@ -67,3 +63,6 @@ def _square(rows: list[str]) -> str:
     """The rows of a grid, with the open cells at their ends that an editor took away."""
     width = max(map(len, rows))
     return "\n".join(row.ljust(width) for row in rows)
+
+
+register_reader(Maze, AnyMaze())

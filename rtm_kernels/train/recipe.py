@@ -8,14 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 from rtm_kernels.config import ModelConfig
-from rtm_kernels.train.objective import (
+from rtm_kernels.train.schema import (
     CumulativeHalting,
     DeepSupervision,
     FinalLoss,
     MaskedSupervision,
+    Recipe,
+    Source,
+    Stage,
     StochasticRounds,
 )
-from rtm_kernels.train.schema import Recipe, Source, Stage
 
 SUDOKU_4X4 = Recipe(
     model=ModelConfig(

@@ -54,11 +54,6 @@ def build_optimizers(
     return [AdamATan2(groups, betas=recipe.betas, weight_decay=decay)]
 
 
-def why_not_captured(recipe: Recipe) -> str | None:
-    """What keeps the optimiser's step of a recipe out of CUDA graphs, or None."""
-    return "torch.optim.Muon computes its learning rate on the host" if recipe.optimizer == "muon" else None
-
-
 class Average(nn.Module):
     """`w_avg <- decay w_avg + (1 - decay) w` over parameters, from the weights after the first step on.
 

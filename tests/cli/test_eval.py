@@ -9,13 +9,11 @@ import pytest
 
 from rtm_kernels.cli.labelled import generated
 from rtm_kernels.config import ModelConfig
-from rtm_kernels.data.build import build_maze
-from rtm_kernels.data.build_arc import build_arc
-from rtm_kernels.data.dataset import Examples
+from rtm_kernels.data.build import build_arc, build_maze
+from rtm_kernels.data.dataset import Examples, write_dataset
 from rtm_kernels.data.maze import generate as generate_mazes
 from rtm_kernels.data.sudoku import generate
 from rtm_kernels.data.task import get_task
-from rtm_kernels.data.write import write_dataset
 from rtm_kernels.engine import Measurement
 from rtm_kernels.model import RecursiveReasoner
 from tests.cli.conftest import invoke, refused

@@ -14,8 +14,7 @@ import numpy as np
 from rtm_kernels.cli.source import read_all
 from rtm_kernels.data import get_task
 from rtm_kernels.data.arc import read_arc
-from rtm_kernels.data.dataset import Examples, PuzzleDataset
-from rtm_kernels.data.write import write_dataset
+from rtm_kernels.data.dataset import Examples, PuzzleDataset, write_dataset
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.pretrained import CONFIG, MANIFEST, WEIGHTS
 from tests.hostile.mutations import damage_bytes, damage_json, damage_text
