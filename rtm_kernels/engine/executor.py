@@ -207,8 +207,6 @@ def native_name(precision: str) -> str:
 
 
 def _why_not_triton(model: RecursiveReasoner) -> str | None:
-    if model.config.channel_mixer != "swiglu":
-        return f"there are no Triton kernels of channel_mixer={model.config.channel_mixer!r}"
     return fused.why_not(model.device, model.dtype)
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
 from torch import Tensor
 
 from rtm_kernels.block import FusedTRMBlock
-from rtm_kernels.errors import BackendUnavailable, InputError
+from rtm_kernels.errors import InputError
 from rtm_kernels.ops.conv_swiglu_norm.api import conv_swiglu_norm
+from tests.cases import name_of
+from tests.cases.case import Case, check
+from tests.cases.conv import OP
 
 D, F = 6, 5
 
@@ -100,5 +104,16 @@ def test_bad_arguments(change: dict[str, Tensor], message: str) -> None:
     values = {"x": x, "gate_up": gate_up, "conv": conv, "bias": bias, "down": down} | change
     with pytest.raises(InputError, match=message):
         conv_swiglu_norm(*values.values())
-    with pytest.raises(BackendUnavailable, match="no Triton kernel"):
-        conv_swiglu_norm(x, gate_up, conv, bias, down, impl="triton")
+
+
+@pytest.mark.parametrize("case", OP.small, ids=name_of)
+def test_kernels_agree_with_the_reference(case: Case) -> None:
+    pytest.importorskip("triton")
+    assert check(case).failures == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_kernels(seed: int) -> None:
+    pytest.importorskip("triton")
+    case, dtype = OP.drawn[0](random.Random(seed))
+    assert check(case, dtype).failures == [], case.name

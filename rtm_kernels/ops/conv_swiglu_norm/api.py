@@ -6,10 +6,9 @@ import math
 
 from torch import Tensor
 
-from rtm_kernels.errors import BackendUnavailable, one_of, require
-from rtm_kernels.impl import IMPLS
-from rtm_kernels.ops.conv_swiglu_norm import reference
-from rtm_kernels.ops.launch import check_latent, check_weight, to_autocast_dtype
+from rtm_kernels.errors import require
+from rtm_kernels.ops.conv_swiglu_norm import op, reference
+from rtm_kernels.ops.launch import check_latent, check_weight, choose, to_autocast_dtype
 from rtm_kernels.ranges import ranged
 
 
@@ -34,10 +33,10 @@ def conv_swiglu_norm(
     conv_weight [F, 1, k, k], k odd: over the square grid of the positions from `prefix` on, centred; the first
     `prefix` positions are not convolved. What lies outside counts as zero. The norm has no weight.
 
-    Errors: `InputError` for a wrong shape, dtype or device; `BackendUnavailable` for `impl="triton"`.
+    Errors: `InputError` for a wrong shape, dtype or device; `BackendUnavailable` when
+    `impl="triton"` cannot run.
     Source: URM (arXiv 2512.14693), k = 2 along the sequence.
     """
-    one_of("impl", impl, IMPLS)
     require(x.dim() == 3, "x.shape", tuple(x.shape), "[B, L, D]")
     x, injection = to_autocast_dtype(x, injection)
     check_latent(x, injection, eps)
@@ -53,8 +52,10 @@ def conv_swiglu_norm(
         require(k % 2 == 1, "conv_weight.shape", tuple(conv_weight.shape), "an odd width over a grid")
         square = cells >= 0 and math.isqrt(cells) ** 2 == cells
         require(square, "x.shape", tuple(x.shape), f"[B, {prefix} + side * side, D]")
-    if impl == "triton":
-        raise BackendUnavailable("impl='triton' cannot run: conv_swiglu_norm has no Triton kernel")
+    if choose(impl, x.device, x.dtype) == "triton":
+        return op.conv_swiglu_norm(
+            x, gate_up_weight, conv_weight, conv_bias, down_weight, tuple(injection), prefix, eps
+        )
     return reference.conv_swiglu_norm(
         x, gate_up_weight, conv_weight, conv_bias, down_weight, injection=injection, prefix=prefix, eps=eps
     )
