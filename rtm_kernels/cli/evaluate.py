@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rtm_kernels.cli.group import INTERRUPTED
-from rtm_kernels.cli.options import Json, Limit, SolverOptions, with_solver_options
+from rtm_kernels.cli.options import Json, Limit, SolverOptions, load_solver, with_solver_options
 
 if TYPE_CHECKING:
     from rtm_kernels.cli.labelled import Labelled
@@ -81,7 +81,6 @@ def evaluate(
       rtm eval data/arc1 --model runs/arc/model --submission submission.json
     """
     from rtm_kernels.cli.labelled import generated, read_labelled, solver_of_data
-    from rtm_kernels.cli.load import load_solver
     from rtm_kernels.cli.source import model_for
     from rtm_kernels.errors import require
 
@@ -159,7 +158,7 @@ def measure(
     solvers: list[Solver], puzzles: Labelled, votes: Votes | None, rounds: int | None
 ) -> tuple[list[Measurement], bool]:
     """The measurements of solvers that finished a puzzle, and whether all ended; `votes` gets the first's answers."""
-    from rtm_kernels.cli.progress import Progress
+    from rtm_kernels.cli.report import Progress
     from rtm_kernels.engine import Measurement, take_turns
 
     progress = Progress("eval", len(solvers) * len(puzzles.inputs), lines=10 * len(solvers))

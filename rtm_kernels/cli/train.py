@@ -195,7 +195,7 @@ class Console:
         self.unseen = "-"
 
     def start(self, trainer: Trainer) -> None:
-        from rtm_kernels.cli.progress import Progress
+        from rtm_kernels.cli.report import Progress
 
         self.started, self.first = time.monotonic(), trainer.step_count
         total = trainer.recipe.total_steps

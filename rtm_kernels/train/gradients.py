@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rtm_kernels.losses import CONFIDENCE, DELTA
 from rtm_kernels.model import Carry, RecursiveReasoner
 from rtm_kernels.ops.halting.reference import relative_change
-from rtm_kernels.recursion.graph import Capture, Tensors
+from rtm_kernels.recursion.graph import CudaGraphs, Tensors
 from rtm_kernels.recursion.train_graph import LEAF, TrainGraph
 from rtm_kernels.train.update import Rows
 
@@ -28,7 +28,7 @@ class Gradients:
     eagerly, to see which parameters take part; the second captures; further ones replay.
     """
 
-    def __init__(self, model: RecursiveReasoner, head: nn.Module, deepest: int, capture: Capture | None) -> None:
+    def __init__(self, model: RecursiveReasoner, head: nn.Module, deepest: int, capture: CudaGraphs | None) -> None:
         self.model, self.head, self.deepest, self.capture = model, head, deepest, capture
         self._used: dict[Hashable, list[nn.Parameter]] = {}
         self._graphs: dict[Hashable, TrainGraph] = {}

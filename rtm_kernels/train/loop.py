@@ -18,7 +18,7 @@ from rtm_kernels.model import Carry, RecursiveReasoner, Run
 from rtm_kernels.ops.launch import choose
 from rtm_kernels.pretrained import check_fits, shapes
 from rtm_kernels.recursion import symmetric
-from rtm_kernels.recursion.graph import Capture, CudaGraphs, why_not
+from rtm_kernels.recursion.graph import CudaGraphs, why_not
 from rtm_kernels.train.gradients import DEPTH, Gradients, Sums
 from rtm_kernels.train.schema import Recipe, Stage
 from rtm_kernels.train.stream import build_stream
@@ -49,7 +49,7 @@ class Trainer:
     cannot run.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device | str = "cpu", capture: Capture | None = None) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device | str = "cpu", capture: CudaGraphs | None = None) -> None:
         self.recipe, self.device = recipe, torch.device(device)
         if recipe.graph and capture is None:
             reason = why_not() or (None if self.device.type == "cuda" else f"the device is {self.device.type}")

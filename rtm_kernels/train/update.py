@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.adam_atan2.api import AdamATan2, sign_sgd_
-from rtm_kernels.recursion.graph import Capture, Recorded, record
+from rtm_kernels.recursion.graph import CudaGraphs, Recorded, record
 from rtm_kernels.recursion.train_graph import fill_state, state_of
 from rtm_kernels.train.schema import Recipe
 from rtm_kernels.train.symmetry import SymmetricMuon, Symmetry
@@ -142,12 +142,12 @@ class CapturedUpdate:
     set of parameters with gradients and number of puzzle rows; the average must have started.
     """
 
-    def __init__(self, update: Update, capture: Capture) -> None:
+    def __init__(self, update: Update, capture: CudaGraphs) -> None:
         self.update, self.capture = update, capture
         self._graphs: dict[Hashable, tuple[Recorded, list[Tensor]]] = {}
 
     def forget(self) -> None:
-        """Capture anew from now on, because the optimisers hold other tensors."""
+        """CudaGraphs anew from now on, because the optimisers hold other tensors."""
         self._graphs.clear()
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 
 from rtm_kernels.errors import BackendUnavailable
 from rtm_kernels.impl import launches
-from rtm_kernels.recursion.graph import Capture, CudaGraphs
+from rtm_kernels.recursion.graph import CudaGraphs
 from rtm_kernels.train.checkpoint import load_checkpoint, save_checkpoint
 from rtm_kernels.train.loop import Diverged, Trainer
 from rtm_kernels.train.schema import Recipe, Stage
@@ -44,7 +44,7 @@ def embedded(optimizer: str, **changes: Any) -> Recipe:
     return dataclasses.replace(TINY, model=EMBEDDED, optimizer=optimizer, graph=True, accumulate=2, **changes)
 
 
-def trainer_of(recipe: Recipe, capture: Capture | None = None, device: str = "cpu") -> Trainer:
+def trainer_of(recipe: Recipe, capture: CudaGraphs | None = None, device: str = "cpu") -> Trainer:
     """A trainer whose puzzles have identifiers 0, 1, 2, 0, ..."""
     made = Trainer(recipe, device, capture)
     batch = made.stream.batch

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rtm_kernels.ops.launch import LaunchRow
-from rtm_kernels.ops.tuned import tuned
+from rtm_kernels.ops.launch import LaunchRow, tuned
 
 ANY = 1 << 30
 
