@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rtm_kernels.config import MIXERS, NORM_AXES, inner_width
+from rtm_kernels.config import CHANNEL_MIXERS, MIXERS, NORM_AXES, inner_width
 from rtm_kernels.errors import InputError, one_of, require
 from rtm_kernels.impl import IMPLS
 from rtm_kernels.ops.attention_norm.api import attention_norm
+from rtm_kernels.ops.attention_norm.reference import grid_order
+from rtm_kernels.ops.conv_swiglu_norm.api import conv_swiglu_norm
 from rtm_kernels.ops.swiglu_norm.api import mixer_norm, swiglu_norm
 
 CosSin = tuple[Tensor, Tensor]
@@ -97,11 +99,29 @@ class SparseEmbedding(nn.Module):
 class SwiGLU(nn.Module):
     """Weights of `down(silu(gate(x)) * up(x))` over `width` features: gate_up [2F, width], down [width, F]."""
 
-    def __init__(self, width: int, expansion: float) -> None:
+    def __init__(self, width: int, expansion: float, inner: int = 0) -> None:
         super().__init__()
-        inner = inner_width(width, expansion)
+        inner = inner or inner_width(width, expansion)
         self.gate_up_proj = Linear(width, 2 * inner)
         self.down_proj = Linear(inner, width)
+
+
+class Depthwise(nn.Module):
+    """Weight [F, 1, k] or [F, 1, k, k] and bias [F] of a depthwise convolution, both LeCun-normal initialised."""
+
+    def __init__(self, features: int, *size: int) -> None:
+        super().__init__()
+        std = math.prod(size) ** -0.5
+        self.weight = nn.Parameter(trunc_normal(features, 1, *size, std=std))
+        self.bias = nn.Parameter(torch.zeros(features))
+
+
+class ConvSwiGLU(SwiGLU):
+    """A `SwiGLU` with a depthwise convolution on its hidden units, of width `size` on each axis (`dwconv`)."""
+
+    def __init__(self, width: int, expansion: float, inner: int, *size: int) -> None:
+        super().__init__(width, expansion, inner)
+        self.dwconv = Depthwise(self.down_proj.weight.shape[1], *size)
 
 
 class Attention(nn.Module):
@@ -117,7 +137,10 @@ class FusedTRMBlock(nn.Module):
     """One layer: `h <- rms_norm(h + mix(h))`, then `h <- rms_norm(h + swiglu(h))`, the norm without a weight.
 
     `mix` is a SwiGLU over the sequence (`mixer="mlp"`, normalised over L for each channel, or over D with
-    `norm_axis="hidden"` as RSM does) or multi-head attention (`mixer="attention"`). Parameter names and shapes
+    `norm_axis="hidden"` as RSM does) or multi-head attention (`mixer="attention"`); `mixer="none"` leaves it out.
+    The channel half is a SwiGLU, or one with a depthwise convolution of width `conv_width` on its hidden units
+    (`channel_mixer="conv"`: along the sequence, as in URM; `"conv2d"`: over the square grid of the positions after
+    `prefix_len`). Parameter names and shapes
     are the official ones: `mlp_t.gate_up_proj.weight` [2F, L], `mlp.down_proj.weight` [D, F],
     `self_attn.qkv_proj.weight` [3D, D], …, so an official state dict loads unchanged.
 
@@ -125,6 +148,7 @@ class FusedTRMBlock(nn.Module):
 
     Args:
         hidden_size: D. seq_len: L, prefix included; needed by the MLP mixer. num_heads: for attention.
+        grid: whether the RoPE tables are those of a grid (`rope_tables_2d`).
         impl: `auto` (Triton on CUDA, reference elsewhere), `triton` or `reference`; a named one never falls back.
         attention: `sdpa`, `flash` for the kernels of the flash_attn package, or `auto` (`why_not_flash` of its op).
     """
@@ -136,8 +160,13 @@ class FusedTRMBlock(nn.Module):
         *,
         expansion: float = 4.0,
         mixer: str = "mlp",
+        channel_mixer: str = "swiglu",
+        conv_width: int = 2,
+        inner_size: int = 0,
+        prefix_len: int = 0,
         norm_axis: str = "sequence",
         num_heads: int = 8,
+        grid: bool = False,
         causal: bool = False,
         qk_norm: bool = False,
         eps: float = 1e-5,
@@ -146,23 +175,34 @@ class FusedTRMBlock(nn.Module):
     ) -> None:
         super().__init__()
         one_of("mixer", mixer, MIXERS)
+        one_of("channel_mixer", channel_mixer, CHANNEL_MIXERS)
         one_of("norm_axis", norm_axis, NORM_AXES)
         one_of("impl", impl, IMPLS)
         self.norm_axis, self.num_heads, self.causal, self.qk_norm = norm_axis, num_heads, causal, qk_norm
-        self.eps, self.impl, self.attention = eps, impl, attention
+        self.grid, self.prefix_len, self.eps, self.impl, self.attention = grid, prefix_len, eps, impl, attention
         if mixer == "mlp":
             if seq_len is None:
                 raise InputError("seq_len=None is not allowed: mixer='mlp' needs the length of the sequence it mixes")
             self.mlp_t = SwiGLU(seq_len, expansion)
-        else:
+        elif mixer == "attention":
             require(hidden_size % num_heads == 0, "num_heads", num_heads, f"a divisor of hidden_size={hidden_size}")
             self.self_attn = Attention(hidden_size)
-        self.mlp = SwiGLU(hidden_size, expansion)
+        if channel_mixer == "swiglu":
+            self.mlp = SwiGLU(hidden_size, expansion, inner_size)
+        else:
+            size = (conv_width,) * (2 if channel_mixer == "conv2d" else 1)
+            self.mlp = ConvSwiGLU(hidden_size, expansion, inner_size, *size)
 
     @property
     def mixer(self) -> str:
-        """`mlp` or `attention`."""
-        return "mlp" if "mlp_t" in self._modules else "attention"
+        """`mlp`, `attention` or `none`."""
+        return "mlp" if "mlp_t" in self._modules else "attention" if "self_attn" in self._modules else "none"
+
+    @property
+    def channel_mixer(self) -> str:
+        """`swiglu`, `conv` or `conv2d`."""
+        conv = getattr(self.mlp, "dwconv", None)
+        return "swiglu" if conv is None else "conv" if conv.weight.ndim == 3 else "conv2d"
 
     def forward(
         self, hidden_states: Tensor, injection: tuple[Tensor, ...] = (), cos_sin: CosSin | None = None
@@ -175,14 +215,24 @@ class FusedTRMBlock(nn.Module):
         if self.mixer == "mlp":
             weights = (self.mlp_t.gate_up_proj.weight, self.mlp_t.down_proj.weight)
             mixed = mixer_norm(hidden_states, *weights, norm_axis=self.norm_axis, **common)
-        else:
+        elif self.mixer == "attention":
+            qkv: Tensor = self.self_attn.qkv_proj.weight
+            if self.grid:
+                qkv = qkv[grid_order(self.num_heads, len(qkv) // (3 * self.num_heads), qkv.device)]
             mixed = attention_norm(
-                hidden_states, self.self_attn.qkv_proj.weight, self.self_attn.o_proj.weight,
+                hidden_states, qkv, self.self_attn.o_proj.weight,
                 num_heads=self.num_heads, cos_sin=cos_sin, causal=self.causal, qk_norm=self.qk_norm,
                 attention=self.attention, **common,
             )  # fmt: skip
-        weights = (self.mlp.gate_up_proj.weight, self.mlp.down_proj.weight)
-        return swiglu_norm(mixed, *weights, eps=self.eps, impl=self.impl)
+        if self.mixer != "none":
+            common["injection"] = ()
+        else:
+            mixed = hidden_states
+        gate_up, down = self.mlp.gate_up_proj.weight, self.mlp.down_proj.weight
+        if self.channel_mixer == "swiglu":
+            return swiglu_norm(mixed, gate_up, down, **common)
+        conv: Any = self.mlp.dwconv
+        return conv_swiglu_norm(mixed, gate_up, conv.weight, conv.bias, down, prefix=self.prefix_len, **common)
 
 
 class Adapter(nn.Module):
@@ -206,6 +256,8 @@ class Adapter(nn.Module):
 class Stack(nn.Module):
     """Blocks applied in order; the injection enters the first one. Called `L_level`, `H_level` or `core` officially."""
 
+    layers: nn.ModuleList
+
     def __init__(self, layers: list[FusedTRMBlock]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -218,3 +270,14 @@ class Stack(nn.Module):
             hidden_states = layer(hidden_states, injection, cos_sin)
             injection = ()
         return hidden_states
+
+
+class FlatStack(nn.ModuleList):
+    """A `Stack` whose blocks are its own children, as in URM: `layers.0` instead of `core.layers.0`."""
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The blocks."""
+        return self
+
+    forward = Stack.forward

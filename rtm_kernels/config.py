@@ -12,9 +12,10 @@ from typing import Any
 from rtm_kernels import program as programs
 from rtm_kernels.errors import InputError, one_of, require
 
-MIXERS = ("mlp", "attention")
+MIXERS = ("mlp", "attention", "none")
+CHANNEL_MIXERS = ("swiglu", "conv", "conv2d")
 NORM_AXES = ("sequence", "hidden")
-POSITIONS = ("none", "rope", "learned")
+POSITIONS = ("none", "rope", "rope2d", "learned")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 HALTING = ("q", "q_continue", "settle", "cumulative", "cumulative_token", "fixed")
 LIMIT = 1 << 20
@@ -37,8 +38,13 @@ class ModelConfig:
     L = `prefix_len` + `seq_len`. `layers` gives the number of blocks of each stack of the program.
     `halting` says which head is read: `q` halts when q_halt > 0, `q_continue` when q_halt > q_continue,
     `settle` has no head, the cumulative policies accumulate p_halt per sequence or per token until it is >= 1.
-    `state_ema` keeps that share of a latent in every step (RTM). `adapter_rank` gives every round of RINS a linear
-    adapter of this rank.
+    `state_ema` keeps that share of a latent in every step (RTM, EqR). EqR draws its first latents from a normal of
+    deviation 1, truncated at 2, anew for each sample, and adds `noise` of that deviation in every step. `rope2d`
+    rotates half of each head by the row and half by the column of a grid of `grid_width` columns (0: a square).
+    `adapter_rank` gives every round of RINS a linear adapter of this rank.
+    `channel_mixer` is a SwiGLU over D, or one with a depthwise convolution of `conv_width` on its hidden units, along
+    the sequence (`conv`) or over a square grid (`conv2d`). Its inner width is `inner_size`, or follows from `expansion`
+    where that is 0. A model whose weights hold nothing of length L (`any_length`) runs at every `seq_len`.
 
     Errors: `InputError` naming the field, its value and what is allowed.
     """
@@ -53,6 +59,9 @@ class ModelConfig:
     H_cycles: int = 3
     L_cycles: int = 6
     mixer: str = "mlp"
+    channel_mixer: str = "swiglu"
+    conv_width: int = 0
+    inner_size: int = 0
     norm_axis: str = "sequence"
     pos_encodings: str = "none"
     causal: bool = False
@@ -69,11 +78,14 @@ class ModelConfig:
     halt_exploration_prob: float = 0.1
     state_ema: float = 0.0
     adapter_rank: int = 0
+    grid_width: int = 0
+    noise: float = 0.0
     forward_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         one_of("arch", self.arch, programs.BUILDERS)
         one_of("mixer", self.mixer, MIXERS)
+        one_of("channel_mixer", self.channel_mixer, CHANNEL_MIXERS)
         one_of("norm_axis", self.norm_axis, NORM_AXES)
         one_of("pos_encodings", self.pos_encodings, POSITIONS)
         one_of("halting", self.halting, HALTING)
@@ -82,7 +94,8 @@ class ModelConfig:
                      "num_puzzle_identifiers", "halt_max_steps"):  # fmt: skip
             value = getattr(self, name)
             require(is_int(value) and 1 <= value <= LIMIT, name, value, f"an integer from 1 to {LIMIT}")
-        for name in ("puzzle_emb_ndim", "puzzle_emb_len", "adapter_rank"):
+        for name in ("puzzle_emb_ndim", "puzzle_emb_len", "adapter_rank", "inner_size", "conv_width",
+                     "grid_width"):  # fmt: skip
             value = getattr(self, name)
             require(is_int(value) and 0 <= value <= LIMIT, name, value, f"an integer from 0 to {LIMIT}")
         for name in ("expansion", "rms_norm_eps", "rope_theta"):
@@ -91,18 +104,34 @@ class ModelConfig:
         require(self.expansion <= 64, "expansion", self.expansion, "at most 64")
         for name in ("causal", "qk_norm", "tied_lm_head", "q_continue_target"):
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
+        least, most = (0, 0) if self.channel_mixer == "swiglu" else (1, 63)
+        odd = self.channel_mixer != "conv2d" or self.conv_width % 2 == 1
+        widths = f"{least} to {most}, odd over a grid, for channel_mixer={self.channel_mixer!r}"
+        require(least <= self.conv_width <= most and odd, "conv_width", self.conv_width, widths)
+        square = math.isqrt(self.seq_len) ** 2 == self.seq_len
+        fits = square or self.channel_mixer != "conv2d"
+        require(fits, "seq_len", self.seq_len, "a square number for channel_mixer='conv2d'")
         probability = self.halt_exploration_prob
         require(_is_number(probability) and 0 <= probability <= 1, "halt_exploration_prob", probability, "0 to 1")
         require(_is_number(self.state_ema) and 0 <= self.state_ema < 1, "state_ema", self.state_ema, "0 to below 1")
-        for name, arch in (("state_ema", "rtm"), ("adapter_rank", "rins")):
-            value = getattr(self, name)
-            require(value == 0 or self.arch == arch, name, value, f"0 for arch={self.arch!r}; it is for {arch!r}")
-        if self.mixer == "attention" or self.pos_encodings == "rope":
+        require(_is_number(self.noise) and 0 <= self.noise < math.inf, "noise", self.noise, "a number of at least 0")
+        for name, archs in (("state_ema", ("rtm", "eqr")), ("adapter_rank", ("rins",)), ("noise", ("eqr",))):
+            value, theirs = getattr(self, name), " or ".join(map(repr, archs))
+            require(value == 0 or self.arch in archs, name, value, f"0 for arch={self.arch!r}; it is for {theirs}")
+        if self.mixer == "attention" or self.pos_encodings in ("rope", "rope2d"):
             heads = self.num_heads
             require(self.hidden_size % heads == 0, "num_heads", heads, f"a divisor of hidden_size={self.hidden_size}")
         if self.pos_encodings == "rope":
             head_dim = self.hidden_size // self.num_heads
             require(head_dim % 2 == 0, "num_heads", self.num_heads, f"RoPE needs an even head width, not {head_dim}")
+        if self.pos_encodings == "rope2d":
+            quarter = self.hidden_size % (4 * self.num_heads) == 0
+            require(quarter, "num_heads", self.num_heads, "heads of a multiple of 4 channels for rope2d")
+            require(self.prefix_len == 0, "puzzle_emb_len", self.prefix_len, "0 for rope2d, whose grid has no prefix")
+            whole = self.seq_len % self.grid_width == 0 if self.grid_width else square
+            require(whole, "grid_width", self.grid_width, f"a width of a grid of seq_len={self.seq_len} cells")
+        else:
+            require(self.grid_width == 0, "grid_width", self.grid_width, "0 without rope2d")
         room = self.prefix_len * self.hidden_size
         allowed = f"at most puzzle_emb_len * hidden_size = {room}"
         require(self.puzzle_emb_ndim <= room, "puzzle_emb_ndim", self.puzzle_emb_ndim, allowed)
@@ -124,7 +153,7 @@ class ModelConfig:
         if self.adapter_rank:
             return programs.rins(self.H_cycles, adapters=True)
         built = programs.build(self.arch, self.H_cycles, self.L_cycles)
-        return programs.averaged(built, self.state_ema) if self.state_ema else built
+        return programs.averaged(built, self.state_ema, self.noise) if self.state_ema or self.noise else built
 
     @property
     def prefix_len(self) -> int:
@@ -135,6 +164,21 @@ class ModelConfig:
     def latent_len(self) -> int:
         """L, the length of the latent sequence: prefix and puzzle."""
         return self.prefix_len + self.seq_len
+
+    @property
+    def inner_width(self) -> int:
+        """F, the inner width of the channel mixer."""
+        return self.inner_size or inner_width(self.hidden_size, self.expansion)
+
+    @property
+    def any_length(self) -> bool:
+        """Whether no weight has the length of the sequence, so that the model runs at every `seq_len`."""
+        return self.mixer != "mlp" and self.pos_encodings != "learned" and not self.grid_width
+
+    @property
+    def random_latents(self) -> bool:
+        """Whether the first latents are drawn for each sample, instead of being the same for all."""
+        return self.arch == "eqr"
 
     @property
     def has_q_head(self) -> bool:

@@ -9,10 +9,13 @@ from rtm_kernels.program import Program
 def layer_flops(config: ModelConfig, half: str = "both") -> int:
     """FLOPs of one layer on one sample [L, D]: its matrix products. `half`: mixer, channel or both."""
     length, width = config.latent_len, config.hidden_size
-    channel = 6 * length * width * inner_width(width, config.expansion)
+    taps = config.conv_width ** (2 if config.channel_mixer == "conv2d" else 1)
+    channel = 2 * length * config.inner_width * (3 * width + taps)
     mixer = 6 * length * width * inner_width(length, config.expansion)
     if config.mixer == "attention":
         mixer = 8 * length * width**2 + 4 * length**2 * width
+    if config.mixer == "none":
+        mixer = 0
     return {"mixer": mixer, "channel": channel, "both": mixer + channel}[half]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -118,7 +119,7 @@ class ACTLossHead(Head):
         carry, outputs = self.model(carry=carry, batch=batch)
         found = self._score(outputs["logits"], carry.current_data)
         outputs["preds"] = found.predictions
-        q_halt, q_continue, exact = outputs["q_halt_logits"], outputs["q_continue_logits"], found.exact
+        q_halt, exact = outputs["q_halt_logits"], found.exact
         q_loss = F.binary_cross_entropy_with_logits(q_halt, exact.to(q_halt.dtype), reduction="sum")
         lm_loss, counted = self._total(found), carry.halted & (found.labelled > 0)
         metrics = answer_metrics(found, carry.halted) | {
@@ -129,11 +130,40 @@ class ACTLossHead(Head):
         }
         if "target_q_continue" in outputs:
             target = outputs["target_q_continue"]
-            continue_loss = F.binary_cross_entropy_with_logits(q_continue, target, reduction="sum")
+            continue_loss = F.binary_cross_entropy_with_logits(outputs["q_continue_logits"], target, reduction="sum")
             metrics["q_continue_loss"] = continue_loss.detach()
             q_loss = q_loss + continue_loss
         detached = {key: outputs[key].detach() for key in return_keys if key in outputs}
         return carry, lm_loss + 0.5 * q_loss, metrics, detached, carry.halted.all()
+
+
+class MaskedHead(Head):
+    """The token loss of one ACT step from the carry, where tokens count by what the puzzle shows at them.
+
+    Tokens whose input is `open_token` weigh 1 and all others `other`; the weights of a sample sum to its number of
+    tokens. A sample whose answer is right leaves with probability `leave`, every other one at the cap on ACT steps.
+    """
+
+    def __init__(self, model: RecursiveReasoner, loss_type: str, open_token: int, other: float, leave: float) -> None:
+        super().__init__(model, loss_type)
+        self.open_token, self.other, self.leave = open_token, other, leave
+
+    def forward(self, return_keys: Sequence[str], *, carry: Carry, batch: Batch) -> Result:
+        """One ACT step of the model, its loss and metrics; called as the official heads are."""
+        carry, outputs = self.model(carry=carry, batch=batch)
+        data = carry.current_data
+        found = self._score(outputs["logits"], data)
+        weight = torch.where(data["inputs"] == self.open_token, 1.0, self.other)
+        loss = self._total(found, weight / weight.mean(1, keepdim=True))
+        leaves = found.exact & (torch.rand(len(found.exact), device=weight.device) < self.leave)
+        carry = replace(carry, halted=carry.halted | leaves)
+        counted = carry.halted & (found.labelled > 0)
+        metrics = answer_metrics(found, carry.halted) | {
+            "steps": torch.where(counted, carry.steps, 0).sum(),
+            "lm_loss": loss.detach(),
+        }
+        detached = {key: outputs[key].detach() for key in return_keys if key in outputs}
+        return carry, loss, metrics, detached, carry.halted.all()
 
 
 class LossHead(Head):

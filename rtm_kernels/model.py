@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rtm_kernels import pretrained
-from rtm_kernels.block import Adapter, Embedding, FusedTRMBlock, Linear, SparseEmbedding, Stack, rows, trunc_normal
+from rtm_kernels.block import (
+    Adapter,
+    Embedding,
+    FlatStack,
+    FusedTRMBlock,
+    Linear,
+    SparseEmbedding,
+    Stack,
+    rows,
+    trunc_normal,
+)
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import InputError, require
-from rtm_kernels.ops.attention_norm.reference import rope_tables
+from rtm_kernels.names import drop_official_prefixes, init_name
+from rtm_kernels.ops.attention_norm.reference import rope_tables, rope_tables_2d
 from rtm_kernels.ops.halting.reference import halt_logit
 from rtm_kernels.program import ADAPTER, Program
 from rtm_kernels.ranges import ranged
 from rtm_kernels.recursion import reference
+from rtm_kernels.recursion.noise import truncated_normal
 
 Batch = Mapping[str, Tensor]
 """`inputs` [B, seq_len] token ids, `puzzle_identifiers` [B], and `labels` [B, seq_len] when there are any."""
@@ -53,21 +66,6 @@ def tensor_specs(config: ModelConfig) -> dict[str, Tensor]:
         return RecursiveReasoner(config).tensors()
 
 
-WRAPPERS = ("module.", "_orig_mod.", "model.", "inner.")
-
-
-def bare_name(key: str) -> str:
-    """A parameter's name without what DDP, torch.compile, the loss head and the ACT wrapper put before it."""
-    while key.startswith(WRAPPERS):
-        key = key.partition(".")[2]
-    return key
-
-
-def init_name(latent: str) -> str:
-    """Buffer that a latent starts from: `z_H` starts from `H_init`."""
-    return f"{latent.removeprefix('z_')}_init"
-
-
 class RecursiveReasoner(nn.Module):
     """A recursive reasoning model of any architecture of `rtm_kernels.program`, with the official parameter names.
 
@@ -94,18 +92,19 @@ class RecursiveReasoner(nn.Module):
         if config.pos_encodings == "learned":
             self.embed_pos = Embedding(config.latent_len, width, std=embed_std)
         for name, count in config.layers.items():
-            self.add_module(name, Stack([self._block(impl, attention) for _ in range(count)]))
+            kind = FlatStack if name == "layers" else Stack
+            self.add_module(name, kind([self._block(impl, attention) for _ in range(count)]))
         for name in self.program.stacks:
             if name.startswith(ADAPTER):
                 self.add_module(name, Adapter(width, config.adapter_rank))
-        for latent in self.program.carried:
+        for latent in () if config.random_latents else self.program.carried:
             start = trunc_normal(width, std=1.0).to(self.dtype)
             self.register_buffer(init_name(latent), start)
-        self._rope: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._rope: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
         self.run: Run | None = None
         """What executes programs instead of the stacks one by one; None for the stacks."""
         self._rank, self._world_size = 0, 1
-        self.register_load_state_dict_pre_hook(_drop_official_prefixes)
+        self.register_load_state_dict_pre_hook(drop_official_prefixes)
 
     @classmethod
     def from_pretrained(
@@ -148,6 +147,21 @@ class RecursiveReasoner(nn.Module):
         require(fits, "config", config, "one whose weights the model has")
         self.config, self.program = config, config.program
 
+    def resized(self, seq_len: int) -> RecursiveReasoner:
+        """This model at another `seq_len`, with the same parameters (not copied).
+
+        The cap on ACT steps grows with the square root of the length, as paths over a grid do.
+        Errors: `InputError` when a weight has the length of the sequence.
+        """
+        if seq_len == self.config.seq_len:
+            return self
+        allowed = f"{self.config.seq_len}: the model has weights of this length"
+        require(self.config.any_length, "seq_len", seq_len, allowed)
+        other = copy.copy(self)
+        steps = math.ceil(self.config.halt_max_steps * math.sqrt(seq_len / self.config.seq_len))
+        other.config = replace(self.config, seq_len=seq_len, halt_max_steps=steps)
+        return other
+
     def share_batch(self, rank: int, world_size: int) -> None:
         """Take part `rank` of each batch of `world_size` equal parts: random numbers are drawn for the whole batch."""
         self._rank, self._world_size = rank, world_size
@@ -155,9 +169,10 @@ class RecursiveReasoner(nn.Module):
     def _block(self, impl: str, attention: str) -> FusedTRMBlock:
         c = self.config
         return FusedTRMBlock(
-            c.hidden_size, c.latent_len, expansion=c.expansion, mixer=c.mixer, norm_axis=c.norm_axis,
-            num_heads=c.num_heads, causal=c.causal, qk_norm=c.qk_norm, eps=c.rms_norm_eps,
-            impl=impl, attention=attention,
+            c.hidden_size, c.latent_len, expansion=c.expansion, mixer=c.mixer, channel_mixer=c.channel_mixer,
+            conv_width=c.conv_width, inner_size=c.inner_size, prefix_len=c.prefix_len, norm_axis=c.norm_axis,
+            num_heads=c.num_heads, grid=c.pos_encodings == "rope2d", causal=c.causal, qk_norm=c.qk_norm,
+            eps=c.rms_norm_eps, impl=impl, attention=attention,
         )  # fmt: skip
 
     @property
@@ -174,14 +189,19 @@ class RecursiveReasoner(nn.Module):
     def cos_sin(self) -> tuple[Tensor, Tensor] | None:
         """RoPE tables [L, head_dim] in float32 on the model's device, or None when positions are not rotary."""
         c = self.config
-        if c.pos_encodings != "rope":
+        if c.pos_encodings not in ("rope", "rope2d"):
             return None
-        if self.device in self._rope:
-            return self._rope[self.device]
+        key, width = (self.device, c.latent_len), c.hidden_size // c.num_heads
+        if key in self._rope:
+            return self._rope[key]
         with torch.inference_mode(False):  # tables of inference mode could not be saved for a backward pass
-            tables = rope_tables(c.latent_len, c.hidden_size // c.num_heads, c.rope_theta, self.device)
+            if c.pos_encodings == "rope2d":
+                columns = c.grid_width or math.isqrt(c.seq_len)
+                tables = rope_tables_2d(c.seq_len // columns, columns, width, c.rope_theta, self.device)
+            else:
+                tables = rope_tables(c.latent_len, width, c.rope_theta, self.device)
         if type(tables[0]) is Tensor:  # not those of a fake or a traced pass
-            self._rope[self.device] = tables
+            self._rope[key] = tables
         return tables
 
     def stacks(self) -> dict[str, reference.ApplyStack]:
@@ -193,28 +213,42 @@ class RecursiveReasoner(nn.Module):
 
         return {name: bind(self.get_submodule(name)) for name in self.program.stacks}
 
-    def embed(self, inputs: Tensor, puzzle_identifiers: Tensor) -> Tensor:
-        """Input embedding x [B, L, D] = sqrt(D) * (prefix ++ tokens [+ positions, scaled by 1/sqrt(2)])."""
+    def embed(self, inputs: Tensor, puzzle_identifiers: Tensor | None = None) -> Tensor:
+        """Input embedding x [B, L, D] = sqrt(D) * (prefix ++ tokens [+ positions, scaled by 1/sqrt(2)]).
+
+        `puzzle_identifiers` [B] are read by a model with puzzle embeddings.
+        """
         c = self.config
         x = rows("inputs", self.embed_tokens.embedding_weight.to(self.dtype), inputs)
         if c.prefix_len > 0:
-            x = torch.cat((self._prefix(puzzle_identifiers), x), dim=-2)  # [B, L, D]
+            x = torch.cat((self._prefix(len(x), puzzle_identifiers), x), dim=-2)  # [B, L, D]
         if c.pos_encodings == "learned":
             x = 0.707106781 * (x + self.embed_pos.embedding_weight.to(self.dtype))
         return math.sqrt(c.hidden_size) * x
 
-    def _prefix(self, puzzle_identifiers: Tensor) -> Tensor:
+    def _prefix(self, batch_size: int, puzzle_identifiers: Tensor | None) -> Tensor:
         c = self.config
         size = c.prefix_len * c.hidden_size
         if c.puzzle_emb_ndim == 0:
-            shape = (len(puzzle_identifiers), c.prefix_len, c.hidden_size)
+            shape = (batch_size, c.prefix_len, c.hidden_size)
             return torch.zeros(shape, dtype=self.dtype, device=self.device)
         rows = self.puzzle_emb(puzzle_identifiers).to(self.dtype)
         return F.pad(rows, (0, size - rows.shape[-1])).view(-1, c.prefix_len, c.hidden_size)
 
-    def initial_latents(self, batch_size: int) -> dict[str, Tensor]:
-        """Fresh latents [B, L, D], every position the learned-once initial state."""
+    def initial_latents(self, batch_size: int, seeds: Tensor | None = None) -> dict[str, Tensor]:
+        """Fresh latents [B, L, D]: every position the one initial state, or random numbers (`random_latents`).
+
+        With `seeds` [B] integer a sample's random numbers depend on its seed alone.
+        """
         c = self.config
+        if c.random_latents:
+            if seeds is None:
+                seeds = torch.randint(1 << 31, (batch_size,), device=self.device)
+            shape = (c.latent_len, c.hidden_size)
+            return {
+                name: truncated_normal(seeds, number, shape).to(self.dtype)
+                for number, name in enumerate(self.program.carried)
+            }
         return {
             name: self.get_buffer(init_name(name)).expand(batch_size, c.latent_len, -1) for name in self.program.carried
         }
@@ -275,12 +309,13 @@ class RecursiveReasoner(nn.Module):
             k: torch.where(halted.view(-1, *[1] * (batch[k].ndim - 1)), batch[k], v)
             for k, v in carry.current_data.items()
         }
-        x = self.embed(data["inputs"], data["puzzle_identifiers"])
+        x = self.embed(data["inputs"], data.get("puzzle_identifiers"))
         values, logits, q = self.act_step(latents, x, program)
         new = {k: values[k].detach() for k in self.program.carried}
         outputs: dict[str, Any] = {"logits": logits}
         if q is not None:
-            outputs |= {"q_halt_logits": q[..., 0], "q_continue_logits": q[..., 1]}
+            outputs["q_halt_logits"] = q[..., 0]
+            outputs |= {} if self.config.arch == "eqr" else {"q_continue_logits": q[..., 1]}
         with torch.no_grad():
             steps = torch.where(halted, 0, carry.steps) + 1
             last = steps >= self.config.halt_max_steps
@@ -306,22 +341,22 @@ class RecursiveReasoner(nn.Module):
 
     def _target_q_continue(self, latents: Mapping[str, Tensor], data: Batch, last: Tensor) -> Tensor:
         """HRM's bootstrapped target: sigmoid of the best halting value one step ahead (of halting, at the last)."""
-        x = self.embed(data["inputs"], data["puzzle_identifiers"])
+        x = self.embed(data["inputs"], data.get("puzzle_identifiers"))
         _, _, q = self.act_step(latents, x)
         assert q is not None
         return torch.sigmoid(torch.where(last, q[..., 0], torch.maximum(q[..., 0], q[..., 1])))
 
     def _check_batch(self, batch: Batch) -> None:
-        for name in ("inputs", "puzzle_identifiers"):
+        for name in ("inputs", *(["puzzle_identifiers"] if self.config.puzzle_emb_ndim else [])):
             if name not in batch:
                 raise InputError(f"batch has no {name!r}; it has {sorted(batch)}")
         shape = tuple(batch["inputs"].shape)
         if len(shape) != 2 or shape[1] != self.config.seq_len:
             raise InputError(f"batch['inputs'] has shape {shape}; expected [B, seq_len={self.config.seq_len}]")
-        ids = tuple(batch["puzzle_identifiers"].shape)
+        ids = tuple(batch["puzzle_identifiers"].shape) if "puzzle_identifiers" in batch else shape[:1]
         if ids != shape[:1]:
             raise InputError(f"batch['puzzle_identifiers'] has shape {ids}; expected [B] = {shape[:1]}")
-        for name in ("inputs", "puzzle_identifiers"):
+        for name in ("inputs", "puzzle_identifiers") if "puzzle_identifiers" in batch else ("inputs",):
             dtype = batch[name].dtype
             require(dtype in INDICES, f"batch[{name!r}].dtype", dtype, f"one of {', '.join(map(str, INDICES))}")
 
@@ -330,13 +365,3 @@ class RecursiveReasoner(nn.Module):
             raise InputError(f"the carry holds {sorted(carry.current_data)}, but the batch {sorted(batch)}")
         if len(carry.halted) != len(batch["inputs"]):
             raise InputError(f"the carry is of {len(carry.halted)} samples, but the batch of {len(batch['inputs'])}")
-
-
-def _drop_official_prefixes(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    for key in [k for k in state if k.startswith(prefix)]:
-        state[prefix + bare_name(key.removeprefix(prefix))] = state.pop(key)
-    tied = prefix + "lm_head.weight"
-    if getattr(module.config, "tied_lm_head", False) and tied not in state:
-        embedding = state.get(prefix + "embed_tokens.embedding_weight")
-        if embedding is not None:
-            state[tied] = embedding

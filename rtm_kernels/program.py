@@ -25,6 +25,7 @@ class Step:
     """One update `latent[dst] <- stack((sum of latent[state]) + (sum of latent[inject]))`.
 
     With `keep` it is an exponential moving average: `latent[dst] <- keep latent[dst] + (1 - keep) stack(...)`.
+    `noise` adds normal numbers of that deviation (EqR).
     `grad=False` runs the step under `no_grad`, which is all that the training contracts differ in.
     """
 
@@ -34,6 +35,7 @@ class Step:
     stack: str = "L_level"
     grad: bool = True
     keep: float = 0.0
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,16 @@ class Program:
         return tuple(carried)
 
 
-def averaged(program: Program, keep: float) -> Program:
+def averaged(program: Program, keep: float, noise: float = 0.0) -> Program:
     """`program` with every step an exponential moving average that keeps the share `keep` of the latent before.
+
+    `noise` is the deviation of the normal numbers that every step adds.
 
     Errors: `InputError` when it writes a latent that has no value before.
     """
     fresh = sorted({step.dst for step in program.steps} - set(program.carried))
     require(not fresh, "keep", keep, f"0 for {program.name}, which does not carry {', '.join(fresh)}")
-    return replace(program, steps=tuple(replace(step, keep=keep) for step in program.steps))
+    return replace(program, steps=tuple(replace(step, keep=keep, noise=noise) for step in program.steps))
 
 
 def _schedule(H_cycles: int, *cycle: Step) -> tuple[Step, ...]:
@@ -155,6 +159,17 @@ def rtm(cycles: int = 1) -> Program:
     return Program("rtm", (Step("z_H", ("z_H",), (INPUT,), stack="core"),) * cycles, output="z_H")
 
 
+def urm(H_cycles: int, L_cycles: int) -> Program:
+    """URM (arXiv 2512.14693): one latent, `h <- f(h + x)` H_cycles x L_cycles times, the last L_cycles with grad."""
+    step = Step("current_hidden", ("current_hidden",), (INPUT,), stack="layers")
+    return Program("urm", _schedule(H_cycles, *[step] * L_cycles), output="current_hidden")
+
+
+def eqr(H_cycles: int, L_cycles: int) -> Program:
+    """EqR (arXiv 2605.21488): the TRM schedule, relaxed by `averaged`, from random latents."""
+    return replace(trm(H_cycles, L_cycles), name="eqr")
+
+
 def transformer() -> Program:
     """The transformer baseline of the TRM repository: `y <- f(y + x)` once per ACT step."""
     return Program("transformer", (Step("z_H", ("z_H",), (INPUT,), stack="H_level"),), output="z_H")
@@ -168,6 +183,8 @@ BUILDERS: dict[str, Callable[[int, int], Program]] = {
     "rsm": rsm,
     "rins": lambda H_cycles, L_cycles: rins(H_cycles),
     "rtm": lambda H_cycles, L_cycles: rtm(H_cycles),
+    "urm": urm,
+    "eqr": eqr,
     "transformer": lambda H_cycles, L_cycles: transformer(),
 }
 """Architecture name -> builder from (H_cycles, L_cycles); RINS and RTM read H_cycles as their round count."""

@@ -54,7 +54,7 @@ def test_a_config_does_not_change() -> None:
         ("arch", "gpt", "expected one of trm, trm_singlez"),
         ("mixer", "conv", "expected one of mlp, attention"),
         ("norm_axis", "batch", "expected one of sequence, hidden"),
-        ("pos_encodings", "alibi", "expected one of none, rope, learned"),
+        ("pos_encodings", "alibi", "expected one of none, rope, rope2d, learned"),
         ("halting", "never", "expected one of q, q_continue"),
         ("forward_dtype", "int8", "expected one of float32"),
         ("vocab_size", 0, "an integer from 1 to 1048576"),

@@ -52,7 +52,8 @@ class NativeModel : public torch::CustomClassHolder {
 
   void add_attention_layer(i64 stack, const Tensor& qkv, const Tensor& out, const Tensor& gate_up, const Tensor& down,
                            i64 heads, bool causal, bool qk_norm, const std::optional<Tensor>& cos,
-                           const std::optional<Tensor>& sin, double eps, bool reduced) {
+                           const std::optional<Tensor>& sin, const std::optional<Tensor>& conv,
+                           const std::optional<Tensor>& conv_bias, i64 prefix, double eps, bool reduced) {
     const i64 D = executor_.hidden_size();
     rtm::PackedLayer packed;
     packed.qkv = rtm::pack_linear(executor_.kernels(), reduced, data(qkv, "qkv"), D, D, 3);
@@ -64,7 +65,16 @@ class NativeModel : public torch::CustomClassHolder {
     packed.layer.attends = true;
     packed.layer.attention = {packed.qkv.view(), packed.out.view(), heads,            D / heads,
                               causal,           qk_norm,          packed.cos.get(), packed.sin.get()};
-    add(stack, std::move(packed), gate_up, down, eps, reduced);
+    if (conv && conv_bias) set_conv(packed, *conv, *conv_bias, prefix);
+    add(stack, std::move(packed), gate_up, down, eps, reduced && !conv);
+  }
+
+  // A layer whose channel half has a convolution, and no mixer.
+  void add_conv_layer(i64 stack, const Tensor& gate_up, const Tensor& down, const Tensor& weight, const Tensor& bias,
+                      i64 prefix, double eps) {
+    rtm::PackedLayer packed;
+    set_conv(packed, weight, bias, prefix);
+    add(stack, std::move(packed), gate_up, down, eps, false);
   }
 
   void add_step(i64 dst, i64 stack, std::vector<i64> state, std::vector<i64> inject) {
@@ -116,6 +126,19 @@ class NativeModel : public torch::CustomClassHolder {
     packed.layer.channel = packed.channel.view();
     packed.layer.eps = static_cast<float>(eps);
     executor_.add_layer(stack, std::move(packed));
+  }
+
+  // weight [F, 1, k] or [F, 1, k, k] and bias [F].
+  void set_conv(rtm::PackedLayer& packed, const Tensor& weight, const Tensor& bias, i64 prefix) const {
+    const i64 F = weight.size(0), W = executor_.kernels().width, taps = weight.numel() / F;
+    packed.conv = rtm::Buffer(rtm::round_up(F, W) * taps);
+    packed.conv_bias = rtm::Buffer(rtm::round_up(F, W));
+    for (i64 f = 0; f < F; ++f) {
+      packed.conv_bias.get()[f] = data(bias, "conv bias")[f];
+      for (i64 t = 0; t < taps; ++t)
+        packed.conv.get()[(f / W * taps + t) * W + f % W] = data(weight, "conv weight")[f * taps + t];
+    }
+    packed.layer.conv = {packed.conv.get(), packed.conv_bias.get(), weight.size(-1), prefix, weight.dim() == 4};
   }
 
   static rtm::Buffer copy(const Tensor& t, const char* name) {
@@ -235,6 +258,7 @@ TORCH_LIBRARY(rtm_kernels_native, m) {
   m.class_<NativeModel>("NativeModel")
       .def(torch::init<const std::string&, const std::string&, i64, i64>())
       .def("add_mlp_layer", &NativeModel::add_mlp_layer)
+      .def("add_conv_layer", &NativeModel::add_conv_layer)
       .def("add_attention_layer", &NativeModel::add_attention_layer)
       .def("add_step", &NativeModel::add_step)
       .def("set_heads", &NativeModel::set_heads)

@@ -71,6 +71,16 @@ void Executor::run_mlp(const Layer& layer, const Sources& sources, float* dst, c
   });
 }
 
+void Executor::run_conv(const Layer& layer, const Sources& sources, float* dst, const Sample& s) const {
+  float *work = s.workspace.work[s.thread].get(), *act = s.workspace.act[s.thread].get();
+  split_rows(s, [&](i64 first, i64 last, float* scratch) {
+    kernels_->conv_expand(layer, sources, work, act, s.L, D_, first, last, scratch);
+  });
+  split_rows(s, [&](i64 first, i64 last, float* scratch) {
+    kernels_->conv_reduce(layer, act, work, dst, s.L, D_, first, last, scratch);
+  });
+}
+
 void Executor::run_attention(const Layer& layer, const Sources& sources, float* dst, const Sample& s) const {
   const Workspace& memory = s.workspace;
   float* work = memory.work[s.thread].get();
@@ -86,8 +96,14 @@ void Executor::run_attention(const Layer& layer, const Sources& sources, float* 
       kernels_->attend(layer, heads, s.L, D_, i / parts, part(s.L, parts, i % parts), part(s.L, parts, i % parts + 1),
                        scratch);
   });
+  float* act = memory.act[s.thread].get();
+  if (layer.conv.weight)
+    split_rows(s, [&](i64 first, i64 last, float* scratch) {
+      kernels_->attention_conv_expand(layer, heads.mixed, work, act, s.L, D_, first, last, scratch);
+    });
   split_rows(s, [&](i64 first, i64 last, float* scratch) {
-    kernels_->attention_channel_mix(layer, heads.mixed, work, dst, D_, first, last, scratch);
+    layer.conv.weight ? kernels_->conv_reduce(layer, act, work, dst, s.L, D_, first, last, scratch)
+                      : kernels_->attention_channel_mix(layer, heads.mixed, work, dst, D_, first, last, scratch);
   });
 }
 
@@ -104,7 +120,10 @@ void Executor::run_sample(const Sample& s, i64 begin, i64 end) const {
     float* dst = s.latents[step.dst] + s.offset;
     const float* previous = dst;  // a layer after the first reads what the one before it wrote
     for (const PackedLayer& packed : stacks_[step.stack]) {
-      packed.layer.attends ? run_attention(packed.layer, sources, dst, s) : run_mlp(packed.layer, sources, dst, s);
+      const Layer& layer = packed.layer;
+      layer.attends       ? run_attention(layer, sources, dst, s)
+      : layer.conv.weight ? run_conv(layer, sources, dst, s)
+                          : run_mlp(layer, sources, dst, s);
       sources = {&previous, 1, nullptr, 0};
     }
   }
@@ -177,9 +196,11 @@ std::unique_ptr<Workspace> Executor::lease(i64 L, i64 threads) const {
   }
   i64 scratch = kernels_->scratch_size(Layer{}, L, D_);  // what the heads need
   HeadSizes heads{0, 0, 0};
+  i64 act = 0;
   for (const auto& stack : stacks_)
     for (const PackedLayer& packed : stack) {
       scratch = std::max(scratch, kernels_->scratch_size(packed.layer, L, D_));
+      if (packed.layer.conv.weight) act = std::max(act, packed.layer.channel.inner * L);
       if (!packed.layer.attends) continue;
       const HeadSizes size = kernels_->head_sizes(packed.layer, L);
       heads = {std::max(heads.query, size.query), std::max(heads.key, size.key), std::max(heads.value, size.value)};
@@ -194,6 +215,7 @@ std::unique_ptr<Workspace> Executor::lease(i64 L, i64 threads) const {
     workspace->key.emplace_back(heads.key);
     workspace->value.emplace_back(heads.value);
     workspace->previous.emplace_back();
+    workspace->act.emplace_back(act);
     workspace->mixed.emplace_back(heads.query ? L * D_ : 0);
   }
   return workspace;

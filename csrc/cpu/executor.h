@@ -20,6 +20,7 @@ struct PackedLayer {
   PackedSwiGLU mixer, channel;
   PackedLinear qkv, out;
   Buffer cos, sin;
+  Buffer conv, conv_bias;
 };
 
 // Memory of one call, leased and given back so that calls from several threads never share it.
@@ -27,7 +28,7 @@ struct Workspace {
   i64 L, threads;
   std::vector<Buffer> scratch;  // one per thread
   std::vector<Buffer> work;     // one [L, D] for each sample in flight, as the next four
-  std::vector<Buffer> query, key, value, mixed, previous;
+  std::vector<Buffer> query, key, value, mixed, previous, act;
 };
 
 // What an ACT step leaves of each sample beside its latents.
@@ -77,6 +78,7 @@ class Executor {
   template <class F>
   static void split_rows(const Sample& sample, const F& f);
   void run_mlp(const Layer& layer, const Sources& sources, float* dst, const Sample& sample) const;
+  void run_conv(const Layer& layer, const Sources& sources, float* dst, const Sample& sample) const;
   void run_attention(const Layer& layer, const Sources& sources, float* dst, const Sample& sample) const;
   std::unique_ptr<Workspace> lease(i64 L, i64 threads) const;
   void give_back(std::unique_ptr<Workspace> workspace) const;

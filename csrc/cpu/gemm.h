@@ -81,6 +81,27 @@ void product_tile(const float* a, i64 a_block, const float* b, i64 K, float* out
     }
 }
 
+// The same for the first W columns of the panel alone.
+template <int R>
+void half_product_tile(const float* a, i64 a_block, const float* b, i64 K, float* out, i64, bool accumulate) {
+  V total[R], c[R];
+  for (i64 k0 = 0; k0 < K; k0 += kChain) {
+    const i64 end = K < k0 + kChain ? K : k0 + kChain;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) c[r] = set1(0.0f);
+    for (i64 k = k0; k < end; ++k) {
+      const V column = load(b + k * NR);
+      const float* at = a + k / W * a_block + k % W;
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) c[r] = fma(set1(at[r * W]), column, c[r]);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) total[r] = k0 ? total[r] + c[r] : c[r];
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) store(out + r * W, accumulate ? load(out + r * W) + total[r] : total[r]);
+}
+
 template <template <int> class Function, int... R>
 constexpr auto table(std::integer_sequence<int, R...>) {
   return std::array{Function<R + 1>::call...};
@@ -91,14 +112,21 @@ struct Product {
   static constexpr auto call = product_tile<R>;
 };
 constexpr auto product_tiles = table<Product>(std::make_integer_sequence<int, MR>{});
+template <int R>
+struct HalfProduct {
+  static constexpr auto call = half_product_tile<R>;
+};
+constexpr auto half_product_tiles = table<HalfProduct>(std::make_integer_sequence<int, MR>{});
 
-// out (+)= a w over all rows: a [K / W][rows][W], w panels [N / 2W][K][2W], out [N / W][rows][W].
+// out (+)= a w over all rows: a [K / W][rows][W], w panels [N / 2W][K][2W], out [N / W][rows][W]. A last block of
+// padding alone is not written.
 static void product(const float* a, i64 rows, const float* w, i64 K, i64 N, float* out, bool accumulate) {
   const i64 tiles = ceil_div(rows, MR);
   for (i64 n = 0; n < ceil_div(N, NR); ++n)
     for (i64 i = 0; i < tiles; ++i) {
       const i64 r = part(rows, tiles, i), R = part(rows, tiles, i + 1) - r;
-      product_tiles[R - 1](a + r * W, rows * W, w + n * K * NR, K, out + (2 * n * rows + r) * W, rows * W, accumulate);
+      const auto& tile = N - n * NR > W ? product_tiles[R - 1] : half_product_tiles[R - 1];
+      tile(a + r * W, rows * W, w + n * K * NR, K, out + (2 * n * rows + r) * W, rows * W, accumulate);
     }
 }
 

@@ -1,7 +1,7 @@
 // The kernel set of the instruction set named by RTM_ISA, as the executor sees it.
 #pragma once
 
-#include "attention.h"
+#include "conv.h"
 
 #ifndef RTM_FORMAT
 #define RTM_FORMAT float32
@@ -32,7 +32,8 @@ static HeadSizes head_sizes(const Layer& layer, i64 L) {
 static const Kernels* kernels() {
   static constexpr Kernels set = {
       RTM_NAME,          Format::RTM_FORMAT, W,      MR,           token_mix, channel_mix,
-      attention_project, attend, attention_channel_mix, project, scratch_size, head_sizes};
+      attention_project, attend, attention_channel_mix, conv_expand, attention_conv_expand, conv_reduce,
+      project,           scratch_size, head_sizes};
   return &set;
 }
 

@@ -56,6 +56,16 @@ struct Attention {
   const float* sin;
 };
 
+// A depthwise convolution on the hidden units of a SwiGLU, along the sequence or over the square grid of the positions
+// from `prefix` on, which the positions before do not take part in.
+struct Conv {
+  const float* weight;  // [F / W][taps][W], or null without a convolution
+  const float* bias;    // [F]
+  i64 width, prefix;
+  bool grid;
+  i64 taps() const { return grid ? width * width : width; }
+};
+
 struct Layer {
   bool attends;
   bool norm_hidden;  // the token mix normalises over D instead of L
@@ -63,6 +73,7 @@ struct Layer {
   SwiGLU mixer;
   Attention attention;
   SwiGLU channel;
+  Conv conv;  // of the channel mix; without attention such a layer has no mixer
 };
 
 // Activations of one attention layer of one sample.
@@ -101,6 +112,14 @@ struct Kernels {
   // dst[rows] = channel mix of h, h = rms_norm(work + out_proj(mixed)).
   void (*attention_channel_mix)(const Layer&, const float* mixed, const float* work, float* dst, i64 D, i64 first,
                                 i64 last, float* scratch);
+
+  // With a convolution, in place of the channel mix: all hidden units act [F / W][L][W] and h into work, then dst.
+  void (*conv_expand)(const Layer&, const Sources&, float* work, float* act, i64 L, i64 D, i64 first, i64 last,
+                      float* scratch);
+  void (*attention_conv_expand)(const Layer&, const float* mixed, float* work, float* act, i64 L, i64 D, i64 first,
+                                i64 last, float* scratch);
+  void (*conv_reduce)(const Layer&, const float* act, const float* work, float* dst, i64 L, i64 D, i64 first, i64 last,
+                      float* scratch);
 
   // out[rows, N] = x[rows] w + bias, w the columns of [N, D] in float32, bias [N rounded up to 2W].
   void (*project)(const Linear& w, const float* bias, const float* x, float* out, i64 D, i64 N, i64 first, i64 last,

@@ -20,6 +20,12 @@ RTM_INLINE V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 RTM_INLINE V max(V a, V b) { return _mm512_max_ps(a, b); }  // b where either is NaN
 RTM_INLINE V min(V a, V b) { return _mm512_min_ps(a, b); }
 RTM_INLINE V sqrt(V a) { return _mm512_sqrt_ps(a); }
+// 1 / a for normal a, to about one unit in the last place
+RTM_INLINE V inverse(V a) {
+  V r = _mm512_rcp14_ps(a);
+  r = _mm512_fnmadd_ps(_mm512_fmsub_ps(a, r, set1(1.0f)), r, r);
+  return _mm512_fnmadd_ps(_mm512_fmsub_ps(a, r, set1(1.0f)), r, r);
+}
 RTM_INLINE V shift_exponent(V p, V n) {
   return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(n), 23)));
 }
@@ -36,6 +42,7 @@ RTM_INLINE V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 RTM_INLINE V max(V a, V b) { return _mm256_max_ps(a, b); }  // b where either is NaN
 RTM_INLINE V min(V a, V b) { return _mm256_min_ps(a, b); }
 RTM_INLINE V sqrt(V a) { return _mm256_sqrt_ps(a); }
+RTM_INLINE V inverse(V a) { return set1(1.0f) / a; }
 RTM_INLINE V shift_exponent(V p, V n) {
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(n), 23)));
 }
@@ -63,6 +70,7 @@ RTM_INLINE V sqrt(V a) {
   for (i64 i = 0; i < W; ++i) a[i] = std::sqrt(a[i]);
   return a;
 }
+RTM_INLINE V inverse(V a) { return set1(1.0f) / a; }
 RTM_INLINE V shift_exponent(V p, V n) { return (V)((VI)p + ((VI)n << 23)); }
 RTM_INLINE V keep_below(V a, V index, float limit, float other) { return index < set1(limit) ? a : set1(other); }
 #endif

@@ -37,10 +37,19 @@ class Solvers:
 
     def of(self, task: str) -> Solver:
         """The model of `task`. Raises `InputError` that says which there are, and how to give one."""
+        name = self.name_of(task)
+        return self.loaded[name].sized(get_task(task))
+
+    def name_of(self, task: str) -> str:
+        """The name of the loaded model that solves `task`. Errors: those of `of`."""
+        for name, solver in self.loaded.items():
+            family = solver.reader is not solver.task and type(solver.task) is type(get_task(task))
+            if task == name or family:
+                return name
         if task not in self.loaded:
             others = ", ".join(self.loaded)
             raise InputError(f"no model for {task} is loaded (there are: {others}); start with --model {task}=FOLDER")
-        return self.loaded[task]
+        return task
 
     async def solve(self, task: str, puzzles: Sequence[str], max_steps: int | None) -> list[Solution]:
         """The solutions in order, within the deadline.
@@ -49,7 +58,9 @@ class Solvers:
         """
         self.of(task)
         try:
-            solutions = await self.service.solve_all(puzzles, solver=task, max_steps=max_steps, deadline=DEADLINE)
+            solutions = await self.service.solve_all(
+                puzzles, solver=self.name_of(task), max_steps=max_steps, deadline=DEADLINE
+            )
         except Overloaded as error:
             raise BackendUnavailable(f"busy: {error}; try again in a few seconds") from None
         for solution in solutions:

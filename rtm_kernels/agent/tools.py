@@ -165,6 +165,8 @@ def maze_task(maze: str, solvers: Solvers) -> str:
     """The maze task whose side fits the text, or `maze` when none that is loaded does."""
     lines = [line for line in maze.splitlines() if line]
     cells = len(lines) ** 2 if len(lines) > 1 else len(maze.strip("\n"))
+    if any(isinstance(s.task, Maze) and s.reader is not s.task for s in solvers.loaded.values()):
+        return Maze().sized(maze).name
     mazes = [solver.task for solver in solvers.loaded.values() if isinstance(solver.task, Maze)]
     fits = [task.name for task in mazes if task.seq_len == cells]
     sides = ", ".join(str(task.side) for task in mazes)

@@ -80,13 +80,21 @@ def evaluate(
       rtm eval --generate count=1000 --generate clues=[30,36] --generate seed=1001
       rtm eval data/arc1 --model runs/arc/model --submission submission.json
     """
-    from rtm_kernels.cli.labelled import generated, read_labelled
+    from rtm_kernels.cli.labelled import generated, read_labelled, solver_of_data
+    from rtm_kernels.cli.source import model_for
     from rtm_kernels.errors import require
 
     require(bool(data) != bool(generate), "DATA", data or None, "either files to read or puzzles to --generate")
     writable = submission is None or (submission.parent.is_dir() and not submission.is_dir())
     require(writable, "--submission", str(submission), "a file in a folder that exists")
-    solvers = {name: load_solver(options, model=source) for name, source in sources_of(options.model).items()}
+    if options.model == "auto":
+        options = replace(
+            options, model=model_for(list(map(str, data or [])), "maze" if "task=maze" in (generate or []) else None)
+        )
+    solvers = {
+        name: solver_of_data(load_solver(options, model=source), data or [], generate or [])
+        for name, source in sources_of(options.model).items()
+    }
     first = next(iter(solvers.values()))
     puzzles = generated(generate, first.task) if generate else read_labelled(data or [], first.task, limit)
     report: dict[str, Any] = {"model": options.model, "data": ", ".join(map(str, data or generate or []))}

@@ -12,10 +12,12 @@ from rtm_kernels.cli.source import read_all
 from rtm_kernels.data.dataset import PuzzleDataset
 from rtm_kernels.data.loader import read_examples
 from rtm_kernels.data.task import Task
+from rtm_kernels.engine import Solver
 from rtm_kernels.errors import InputError, require
+from rtm_kernels.files import read_json
 from rtm_kernels.train.configure import override
 from rtm_kernels.train.schema import Source
-from rtm_kernels.train.stream import load_pool, task_of_sources
+from rtm_kernels.train.stream import load_pool, task_of
 
 MAX_ORIGINS = 40
 """Values of a csv file's source column that are still reported one by one."""
@@ -53,13 +55,26 @@ def read_labelled(paths: Sequence[Path], task: Task, limit: int | None) -> Label
     return Labelled(inputs, labels, identifiers, stems)
 
 
+def solver_of_data(solver: Solver, paths: Sequence[Path], assignments: Sequence[str]) -> Solver:
+    """`solver` for the size of the data, where its model solves every size; else itself."""
+    if solver.reader is solver.task:
+        return solver
+    if not paths:
+        return solver.sized(task_of(override(Source(), assignments)))
+    if not paths[0].is_dir():
+        return solver.of(read_all([str(paths[0])], solver.reader, 1)[0])
+    folder = paths[0] if (paths[0] / "dataset.json").exists() else paths[0] / "test"
+    length = int(read_json(folder / "dataset.json")["seq_len"])
+    return solver.of(solver.task.vocabulary[0] * length)
+
+
 def generated(assignments: Sequence[str], task: Task) -> Labelled:
     """Puzzles of a source of training, whose fields are given as key=value.
 
     Errors: `InputError` for what no source has, or one of another task than `task`.
     """
     source = override(Source(), assignments)
-    own = task_of_sources([source])
+    own = task_of(source)
     require(own.name == task.name, "--generate", own.name, f"puzzles of the model's task {task.name}")
     inputs, labels = load_pool(source)
     identifiers = np.zeros(len(inputs), dtype=np.int32)

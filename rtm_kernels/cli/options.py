@@ -21,7 +21,9 @@ machine, halting = (
     partial(typer.Option, rich_help_panel=name) for name in ("Model and machine", "Halting and further runs")
 )
 
-Model = Annotated[str, machine("--model", "-m", help="Bundled name, folder, or hub id.", metavar="MODEL")]
+Model = Annotated[
+    str, machine("--model", "-m", help="Bundled name, folder, or hub id; auto: by the puzzles.", metavar="MODEL")
+]
 BatchSize = Annotated[int, machine(help="Puzzles that are computed together.", metavar="N")]
 Device = Annotated[str | None, machine(help="cpu or cuda; default cuda where there is one.", metavar="DEVICE")]
 Executor = Annotated[str, machine(help="auto, or one that `rtm info` lists.", metavar="NAME")]
@@ -74,7 +76,7 @@ Puzzles = Annotated[
 class SolverOptions:
     """The options of every command that makes a solver (`load_solver`)."""
 
-    model: Model = "sudoku"
+    model: Model = "auto"
     batch_size: BatchSize = 64
     device: Device = None
     executor: Executor = "auto"
@@ -137,7 +139,7 @@ def load_solver(options: SolverOptions, *, model: str | None = None, batch_invar
         if rank > 0:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
     return kind(
-        RecursiveReasoner.from_pretrained(model or options.model),
+        RecursiveReasoner.from_pretrained(model or ("sudoku" if options.model == "auto" else options.model)),
         **solver_arguments(options, rank),
         batch_invariant=batch_invariant,
     )

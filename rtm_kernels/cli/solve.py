@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,9 @@ def solve(
     options: SolverOptions,
     puzzles: Puzzles = None,
     limit: Limit = None,
+    example: Annotated[
+        str | None, typer.Option(help="Solve the bundled examples of sudoku or maze.", metavar="TASK")
+    ] = None,
     show: Annotated[int, typer.Option(help="How many grids to print.", metavar="N")] = 3,
     stats: Annotated[
         Path | None,
@@ -36,6 +40,7 @@ def solve(
     """Solve puzzles and check every answer by the rules of the task.
 
     A puzzle is 81 characters with . 0 or * for blanks, or a grid of nine lines.
+    A maze is a square of # for walls, . or space, S and G, of side 5 to 64.
     A file holds one puzzle per line, grids, or csv with the header
     puzzle[,solution].
 
@@ -50,6 +55,8 @@ def solve(
     Examples:
 
       rtm solve
+      rtm solve --example maze
+      rtm solve maze.txt
       rtm solve puzzles.csv --limit 1000 --max-steps 32 --json
       rtm solve 53..7....6..195....98....6.(and so on, 81 in all)
       rtm solve hard.csv --rollouts 32 --stats stats.json
@@ -57,11 +64,18 @@ def solve(
       rtm solve puzzles.csv --precision int8
       cat grids.txt | rtm solve - --show 1
     """
-    from rtm_kernels.cli.source import read_all
+    from rtm_kernels.cli.source import model_for, read_all
+    from rtm_kernels.data.examples import example_names
     from rtm_kernels.energy import energy_counter
+    from rtm_kernels.errors import one_of, require
 
+    if example is not None:
+        one_of("--example", example, example_names())
+        require(not puzzles, "--example", example, "no puzzles beside it")
+    if options.model == "auto":
+        options = replace(options, model=model_for(puzzles or [], example))
     solver = load_solver(options)
-    read = read_all(puzzles or [], solver.task, limit)
+    read = read_all(puzzles or [], solver.reader, limit)
     energy, start = energy_counter(solver.model.device.type), time.perf_counter()
     solutions = []
     for solution in in_order(solver, read, quiet=json_lines):
@@ -139,11 +153,12 @@ def print_report(solver: Solver, solutions: list[Solution], figures: dict[str, A
     from rich.console import Console
 
     from rtm_kernels.cli.report import bars, print_grid, print_table, solid
+    from rtm_kernels.data.task import get_task
 
     console, count = Console(highlight=False), len(solutions)
     readable = [(i, s) for i, s in enumerate(solutions, start=1) if s.status != "invalid"]
     for i, solution in readable[: max(0, show)]:
-        print_grid(console, solver.task, solution, f"puzzle {i} of {count}")
+        print_grid(console, get_task(solution.task), solution, f"puzzle {i} of {count}")
     if not readable:
         return
     statuses: dict[str, int] = figures["statuses"]

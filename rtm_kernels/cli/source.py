@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import islice
 
 from rtm_kernels.data.examples import example_names, example_puzzles
+from rtm_kernels.data.maze import VOCABULARY
 from rtm_kernels.data.task import Puzzle, Task
 from rtm_kernels.data.text import decoded, named
 from rtm_kernels.errors import InputError, require
@@ -29,11 +30,31 @@ def read_all(arguments: list[str], task: Task, limit: int | None) -> list[Puzzle
     if not arguments and task.name not in example_names():
         bundled = ", ".join(example_names())
         raise InputError(f"no puzzles were given, and there are bundled examples only of {bundled}, not of {task.name}")
-    read = _read(arguments, task) if arguments else iter(example_puzzles(task.name))
+    read = _read(arguments, task) if arguments else _examples(task)
     found = list(islice(read, min(limit or MAX_PUZZLES + 1, sys.maxsize)))
     if limit is None and len(found) > MAX_PUZZLES:
         raise InputError(f"more than {MAX_PUZZLES} puzzles in one run; --limit N takes the first N")
     return found
+
+
+def model_for(arguments: list[str], example: str | None = None) -> str:
+    """The bundled model for the puzzles: that of `example`, `maze` where the first argument holds an S and a G and
+    nothing that no maze holds, else `sudoku`."""
+    if example is not None or not arguments or arguments[0] == "-":
+        return example or "sudoku"
+    text = arguments[0]
+    if os.path.isfile(text):
+        with open(text, encoding="utf-8-sig", errors="replace") as file:
+            text = file.read(1 << 16)
+    lines = [line.split(",")[0] for line in text.splitlines()]
+    cells = "".join(line for line in lines if set(line) <= set(f"{VOCABULARY}."))
+    return "maze" if "S" in cells and "G" in cells else "sudoku"
+
+
+def _examples(task: Task) -> Iterator[Puzzle]:
+    """The bundled examples that `task` reads."""
+    every = task.reader() is task
+    return (puzzle for puzzle in example_puzzles(task.name) if every or len(puzzle.text) == task.seq_len)
 
 
 def _read(arguments: list[str], task: Task) -> Iterator[Puzzle]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -40,11 +41,15 @@ def record(
       rtm trace record hard.csv --halt fixed --max-steps 64
     """
     from rtm_kernels.cli.solve import complain_about
-    from rtm_kernels.cli.source import read_all
+    from rtm_kernels.cli.source import model_for, read_all
     from rtm_kernels.trace import record as write
 
+    if options.model == "auto":
+        options = replace(options, model=model_for(puzzles or []))
     solver = load_solver(options, batch_invariant=True)
-    solutions = write(solver, read_all(puzzles or [], solver.task, limit), out, model_name=options.model)
+    found = read_all(puzzles or [], solver.reader, limit)
+    solver = next((solver.of(puzzle) for puzzle in found if not puzzle.error), solver)
+    solutions = write(solver, found, out, model_name=options.model)
     traced = [solution for solution in solutions if solution.status != "invalid"]
     steps = sum(solution.steps for solution in traced)
     verified = sum(solution.status == "verified" for solution in traced)

@@ -11,7 +11,7 @@ import numpy as np
 
 from rtm_kernels.data.arc import COLOURS, SIDE, Augmentation, Example, Puzzles, encode_grid
 from rtm_kernels.data.dataset import Examples, write_dataset
-from rtm_kernels.data.maze import Maze, check_side, dihedral_indices
+from rtm_kernels.data.maze import Maze, check_side, dihedral_indices, solve
 from rtm_kernels.data.sudoku import Sudoku, read_boards, solve_missing
 from rtm_kernels.data.task import Pair, Puzzle, Task
 from rtm_kernels.errors import InputError, require
@@ -74,17 +74,20 @@ def build_maze(
 
     `source`, `test`: the official csv or any text of mazes with solutions, or token arrays as `maze.generate` returns
     them; `test` may be a number to hold out. Training mazes that are a turned or mirrored test maze, or one another,
-    are dropped. `augmented` writes all eight symmetries of each training maze as one group.
+    are dropped. `augmented` writes all eight symmetries of each training maze, solved anew, as one group.
     """
     check_side(side)
     task, rng = Maze(side), np.random.default_rng(seed)
     pair = _mazes(source, side)
     kept, tested, dropped = _divide(task, pair, test if isinstance(test, int) else _mazes(test, side), rng)
-    views = dihedral_indices(side) if augmented else dihedral_indices(side)[:1]
-    inputs, labels = (part[kept][:, views].reshape(-1, side * side) for part in pair)
+    inputs, labels, views = pair[0][kept], pair[1][kept], 1
+    if augmented:
+        turns = dihedral_indices(side)
+        views, inputs = len(turns), inputs[:, turns].reshape(-1, side * side)
+        labels = solve(inputs.reshape(-1, side, side)).reshape(inputs.shape)
     made_by = {"builder": "maze", "source": _name(source), "test": _name(test), "side": side, "augmented": augmented,
                "seed": seed}  # fmt: skip
-    splits = {"train": Examples.of_single(inputs, labels, len(views)), "test": Examples.of_single(*tested)}
+    splits = {"train": Examples.of_single(inputs, labels, views), "test": Examples.of_single(*tested)}
     write_dataset(out, splits, task.vocab_size, made_by=made_by, overwrite=overwrite)
     return {"train": len(inputs), "test": len(tested[0]), "twins_dropped": dropped}
 

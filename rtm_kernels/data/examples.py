@@ -18,4 +18,4 @@ def example_puzzles(task: str = "sudoku") -> list[Puzzle]:
     """The example puzzles of a task with their solutions. Raises `InputError` for a task without any."""
     one_of("task", task, example_names())
     text = (files("rtm_kernels") / "assets" / "examples" / f"{task}.csv").read_text(encoding="utf-8")
-    return list(get_task(task).parse(text))
+    return list(get_task(task).reader().parse(text))

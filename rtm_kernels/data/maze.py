@@ -80,13 +80,13 @@ def generate(
     """`count` mazes and their solutions, tokens uint8 [count, side * side] each, the same for the same arguments.
 
     Each cell is a wall with a probability drawn per maze from `walls`; start and goal are far apart: their shortest
-    path has at least `path_cells` cells, both ends included (110 at side 30, as in Maze-Hard; else in proportion to
-    the area). Among equally short paths the solution prefers, seen from the goal, up, left, right, then down.
+    path has at least `path_cells` cells, both ends included. The default is 110 at side 30, as in Maze-Hard, in
+    proportion to the area below, and to side^1.13 above. `solve` chooses among equally short paths.
     Raises `RTMError` when such mazes are too rare to be found.
     """
     require(2 <= side <= 64, "side", side, "expected 2 to 64")
     require(0 <= walls[0] <= walls[1] < 1, "walls", walls, "expected least <= most share, from 0 to below 1")
-    least = path_cells if path_cells is not None else round(side * side * 110 / 900)
+    least = path_cells if path_cells is not None else round(110 * min((side / 30) ** 2, (side / 30) ** 1.13))
     require(2 <= least <= side * side, "path_cells", least, f"expected 2 to {side * side}")
     rng = np.random.default_rng(seed)
     puzzles, missing, fruitless = [np.zeros((0, side, side), dtype=np.uint8)], count, 0
@@ -146,18 +146,25 @@ def _farthest(free: np.ndarray, sources: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def solve(mazes: np.ndarray) -> np.ndarray:
-    """The mazes [N, side, side] with a shortest path marked. Raises `InputError` where there is none."""
-    steps = distances(mazes != WALL, mazes == START)
-    answers = mazes.copy()
-    for index, (maze, away) in enumerate(zip(mazes, steps, strict=True)):
-        row, column = np.argwhere(maze == GOAL)[0].tolist()
-        require(away[row, column] > 0, f"mazes[{index}]", "unsolvable", "expected a path from S to G")
-        for step in range(int(away[row, column]) - 1, 0, -1):
-            beside = ((row - 1, column), (row, column - 1), (row, column + 1), (row + 1, column))
-            inside = ((r, c) for r, c in beside if 0 <= r < len(maze) and 0 <= c < len(maze))
-            row, column = next((r, c) for r, c in inside if away[r, c] == step)
-            answers[index, row, column] = PATH
-    return answers
+    """The mazes [N, side, side] with one shortest path marked, as the labels of Maze-Hard choose it.
+
+    The path is walked from S. Each step goes to the first of the cells below, left, right and above that is nearer
+    to G. Errors: `InputError` where no path leads to G.
+    """
+    side = mazes.shape[1]
+    away = np.pad(distances(mazes != WALL, mazes == GOAL), ((0, 0), (1, 1), (1, 1)), constant_values=-1)
+    away, answers = away.reshape(len(mazes), (side + 2) ** 2), np.pad(mazes, ((0, 0), (1, 1), (1, 1)))
+    flat = answers.reshape(away.shape)
+    rows, cells = np.nonzero(flat == START)
+    left = away[rows, cells]
+    require(bool((left > 0).all()), f"mazes[{(left > 0).argmin()}]", "unsolvable", "expected a path from S to G")
+    ahead = np.array([side + 2, -1, 1, -side - 2])  # below, left, right, above
+    while (going := left > 1).any():
+        rows, cells, left = rows[going], cells[going], left[going] - 1
+        nearer = away[rows[:, None], cells[:, None] + ahead] == left[:, None]
+        cells = cells + ahead[nearer.argmax(axis=1)]
+        flat[rows, cells] = PATH
+    return answers[:, 1:-1, 1:-1].copy()
 
 
 class Maze(Task):
@@ -273,10 +280,12 @@ class Maze(Task):
         return "\n".join("".join(cells[start : start + self.side]) for start in range(0, self.seq_len, self.side))
 
     def augment(self, inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Pair:
-        """Each pair turned and mirrored by one of the eight symmetries of the square."""
-        turn = rng.integers(0, 8, len(inputs))
-        index = dihedral_indices(self.side)[turn]
-        return np.take_along_axis(inputs, index, axis=1), np.take_along_axis(labels, index, axis=1)
+        """Each maze turned and mirrored by one of the eight symmetries of the square, and solved again.
+
+        A turned label would be a shortest path, but not the one that `solve` chooses.
+        """
+        turned = np.take_along_axis(inputs, dihedral_indices(self.side)[rng.integers(0, 8, len(inputs))], axis=1)
+        return turned, solve(self._field(turned)).reshape(turned.shape).astype(labels.dtype)
 
     def keys(self, inputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
         turns = dihedral_indices(self.side)

@@ -75,8 +75,9 @@ class Task(ABC):
     seq_len: int
     open_token: int = PAD
     """The token of a position that is to be answered, where any answer may stand as given (a blank); PAD: none is."""
+
     one_solution: bool = True
-    """Whether a puzzle has one solution; else a label is one of several, and a twin of it need not be the twin's."""
+    """Whether a puzzle has one solution; else a valid answer may differ from the label, and both are measured."""
 
     @property
     def vocab_size(self) -> int:
@@ -128,6 +129,15 @@ class Task(ABC):
                 fault = f"{printable(os.fspath(path))[:200]}: {puzzle.error}"
                 yield replace(puzzle, error=fault) if puzzle.error else puzzle
 
+    def sized(self, text: str) -> Task:
+        """The task of the size of the puzzle `text`, for a model that solves every size; else this one."""
+        reader = self.reader()
+        return self if reader is self else reader.sized(text)
+
+    def reader(self) -> Task:
+        """What reads puzzles of every size, for such a model; this task where nothing does."""
+        return _READERS.get(type(self), self)
+
     def render(self, puzzle: str, answer: str | None = None, emphasis: Callable[[str], str] = str) -> str:
         """The puzzle, or its answer, for a person; `emphasis` is applied to each character the answer filled in."""
         if answer is None:
@@ -168,6 +178,8 @@ def reported(puzzles: Iterable[Puzzle], errors: str) -> Iterator[Puzzle]:
 
 
 _TASKS: dict[str, Task] = {}
+_READERS: dict[type[Task], Task] = {}
+"""Kind of task -> what reads its puzzles of every size."""
 _FAMILIES: dict[str, dict[str, Task]] = {}
 """What names the tasks of a family in messages -> its tasks by their names."""
 
@@ -183,6 +195,11 @@ def register(task: Task) -> Task:
 def register_family(label: str, tasks: Iterable[Task]) -> None:
     """Make many tasks known that lists name by `label` only. A registered one of the same sizes goes before them."""
     _FAMILIES[label] = {task.name: task for task in tasks}
+
+
+def register_reader(kind: type[Task], reader: Task) -> None:
+    """Make `reader` what reads puzzles of every size of that kind of task."""
+    _READERS[kind] = reader
 
 
 def get_task(name: str) -> Task:

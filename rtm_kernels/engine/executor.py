@@ -195,6 +195,11 @@ def _native(precision: str) -> Backend:
             return f"the model is on {model.device.type}, and it runs on cpu"
         if model.config.forward_dtype != "float32":
             return f"the model computes in {model.config.forward_dtype}, and it in float32"
+        mixer, channel = model.config.mixer, model.config.channel_mixer
+        if (mixer, channel) == ("none", "swiglu") or (mixer == "mlp" and channel != "swiglu"):
+            return f"it has no layers of mixer={mixer!r}, channel_mixer={channel!r}"
+        if model.config.pos_encodings == "rope2d":
+            return "it has no rotary positions of a grid"
         return why_not_program(model.program) or native.why_not() or native.why_not_precision(precision)
 
     return Backend(build, why_not)

@@ -8,7 +8,6 @@ that works in place and never waits for the device.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 from rtm_kernels.data.task import PAD
 from rtm_kernels.engine.samples import Sample
 from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.recursion.noise import hashed
 
 FIRST, EVERY, RETURN = 3, 1, 2
 """The ACT step after which a run guesses first, how many steps later again, and how many steps after the first guess it
@@ -25,7 +25,7 @@ comes back to where it was then."""
 SHARPNESS = 1.0, 4.0
 """An answer is guessed with a probability proportional to the model's own to the first power there, and elsewhere to
 the second of these: first an open question, then what follows from it."""
-SEED_MASK, WORD = 0x7FFFFFFF, 0xFFFFFFFF
+SEED_MASK = 0x7FFFFFFF
 
 
 class Guesses:
@@ -135,18 +135,3 @@ def gumbel(seed: Tensor, step: Tensor, shape: Sequence[int]) -> Tensor:
     """Gumbel noise [n, *shape] in float64, each number a hash of its seed [n], step [n] and place."""
     uniform = (hashed(seed, step, shape).double() + 0.5) / 2**32
     return -torch.log(-torch.log(uniform))
-
-
-def hashed(seed: Tensor, step: Tensor, shape: Sequence[int], draw: int = 0) -> Tensor:
-    """Uniform numbers [n, *shape] of 32 bits in int64, each a hash of its seed [n], step [n], place and draw."""
-    place = torch.arange(math.prod(shape), device=seed.device)
-    h = _hash(seed.long() ^ (step.long() << 20))
-    h = _hash(h + draw) if draw else h
-    return _hash(h[:, None] ^ (place * 2 + 1)).reshape(-1, *shape)
-
-
-def _hash(h: Tensor) -> Tensor:
-    """A 32-bit integer hash (Wellons' lowbias32), computed in int64."""
-    h = (h ^ (h >> 16)) * 0x7FEB352D & WORD
-    h = (h ^ (h >> 15)) * 0x846CA68B & WORD
-    return h ^ (h >> 16)

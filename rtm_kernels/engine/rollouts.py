@@ -33,7 +33,8 @@ class Rollouts:
     Rollout 0 runs the puzzle itself. Only when its answer is not confirmed do the others start. By `kind` each of them
     runs the puzzle with guesses (`engine.guesses`), a symmetric twin of it (`Task.twin`), whose answer is turned back,
     or the puzzle with noise of deviation `noise` on the latents (which have rms 1) before every ACT step; `auto` takes
-    guesses where the task has blanks, else twins where it has symmetries.
+    guesses where the task has blanks, else twins where it has symmetries. The first latents of a model that draws them
+    (EqR) differ too.
 
     One run that guesses tries them one after the other. So under the policy `verified`, where only a confirmed answer
     ends it early, rollout 0 guesses itself, after the first steps, and takes the steps of all: there are no others.
@@ -88,7 +89,7 @@ class Rollouts:
             return replace(made, noise=self.noise, seed=seed), None
         twin = task.twin(sample.tokens, np.random.default_rng(seed))
         assert twin is not None
-        return replace(made, tokens=twin[0]), twin[1]
+        return replace(made, tokens=twin[0], seed=seed), twin[1]
 
 
 def preference(done: Finished) -> tuple[bool, bool, float, float, int, int]:

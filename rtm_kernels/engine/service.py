@@ -84,6 +84,7 @@ class Service:
         named = {solvers.task.name: solvers} if isinstance(solvers, Solver) else dict(solvers)
         require(len(named) > 0, "solvers", named, "at least one")
         self._buckets = {name: _Bucket(solver) for name, solver in named.items()}
+        self._names = tuple(self._buckets)
         self._max_queued, self._number = max_queued, 0
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="rtm-service", daemon=True)
@@ -111,16 +112,15 @@ class Service:
         Errors: `InputError` for an argument, `Overloaded` when the queue has no room, `Closed` after `close`.
         """
         name = next(iter(self._buckets)) if solver is None and len(self._buckets) == 1 else solver
-        one_of("solver", name, self._buckets)
+        one_of("solver", name, self._names)
         require(max_steps is None or max_steps >= 1, "max_steps", max_steps, "at least 1")
         require(deadline > 0, "deadline", deadline, "more than 0 seconds")
-        bucket = self._buckets[str(name)]
-        cap = None if max_steps is None else min(max_steps, bucket.solver.policy.max_steps)
+        buckets = [self._bucket(str(name), puzzle) for puzzle in puzzles]
         with self._changed:
             first = self._number
             self._number += len(puzzles)
         futures: list[Future[Solution]] = [Future() for _ in puzzles]
-        samples = [bucket.solver.encode(first + i, puzzle) for i, puzzle in enumerate(puzzles)]
+        samples = [buckets[i].solver.encode(first + i, puzzle) for i, puzzle in enumerate(puzzles)]
         latest, readable = time.monotonic() + deadline, sum(isinstance(sample, Sample) for sample in samples)
         with self._changed:
             if self.closing:
@@ -131,10 +131,20 @@ class Service:
                 if isinstance(sample, Solution):
                     future.set_result(sample)
                     continue
+                bucket = buckets[i]
+                cap = None if max_steps is None else min(max_steps, bucket.solver.policy.max_steps)
                 rank = (-priority, bucket.turn + i, first + i)
                 heapq.heappush(bucket.queue, _Request(rank, replace(sample, max_steps=cap), latest, future))
             self._changed.notify_all()
         return futures
+
+    def _bucket(self, name: str, puzzle: str | Puzzle) -> _Bucket:
+        """The bucket of the named solver for the size of `puzzle`; a new one for a size that comes first."""
+        solver = self._buckets[name].solver.of(puzzle) if isinstance(puzzle, (str, Puzzle)) else None
+        if solver is None or solver is self._buckets[name].solver:
+            return self._buckets[name]
+        with self._changed:
+            return self._buckets.setdefault(f"{name} {solver.task.name}", _Bucket(solver))
 
     async def queue_all(self, puzzles: Sequence[str | Puzzle], **options: Any) -> list[Future[Solution]]:
         """`submit_all` for coroutines: it reads the puzzles on another thread, so that no event loop waits."""
@@ -208,7 +218,9 @@ class Service:
             self._changed.wait_for(lambda: self.closing or self._requests())
             if not self._requests():
                 return False
-        for bucket in self._buckets.values():
+        with self._changed:
+            buckets = list(self._buckets.values())
+        for bucket in buckets:
             with self._changed:
                 gone = bucket.drop(time.monotonic())
             for request in gone:

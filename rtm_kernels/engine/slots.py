@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rtm_kernels.data.task import PAD
 from rtm_kernels.engine.executor import Executor
-from rtm_kernels.engine.guesses import Guesses, Noise
+from rtm_kernels.engine.guesses import SEED_MASK, Guesses, Noise
 from rtm_kernels.engine.samples import Finished, Observer, Sample, Step, Verify, finish, probability
 from rtm_kernels.errors import require
 from rtm_kernels.model import RecursiveReasoner
@@ -82,7 +82,8 @@ class Slots:
         def rows(count: int, *shape: int, like: Tensor) -> Tensor:
             return torch.zeros(count, *shape, dtype=like.dtype, device=device)
 
-        self._initial = initial = {name: t.clone() for name, t in model.initial_latents(1).items()}
+        count = held if config.random_latents else 1
+        self._initial = initial = {name: t.clone() for name, t in model.initial_latents(count).items()}
         shape, like = (config.latent_len, config.hidden_size), torch.empty(0, dtype=model.dtype, device="cpu")
         self._latents = {name: rows(capacity, *shape, like=t) for name, t in initial.items()}
         self._x, self._embedded = (rows(n, *shape, like=like) for n in (capacity, held))
@@ -150,8 +151,10 @@ class Slots:
         with self._queue.exclusive():
             new = torch.from_numpy(np.array(own, dtype=np.int32)).to(self.model.device)
             numbers = new[:, 0].long()
-            for name, fresh in self.model.initial_latents(1).items():
-                self._initial[name].copy_(fresh)  # weights may have been loaded since
+            seeds = torch.tensor([sample.seed & SEED_MASK for sample in samples], device=self.model.device)
+            where = numbers if self.model.config.random_latents else slice(None)
+            for name, fresh in self.model.initial_latents(len(where) if where is numbers else 1, seeds).items():
+                self._initial[name][where] = fresh  # weights may have been loaded since
             self._embedded[numbers] = self.model.embed(new[:, 3:], new[:, 1])
             self._fresh[numbers] = self.states.fresh
             self._entering.sample[numbers] = new[:, 0]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import torch
@@ -30,6 +32,9 @@ class Solver:
     then filled by the next puzzle at once, and at the end the batch shrinks. Who else is in the batch does not
     change an answer beyond the rounding of the executor; with `batch_invariant` not even that: unless the executor
     promises as much by itself, every step then has the same shapes.
+
+    A model whose weights have no length (`ModelConfig.any_length`) solves every size of its task, each in batches of
+    its own.
 
     Args:
         task: a `Task` or the name of a registered one; found by its sizes when None.
@@ -69,11 +74,39 @@ class Solver:
         self.policy = resolve_policy(model, policy, max_steps, min_steps)
         self.model = model if device is None else model.to(usable_device(device))
         name = with_precision(executor, precision)
-        self.executor = build_executor(name, self.model, batch_size if batch_invariant else None)
+        self._build = partial(build_executor, name, batch_size=batch_size if batch_invariant else None)
+        self.executor = self._build(self.model)
         self.batch_size, self.batch_invariant = batch_size, batch_invariant
         self.rollouts = rollouts if isinstance(rollouts, Rollouts) else Rollouts(rollouts)
         self.rollouts.of(self.task)
         self._resting: dict[tuple[object, ...], Slots] = {}
+        self._capped = max_steps is not None or isinstance(policy, HaltingPolicy)
+        self._sizes: dict[str, Solver] = {}
+
+    def sized(self, task: Task) -> Solver:
+        """This solver for another size of its task, with the same weights; itself for its own or where it has one size.
+
+        Without a cap of the caller's it takes that of the resized model.
+        """
+        if not self.model.config.any_length or task.seq_len == self.task.seq_len:
+            return self
+        if task.name not in self._sizes:
+            other = copy.copy(self)
+            other.task, other.model, other._resting = task, self.model.resized(task.seq_len), {}
+            if not self._capped:
+                other.policy = replace(self.policy, max_steps=other.model.config.halt_max_steps)
+            other.executor = self._build(other.model)
+            self._sizes[task.name] = other
+        return self._sizes[task.name]
+
+    def of(self, puzzle: str | Puzzle) -> Solver:
+        """The solver of the size of `puzzle`."""
+        return self.sized(self.task.sized(puzzle if isinstance(puzzle, str) else puzzle.text))
+
+    @property
+    def reader(self) -> Task:
+        """What reads the puzzles that this solver takes."""
+        return self.task.reader() if self.model.config.any_length else self.task
 
     def solve(self, puzzles: Iterable[str | Puzzle]) -> list[Solution]:
         """The solutions of `puzzles` in the order given."""
@@ -83,7 +116,7 @@ class Solver:
         """(index, solution) of each puzzle as it finishes; `puzzles` is read only as fast as slots become free, and on
         a GPU up to `batch_size` more of them, which wait in its memory."""
         require(not isinstance(puzzles, (str, Puzzle)), "puzzles", puzzles, "expected a list of puzzles, not one")
-        return self._stream(puzzles)
+        return self._stream(puzzles) if self.reader is self.task else self._by_size(puzzles)
 
     def slots(self, observer: Observer | None = None, *, ahead: bool = False) -> Slots | RolloutSlots:
         """An empty latent buffer of this solver's size and policy; `observer` is called with every step.
@@ -110,6 +143,18 @@ class Solver:
         inner = slots.slots if isinstance(slots, RolloutSlots) else slots
         if inner.captured:  # its graphs are recorded: the next run takes it
             self._resting[inner.recipe] = inner
+
+    def _by_size(self, puzzles: Iterable[str | Puzzle]) -> Iterator[tuple[int, Solution]]:
+        """`stream` in parts of four batches; the puzzles of one size of a part are solved together."""
+        source = enumerate(puzzles)
+        while part := list(islice(source, 4 * self.batch_size)):
+            groups: dict[str, tuple[Solver, list[tuple[int, str | Puzzle]]]] = {}
+            for index, puzzle in part:
+                solver = self.of(puzzle) if isinstance(puzzle, (str, Puzzle)) else self
+                groups.setdefault(solver.task.name, (solver, []))[1].append((index, puzzle))
+            for solver, group in groups.values():
+                for place, solution in solver._stream([puzzle for _, puzzle in group]):
+                    yield group[place][0], solution
 
     def _stream(self, puzzles: Iterable[str | Puzzle]) -> Iterator[tuple[int, Solution]]:
         texts: dict[int, str] = {}

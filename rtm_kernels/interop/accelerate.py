@@ -18,17 +18,20 @@ from rtm_kernels.errors import InputError, one_of
 from rtm_kernels.impl import IMPLS, resolve
 from rtm_kernels.interop.recognise import (
     LOOKED_FOR,
+    call,
     check_blocks,
     holds_blocks,
+    is_stack,
     probe_inputs,
     probe_lengths,
     training_differs,
 )
 from rtm_kernels.ops.attention_norm.api import ATTENTION
+from rtm_kernels.ops.attention_norm.reference import grid_tables
 
 Model = TypeVar("Model", bound=nn.Module)
 
-OPTIONS = ("norm_axis", "num_heads", "causal", "qk_norm", "eps", "impl", "attention")
+OPTIONS = ("norm_axis", "num_heads", "grid", "prefix_len", "causal", "qk_norm", "eps", "impl", "attention")
 """Attributes of `FusedTRMBlock` that its forward reads; an accelerated block carries them too."""
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -52,16 +55,19 @@ def _empty(mixin: type[Accelerated], official: type[nn.Module]) -> Any:
 class AcceleratedBlock(Accelerated):
     """The forward of an official block, computed by the fused ops over its own parameters."""
 
-    mixer = FusedTRMBlock.mixer
+    mixer, channel_mixer = FusedTRMBlock.mixer, FusedTRMBlock.channel_mixer
 
     def forward(self, cos_sin: CosSin | None, hidden_states: Tensor, injection: tuple[Tensor, ...] = ()) -> Tensor:
         """The official call, and the injection that is folded into the first load.
 
         The fused ops call no part of the block. So a block with a hook on a part runs the official forward instead.
+        EqR's tables of a grid come as ((cos of rows, of columns), (sin of rows, of columns)).
         """
         if _hooked(self):  # type: ignore[arg-type]
             total = sum(injection, start=hidden_states)
             return self.official.forward(self, cos_sin=cos_sin, hidden_states=total)
+        self.grid = cos_sin is not None and isinstance(cos_sin[0], tuple)
+        cos_sin = grid_tables(*cos_sin) if self.grid else cos_sin  # type: ignore
         return FusedTRMBlock.forward(self, hidden_states, injection, cos_sin)  # type: ignore[arg-type]
 
 
@@ -91,8 +97,14 @@ class AcceleratedStack(Accelerated):
         return hidden_states
 
 
+class AcceleratedHolder(Accelerated):
+    """A module that does more than apply its blocks (URM, EqR): its own forward, over accelerated blocks."""
+
+    layers: nn.ModuleList
+
+
 def accelerate(model: Model, *, impl: str = "auto", attention: str = "auto") -> Model:
-    """Replace the stacks of blocks inside an official TRM, HRM or RSM model by fused ones, in place; returns it.
+    """Replace the blocks inside an official TRM, HRM, RSM, URM or EqR model by fused ones, in place; returns it.
 
     `model` may be wrapped in the official loss head, torch.compile or DistributedDataParallel. Parameters and
     state_dict keys do not change, outputs and gradients only by the rounding of the chosen `impl` (not at all for
@@ -139,10 +151,10 @@ def _norm_axis(name: str, stack: nn.Module) -> str:
         inputs = probe_inputs(stack, device, length)
         with torch.no_grad():
             try:
-                expected = stack(**inputs)
+                expected = call(stack, inputs)
             except Exception as error:
                 raise InputError(f"{name} does not run on a probe input: {error}".splitlines()[0]) from error
-            axes = [axis for axis in axes if _distance(stack, axis, inputs, expected) < _tolerance(expected)]
+            axes = [axis for axis in axes if _distance(stack, axis, inputs, expected) < _tolerance(stack, expected)]
         if training_differs(stack, inputs, expected):
             raise InputError(f"{name} computes something else in training than in evaluation (dropout?)")
     if not axes:
@@ -156,13 +168,14 @@ def _distance(stack: nn.Module, axis: str, inputs: dict[str, Any], expected: Ten
     """Relative distance of the stack with fused blocks from `expected`."""
     try:
         _swap(stack, axis, "reference", "sdpa")
-        return (stack(**inputs) - expected).float().norm() / expected.float().norm()
+        return (call(stack, inputs) - expected).float().norm() / expected.float().norm()
     finally:
         restore(stack)
 
 
-def _tolerance(expected: Tensor) -> float:
-    return 1e-4 if expected.dtype == torch.float32 else 5e-2
+def _tolerance(stack: nn.Module, expected: Tensor) -> float:
+    exact = expected.dtype == torch.float32 and all(p.dtype == torch.float32 for p in stack.parameters())
+    return 1e-4 if exact else 5e-2
 
 
 _subclasses: dict[tuple[Any, Any], Any] = {}
@@ -180,8 +193,9 @@ def _swap(stack: nn.Module, norm_axis: str, impl: str, attention: str) -> None:
     for layer in stack.layers:  # type: ignore[union-attr]
         mixer: Any = getattr(layer, "self_attn", None)
         heads, causal = (1, False) if mixer is None else (mixer.num_heads, bool(mixer.causal))
-        values = (norm_axis, heads, causal, False, layer.norm_eps, impl, attention)
+        values = (norm_axis, heads, False, 0, causal, False, layer.norm_eps, impl, attention)
         for option, value in zip(OPTIONS, values, strict=True):
             setattr(layer, option, value)
         layer.__class__ = _subclass(AcceleratedBlock, type(layer))
-    stack.__class__ = _subclass(AcceleratedStack, type(stack))
+    mixin = AcceleratedStack if is_stack(stack) else AcceleratedHolder
+    stack.__class__ = _subclass(mixin, type(stack))

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import InputError, one_of, require
-from rtm_kernels.model import RecursiveReasoner, bare_name, tensor_specs
+from rtm_kernels.model import RecursiveReasoner, tensor_specs
+from rtm_kernels.names import bare_name
 from rtm_kernels.ops.launch import FLOATING
 from rtm_kernels.pretrained import check_fits, shapes
 
@@ -26,6 +27,8 @@ STACK_LAYERS = {
     "hrm": {"H_level": "H_layers", "L_level": "L_layers"},
     "transformer": {"H_level": "H_layers"},
     "rsm": {"core": "L_layers"},
+    "urm": {"layers": "num_layers"},
+    "eqr": {"L_level": "L_layers"},
 }
 """Architecture -> stack of blocks -> official config field that holds its number of layers."""
 
@@ -63,10 +66,11 @@ def model_config(arch: str, config: Mapping[str, Any]) -> ModelConfig:
     arch, config = ALIASES.get(arch, arch), _resolved(config)
     one_of("arch", arch, (*STACK_LAYERS, *ALIASES))
     layer_fields = STACK_LAYERS[arch]
-    required = ["vocab_size", "seq_len", "hidden_size", "expansion", "num_heads", "H_cycles",
-                "num_puzzle_identifiers", *layer_fields.values()]  # fmt: skip
+    required = ["vocab_size", "seq_len", "hidden_size", "expansion", "num_heads", "H_cycles", *layer_fields.values()]
+    required += [] if arch == "eqr" else ["num_puzzle_identifiers"]
     required += [] if arch == "transformer" else ["L_cycles"]
-    required += [] if arch == "rsm" else ["pos_encodings", "halt_max_steps", "halt_exploration_prob"]
+    required += ["pos_encodings"] if arch == "urm" else []
+    required += [] if arch in ("rsm", "urm") else ["pos_encodings", "halt_max_steps", "halt_exploration_prob"]
     missing = sorted({name for name in required if name not in config})
     if missing:
         raise InputError(f"the official {arch} config lacks {', '.join(missing)}")
@@ -77,16 +81,33 @@ def model_config(arch: str, config: Mapping[str, Any]) -> ModelConfig:
     optional = ("pos_encodings", "rms_norm_eps", "rope_theta", "puzzle_emb_ndim", "halt_max_steps",
                 "halt_exploration_prob")  # fmt: skip
     values = {name: config[name] for name in (*required, *optional) if name in config}
+    if values.get("pos_encodings", "none") is None:
+        values["pos_encodings"] = "none"
     values["layers"] = {stack: values.pop(field) for stack, field in layer_fields.items()}
     values["H_cycles"] = 1 if arch == "transformer" else config["H_cycles"]
     values["L_cycles"] = config.get("L_cycles", 1) if arch != "transformer" else 1
     values["forward_dtype"] = config.get("forward_dtype", "bfloat16")
-    return ModelConfig(arch=arch, **values, **_contract(arch, config))
+    return ModelConfig(arch=arch, **(values | _contract(arch, config)))
 
 
 def _contract(arch: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """What an official class fixes in its code: mixer, norm axis, prefix length, heads and halting."""
+    if arch == "urm":  # one token holds the puzzle embedding; the code fixes the probability
+        return {"mixer": "attention", "channel_mixer": "conv", "conv_width": 2, "halting": "q",
+                "halt_max_steps": config.get("loops", 16), "halt_exploration_prob": 0.1}  # fmt: skip
     contract: dict[str, Any] = {"mixer": "mlp" if config.get("mlp_t", False) and arch != "transformer" else "attention"}
+    if arch == "eqr":
+        if any(config.get(name, 1.0) != 1.0 for name in ("H_init_std", "L_init_std")):
+            raise InputError("H_init_std and L_init_std other than 1 are not supported")
+        rows, columns = config.get("board_height"), config.get("board_width")
+        grid = 0 if config.get("pos_encodings") != "rope2d" or rows == columns or not columns else columns
+        keep = round(1 - config.get("lambda_", 0.95), 12)
+        return contract | {
+            "halting": "q",
+            "state_ema": keep,
+            "grid_width": grid,
+            "noise": config.get("noise_scale", 0.01),
+        }
     if arch == "hrm":
         return contract | {"halting": "q_continue", "q_continue_target": True}
     if arch == "transformer":
@@ -142,6 +163,12 @@ def to_official(model: RecursiveReasoner, *, batch_size: int = 1) -> tuple[str, 
             "halt_exploration_prob", "forward_dtype")  # fmt: skip
     official: dict[str, Any] = {name: getattr(c, name) for name in same}
     official |= {"batch_size": batch_size, "H_layers": 0, "L_layers": 0, "mlp_t": c.mixer == "mlp"}
+    if c.arch == "urm":
+        official["loops"] = c.halt_max_steps
+    if c.arch == "eqr":
+        official |= {"lambda_": 1 - c.state_ema, "noise_scale": c.noise}
+    if c.grid_width:
+        official |= {"board_height": c.seq_len // c.grid_width, "board_width": c.grid_width}
     official |= {field: c.layers[stack] for stack, field in STACK_LAYERS[c.arch].items()}
     official |= {"puzzle_emb_len": c.prefix_len, "no_ACT_continue": c.halting != "q_continue"}
     restored = dataclasses.asdict(model_config(c.arch, official)) | {"puzzle_emb_len": c.puzzle_emb_len}

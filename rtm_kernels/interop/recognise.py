@@ -1,4 +1,4 @@
-"""Whether a live module is a stack of blocks of the official TRM, HRM or RSM code, in structure, code and values."""
+"""Whether a live module holds the blocks of official TRM, HRM, RSM, URM or EqR code, in structure, code and values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,8 @@ VOCABULARY = """
     variance_epsilon rms_norm apply_rotary_pos_emb rotate_half rotate cos sin q k v query key value x eps is_causal dim
     keepdim torch F nn functional einops rearrange scaled_dot_product_attention flash_attn_func silu linear cat rsqrt
     float float32 to type_as dtype shape size view reshape transpose permute contiguous chunk split unbind unsqueeze
-    square pow mean isinstance tuple map input
+    square pow mean isinstance tuple map input dwconv act _apply_rope apply_rotary_pos_emb_2d int is_cuda
+    colored_exception ValueError RuntimeError None
 """
 """Names that the forward of an official block or of its parts reads, calls or passes by keyword."""
 
@@ -51,11 +52,12 @@ def check_blocks(name: str, stack: nn.Module, taken: tuple[str, ...]) -> None:
 
     Errors: `InputError` naming the module and what differs.
     """
-    if parameters(stack) not in STACKS:
+    mixes = all(hasattr(layer.mlp, "dwconv") for layer in stack.layers)  # type: ignore[union-attr]
+    if not is_stack(stack) and not mixes and not hasattr(stack, "lambda_"):
         signature = inspect.signature(type(stack).forward)
         raise InputError(f"{name}.forward{signature} is not that of an official stack: {' or '.join(map(str, STACKS))}")
     odd = [part for part in stack._modules if part != "layers"] or _odd_code(stack)
-    if odd:
+    if odd and is_stack(stack):  # URM and EqR keep their own forward
         raise InputError(f"{name} is not an official stack (it has {', '.join(odd)}); looked for {LOOKED_FOR}")
     for index, layer in enumerate(stack.layers):  # type: ignore[arg-type]
         difference = _difference(layer, taken)
@@ -68,7 +70,11 @@ def _difference(layer: Any, taken: tuple[str, ...]) -> str:
     attends = hasattr(layer, "self_attn")
     mixer = ("self_attn.qkv_proj", "self_attn.o_proj") if attends else ("mlp_t.gate_up_proj", "mlp_t.down_proj")
     linears = {"mlp.gate_up_proj", "mlp.down_proj", *mixer}
-    differing = sorted({f"{part}.weight" for part in linears} ^ {name for name, _ in layer.named_parameters()})
+    expected = {f"{part}.weight" for part in linears}
+    if hasattr(layer.mlp, "dwconv"):
+        expected |= {"mlp.dwconv.weight", "mlp.dwconv.bias"}
+        linears |= {f"mlp.{part}" for part in ("dwconv", "act") if hasattr(layer.mlp, part)}
+    differing = sorted(expected ^ {name for name, _ in layer.named_parameters()})
     if differing:
         return f"its parameters differ in {', '.join(differing)}"
     parts = {"", *linears, *(part.partition(".")[0] for part in linears)}
@@ -104,14 +110,14 @@ def _odd_code(module: nn.Module) -> list[str]:
     """What the forward of `module` says that no official forward does: names, numbers, or a wrapper."""
     if "forward" in vars(module):
         return ["a forward of its own instance"]
-    if type(module) is nn.Linear:
+    if type(module) in (nn.Linear, nn.Conv1d, nn.SiLU):
         return []
     if hasattr(type(module).forward, "__wrapped__"):
         return ["a decorator"]
     allowed = {*VOCABULARY.split(), *(name for name, part in module._modules.items() if part and _does_nothing(part))}
     odd = set()
     for code, scope in _codes(module):
-        said = (word for word in _says(code) if not isinstance(scope.get(word), types.ModuleType))
+        said = (word for word in (*_says(code), *code.co_freevars) if not isinstance(scope.get(word), types.ModuleType))
         odd |= {word for word in said if word not in allowed}
     return sorted(odd)
 
@@ -127,15 +133,16 @@ def _codes(module: nn.Module) -> Iterator[tuple[types.CodeType, dict[str, Any]]]
         found.add(function.__code__)
         scope = {**function.__globals__, **vars(type(module))}
         yield function.__code__, scope
-        names = function.__code__.co_names
+        names = [name for name in function.__code__.co_names if name != "colored_exception"]
         modules = [scope[name] for name in names if isinstance(scope.get(name), types.ModuleType)]
-        named = [scope.get(name) for name in names] + [getattr(m, name, None) for m in modules for name in names]
+        named = [scope.get(name) for name in names]
+        named += [getattr(place, name, None) for place in (type(module), *modules) for name in names]
         left += [value for value in named if isinstance(value, types.FunctionType)]
 
 
 def _says(code: types.CodeType) -> Iterator[str]:
     """Names read or passed by keyword, and numbers but small whole ones, of a code object and those within it."""
-    yield from (*code.co_names, *code.co_freevars)
+    yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _says(constant)
@@ -143,6 +150,21 @@ def _says(code: types.CodeType) -> Iterator[str]:
             yield from constant
         elif isinstance(constant, int | float) and constant not in range(-3, 4):
             yield str(constant)
+
+
+def is_stack(module: nn.Module) -> bool:
+    """Whether the module only applies its blocks to a sum; those of URM and EqR do more."""
+    return parameters(module) in STACKS and not hasattr(module, "lambda_")
+
+
+def call(stack: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    """The stack, or its blocks one after the other, on a probe input."""
+    if is_stack(stack):
+        return cast(Tensor, stack(**inputs))
+    hidden: Tensor = inputs["hidden_states"]
+    for layer in stack.layers:  # type: ignore[union-attr]
+        hidden = layer(cos_sin=inputs["cos_sin"], hidden_states=hidden)
+    return hidden
 
 
 def parameters(stack: nn.Module) -> tuple[str, ...]:
@@ -162,7 +184,8 @@ def probe_inputs(stack: nn.Module, device: torch.device, length: int) -> dict[st
     draw = functools.partial(
         torch.randn, generator=torch.Generator("cpu").manual_seed(0), device="cpu", dtype=torch.float32
     )
-    inputs: dict[str, Any] = {name: draw(2, length, width).to(device, dtype) for name in parameters(stack)}
+    names = parameters(stack) if is_stack(stack) else ("hidden_states",)
+    inputs: dict[str, Any] = {name: draw(2, length, width).to(device, dtype) for name in names}
     inputs["cos_sin"] = None
     if attends:
         head_dim = layer.self_attn.o_proj.weight.shape[1] // layer.self_attn.num_heads
@@ -186,7 +209,7 @@ def training_differs(stack: nn.Module, inputs: dict[str, Any], expected: Tensor)
             stack.train()
             for seed in range(2):
                 torch.manual_seed(seed)
-                if not torch.allclose(stack(**inputs), expected):
+                if not torch.allclose(call(stack, inputs), expected):
                     return True
     finally:
         for module, mode in modes.items():

@@ -80,6 +80,7 @@ def _load() -> None:
 
 MLP_MIXER = ("mlp_t.gate_up_proj.weight", "mlp_t.down_proj.weight")
 ATTENTION = ("self_attn.qkv_proj.weight", "self_attn.o_proj.weight")
+CONV = ("mlp.dwconv.weight", "mlp.dwconv.bias")
 CHANNEL = ("mlp.gate_up_proj.weight", "mlp.down_proj.weight")
 
 
@@ -163,7 +164,13 @@ class NativeExecutor:
     def _add_layer(self, number: int, stack: str, block: Any) -> None:
         width, heads, reduced = self.hidden_size, block.num_heads, self.precision != "float32"
         channel = _swiglu_weights(block, CHANNEL, stack, width)
+        conv = [] if block.channel_mixer == "swiglu" else [float32(block.get_parameter(name)) for name in CONV]
+        if block.mixer == "none":
+            require(bool(conv), "channel_mixer", block.channel_mixer, "conv or conv2d without a mixer")
+            self._model.add_conv_layer(number, *channel, *conv, block.prefix_len, block.eps)
+            return
         if block.mixer == "mlp":
+            require(not conv, "channel_mixer", block.channel_mixer, "swiglu with the MLP mixer")
             self._fix_length(stack, int(block.get_parameter(MLP_MIXER[1]).shape[0]))
             mixer = _swiglu_weights(block, MLP_MIXER, stack, self.seq_len or 0)
             self._model.add_mlp_layer(number, *mixer, *channel, block.norm_axis == "hidden", block.eps, reduced)
@@ -176,8 +183,8 @@ class NativeExecutor:
             require(wanted[1] % 2 == 0, "head_dim", wanted[1], "even with rotary positions")
             self._fix_length(stack, wanted[0])
         self._model.add_attention_layer(
-            number, *attention, *channel, heads, block.causal, block.qk_norm, *(tables or (None, None)), block.eps,
-            reduced,
+            number, *attention, *channel, heads, block.causal, block.qk_norm, *(tables or (None, None)),
+            *(conv or (None, None)), block.prefix_len, block.eps, reduced,
         )  # fmt: skip
 
     def _fix_length(self, stack: str, length: int) -> None:

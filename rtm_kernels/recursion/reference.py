@@ -11,6 +11,7 @@ from torch import Tensor
 from rtm_kernels.ops.shared import shared_weights
 from rtm_kernels.program import INPUT, Program, Step
 from rtm_kernels.ranges import ranged
+from rtm_kernels.recursion.noise import normal_like
 
 ApplyStack = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
 """`stack(state, injection) -> latent`: blocks applied in order to `state + (sum of injection)`; [B, L, D]."""
@@ -51,9 +52,10 @@ def run(
     """
     values = {**latents, INPUT: x}
     with shared_weights():
-        for step in program.steps:
+        for number, step in enumerate(program.steps):
             with torch.set_grad_enabled(step.grad and torch.is_grad_enabled()):
-                values[step.dst] = _apply(step, values, stacks)
+                new = _apply(step, values, stacks)
+                values[step.dst] = new + step.noise * normal_like(new, number) if step.noise else new
     del values[INPUT]
     return values
 

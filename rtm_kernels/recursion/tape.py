@@ -38,6 +38,8 @@ def why_not_program(program: Program) -> str | None:
                 return f"steps[{i}].{role} sums {len(names)} latents, and a tape holds at most {MAX_TERMS}"
         if step.keep:
             return f"steps[{i}] keeps {step.keep} of its latent, and a tape only replaces latents"
+        if step.noise:
+            return f"steps[{i}] adds noise of deviation {step.noise}, and a tape adds none"
         if step.stack.startswith(ADAPTER):
             return f"steps[{i}] applies the linear adapter {step.stack}, and a tape only stacks of blocks"
     return None

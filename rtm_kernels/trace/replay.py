@@ -73,6 +73,8 @@ def replay(trace: Trace, model: RecursiveReasoner | str | None = None) -> str | 
 
 
 def build_solver(header: Record, model: RecursiveReasoner) -> Solver:
+    if model.config.any_length:
+        model = model.resized(header["seq_len"])
     for name, here in model_sha256(model).items():
         if header[name] != here:
             raise InputError(f"{name} of the model is {here}, and the trace was recorded with {header[name]}")

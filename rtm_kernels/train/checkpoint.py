@@ -78,9 +78,9 @@ def load_checkpoint(trainer: Trainer, root: Path) -> Path:
     if trainer.captured_update is not None:
         trainer.captured_update.forget()
     own = part(tensors, f"rank{trainer.rank}.")
-    carries = (part(own, f"carry{i}.") for i in range(len(trainer.carries)))
-    moved = ({name: value.to(trainer.device) for name, value in carry.items()} for carry in carries)
-    trainer.carries = [unpack(carry) if carry else None for carry in moved]
+    places = {tuple(map(int, name.split(".")[1:3])) for name in own if name.startswith("carry.")}
+    moved = {name: value.to(trainer.device) for name, value in own.items() if name.startswith("carry.")}
+    trainer.carries = {(i, length): unpack(part(moved, f"carry.{i}.{length}.")) for i, length in sorted(places)}
     try:
         trainer.step_count, trainer.skipped, trainer.in_a_row = (
             int(scalars[n]) for n in ("step", "skipped", "in_a_row")
@@ -140,9 +140,8 @@ def _gather_local(trainer: Trainer) -> dict[str, Tensor]:
     state = {"rng": torch.get_rng_state()}
     if trainer.device.type == "cuda":
         state["rng_cuda"] = torch.cuda.get_rng_state(trainer.device)
-    for i, carry in enumerate(trainer.carries):
-        if carry is not None:
-            state |= {f"carry{i}.{k}": v for k, v in pack(carry).items()}
+    for (i, length), carry in trainer.carries.items():
+        state |= {f"carry.{i}.{length}.{k}": v for k, v in pack(carry).items()}
     own = _stored(state)
     ranks: list[Any] = [own]
     if trainer.world_size > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import warnings
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -69,7 +70,8 @@ class Trainer:
         self.position = self.stream.state()
         """The stream's position before the batch of the next step, which may be drawn already."""
         self._drawn: dict[str, Tensor] | None = None
-        self.carries: list[Carry | None] = [None] * recipe.accumulate
+        self.carries: dict[tuple[int, int], Carry] = {}
+        """The carry of each part of a batch, by the part and the length of its puzzles."""
         self.step_count = self.skipped = self.in_a_row = 0
         self.step_seconds = 0.0
         """How long the last step took, set by who runs it."""
@@ -131,7 +133,7 @@ class Trainer:
         self._stage = stage
         self.model.set_depth(stage.model(self.recipe.model))
         size = stage.batch_size // self.recipe.accumulate // self.world_size
-        self.carries = [c if c is not None and len(c.halted) == size else None for c in self.carries]
+        self.carries = {key: carry for key, carry in self.carries.items() if len(carry.halted) == size}
 
     def _prepare(self) -> None:
         """Draw the batch of the next step while a GPU works on this one."""
@@ -148,14 +150,18 @@ class Trainer:
     def _gradients(self, stage: Stage) -> tuple[Sums, Rows | None]:
         """Backward over the parts of a global batch: sums of metrics, and puzzle rows with gradients."""
         batch = self.stream.batch(stage.batch_size, stage.mix) if self._drawn is None else self._drawn
+        length = batch["inputs"].shape[1]
+        if length != self.model.config.seq_len:
+            self.model.set_depth(replace(self.model.config, seq_len=length))
         whole = zip(*(v.chunk(self.recipe.accumulate) for v in batch.values()), strict=True)
         sums: Sums = {}
         rows: list[Rows] = []
         for i, values in enumerate(whole):
             share = (value.chunk(self.world_size)[self.rank].to(self.device) for value in values)
             part = dict(zip(batch, share, strict=True))
-            carry, key = self.carries[i] or self.model.initial_carry(part), (id(stage), self.head.draw())
-            self.carries[i], found, own = self.gradients(key, carry, part, stage.batch_size)
+            carry = self.carries.get((i, length)) or self.model.initial_carry(part)
+            key = (id(stage), length, self.head.draw())
+            self.carries[i, length], found, own = self.gradients(key, carry, part, stage.batch_size)
             for name, value in found.items():
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=self.device)) + value
             rows += [] if own is None else [own]
@@ -190,7 +196,7 @@ class Trainer:
     def _skip(self) -> None:
         """Keep the weights and restart from fresh latents, because the latents may be what is not finite."""
         self.model.zero_grad(set_to_none=True)
-        self.carries = [None] * len(self.carries)
+        self.carries = {}
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         if self.in_a_row == PATIENCE:
             good = self.last_good or "none was saved"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from rtm_kernels.train.schema import (
     CumulativeHalting,
     DeepSupervision,
     FinalLoss,
+    MaskedSupervision,
     Recipe,
     Source,
     Stage,
@@ -248,6 +250,53 @@ RINS_SUDOKU = replace(
     eval_steps=1,
 )
 
+
+def mazes(*sides: int, count: int = 2048) -> dict[str, Source]:
+    """Sources of generated mazes, by name."""
+    return {f"side{side}": Source(task="maze", size=side, count=count, seed=1000 + side) for side in sides}
+
+
+def maze_stages(steps: Mapping[int, int], batch_size: int, lr: float) -> tuple[Stage, ...]:
+    """One stage for each side, with so many steps; a sample takes at most 8 + 2 * side of them."""
+    return tuple(
+        Stage(steps=count, batch_size=batch_size, mix={f"side{side}": 1.0}, halt_max_steps=8 + 2 * side, lr=(lr, lr))
+        for side, count in steps.items()
+    )
+
+
+MAZE_LOCAL = Recipe(
+    model=ModelConfig(
+        vocab_size=6, seq_len=900, arch="rtm", hidden_size=48, num_heads=1, layers={"core": 2}, H_cycles=4, L_cycles=1,
+        mixer="none", channel_mixer="conv2d", conv_width=3, inner_size=96, halting="settle", halt_max_steps=68,
+    ),
+    sources=mazes(*range(5, 17), 20, 24, 27, 30) | mazes(36, count=1024) | mazes(48, count=768),
+    test=Source(task="maze", size=30, count=200, seed=77),
+    objective=MaskedSupervision(),
+    stages=(
+        *maze_stages({side: 100 if side < 11 else 150 for side in range(5, 14)} | {14: 200, 15: 200, 16: 800}, 48, 1.0),
+        Stage(
+            steps=2_750, batch_size=24, lr=(0.5, 0.5), halt_max_steps=68,
+            mix={"side16": 0.1, "side20": 0.15, "side24": 0.2, "side27": 0.2, "side30": 0.35},
+        ),
+        Stage(
+            steps=4_000, batch_size=24, lr=(0.5, 0.03), halt_max_steps=104,
+            mix={"side20": 0.1, "side24": 0.2, "side30": 0.4, "side36": 0.2, "side48": 0.1},
+        ),
+    ),
+    optimizer="adamw", lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_steps=100, ema=0.995, threads=1,
+    loss="softmax_cross_entropy", eval_every=1000, eval_limit=50, eval_steps=100,
+)  # fmt: skip
+
+URM_SUDOKU = ModelConfig(
+    vocab_size=11, seq_len=81, arch="urm", hidden_size=512, num_heads=8, layers={"layers": 4}, H_cycles=2, L_cycles=6,
+    mixer="attention", channel_mixer="conv", conv_width=2, pos_encodings="rope", puzzle_emb_ndim=512,
+    halt_max_steps=16, forward_dtype="bfloat16",
+)  # fmt: skip
+EQR_SUDOKU = ModelConfig(
+    vocab_size=11, seq_len=81, arch="eqr", hidden_size=512, num_heads=8, layers={"L_level": 2}, H_cycles=3, L_cycles=6,
+    state_ema=0.05, noise=0.01, forward_dtype="bfloat16",
+)  # fmt: skip
+
 PRESETS: dict[str, Recipe] = {
     "sudoku-4x4": SUDOKU_4X4,
     "sudoku-small": SUDOKU_SMALL,
@@ -269,6 +318,9 @@ PRESETS: dict[str, Recipe] = {
     "hrm-arc": official(HRM_ARC, **ARC, groups=960, ema=0.0),
     "hrm-arc2": official(HRM_ARC, **ARC, groups=1120, ema=0.0),
     "transformer-sudoku": official(TRANSFORMER, 20_000, 2_000),
+    "urm-sudoku": official(URM_SUDOKU, 50_000, 5_000),
+    "urm-arc": official(replace(URM_SUDOKU, vocab_size=12, seq_len=900, H_cycles=4, L_cycles=3), **ARC, groups=960),
+    "eqr-sudoku": official(EQR_SUDOKU, 50_000, 5_000),
     "rsm-sudoku": RSM_SUDOKU,
     "rsm-maze": RSM_MAZE,
     "sudoku-full": SUDOKU_FULL,
@@ -276,6 +328,7 @@ PRESETS: dict[str, Recipe] = {
     "sudoku-full-symmetric": SUDOKU_FULL_SYMMETRIC,
     "rtm-sudoku": RTM_SUDOKU,
     "rins-sudoku": RINS_SUDOKU,
+    "maze-local": MAZE_LOCAL,
 }
 """Recipes by the name that `rtm train` takes."""
 
@@ -288,6 +341,7 @@ ABOUT = {
     "sudoku-full-halting": "deep supervision and a halting head after sudoku-full; needs data=FOLDER",
     "sudoku-full-symmetric": "sudoku-small-hard at full size, a GPU, in slices; the same lists",
     "rtm-sudoku": "cumulative halting, generated puzzles, a GPU",
+    "maze-local": "mazes of any side on a CPU, generated mazes, hours; its weights know no size",
     "rins-sudoku": "stochastic rounds, generated puzzles, a GPU",
 }
 """What a recipe that brings its own puzzles is; every other one needs `data=`."""

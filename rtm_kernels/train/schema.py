@@ -12,7 +12,7 @@ import pydantic
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.data.maze import SIDES
 from rtm_kernels.errors import one_of, require
-from rtm_kernels.losses import COSTS, ACTLossHead, CumulativeHead, Head, RoundsHead, official_loss_head
+from rtm_kernels.losses import COSTS, ACTLossHead, CumulativeHead, Head, MaskedHead, RoundsHead, official_loss_head
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.token_loss.api import LOSSES
 
@@ -37,6 +37,32 @@ class DeepSupervision:
     def head(self, model: RecursiveReasoner, loss: str) -> Head:
         """The official `ACTLossHead`."""
         return ACTLossHead(model, loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedSupervision:
+    """A model without a halting head: one ACT step from the carry, and its token loss by what the puzzle shows.
+
+    Tokens whose input is `open_token` weigh 1 and all others `other`. A solved sample is replaced with probability
+    `leave` after each step, every other one at the cap on ACT steps.
+    """
+
+    kind: Literal["masked_supervision"] = "masked_supervision"
+    open_token: int = 2
+    other: float = 0.02
+    leave: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("other", "leave"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
+
+    def check(self, model: ModelConfig) -> None:
+        """Refuse a model with a halting head, which nothing would train (`InputError`)."""
+        one_of("halting", model.halting, ("settle", "fixed"))
+
+    def head(self, model: RecursiveReasoner, loss: str) -> Head:
+        """A `MaskedHead` with these weights."""
+        return MaskedHead(model, loss, self.open_token, self.other, self.leave)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +142,8 @@ class StochasticRounds:
 
 
 Objective = Annotated[
-    DeepSupervision | FinalLoss | CumulativeHalting | StochasticRounds, pydantic.Field(discriminator="kind")
+    DeepSupervision | MaskedSupervision | FinalLoss | CumulativeHalting | StochasticRounds,
+    pydantic.Field(discriminator="kind"),
 ]
 """Any of them; the `kind` in a recipe's file says which."""
 
@@ -249,6 +276,11 @@ class Recipe:
             stage.model(self.model)
             for name in stage.mix if self.data is None else ():
                 one_of("mix", name, self.sources or ())
+        sizes = sorted(
+            {source.size for source in [*(self.sources or {}).values(), *([self.test] if self.test else [])]}
+        )
+        allowed = "one task and size for all sources and the test"
+        require(len(sizes) < 2 or self.model.any_length, "sources", sizes, allowed)
         self.objective.check(self.model)
 
     @property

@@ -25,7 +25,7 @@ from rtm_kernels.train.configure import fit_to_data, load_recipe, save_recipe
 from rtm_kernels.train.gradients import DEPTH
 from rtm_kernels.train.loop import Metrics, Trainer
 from rtm_kernels.train.schema import Recipe
-from rtm_kernels.train.stream import DatasetStream
+from rtm_kernels.train.stream import DatasetStream, PoolStream
 from rtm_kernels.train.telemetry import MEASURED, Callback, CsvLog, Curves, Speed, curves, plot_run, read_csv
 
 RECIPE, METRICS, STATES, MODEL, BEST, PICTURE, SUMMARY, UNSEEN = (
@@ -85,6 +85,7 @@ def run(
     if resume and states(out / STATES):
         load_checkpoint(trainer, out / STATES)
     leading, test = trainer.rank == 0, trainer.stream.test_arrays(recipe.eval_limit)
+    task = trainer.stream.task if isinstance(trainer.stream, PoolStream) else None
     if leading:
         out.mkdir(parents=True, exist_ok=True)
         if not resume:
@@ -100,7 +101,7 @@ def run(
         final = trainer.step_count == recipe.total_steps
         due = recipe.eval_every > 0 and trainer.step_count % recipe.eval_every == 0
         if test is not None and (due or final):
-            measured = curves(trainer.average.model, test, recipe.eval_steps)
+            measured = curves(trainer.average.model, test, recipe.eval_steps, task=task)
             metrics |= {name: row[-1] for name, row in zip(MEASURED, astuple(measured), strict=True) if row}
             if leading and measured.exact[-1] > best_evaluation(read_csv(out / METRICS))[1]:
                 export(trainer, out / BEST)
@@ -126,7 +127,7 @@ def run(
         over = limit is not None and time.monotonic() > limit
         return Outcome(interrupted, {"steps": trainer.step_count, "checkpoint": trainer.last_good}, (), over)
     if test is not None and measured is None:
-        measured = curves(trainer.average.model, test, recipe.eval_steps)
+        measured = curves(trainer.average.model, test, recipe.eval_steps, task=task)
     return _finish(trainer, out, measured or Curves([], [], []), test, seconds, done, speed.totals)
 
 
@@ -190,6 +191,7 @@ def _finish(
         "unseen": trainer.stream.unseen,
         "exact_accuracy": by_step[-1] if by_step else None,
         "exact_accuracy_by_step": by_step,
+        "valid_by_step": measured.valid,
         "halt_confidence_by_step": measured.halt,
         "latent_delta_by_step": measured.change,
         "depth_histogram": depths(rows[-50:]),

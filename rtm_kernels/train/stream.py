@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,25 +41,26 @@ def load_pool(source: Source) -> Pair:
     return puzzles[: source.count] + np.uint8(1), solutions[: source.count] + np.uint8(1)
 
 
-def task_of_sources(sources: Sequence[Source]) -> Task:
-    """The task that all sources share. Errors: `InputError` when they differ."""
-    kinds = sorted({(source.task, source.size) for source in sources})
-    require(len(kinds) == 1, "sources", kinds, "one task and size for all sources and the test")
-    kind, size = kinds[0]
-    return maze.Maze(size) if kind == "maze" else sudoku.Sudoku(size)
+def task_of(source: Source) -> Task:
+    """The task of the puzzles of `source`."""
+    return maze.Maze(source.size) if source.task == "maze" else sudoku.Sudoku(source.size)
 
 
 class PoolStream:
     """Draws batches from pools: source by weight, puzzle uniformly, then a random symmetric twin of it.
 
-    Mazes are left as they are: among equally short paths their label prefers one side, and a twin's another.
+    All sources are of one task. Where they have several sizes each batch is of one, drawn by weight; `task` is that of
+    the test puzzles, or of the first source.
     With `test`, every puzzle that is a symmetric twin of one of its puzzles is taken out of the pools. Files are read
     at once, so that a missing or broken one is reported before the run begins; puzzles are generated when needed.
     """
 
     def __init__(self, sources: Mapping[str, Source], seed: int, test: Source | None = None) -> None:
-        self.sources = sources
-        self.task = task_of_sources([*sources.values(), *([test] if test else [])])
+        self.sources, self.test = sources, test
+        every = [*sources.values(), *([test] if test else [])]
+        kinds = sorted({source.task for source in every})
+        require(len(kinds) == 1, "sources", kinds, "one task for all sources and the test")
+        self.task = task_of(every[-1] if test else every[0])
         self.pools: dict[str, Pair] = {}
         plain = dict.fromkeys(replace(source, hints=(0, 0)) for source in sources.values())
         self._lists = {source: load_pool(source) for source in plain if source.path is not None}
@@ -75,7 +76,8 @@ class PoolStream:
 
     def batch(self, size: int, mix: Mapping[str, float]) -> dict[str, Tensor]:
         """`inputs` and `labels` [size, seq_len], `puzzle_identifiers` [size] zeros, int32."""
-        names = list(mix)
+        names = self._of_one_size(mix)
+        task = task_of(self.sources[names[0]])
         weights = np.array([mix[n] for n in names], dtype=np.float64)
         counts = self.rng.multinomial(size, weights / weights.sum())
         drawn = []
@@ -85,7 +87,16 @@ class PoolStream:
             drawn.append(self._hinted(puzzles[index], solutions[index], self.sources[name].hints))
         puzzles, solutions = (np.concatenate(part) for part in zip(*drawn, strict=True))
         order = self.rng.permutation(size)
-        return tensors(self._twins((puzzles[order], solutions[order]), self.rng))
+        return tensors(self._twins(task, (puzzles[order], solutions[order]), self.rng))
+
+    def _of_one_size(self, mix: Mapping[str, float]) -> list[str]:
+        """The sources that the next batch is drawn from."""
+        sizes = sorted({self.sources[name].size for name in mix})
+        if len(sizes) == 1:
+            return list(mix)
+        weights = np.array([sum(w for n, w in mix.items() if self.sources[n].size == size) for size in sizes])
+        size = self.rng.choice(sizes, p=weights / weights.sum())
+        return [name for name in mix if self.sources[name].size == size]
 
     def _hinted(self, puzzles: np.ndarray, solutions: np.ndarray, hints: tuple[int, int]) -> Pair:
         """The pairs with cells of the solutions filled in, as many as are drawn from the range."""
@@ -95,8 +106,9 @@ class PoolStream:
         order = np.where(puzzles == solutions, 1.0, self.rng.random(puzzles.shape)).argsort(1).argsort(1)
         return np.where(order < counts, solutions, puzzles), solutions
 
-    def _twins(self, pool: Pair, rng: np.random.Generator) -> Arrays:
-        puzzles, solutions = self.task.augment(*pool, rng) if self.task.one_solution else pool
+    @staticmethod
+    def _twins(task: Task, pool: Pair, rng: np.random.Generator) -> Arrays:
+        puzzles, solutions = task.augment(*pool, rng)
         inputs, labels = puzzles.astype(np.int32), solutions.astype(np.int32)
         return {"inputs": inputs, "labels": labels, "puzzle_identifiers": np.zeros(len(inputs), dtype=np.int32)}
 
@@ -104,7 +116,7 @@ class PoolStream:
         if name not in self.pools:
             source = replace(self.sources[name], hints=(0, 0))
             pool = self._lists[source] if source in self._lists else load_pool(source)
-            if self._held_keys:
+            if self.test is not None and source.size == self.test.size:
                 kept = [i for i, key in enumerate(self.task.keys(*pool).tolist()) if key not in self._held_keys]
                 require(bool(kept), f"sources[{name!r}]", len(pool[0]), "a puzzle that is no twin of a test puzzle")
                 pool = (pool[0][kept], pool[1][kept])
@@ -116,7 +128,7 @@ class PoolStream:
         if self.held_out is None:
             return None
         index = np.arange(limit) % len(self.held_out[0])
-        return self._twins((self.held_out[0][index], self.held_out[1][index]), np.random.default_rng(0))
+        return self._twins(self.task, (self.held_out[0][index], self.held_out[1][index]), np.random.default_rng(0))
 
     @property
     def unseen(self) -> str:

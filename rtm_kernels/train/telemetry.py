@@ -6,7 +6,7 @@ import csv
 import importlib
 import importlib.util
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from rtm_kernels.data.loader import Arrays
+from rtm_kernels.data.task import Task
 from rtm_kernels.energy import energy_counter
 from rtm_kernels.errors import BackendUnavailable, InputError, one_of
 from rtm_kernels.files import new_file
@@ -27,7 +28,7 @@ from rtm_kernels.train.loop import Metrics, Trainer
 from rtm_kernels.train.schema import CumulativeHalting
 from rtm_kernels.train.stream import tensors
 
-MEASURED = ("test_exact_accuracy", f"test_{CONFIDENCE}", f"test_{DELTA}")
+MEASURED = ("test_exact_accuracy", f"test_{CONFIDENCE}", f"test_{DELTA}", "test_valid")
 """Columns of evaluations: values after the last ACT step, in the order of `Curves`."""
 
 
@@ -171,29 +172,36 @@ class Curves:
     """Means over examples after 1, 2, ... ACT steps without halting.
 
     `exact`: every labelled token is right; `halt`: sigmoid(q_halt) (empty without a head); `change`: |dy| / |y| of the
-    output latent (empty when the program does not carry it).
+    output latent (empty when the program does not carry it); `valid`: the rules of the task hold, for tasks where an
+    answer that is not the label may be right (else empty).
     """
 
     exact: list[float]
     halt: list[float]
     change: list[float]
+    valid: list[float] = field(default_factory=list)
 
 
 @torch.inference_mode()
-def curves(model: RecursiveReasoner, arrays: Arrays, steps: int, batch_size: int = 256) -> Curves:
+def curves(
+    model: RecursiveReasoner, arrays: Arrays, steps: int, batch_size: int = 256, task: Task | None = None
+) -> Curves:
     """The curves of `model` over `steps` ACT steps on examples as a stream's `test_arrays` gives them:
-    inputs, labels [N, seq_len], puzzle_identifiers [N]."""
-    was_training = model.training
+    inputs, labels [N, seq_len], puzzle_identifiers [N]. `task` checks answers (`valid`)."""
+    was_training, model = model.training, model.resized(arrays["inputs"].shape[1])
     model.eval()
     size, output = len(arrays["inputs"]), model.program.output
-    sums = np.zeros((3, steps))
+    sums, checks = np.zeros((4, steps)), task is not None and not task.one_solution
     for start in range(0, size, batch_size):
         part = {k: v[start : start + batch_size].to(model.device) for k, v in tensors(arrays).items()}
         x = model.embed(part["inputs"], part["puzzle_identifiers"])
         latents = model.initial_latents(len(x))
         for step in range(steps):
             values, logits, q = model.act_step(latents, x)
-            sums[0, step] += reference.exact(logits.argmax(-1), part["labels"]).sum().item()
+            answers = logits.argmax(-1)
+            sums[0, step] += reference.exact(answers, part["labels"]).sum().item()
+            if checks and task is not None:
+                sums[3, step] += task.verify_tokens(part["inputs"].cpu().numpy(), answers.cpu().numpy()).sum()
             if q is not None:
                 sums[1, step] += torch.sigmoid(q[..., 0]).sum().item()
             if output in latents:
@@ -201,8 +209,8 @@ def curves(model: RecursiveReasoner, arrays: Arrays, steps: int, batch_size: int
             latents = {name: values[name] for name in model.program.carried}
     model.train(was_training)
     means = (sums / size).tolist()
-    carried = output in model.program.carried
-    return Curves(means[0], means[1] if model.config.has_q_head else [], means[2] if carried else [])
+    kept = (True, model.config.has_q_head, output in model.program.carried, checks)
+    return Curves(*(row if there else [] for row, there in zip(means, kept, strict=True)))
 
 
 def plot_run(rows: list[dict[str, Any]], measured: Curves, path: Path) -> None:
@@ -233,7 +241,7 @@ def plot_run(rows: list[dict[str, Any]], measured: Curves, path: Path) -> None:
     if seen or unseen:
         accuracy.legend()
     for values, label in ((measured.exact, "exact"), (measured.halt, "halting probability"),
-                          (measured.change, "|dy| / |y|")):  # fmt: skip
+                          (measured.change, "|dy| / |y|"), (measured.valid, "valid")):  # fmt: skip
         if values:
             depth.plot(range(1, len(values) + 1), values, "o-", ms=4, label=label)
     depth.set(title="unseen, at the end", xlabel="ACT steps", ylim=(-0.02, 1.02))

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from tests.cases import attention_norm, halting, optimisers, persistent, queue, swiglu, token_loss
+from tests.cases import attention_norm, conv, halting, optimisers, persistent, queue, swiglu, token_loss
 from tests.cases.case import Case, Op, Tuned
 
 OPS: dict[str, Op] = {
     "swiglu": swiglu.OP,
     "attention_norm": attention_norm.OP,
+    "conv_swiglu_norm": conv.OP,
     "halting": halting.OP,
     "token_loss": token_loss.OP,
     "adam_atan2": optimisers.OP,
@@ -22,7 +23,7 @@ OPS: dict[str, Op] = {
 }
 """Folder of the kernels -> the cases."""
 DRAWS = [draw for op in OPS.values() for draw in op.drawn]
-DIFFERENTIABLE = ("swiglu_norm", "mixer_norm", "attention_norm", "token_loss")
+DIFFERENTIABLE = ("swiglu_norm", "mixer_norm", "attention_norm", "conv_swiglu_norm", "token_loss")
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,29 @@ def test_recipes_generate_them_too(folder: Path) -> None:
     assert report["n"] == 10
 
 
-def test_other_sides_and_bundled_mazes_are_refused(folder: Path) -> None:
+def test_a_side_that_no_maze_has_is_refused_and_others_are_solved(folder: Path) -> None:
     refused(rtm("eval", "--generate", "task=maze", "--generate", "size=65"), "size=65 is not allowed: a side of a maze")
-    refused(
-        rtm("solve", "--model", folder / "run" / "model"), "there are bundled examples only of sudoku, not of maze9"
-    )
+    # attention with RoPE runs at every length
+    few = ["--limit", "2", "--max-steps", "1", "--rollouts", "1", "--json"]
+    solved = rtm("solve", "--model", folder / "run" / "model", *few).stdout
+    assert [json.loads(line)["task"] for line in solved.splitlines()] == ["maze7", "maze9"]
+
+
+def test_the_bundled_model_solves_every_side(tmp_path: Path) -> None:
+    mazes = [get_task(f"maze{side}").render(get_task(f"maze{side}").decode(generate(1, seed=4, side=side)[0][0]))
+             for side in (5, 7, 10)]  # fmt: skip
+    (tmp_path / "mazes.txt").write_text("\n\n".join(mazes))
+    solved = rtm("solve", tmp_path / "mazes.txt", "--json")
+    answers = [json.loads(line) for line in solved.stdout.splitlines()]
+    assert [answer["task"] for answer in answers] == ["maze5", "maze7", "maze10"] and solved.exit_code == 0
+    shown = rtm("solve", mazes[1], "--show", "1")
+    assert shown.exit_code == 0 and "verified after" in shown.stdout
+    refused(rtm("solve", "S..G", "--model", "maze"), "puzzle length=4 is not allowed: a square, of side 5 to 64")
+    examples = rtm("solve", "--example", "maze", "--limit", "3", "--json")
+    assert examples.exit_code == 0 and examples.stdout.count('"status": "verified"') == 3
+    measured = rtm("eval", "--generate", "task=maze", "--generate", "size=8", "--generate", "count=6", "--json")
+    assert json.loads(measured.stdout)["verified"] == 1
+    trace = tmp_path / "trace.jsonl"
+    rtm("trace", "record", mazes[2], "--out", trace)
+    assert json.loads(trace.read_text().splitlines()[0])["task"] == "maze10"
+    assert "identical: 1 puzzles" in rtm("trace", "replay", trace).stdout

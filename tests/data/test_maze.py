@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +103,7 @@ def test_generation() -> None:
     again = maze.generate(6, seed=3)
     assert np.array_equal(again[0], mazes) and np.array_equal(again[1], answers)
     assert not np.array_equal(maze.generate(6, seed=4)[0], mazes)
+    assert len(maze.generate(1, seed=0, side=64)[0])
     with pytest.raises(RTMError, match="no maze of side 8 with a path of 60 cells"):
         maze.generate(1, seed=0, side=8, path_cells=60)
 
@@ -139,6 +141,7 @@ def test_symmetries_keep_answers_right() -> None:
     mazes, answers = maze.generate(40, seed=5, side=9, path_cells=12)
     twins, solved = Maze(9).augment(mazes, answers, np.random.default_rng(0))
     assert Maze(9).verify_tokens(twins, solved).all()
+    assert np.array_equal(maze.solve(twins.reshape(-1, 9, 9)).reshape(solved.shape), solved)
     images = {mazes[0][index].tobytes() for index in maze.dihedral_indices(9)}
     assert len(images) == 8
 
@@ -150,3 +153,32 @@ def test_a_path_is_as_long_as_the_distance() -> None:
     expected = maze.shortest(fields)
     assert [maze.path_length(field, field != WALL) for field in fields] == expected.tolist()
     assert (expected < 0).any() and (expected > 12).any()
+
+
+FOLDERS = [parent / "shared" / "data" / "maze-30x30-hard-1k" for parent in Path(__file__).resolve().parents]
+HARD = next((folder for folder in FOLDERS if folder.is_dir()), None)
+
+
+def test_labels_follow_one_rule() -> None:
+    """A walk from S to the first of the cells below, left, right and above that is nearer to G."""
+    mazes, answers = maze.generate(12, seed=8, side=8)
+    for field, answer in zip(mazes.reshape(-1, 8, 8), answers.reshape(-1, 8, 8), strict=True):
+        away, walked = np.full((10, 10), 99), field.copy()
+        inner = away[1:-1, 1:-1]
+        for _ in range(64):
+            nearest = np.minimum.reduce([away[2:, 1:-1], away[1:-1, :-2], away[1:-1, 2:], away[:-2, 1:-1]]) + 1
+            inner[:] = np.where(field == GOAL, 0, np.where(field == WALL, 99, nearest))
+        ((row, column),) = np.argwhere(field == START)
+        while inner[row, column] > 1:
+            steps = [(row + r, column + c) for r, c in ((1, 0), (0, -1), (0, 1), (-1, 0))]
+            row, column = next(at for at in steps if away[at[0] + 1, at[1] + 1] == inner[row, column] - 1)
+            walked[row, column] = PATH
+        assert np.array_equal(walked, answer.reshape(8, 8))
+
+
+@pytest.mark.skipif(HARD is None, reason="the published mazes are not here")
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_published_labels_are_ours(split: str) -> None:
+    assert HARD is not None
+    mazes, labels = (np.load(HARD / split / f"all__{name}.npy") for name in ("inputs", "labels"))
+    assert np.array_equal(maze.solve(mazes.reshape(-1, 30, 30)).reshape(labels.shape), labels)

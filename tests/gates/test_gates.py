@@ -10,6 +10,7 @@ from tests.cases.case import Case, check
 pytest.importorskip("triton")
 FIRST = {case.op: case for case in reversed(small_cases())}
 USES = ("D=64 F=256", "L=16 D=128", "attention_norm D=100 h=4 terms=2 rope=0 qk_norm=0 bfloat16", "halting q first",
+        "conv_swiglu_norm F=96 3x3 bfloat16",
         "token_loss V=11 stablemax bfloat16", "adam_atan2 float32", "sign_sgd float32", "queue bfloat16")  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def test_each_class_fixes_its_own_contract() -> None:
     assert learned.halting == "q_continue" and learned.q_continue_target
 
 
-@pytest.mark.parametrize("arch", STACK_LAYERS)
+@pytest.mark.parametrize("arch", [arch for arch in STACK_LAYERS if arch not in ("urm", "eqr")])
 def test_weights_go_in_and_come_back(arch: str) -> None:
     config, state = official(arch)
     model = from_official(arch, config, state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from benchmarks.costs import KernelCost
 from benchmarks.costs import adam_atan2 as adam_cost
 from benchmarks.costs import attention_norm as attention_cost
+from benchmarks.costs import conv_swiglu_norm as conv_cost
 from benchmarks.costs import halting as halting_cost
 from benchmarks.costs import mixer_norm as mixer_cost
 from benchmarks.costs import swiglu_norm as swiglu_cost
@@ -17,6 +19,7 @@ from benchmarks.costs import token_loss as loss_cost
 from benchmarks.roofline import MIXERS, act_step, modelled_milliseconds, training_step
 from tests.cases.attention_norm import attention
 from tests.cases.case import Case, run
+from tests.cases.conv import conv
 from tests.cases.halting import halting
 from tests.cases.optimisers import adam, sparse
 from tests.cases.swiglu import channel, mixer
@@ -88,6 +91,14 @@ def test_token_loss_bytes(loss: str) -> None:
     sizes = (3, 70, 11, loss.startswith("stable"), 4)
     (forward,), (backward,) = loss_cost.forward(*sizes, block=64), loss_cost.backward(*sizes)
     assert [c.bytes for c in found] == [forward.bytes, backward.bytes]
+
+
+@pytest.mark.parametrize(("size", "width"), [((2, 70, 24, 33), (2,)), ((1, 81, 16, 96), (3, 3))])
+def test_conv_swiglu_norm_bytes(size: tuple[int, int, int, int], width: tuple[int, ...]) -> None:
+    found = counted(conv(size, width, 0, "plain", 0))
+    batch, length, _, inner = size
+    model = conv_cost.launches(batch, length, inner, math.prod(width), element=4, block=64)
+    assert [c.bytes for c in found] == [c.bytes for c in model]
 
 
 def test_optimiser_bytes() -> None:

@@ -71,11 +71,10 @@ def test_depth_confidence_and_movement_are_plain_counts() -> None:
     trainer = Trainer(dataclasses.replace(TINY, stages=TINY.stages[1:]))
     for _ in range(3):
         trainer.step()
-    (before,), model = trainer.carries, trainer.model
+    (before,), model = trainer.carries.values(), trainer.model
     head = [p.detach().clone() for p in (model.q_head.weight, model.q_head.bias)]
     metrics = trainer.step()
-    (after,) = trainer.carries
-    assert before is not None and after is not None
+    (after,) = trainer.carries.values()
     for depth in (1, 2, 3):
         assert metrics[f"depth_{depth}"] == int((after.halted & (after.steps == depth)).sum())
     y, fresh = after.latents["z_H"], model.initial_latents(6)["z_H"]

@@ -19,6 +19,40 @@ def rope_tables(
     return angles.cos(), angles.sin()
 
 
+def rope_tables_2d(
+    rows: int, columns: int, head_dim: int, theta: float, device: torch.device | str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Tables cos and sin [rows * columns, head_dim] of a grid, for channels in the order of `grid_order`.
+
+    Officially the first half of a head is rotated by the row and the second by the column. In the order of
+    `grid_order` both are one rotation of the whole head, by one angle for each channel.
+    """
+    (cos_r, sin_r), (cos_c, sin_c) = (rope_tables(n, head_dim // 2, theta, device) for n in (rows, columns))
+    return grid_tables((cos_r, cos_c), (sin_r, sin_c))
+
+
+def grid_tables(cos: tuple[Tensor, Tensor], sin: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """`rope_tables_2d` from tables [rows, head_dim / 2] and [columns, head_dim / 2]."""
+
+    def table(row: Tensor, column: Tensor) -> Tensor:
+        rows, columns, quarter = len(row), len(column), row.shape[1] // 2
+        row = row[:, None, :quarter].expand(rows, columns, quarter)
+        column = column[None, :, :quarter].expand(rows, columns, quarter)
+        return torch.cat((row, column, row, column), dim=-1).flatten(0, 1)
+
+    return table(*cos), table(*sin)
+
+
+def grid_order(num_heads: int, head_dim: int, device: torch.device | str | None = None) -> Tensor:
+    """Rows of an official qkv weight [3D, D] in the order that `rope_tables_2d` is for, int64 [3D].
+
+    In each head of q and k the second and the third quarter change places; v keeps its order.
+    """
+    order = torch.arange(3 * num_heads * head_dim, device=device).view(3, num_heads, 4, head_dim // 4)
+    order[:2] = order[:2, :, [0, 2, 1, 3]]
+    return order.reshape(-1)
+
+
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`x cos + [-b, a] sin` with a and b the halves of x [B, L, heads, head_dim], in float32 or wider.
 

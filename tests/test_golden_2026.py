@@ -1,0 +1,82 @@
+"""Conformance of URM and EqR with recorded outputs of the published code, where the records are here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from rtm_kernels import interop
+from rtm_kernels.model import Carry
+from tests.test_golden import GRADIENTS, VALUES, Golden, assert_agrees, assert_gradients, eval_step
+
+FOLDERS = [parent / "shared" / "golden" for parent in Path(__file__).resolve().parents]
+FOLDER = next((folder for folder in FOLDERS if folder.is_dir()), Path("nowhere"))
+NAMES = sorted(path.stem for kind in ("urm", "eqr") for path in FOLDER.glob(f"{kind}*.safetensors"))
+pytestmark = pytest.mark.skipif(not NAMES, reason="the records are not here")
+
+
+def load(name: str) -> Golden:
+    with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    return Golden(name, metadata["arch"], json.loads(metadata["config"]), tensors)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("step", range(3))
+def test_eval_steps(name: str, step: int) -> None:
+    golden = load(name)
+    model = golden.model()
+    before = golden.part(f"eval.step{step - 1}.") if step else golden.part("init.")
+    latents = {key: before[key] for key in model.program.carried if key in before} or None
+    got, recorded = eval_step(model, golden.part("eval.batch."), latents), golden.part(f"eval.step{step}.")
+    assert set(got) == set(recorded)
+    for key, value in recorded.items():
+        assert_agrees(got[key], value, VALUES, False, key)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_step(name: str) -> None:
+    golden = load(name)
+    model = golden.model()
+    head, batch, init = interop.official_loss_head(model).train(), golden.part("train.batch."), golden.part("init.")
+    carry = head.initial_carry(batch)
+    if init:
+        carry = Carry(init, carry.steps, torch.zeros_like(carry.halted), dict(batch))
+    carry, loss, *_ = head([], carry=carry, batch=batch)
+    loss.backward()
+    assert torch.equal(carry.halted, golden.tensors["train.halted"])
+    assert_agrees(loss.detach(), golden.tensors["train.loss"], VALUES, False, "loss")
+    assert_gradients(model, golden.part("train.grad."), GRADIENTS / 10, False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_dict_back_out(name: str) -> None:
+    golden = load(name)
+    model = golden.model()
+    arch, config, state = interop.to_official(model, batch_size=golden.config["batch_size"])
+    recorded = golden.part("state.")
+    assert arch == golden.arch and state.keys() == recorded.keys()
+    assert all(torch.equal(state[key], value) for key, value in recorded.items())
+    shared = [key for key, value in golden.config.items() if config.get(key) is not None and value is not None]
+    assert [config[key] for key in shared] == pytest.approx([golden.config[key] for key in shared])
+    assert interop.from_official(arch, config, state).config == model.config
+
+
+def test_noise_and_first_latents_do_not_depend_on_the_batch() -> None:
+    golden = load("eqr_mlp")
+    model = golden.model()
+    noisy = interop.from_official("eqr", golden.config | {"noise_scale": 0.3}, golden.part("state."))
+    batch, init = golden.part("eval.batch."), golden.part("init.")
+    whole = eval_step(noisy, batch, init)["z_H"]
+    one = eval_step(noisy, {k: v[2:3] for k, v in batch.items()}, {k: v[2:3] for k, v in init.items()})["z_H"]
+    torch.testing.assert_close(one[0], whole[2], rtol=1e-3, atol=1e-3)
+    away = (whole - eval_step(model, batch, init)["z_H"]).std()
+    assert 0.1 < away < 3 and noisy.config == dataclasses.replace(model.config, noise=0.3)
+    first, second = (model.initial_latents(4)["z_H"] for _ in range(2))
+    assert not torch.equal(first, second) and not torch.equal(first[0], first[1])
