@@ -1,4 +1,4 @@
-"""bfloat16 in Triton's interpreter, for kernels that are debugged with TRITON_INTERPRET=1.
+"""What Triton's interpreter lacks for kernels that are debugged with TRITON_INTERPRET=1: bfloat16, and loop bounds.
 
 numpy has no bfloat16, so the interpreter keeps bit patterns in uint16 and computes with those as integers. Here such
 operands are widened to float32, and results are rounded to the nearest bfloat16, ties to even, as the hardware does.
@@ -27,7 +27,26 @@ def narrow(values: Any) -> Any:
 
 
 @functools.cache
-def compute_bfloat16() -> None:
+def prepare() -> None:
+    """Patch the interpreter, once per process, before the first launch."""
+    _take_loop_bounds()
+    _compute_bfloat16()
+
+
+def _take_loop_bounds() -> None:
+    """Let a loop run up to a computed bound: an array of one element, which numpy 2.4 does not convert."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_and_take(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_and_take
+
+
+def _compute_bfloat16() -> None:
     """Replace the operations of the interpreter that would multiply, add, compare or convert bit patterns."""
     import triton.language as tl
     from triton.runtime import interpreter

@@ -187,7 +187,7 @@ def launch(kernel: Any, row: LaunchRow, grid: tuple[int, ...], *args: Any, **con
     require(grid[0] < 1 << 31, "grid", grid, "fewer than 2^31 programs in a launch: use a smaller batch")
     launches[row.kernel] += 1
     if row.family == "interpreter":
-        interpreted.compute_bfloat16()
+        interpreted.prepare()
     kernel[grid](*args, **constants, **row.blocks, num_warps=row.num_warps, num_stages=row.num_stages)
 
 
@@ -240,3 +240,28 @@ def to_autocast_dtype(x: Tensor, injection: Sequence[Tensor]) -> tuple[Tensor, t
     low = (torch.float32, torch.bfloat16, torch.float16)
     cast = [t.to(dtype) if t.dtype in low else t for t in (x, *injection)]
     return cast[0], tuple(cast[1:])
+
+
+class _FirstOrder(torch.autograd.Function):
+    """Gradients as they are, which say in one line that they are not differentiable again."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.name = name
+        return tuple(gradient.view_as(gradient) for gradient in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> None:
+        raise RuntimeError(f"the kernels of {ctx.name} have no second derivative; impl='reference' computes it")
+
+
+def first_order(name: str, op: Any, dy: Tensor, *saved: Any) -> tuple[Tensor, ...]:
+    """The gradients of a backward op. Where a graph of them is made, a second derivative is refused by `name`."""
+    if not torch.is_grad_enabled():
+        grads: Any = op(dy, *saved)
+        return (grads,) if isinstance(grads, Tensor) else tuple(grads)
+    with torch.no_grad():
+        grads = op(dy, *saved)
+    grads = (grads,) if isinstance(grads, Tensor) else tuple(grads)
+    tensors = [t for t in (dy, *saved) if isinstance(t, Tensor)]
+    return tuple(_FirstOrder.apply(name, len(grads), *grads, *tensors))

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 
 from rtm_kernels.ops.attention_norm import attention
+from rtm_kernels.ops.launch import first_order
 from rtm_kernels.ops.shared import SharedOp
 from rtm_kernels.ops.swiglu.weights import ALIGNMENT, pad_rows
 
@@ -156,7 +157,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _differentiate(ctx: Any, dy: Tensor, d_rstd: Tensor, d_h: Tensor) -> tuple[Any, ...]:
-    dh, d_qkv_weight, d_o_weight = attention_norm_backward_op(dy, *ctx.saved_tensors, *ctx.options)
+    given = *ctx.saved_tensors, *ctx.options
+    dh, d_qkv_weight, d_o_weight = first_order("attention_norm", attention_norm_backward_op, dy, *given)
     return dh, d_qkv_weight, d_o_weight, [dh] * ctx.terms, *[None] * 7
 
 

@@ -163,5 +163,5 @@ def conv_hidden_backward(
         grid = (len(z) * tiles, triton.cdiv(inner, last.blocks["BLOCK_F"]))
         launch(backward_input_kernel, last, grid, dz, parts, dpre, z, weight, *sizes, tiles, **constants)
     total = parts.sum(0)
-    own = total[:taps].T.reshape(weight.shape).to(weight.dtype, copy=True)  # outputs of an op share no memory
+    own = torch.empty_like(weight, memory_format=torch.contiguous_format).copy_(total[:taps].T.reshape(weight.shape))
     return dz, own, total[taps].to(bias.dtype, copy=True)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from rtm_kernels.ops.launch import first_order
 from rtm_kernels.ops.primitives import inject_sum, rms_norm
 
 
@@ -48,7 +49,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
-    return *conv_hidden_backward_op(dout, *ctx.saved_tensors, ctx.prefix), None
+    return *first_order("conv_swiglu_norm", conv_hidden_backward_op, dout, *ctx.saved_tensors, ctx.prefix), None
 
 
 conv_hidden_op.register_autograd(_differentiate, setup_context=_save)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from rtm_kernels.ops.launch import first_order
 from rtm_kernels.ops.shared import SharedOp
 from rtm_kernels.ops.swiglu.weights import PackedWeights, pack, unpack_grads
 
@@ -150,7 +151,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _differentiate(ctx: Any, dy: Tensor, d_rstd: Tensor | None) -> tuple[Any, ...]:
     y, rstd, x, gate_up_weight, down_weight, *injection = ctx.saved_tensors
-    grads = swiglu_norm_backward_op(dy, y, rstd, x, gate_up_weight, down_weight, injection, *ctx.options)
+    given = y, rstd, x, gate_up_weight, down_weight, injection, *ctx.options
+    grads = first_order("swiglu_norm and mixer_norm", swiglu_norm_backward_op, dy, *given)
     return *grads, [grads[0]] * len(injection), *(None,) * len(ctx.options)
 
 

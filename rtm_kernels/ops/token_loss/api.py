@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.errors import one_of, require
-from rtm_kernels.ops.launch import choose
+from rtm_kernels.ops.launch import choose, first_order
 from rtm_kernels.ops.token_loss import reference
 from rtm_kernels.ops.token_loss.reference import IGNORE_INDEX
 
@@ -129,7 +129,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, d_loss: Tensor, *unused: Any) -> tuple[Any, ...]:
-    return token_loss_backward_op(d_loss, *ctx.saved_tensors, *ctx.options), None, None, None
+    given = *ctx.saved_tensors, *ctx.options
+    return *first_order("token_loss", token_loss_backward_op, d_loss, *given), None, None, None
 
 
 torch.library.register_autograd(token_loss_op, _backward, setup_context=_setup_context)
