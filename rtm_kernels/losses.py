@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rtm_kernels import program as programs
+from rtm_kernels.carry import Batch, Carry
 from rtm_kernels.errors import InputError, one_of, require
-from rtm_kernels.model import Batch, Carry, RecursiveReasoner
+from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.mixture import halting_update, initial_state
 from rtm_kernels.ops.halting.reference import halting_logits, relative_change
 from rtm_kernels.ops.token_loss.api import LOSSES, TokenLoss, token_loss

@@ -6,7 +6,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from rtm_kernels.block import (
     rows,
     trunc_normal,
 )
+from rtm_kernels.carry import Batch, Carry, check_batch, check_carry
 from rtm_kernels.config import ModelConfig
-from rtm_kernels.errors import InputError, require
+from rtm_kernels.errors import require
 from rtm_kernels.names import drop_official_prefixes, init_name
 from rtm_kernels.ops.attention_norm.reference import rope_tables, rope_tables_2d
 from rtm_kernels.ops.halting.reference import halt_logit
@@ -36,25 +37,8 @@ from rtm_kernels.ranges import ranged
 from rtm_kernels.recursion import reference
 from rtm_kernels.recursion.noise import truncated_normal
 
-Batch = Mapping[str, Tensor]
-"""`inputs` [B, seq_len] token ids, `puzzle_identifiers` [B], and `labels` [B, seq_len] when there are any."""
-
-
-INDICES = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
-"""Dtypes of tokens and puzzle identifiers."""
-
 Run = Callable[[Program, Mapping[str, Tensor], Tensor], dict[str, Tensor]]
 """Runs a program: latents and x [B, L, D] to the new latents, as `recursion.reference.run` does."""
-
-
-@dataclass
-class Carry:
-    """What one ACT step hands to the next: latents [B, L, D], steps [B] int32, halted [B] bool, the data."""
-
-    latents: dict[str, Tensor]
-    steps: Tensor
-    halted: Tensor
-    current_data: dict[str, Tensor]
 
 
 def tensor_specs(config: ModelConfig) -> dict[str, Tensor]:
@@ -280,7 +264,7 @@ class RecursiveReasoner(nn.Module):
 
     def initial_carry(self, batch: Batch) -> Carry:
         """A carry in which every sample is halted, so that the first step resets it and takes its data."""
-        self._check_batch(batch)
+        check_batch(self.config, batch)
         inputs = batch["inputs"]
         size, device = inputs.shape[0], inputs.device
         if self.training and self.config.puzzle_emb_ndim > 0:
@@ -300,8 +284,8 @@ class RecursiveReasoner(nn.Module):
         halts when its head says so, subject to exploration, or at `halt_max_steps`; in evaluation only at the
         latter, as in the official code (per-sample halting at inference is the solver's).
         """
-        self._check_batch(batch)
-        self._check_carry(carry, batch)
+        check_batch(self.config, batch)
+        check_carry(carry, batch)
         halted = carry.halted
         fresh = self.initial_latents(len(halted))
         latents = {k: torch.where(halted.view(-1, 1, 1), fresh[k], v) for k, v in carry.latents.items()}
@@ -345,23 +329,3 @@ class RecursiveReasoner(nn.Module):
         _, _, q = self.act_step(latents, x)
         assert q is not None
         return torch.sigmoid(torch.where(last, q[..., 0], torch.maximum(q[..., 0], q[..., 1])))
-
-    def _check_batch(self, batch: Batch) -> None:
-        for name in ("inputs", *(["puzzle_identifiers"] if self.config.puzzle_emb_ndim else [])):
-            if name not in batch:
-                raise InputError(f"batch has no {name!r}; it has {sorted(batch)}")
-        shape = tuple(batch["inputs"].shape)
-        if len(shape) != 2 or shape[1] != self.config.seq_len:
-            raise InputError(f"batch['inputs'] has shape {shape}; expected [B, seq_len={self.config.seq_len}]")
-        ids = tuple(batch["puzzle_identifiers"].shape) if "puzzle_identifiers" in batch else shape[:1]
-        if ids != shape[:1]:
-            raise InputError(f"batch['puzzle_identifiers'] has shape {ids}; expected [B] = {shape[:1]}")
-        for name in ("inputs", "puzzle_identifiers") if "puzzle_identifiers" in batch else ("inputs",):
-            dtype = batch[name].dtype
-            require(dtype in INDICES, f"batch[{name!r}].dtype", dtype, f"one of {', '.join(map(str, INDICES))}")
-
-    def _check_carry(self, carry: Carry, batch: Batch) -> None:
-        if set(carry.current_data) != set(batch):
-            raise InputError(f"the carry holds {sorted(carry.current_data)}, but the batch {sorted(batch)}")
-        if len(carry.halted) != len(batch["inputs"]):
-            raise InputError(f"the carry is of {len(carry.halted)} samples, but the batch of {len(batch['inputs'])}")

@@ -19,8 +19,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rtm_kernels import interop, program
+from rtm_kernels.carry import Carry
 from rtm_kernels.impl import why_not_triton
-from rtm_kernels.model import Carry, RecursiveReasoner
+from rtm_kernels.model import RecursiveReasoner
 
 FOLDER = Path(__file__).parent / "golden"
 ACT_MODELS = (

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from rtm_kernels import interop
-from rtm_kernels.model import Carry
+from rtm_kernels.carry import Carry
 from tests.test_golden import GRADIENTS, VALUES, Golden, assert_agrees, assert_gradients, eval_step
 
 FOLDERS = [parent / "shared" / "golden" for parent in Path(__file__).resolve().parents]

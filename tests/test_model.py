@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from rtm_kernels.carry import Carry
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import InputError
-from rtm_kernels.model import Carry, RecursiveReasoner
+from rtm_kernels.model import RecursiveReasoner
 from tests.small_models import ARCHS, batch_of, make
 
 

@@ -7,8 +7,9 @@ from contextlib import suppress
 
 import numpy as np
 
+from rtm_kernels.data.maze_forms import drawn, plain
 from rtm_kernels.data.task import Pair, Puzzle, Task, Twin, Verdict, register, register_family, reported
-from rtm_kernels.data.text import MAX_LINE, Table, numbered_lines
+from rtm_kernels.data.text import MAX_LINE, Table, numbered_lines, visible
 from rtm_kernels.errors import InputError, RTMError, require
 
 WALL, OPEN, START, GOAL, PATH = 1, 2, 3, 4, 5  # a path stands on those from START on
@@ -243,9 +244,19 @@ class Maze(Task):
 
     def _checked(self, number: int, text: str, solution: str) -> Puzzle:
         try:
+            require(
+                "\n\n" not in text,
+                "maze",
+                "a blank line",
+                "one between mazes, or a row of open cells as wide as the others",
+            )
+            text = plain(text)
             tokens = self.encode(text)
             require(not (tokens == PATH).any(), "maze", "o", "a puzzle holds no path")
             reason = self.verify(text, solution).reason if solution else ""
+            maze = self._field(tokens)[0]
+            if not solution:
+                require(path_length(maze, maze != WALL) > 0, "maze", "S and G", "a way leads from S to G")
             if reason:
                 raise InputError(f"solution is not allowed: {reason}")
         except InputError as error:
@@ -256,24 +267,37 @@ class Maze(Task):
         """Line number, maze and solution as they stand in the source."""
         table: Table | None = None
         rows: list[str] = []
-        for number, raw in numbered_lines(lines):
-            line = raw.rstrip("\r\n")
-            if not line.strip() and not rows:
+        numbered = numbered_lines(lines)
+        for number, raw in numbered:
+            line = visible(raw)
+            if not line.strip() and not rows and not self._whole(line):
                 continue
             if table is not None:
-                fields = table.fields(line)
+                fields = table.fields(table.joined(line, numbered))
                 yield number, "".join(fields["puzzle"][:1]), "".join(fields["solution"][:1])
             elif not rows and (table := Table.of(line)):
                 continue
-            elif not rows and len(line) > self.side:
+            elif not rows and self._whole(line):
                 yield number, line[:MAX_LINE], ""
             else:
-                rows.append(line.ljust(self.side))
-                if len(rows) == self.side:
-                    yield number - self.side + 1, "".join(rows), ""
+                rows.append(line)
+                if self._complete(rows):
+                    yield number - len(rows) + 1, drawn(rows, self._least), ""
                     rows = []
         if rows:
-            yield number, "".join(rows), ""
+            yield number - len(rows) + 1, drawn(rows, self._least), ""
+
+    def _whole(self, line: str) -> bool:
+        """Whether a line is a maze, not a row of one."""
+        return len(line) >= 2 * self.side  # a row may have commas between its cells
+
+    def _complete(self, rows: list[str]) -> bool:
+        return len(rows) == self.side
+
+    @property
+    def _least(self) -> int:
+        """The least width of a row."""
+        return self.side
 
     def render(self, puzzle: str, answer: str | None = None, emphasis: Callable[[str], str] = str) -> str:
         cells = [a if a == p else emphasis(a) for p, a in zip(puzzle, answer or puzzle, strict=True)]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
 
 from rtm_kernels.data.maze import SIDES, Maze
+from rtm_kernels.data.maze_forms import plain
 from rtm_kernels.data.task import Puzzle, Task, get_task, register_reader
-from rtm_kernels.data.text import MAX_LINE, Table, numbered_lines
 
 
 def side_of(text: str) -> int:
@@ -27,6 +26,7 @@ class AnyMaze(Maze):
         return get_task("maze" if side == 30 else f"maze{side}") if side else self
 
     def _checked(self, number: int, text: str, solution: str) -> Puzzle:
+        text = plain(text)
         task = self.sized(text)
         assert isinstance(task, Maze)
         if isinstance(task, AnyMaze):
@@ -35,34 +35,15 @@ class AnyMaze(Maze):
             return Puzzle("", line=number, error=fault)
         return task._checked(number, text, solution)
 
-    def _texts(self, lines: str | Iterable[str]) -> Iterator[tuple[int, str, str]]:
-        """Line number, maze and solution. A line with S and G of a square length is a maze, others are rows of one."""
-        table: Table | None = None
-        rows: list[str] = []
-        for number, raw in numbered_lines(lines):
-            line = raw.rstrip("\r\n")
-            if not line.strip() and not rows and len(line) not in SIDES:
-                continue
-            if table is not None:
-                fields = table.fields(line)
-                yield number, "".join(fields["puzzle"][:1]), "".join(fields["solution"][:1])
-            elif not rows and (table := Table.of(line)):
-                continue
-            elif not rows and "S" in line and "G" in line and side_of(line):
-                yield number, line[:MAX_LINE], ""
-            else:
-                rows.append(line)
-                if len(rows) >= max(map(len, rows)) or len(rows) > SIDES[-1]:
-                    yield number - len(rows) + 1, _square(rows), ""
-                    rows = []
-        if rows:
-            yield number, _square(rows), ""
+    def _whole(self, line: str) -> bool:
+        """A line with S and G of a square length is a maze, others are rows of one; so is an open row of a grid."""
+        named = set("SsGgEe") & set(line)
+        return len(named) >= 2 and bool(side_of(line))
 
+    _least = 0
 
-def _square(rows: list[str]) -> str:
-    """The rows of a grid, with the open cells at their ends that an editor took away."""
-    width = max(map(len, rows))
-    return "\n".join(row.ljust(width) for row in rows)
+    def _complete(self, rows: list[str]) -> bool:
+        return len(rows) >= max(map(len, rows)) or len(rows) > SIDES[-1]
 
 
 register_reader(Maze, AnyMaze())

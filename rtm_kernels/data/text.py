@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import os
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +26,14 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "origin": ("source",),
 }  # fmt: skip
 """What a table holds -> names of its columns met in public."""
+
+
+INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\x0c\x1a"))
+FRAMES = {
+    code: "|" if chr(code) in "│┃║╎╏┆┇┊┋" else "-" if chr(code) in "─━═╌╍┄┅┈┉" else "+"
+    for code in range(0x2500, 0x2580)
+}
+"""Box drawing -> the frame in ASCII."""
 
 
 @contextmanager
@@ -76,6 +85,13 @@ def numbered_lines(source: str | Iterable[str]) -> Iterator[tuple[int, str]]:
         yield from enumerate(source.splitlines() if isinstance(source, str) else source, start=1)
 
 
+def visible(line: str) -> str:
+    """The line in the ASCII that a person would type for it: digits of full width, box drawing, no zero width."""
+    if not line.isascii():
+        line = unicodedata.normalize("NFKC", line.translate(FRAMES))
+    return line.translate(INVISIBLE).rstrip("\r\n")
+
+
 @dataclass(frozen=True)
 class Table:
     """The columns of a table with a header, and how its fields are separated."""
@@ -96,9 +112,11 @@ class Table:
                 return cls(delimiter, quote, found)
         return None
 
-    def unfinished(self, line: str) -> bool:
-        """Whether a quoted field goes on in the next line."""
-        return line.count(self.quote) % 2 == 1 and self.quote == '"'
+    def joined(self, line: str, lines: Iterator[tuple[int, str]]) -> str:
+        """A row with the lines that its quoted fields go on in."""
+        while self.quote == '"' and line.count('"') % 2 and len(line) < MAX_LINE and (following := next(lines, None)):
+            line += "\n" + visible(following[1])
+        return line
 
     def fields(self, line: str) -> dict[str, list[str]]:
         """The fields of one row by what they hold, those that are not there left out."""

@@ -7,8 +7,9 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor, nn
 
+from rtm_kernels.carry import Carry
 from rtm_kernels.losses import CONFIDENCE, DELTA
-from rtm_kernels.model import Carry, RecursiveReasoner
+from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.reference import relative_change
 from rtm_kernels.recursion.graph import CudaGraphs, Tensors
 from rtm_kernels.recursion.train_graph import LEAF, TrainGraph

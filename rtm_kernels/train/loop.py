@@ -12,9 +12,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rtm_kernels.block import FusedTRMBlock
+from rtm_kernels.carry import Carry
 from rtm_kernels.errors import BackendUnavailable, RTMError, require
 from rtm_kernels.losses import CONFIDENCE, DELTA
-from rtm_kernels.model import Carry, RecursiveReasoner, Run
+from rtm_kernels.model import RecursiveReasoner, Run
 from rtm_kernels.ops.launch import choose
 from rtm_kernels.pretrained import check_fits, shapes
 from rtm_kernels.recursion import symmetric

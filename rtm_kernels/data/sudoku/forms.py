@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 
 from rtm_kernels.data.sudoku import rules
-
-INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\x0c\x1a"))
-FRAMES = {
-    code: "|" if chr(code) in "│┃║╎╏┆┇┊┋" else "-" if chr(code) in "─━═╌╍┄┅┈┉" else "+"
-    for code in range(0x2500, 0x2580)
-}
-"""Box drawing -> the frame in ASCII."""
 
 SEPARATORS = " \t|"
 RULER = re.compile(r"[\s|*+=-]*[+=-][\s|*+=-]*")
@@ -23,13 +15,6 @@ SPREADSHEET = re.compile(r"""=?["'](.*?)["']?|(\d+)\.0""", re.DOTALL)
 
 _WITHOUT_SEPARATORS = str.maketrans(dict.fromkeys(SEPARATORS + "\r\n"))
 _TO_PLAIN = str.maketrans({**dict.fromkeys(rules.BLANKS, "."), **{d.lower(): d for d in rules.DIGITS}})
-
-
-def visible(line: str) -> str:
-    """The line in the ASCII that a person would type for it: digits of full width, box drawing, no zero width."""
-    if not line.isascii():
-        line = unicodedata.normalize("NFKC", line.translate(FRAMES))
-    return line.translate(INVISIBLE).rstrip("\r\n")
 
 
 def cells(line: str, size: int) -> str | None:

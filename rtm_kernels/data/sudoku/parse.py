@@ -14,7 +14,7 @@ import numpy as np
 
 from rtm_kernels.data.sudoku import forms, rules
 from rtm_kernels.data.task import Puzzle, reported
-from rtm_kernels.data.text import COLUMNS, MAX_LINE, Table, numbered_lines
+from rtm_kernels.data.text import COLUMNS, MAX_LINE, Table, numbered_lines, visible
 from rtm_kernels.errors import printable
 
 CHUNK = 1024
@@ -58,7 +58,7 @@ class _Scanner:
         """The puzzles and faults of all lines."""
         started = xml = False
         for number, raw in lines:
-            line = forms.visible(raw)
+            line = visible(raw)
             bare = line.strip()
             if len(raw) > MAX_LINE:
                 yield _fault(number, f"longer than {MAX_LINE} characters")
@@ -71,7 +71,7 @@ class _Scanner:
                 yield from self._json(number, line, lines)
             elif self.table is not None:
                 if bare:
-                    yield self._row(number, self._joined(line, lines))
+                    yield self._row(number, self.table.joined(line, lines))
             elif xml or bare.lower().startswith(("<?xml", "<opensudoku", "<sudoku")):
                 xml = True
                 yield from (self._single(number, found) for found in XML_PUZZLE.findall(line))
@@ -147,13 +147,6 @@ class _Scanner:
 
     def _illegal(self, raw: str, column: int) -> str:
         return f"illegal character {raw[column - 1]!a}, expected {rules.allowed(self.size)}"
-
-    def _joined(self, line: str, lines: Iterator[tuple[int, str]]) -> str:
-        """A row of a table with the lines that its quoted fields go on in."""
-        assert self.table is not None
-        while self.table.unfinished(line) and len(line) < MAX_LINE and (following := next(lines, None)):
-            line += "\n" + forms.visible(following[1])
-        return line
 
     def _row(self, number: int, raw: str) -> Puzzle:
         """One row of a table."""

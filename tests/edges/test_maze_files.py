@@ -1,0 +1,76 @@
+"""Mazes as people have them: each form is read as a person reads it, or refused by the number of its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rtm_kernels.data import get_task
+from rtm_kernels.errors import InputError
+
+GRID = "#     ###\n#   S    \n ###  #  \n  ##    #\n### #    \nG#  #   #\n     #   \n         \n # #    #"
+ROWS = GRID.split("\n")
+LINE = "".join(ROWS)
+SOLVED = "#     ####   So    ### o#    ## oo #### # o  G#  # o #ooooo#o      ooo   # #    #"
+
+FORMS = {
+    "grid": GRID,
+    "grid, ends of rows taken away by an editor": "\n".join(row.rstrip() for row in ROWS),
+    "dots for open cells": GRID.replace(" ", "."),
+    "ones and zeros": GRID.replace("#", "1").replace(" ", "0"),
+    "E for the end": GRID.replace("G", "E"),
+    "small letters": GRID.replace("S", "s").replace("G", "g"),
+    "blocks for walls": GRID.replace("#", "█"),
+    "no-break spaces": GRID.replace(" ", "\xa0"),
+    "commas between cells": "\n".join(",".join(row) for row in ROWS),
+    "one line": LINE,
+    "one line, its end taken away": LINE.rstrip(),
+    "table": f"question,answer\n{LINE},{SOLVED}",
+    "table, a name with a comma": f'"who, when",question,answer\n"QA, me",{LINE},{SOLVED}',
+    "table, tabs": f"question\tanswer\n{LINE}\t{SOLVED}",
+    "table, cells over lines": f'question,answer\n"{GRID}",{SOLVED}',
+    "utf-8 mark": "\ufeff" + GRID,
+}  # fmt: skip
+TASKS = {"its side named": lambda: get_task("maze9"), "any side": lambda: get_task("maze").reader()}
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_is_read_as_a_person_reads_it(name: str, task: str) -> None:
+    [maze] = TASKS[task]().parse(FORMS[name])
+    assert maze.text.replace("\n", "") == LINE
+    assert maze.solution == (SOLVED if name.startswith("table") else None)
+
+
+REFUSED = {
+    "no way from S to G": ("\n".join(["S########", *["#########"] * 7, "G########"]), "a way leads from S to G"),
+    "a solved maze": ("\n".join(SOLVED[i : i + 9] for i in range(0, 81, 9)), "a puzzle holds no path"),
+    "another mark for the path": (GRID.replace("S ", "SX"), "'X' is not one of"),
+    "E and G": (GRID.replace("S", "E"), "'E' is not one of"),
+    "commas for open cells": (GRID.replace(" ", ","), "',' is not one of"),
+    "a blank line between the halves": ("\n".join([*ROWS[:4], "", *ROWS[4:]]), "a blank line"),
+    "two starts": (GRID.replace("G", "S"), "number of "),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_maze_is_named_by_its_line(name: str, task: str) -> None:
+    text, message = REFUSED[name]
+    with pytest.raises(InputError) as caught:
+        list(TASKS[task]().parse(text))
+    assert str(caught.value).startswith("line 1: ") and message in str(caught.value)
+
+
+EXAMPLES = Path(__file__).parents[3] / "shared" / "edges" / "maze"
+NOT_READ = ("comment.txt", "grid_X_path.txt", "grid_solved_o.txt", "nopath.txt", "smaller.txt")
+
+
+@pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not here")
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*")))
+def test_the_examples(name: str) -> None:
+    found = [p for p in get_task("maze").reader().read(EXAMPLES / name, errors="report")]
+    assert bool([p for p in found if not p.error]) == (name not in NOT_READ)
+    if name not in (*NOT_READ, "bigger.txt", "grid_open_row.txt"):
+        assert found[0].text == LINE
