@@ -40,9 +40,9 @@ def main() -> int:
         print(reason)
         return 1
     library = compile_cuda(machine.ROOT / "rtm_kernels")
-    from rtm_kernels.recursion import conditional
+    from rtm_kernels.recursion import graph
 
-    reason = conditional.why_not()
+    reason = graph.why_not_loop()
     print(f"built {library.name}" + (f"; WHILE nodes cannot run: {reason}" if reason else ", WHILE nodes can run"))
     return int(reason is not None)
 

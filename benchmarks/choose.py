@@ -1,13 +1,14 @@
 """python -m benchmarks.choose: the persistent kernel or the graph, measured in every batch bucket.
 
-Writes choice.json: the times of both paths per bucket, and the rows that follow for the table in
-`rtm_kernels/recursion/choice.py`, which are printed too. A bucket that choice.json holds for this commit is not
-measured again.
+Writes choice.json: the times of both paths per bucket, and the entry that follows for `PERSISTENT_BATCH` in
+`rtm_kernels/engine/executor.py`, which is printed too. A bucket that choice.json holds for this commit is not measured
+again.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,6 @@ from benchmarks.harness import run_case
 from benchmarks.providers import PROVIDERS, Provider
 from benchmarks.rows import Row
 from rtm_kernels.ops.launch import family
-from rtm_kernels.recursion.choice import ANY, ChoiceRow
 from rtm_kernels.recursion.graph import BUCKETS
 
 PROVIDER_OF = {"graph": "rtm_triton_graph", "persistent": "rtm_persistent_graph"}
@@ -46,27 +46,21 @@ def winner(found: dict[str, Row]) -> str | None:
     return "persistent" if ratio is not None and ratio > 1 else "graph"
 
 
-def table(winners: dict[int, str], family: str, measured: str) -> tuple[ChoiceRow, ...]:
-    """Rows that give every bucket its winner, the last one for all larger batches too."""
-    found: list[ChoiceRow] = []
-    for batch, path in sorted(winners.items()):
-        if found and found[-1].path == path:
-            found.pop()
-        found.append(ChoiceRow(family, batch, path, measured))
-    if found:
-        found[-1] = ChoiceRow(family, ANY, found[-1].path, measured)
-    return tuple(found)
+def largest(winners: dict[int, str]) -> int:
+    """The largest batch up to which the persistent kernel won in every bucket; 0 when it lost in the smallest."""
+    won = itertools.takewhile(lambda batch: winners[batch] == "persistent", sorted(winners))
+    return max(won, default=0)
 
 
-def _write(path: Path, found: Found, device: str) -> tuple[ChoiceRow, ...]:
+def _write(path: Path, found: Found, device: str) -> dict[str, int]:
     winners = {batch: best for batch, both in found.items() if (best := winner(both)) is not None}
-    chosen = table(winners, family(), f"{machine.device_name(device)} at {machine.commit()}")
+    chosen = {family(): largest(winners)}
     measured = [
         row.as_dict() | {"path": name, "batch": batch, "chosen": winners.get(batch) == name}
         for batch, both in found.items()
         for name, row in both.items()
     ]
-    report.save(path, device, table=[vars(r) for r in chosen], rows=measured)
+    report.save(path, device, persistent_batch=chosen, rows=measured)
     return chosen
 
 
@@ -91,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("PyTorch finds no CUDA device here")
     device, begin = "cuda", time.monotonic()
     path = (args.folder or report.default_folder(device)) / "choice.json"
-    found, chosen = _earlier(path), tuple[ChoiceRow, ...]()
+    found, chosen = _earlier(path), dict[str, int]()
     wanted = args.batch or BUCKETS
     for batch in wanted:
         if batch in found:
@@ -101,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found[batch] = measure(Case(args.model, "act_step", batch, dtype_on(device), device), args.seconds)
         chosen = _write(path, found, device)
         print(f"B{batch}: " + ", ".join(_told(name, row) for name, row in found[batch].items()), flush=True)
-    print(*chosen, sep=",\n")
+    print(f"PERSISTENT_BATCH: {chosen}, {machine.device_name(device)} at {machine.commit()}")
     both = [b for b, rows_ in found.items() if all(row.status == "measured" for row in rows_.values())]
     first = min(found, default=0)
     told = ", ".join(_told(name, row) for name, row in found[first].items()) if found else "nothing"

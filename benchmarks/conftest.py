@@ -19,13 +19,12 @@ DONE = pytest.StashKey[dict[Case, dict[str, Row]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How long each case is timed, whether its energy is measured, and where the report goes."""
+    """How long each case is timed, and where the report goes."""
     parser.addoption("--seconds", type=float, default=2.0, help="seconds of timed rounds per case")
-    parser.addoption("--energy", type=float, default=0.0, help="seconds of each energy window (at least 30 to cite)")
     parser.addoption("--limit", type=float, default=440.0, help="seconds after which no new case begins")
     parser.addoption(
         "--report", nargs="?", type=Path, const=report.default_folder(),
-        help="write summary, page and figures to this folder (without a value: profiles/<machine>)",
+        help="write summary and page to this folder (without a value: profiles/<machine>)",
     )  # fmt: skip
 
 
@@ -41,7 +40,7 @@ def measured(request: pytest.FixtureRequest) -> Callable[[Case], dict[str, Row]]
             reason = f"the time of this run, {option('--limit'):.0f} s, was over"
             done[case] = {p.name: Row(case.name, p.name, "not run", reason) for p in PROVIDERS}
         elif case not in done:
-            found = run_case(case, seconds=option("--seconds"), energy_seconds=option("--energy"))
+            found = run_case(case, seconds=option("--seconds"))
             done[case] = {row.impl: row for row in found}
             count = sum(row.status == "measured" for row in found)
             with request.config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():

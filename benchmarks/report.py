@@ -1,4 +1,4 @@
-"""The report of a run: profiles/<machine>/ with JSON, a page and figures.
+"""The report of a run: profiles/<machine>/ with JSON and a page.
 
 Documents cite summary.json; README.md beside it is generated from it, so that the two agree.
 """
@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 
-from benchmarks import figures, machine, rows
+from benchmarks import machine, rows
 from benchmarks.cases import cases
 from benchmarks.rows import Row
 
-DRAWN = ("ratios.png", "roofline.png", "history.png")
 NOTES = {
     "cpu": "Compare ratios, not milliseconds: a processor is shared with other programs, and the rounds are "
     "interleaved so that they hit all contestants alike. One thread, or those at the end of a case's name (`-t2`); "
@@ -68,7 +67,6 @@ def page(found: Sequence[Mapping[str, Any]], folder: Path) -> str:
         *_refused(folder), *_paths(folder), *_act_steps(folder), *_energy(folder, device),
         *_more(folder),
     ]  # fmt: skip
-    lines += [f"![{name.removesuffix('.png')}]({name})" for name in DRAWN if (folder / name).exists()]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -166,10 +164,9 @@ def write_summary(found: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
 
 
 def write(found: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
-    """Write summary, facts, figures, what was not run, and the page last; returns the summary."""
+    """Write summary, facts, what was not run, and the page last; returns the summary."""
     facts = [row.as_dict() for row in found if row.status == "measured"]
     whole = write_summary(found, folder)
-    figures.draw(whole, facts, folder)
     rows.replace(folder / "facts.jsonl", "".join(json.dumps(fact) + "\n" for fact in facts))
     rows.replace(folder / "not_run.json", json.dumps(not_run(found), indent=1) + "\n")
     rows.replace(folder / "README.md", page(whole, folder))

@@ -27,7 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="folder of the report (default: profiles/<machine>)")
     parser.add_argument("--limit", type=float, default=540.0, help="seconds after which no new case begins")
     parser.add_argument("--seconds", type=float, default=3.0, help="seconds of timed rounds per case")
-    parser.add_argument("--energy", type=float, default=0.0, help="seconds of each energy window (at least 30 to cite)")
     parser.add_argument("--only", action="append", help="cases whose name begins with this (may be repeated)")
     parser.add_argument(
         "--peers", action="store_true", help="the set of cases that compares formats and peers on a CPU"
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if time.monotonic() - begin > args.limit:
             left += 1
             continue
-        found += _measure(case, args.seconds, args.energy)
+        found += _measure(case, args.seconds)
         rows.write(file, found)
         # whatever ends this run, what is measured is there
         report.write_summary(found, folder)
@@ -68,8 +67,8 @@ def _earlier(path: Path) -> list[Row]:
     return [row for row in rows.read(path) if row.facts["commit"] == machine.commit()] if clean else []
 
 
-def _measure(case: Case, seconds: float, energy: float) -> list[Row]:
-    found = run_case(case, seconds=seconds, energy_seconds=energy)
+def _measure(case: Case, seconds: float) -> list[Row]:
+    found = run_case(case, seconds=seconds)
     for row in found:
         if row.status == "refused" or (row.status == "not run" and row.impl == BASELINE.name):
             print(f"{case.name} {row.impl}: {row.status}: {row.reason}", flush=True)

@@ -31,7 +31,7 @@ from benchmarks import machine
 from rtm_kernels import ModelConfig, RecursiveReasoner, Solver
 from rtm_kernels.data.examples import example_puzzles
 from rtm_kernels.data.sudoku import generate, to_text
-from rtm_kernels.serve.limits import Limits
+from rtm_kernels.serve.schema import Limits
 
 BITS = ("answer", "status", "steps", "halt_probability", "residual")
 TIMEOUT, STEPS, SAMPLES, LIMITS = 300.0, 2, 10, Limits()

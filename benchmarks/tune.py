@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,8 +25,9 @@ from benchmarks import machine, rows
 from benchmarks.harness import capture
 from benchmarks.timing import Clock, interleave, speedup
 from rtm_kernels.impl import launches
-from rtm_kernels.ops import launch, tuned
+from rtm_kernels.ops import launch
 from rtm_kernels.ops.launch import LaunchRow
+from tests.cases import OPS
 from tests.cases import tuned as uses
 from tests.cases.case import Tuned, as_dtype, check, gradients, upstream_of
 from tests.compiled.ptx import parse
@@ -145,11 +145,11 @@ def rows_used(run: Callable[[], object]) -> list[LaunchRow]:
 
 
 def table_of(row: LaunchRow) -> tuple[str, tuple[LaunchRow, ...]]:
-    """The op whose launch table holds `row`, as `ops.tuned` names it, and the table."""
-    for name, module in list(sys.modules.items()):
-        table = getattr(module, "TABLE", None)
-        if name.startswith("rtm_kernels.") and name.endswith(".launch") and any(row is other for other in table or ()):
-            return name.split(".")[-2], tuple(table or ())
+    """The op whose launch table holds `row`, as `launch.tuned` names it, and the table."""
+    for op in OPS.values():
+        for name, table in op.tables.items():
+            if any(row is other for other in table):
+                return name, tuple(table)
     raise LookupError(f"no launch table holds {row}")
 
 
@@ -285,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return report(found, args.folder or machine.ROOT / "profiles" / machine.slug("cuda"), args.write)
 
 
-def report(found: Sequence[Found], folder: Path, write: bool, path: Path = tuned.PATH) -> int:
+def report(found: Sequence[Found], folder: Path, write: bool, path: Path = launch.TUNED) -> int:
     """Write what was found, and with `write` the winners to the data file of the tables; 1 if nothing was tried."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     facts = {"gpu": machine.device_name(device), "commit": machine.commit(), "versions": machine.versions()}
@@ -294,7 +294,7 @@ def report(found: Sequence[Found], folder: Path, write: bool, path: Path = tuned
     for f in winners:
         print(f"{f.use}: {f.ratio:.3f} with {f.candidate} instead of {f.row}")
     if write:
-        entries = merge(tuned.entries(path), [entry(f, facts) for f in winners])
+        entries = merge(launch.entries(path), [entry(f, facts) for f in winners])
         rows.replace(path, json.dumps(entries, indent=1) + "\n")
         print(f"{len(winners)} rows written to {path}; now review the diff and run make interpret-gate compile-gate")
     print(f"{len(found)} candidates, {len(winners)} winners, written to {folder / 'tuned.json'}")

@@ -81,10 +81,10 @@ class ModelConfig:
         for name in ("vocab_size", "seq_len", "hidden_size", "num_heads", "H_cycles", "L_cycles",
                      "num_puzzle_identifiers", "halt_max_steps"):  # fmt: skip
             value = getattr(self, name)
-            require(_is_int(value) and 1 <= value <= LIMIT, name, value, f"an integer from 1 to {LIMIT}")
+            require(is_int(value) and 1 <= value <= LIMIT, name, value, f"an integer from 1 to {LIMIT}")
         for name in ("puzzle_emb_ndim", "puzzle_emb_len", "adapter_rank"):
             value = getattr(self, name)
-            require(_is_int(value) and 0 <= value <= LIMIT, name, value, f"an integer from 0 to {LIMIT}")
+            require(is_int(value) and 0 <= value <= LIMIT, name, value, f"an integer from 0 to {LIMIT}")
         for name in ("expansion", "rms_norm_eps", "rope_theta"):
             value = getattr(self, name)
             require(_is_number(value) and 0 < value < math.inf, name, value, "a positive finite number")
@@ -116,7 +116,7 @@ class ModelConfig:
         require(set(self.layers) == set(wanted), "layers", self.layers, f"one entry for each of the stacks {wanted}")
         for name, count in self.layers.items():
             allowed = f"an integer from 1 to {MAX_BLOCKS}"
-            require(_is_int(count) and 1 <= count <= MAX_BLOCKS, f"layers[{name!r}]", count, allowed)
+            require(is_int(count) and 1 <= count <= MAX_BLOCKS, f"layers[{name!r}]", count, allowed)
 
     @property
     def program(self) -> programs.Program:
@@ -158,7 +158,8 @@ class ModelConfig:
         return cls(**values)
 
 
-def _is_int(value: object) -> bool:
+def is_int(value: object) -> bool:
+    """Whether a value is an integer, and not true or false."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -49,8 +49,9 @@ def why_not_triton(device: torch.device) -> str | None:
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
+def warn_once(message: str, stacklevel: int = 3) -> None:
+    """A `RuntimeWarning`, the first time that it is given."""
+    warnings.warn(message, RuntimeWarning, stacklevel=stacklevel)
 
 
 def resolve(impl: str, device: torch.device) -> str:
@@ -66,5 +67,5 @@ def resolve(impl: str, device: torch.device) -> str:
         return "triton"
     if impl == "triton":
         raise BackendUnavailable(f"impl='triton' cannot run: {reason}")
-    _warn_once(f"using the PyTorch reference on {device}: {reason}")
+    warn_once(f"using the PyTorch reference on {device}: {reason}")
     return "reference"

@@ -1,7 +1,7 @@
 """Saved models: a folder with `model.safetensors`, `config.json` and the sha256 of both in `manifest.json`.
 
-Nothing of a folder is trusted: the config is validated, the names, shapes and dtypes of the weights are compared
-with what that config asks for before anything is allocated, and no format that can hold code is read.
+Nothing of a folder is trusted: names, shapes and dtypes are compared with the validated config before anything is
+allocated, and no format that can hold code is read.
 """
 
 from __future__ import annotations

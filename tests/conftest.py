@@ -56,15 +56,6 @@ def golden() -> Path:
     return ROOT / "tests" / "golden"
 
 
-@pytest.fixture(scope="session")
-def shared_dir() -> Path:
-    """Folder of large public data sets beside the checkout, which a fresh clone does not have."""
-    path = ROOT.parent / "shared"
-    if not path.is_dir():
-        pytest.skip("no folder of shared data beside the checkout")
-    return path
-
-
 @pytest.fixture
 def cells(request: pytest.FixtureRequest) -> Callable[[int], None]:
     """Say how many cells of the table the test has run, when it is more than one."""

@@ -34,6 +34,9 @@ ROOTS = (f"{PACKAGE}", f"{PACKAGE}.cli.main")
 CORE = {"torch", "numpy", "safetensors"}
 """Packages that a module may import at its top, besides triton in kernels; every other one when first needed."""
 
+POSIX = {"fcntl", "grp", "pwd", "resource", "termios", "tty"}
+"""Modules of Python that Windows lacks."""
+
 EXTRAS = {
     f"{PACKAGE}.cli": {"typer", "rich"},
     f"{PACKAGE}.serve": {"fastapi", "pydantic", "pydantic_core", "starlette", "uvicorn", "prometheus_client"},
@@ -142,6 +145,8 @@ def test_only_the_core_is_needed_at_import(name: str) -> None:
         outside = not any(f"{name}.".startswith(f"{folder}.") for folder in EXTRAS)
         assert not (item.at_top and in_extra and outside), f"{where} needs an extra: import it when first needed"
         assert head not in ("tests", "benchmarks"), f"{where} is not part of the package"
+        posix = item.at_top and head in POSIX
+        assert not posix, f"{where} is not on Windows: import it when first needed"
         if item.at_top and head != PACKAGE and head not in sys.stdlib_module_names:
             assert head in allowed, f"{where} is not a core dependency"
 
@@ -221,26 +226,6 @@ def test_every_public_function_of_the_inner_packages_has_a_caller_in_the_package
                 if mentions[node.name] <= own:
                     lost.add(f"{name.removeprefix(PACKAGE + '.')}:{node.name}")
     assert not lost, f"only tests or benchmarks call {sorted(lost)}"
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "allowed"),
-    [
-        ("ops.swiglu_norm.reference", "ops.attention_norm.reference", False),
-        ("ops.swiglu_norm.reference", "ops.swiglu_norm.api", False),
-        ("ops.swiglu_norm.api", "ops.swiglu_norm.reference", True),
-        ("ops.primitives", "ops.swiglu_norm.reference", False),
-        ("config", "impl", False),
-        ("block", "recursion.reference", False),
-        ("model", "recursion.reference", True),
-        ("model", "data", False),
-        ("model", "pretrained", True),
-        ("interop", "train", False),
-        ("serve", "agent", False),
-    ],
-)
-def test_the_arrows_are_the_ones_of_the_design(source: str, target: str, allowed: bool) -> None:
-    assert (arrow_error(f"{PACKAGE}.{source}", f"{PACKAGE}.{target}") is None) is allowed
 
 
 def test_files_stay_short() -> None:

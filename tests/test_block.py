@@ -97,60 +97,6 @@ def test_injection_is_an_addition_from_left_to_right(kind: str, terms: int) -> N
     assert torch.equal(block(x, injection), block(x + total))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients(kind: str) -> None:
-    block = make(kind).double()
-    x = inputs(2, L, D, dtype=torch.float64).requires_grad_()
-    injection = inputs(2, L, D, dtype=torch.float64, seed=2).requires_grad_()
-    assert torch.autograd.gradcheck(lambda a, b: block(a, (b,)), (x, injection), fast_mode=True)
-    parameters = tuple(block.parameters())
-
-    def of_weights(*_: Tensor) -> Tensor:
-        return block(x.detach())
-
-    assert torch.autograd.gradcheck(of_weights, parameters, fast_mode=True)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_layouts_and_small_batches(kind: str) -> None:
-    block, x = make(kind), inputs()
-    y = block(x)
-    assert y.shape == x.shape
-    for other in (
-        x.transpose(1, 2).contiguous().transpose(1, 2),
-        torch.cat((x, x), -1)[..., :D],
-        inputs(B, L, D + 1)[..., :D],
-    ):
-        assert not other.is_contiguous()
-        torch.testing.assert_close(block(other), block(other.contiguous()), rtol=1e-5, atol=1e-6)
-    assert block(x[:0]).shape == (0, L, D)
-    torch.testing.assert_close(block(x[:1]), y[:1], rtol=1e-5, atol=1e-6)
-    empty = inputs(0, L, D).requires_grad_()
-    block(empty).sum().backward()
-    assert empty.grad.shape == (0, L, D) and all((p.grad == 0).all() for p in block.parameters())
-
-
-def test_official_parameter_names_and_shapes() -> None:
-    mlp = {name: tuple(p.shape) for name, p in FusedTRMBlock(512, 97).named_parameters()}
-    assert mlp == {
-        "mlp_t.gate_up_proj.weight": (1024, 97), "mlp_t.down_proj.weight": (97, 512),
-        "mlp.gate_up_proj.weight": (3072, 512), "mlp.down_proj.weight": (512, 1536),
-    }  # fmt: skip
-    attention = {name: tuple(p.shape) for name, p in FusedTRMBlock(512, mixer="attention").named_parameters()}
-    assert attention == {
-        "self_attn.qkv_proj.weight": (1536, 512), "self_attn.o_proj.weight": (512, 512),
-        "mlp.gate_up_proj.weight": (3072, 512), "mlp.down_proj.weight": (512, 1536),
-    }  # fmt: skip
-    assert (make("mlp_hidden").mixer, make("causal").mixer) == ("mlp", "attention")
-
-
-def test_official_call() -> None:
-    block, x = make("attention"), inputs()
-    tables = rope_tables(L, D // HEADS, 10000.0)
-    assert torch.equal(block(cos_sin=tables, hidden_states=x), block(x, (), tables))
-    assert torch.equal(block(cos_sin=None, hidden_states=x), block(x))
-
-
 def test_a_stack_injects_once() -> None:
     stack, x, injection = Stack([make("mlp_sequence"), make("mlp_hidden")]), inputs(), inputs(seed=2)
     first, second = stack.layers
@@ -182,14 +128,3 @@ def test_truncated_normal() -> None:
 def test_refusals(arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         FusedTRMBlock(**{"hidden_size": D, "seq_len": L} | arguments)
-
-
-def test_wrong_input_shapes_are_named() -> None:
-    for kind, shape, message in (
-        ("mlp_sequence", (B, L + 1, D), r"gate_up_weight.shape=\(512, 7\) is not allowed: \(512, 8\)"),
-        ("mlp_hidden", (B, L, D + 1), "weight.shape="),
-        ("attention", (B, L, D + 1), "num_heads=3 is not allowed: a divisor of D=25"),
-        ("mlp_sequence", (L, D), r"x.shape=\(7, 24\) is not allowed: \[B, L, D\]"),
-    ):
-        with pytest.raises(InputError, match=message):
-            make(kind)(inputs(*shape))

@@ -1,10 +1,11 @@
-"""README and docs: their Python runs as it stands there, each command line and make target exists, each link resolves.
+"""README, docs, cards: their Python runs as it stands there, each command line, link and figure is right.
 
 The Ray block of docs/distributed.md runs in `tests/distributed/test_ray.py`, the curl line in `tests/serve`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -21,6 +22,7 @@ from rtm_kernels.data import task as tasks
 from rtm_kernels.engine import Solver
 from rtm_kernels.interop import to_official
 from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.pretrained import MODELS, known_models
 from rtm_kernels.trace import read_trace, record
 from tests.interop import official_structure
 
@@ -171,3 +173,48 @@ def test_the_entry_for_mcp_clients_is_json_and_starts_the_server() -> None:
     entry = json.loads(text)["mcpServers"]["rtm"]
     assert entry["command"] == "rtm"
     test_every_command_line_exists("serving.md", entry["args"])
+
+
+ROW = re.compile(
+    r"\| [^|]+ \| (?P<n>[\d,]+) \| (?P<verified>[\d.]+) % \| (?P<mean>[\d.]+) \| (?P<most>\d+) \| "
+    r"`(?P<file>(eval|guesses)_\w+\.json)` \|"
+)
+
+
+def card(name: str) -> str:
+    return (MODELS / name / "README.md").read_text(encoding="utf-8")
+
+
+def measured(name: str) -> list[tuple[re.Match[str], dict[str, Any]]]:
+    """The rows of a card, each with the evaluation that it names."""
+    rows = list(ROW.finditer(card(name)))
+    folder = re.search(r"`profiles/([\w-]+)/eval_\*\.json`", card(name))
+    assert len(rows) > 4 and folder
+    found = [json.loads((ROOT / "profiles" / folder[1] / row["file"]).read_text()) for row in rows]
+    assert all(evaluation["model"] == name for evaluation in found)
+    return list(zip(rows, found, strict=True))
+
+
+@pytest.mark.parametrize("name", known_models())
+def test_the_card_states_what_was_measured(name: str) -> None:
+    for row, found in measured(name):
+        guesses = row["file"].startswith("guesses")
+        assert found["policy"] == "verified" and found["complete"]
+        assert found["rollouts"] == (4 if guesses else 1)
+        most = found["max_total_steps"] if guesses else max(map(int, found["depth_histogram"]))
+        assert str(most) == row["most"] and most <= (64 if guesses else 16)
+        assert f"{found['n']:,}" == row["n"]
+        assert f"{100 * found['verified']:.1f}" == row["verified"]
+        assert f"{found['mean_total_steps' if guesses else 'mean_steps']:.1f}" == row["mean"]
+
+
+@pytest.mark.parametrize("name", known_models())
+def test_the_card_states_how_it_learned(name: str) -> None:
+    named = re.search(r"`profiles/([\w-]+/train_\w+\.json)`", card(name))
+    assert named
+    found = json.loads((ROOT / "profiles" / named[1]).read_text())
+    assert found["weights_sha256"] == hashlib.sha256((MODELS / name / "model.safetensors").read_bytes()).hexdigest()
+    assert len(found["curve"]) > 2
+    model = RecursiveReasoner.from_pretrained(name)
+    assert f"{found['distinct']:,} distinct" in card(name)
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in card(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_architecture import modules, needs_triton
+from tests.test_architecture import needs_triton
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -91,85 +90,3 @@ import rtm_kernels
 """
     done = python(code)
     assert done.returncode == 1 and done.stderr.splitlines()[-1] == f"ImportError: {message}"
-
-
-ELSEWHERE = """
-import importlib, sys
-for name in {libraries!r}:
-    importlib.import_module(name)
-import torch
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name in {absent!r} or name.split(".")[0] in {absent!r}:
-            raise ModuleNotFoundError("No module named " + repr(name), name=name)
-for name in {absent!r}:
-    sys.modules.pop(name, None)
-sys.meta_path.insert(0, Absent())
-sys.platform = {platform!r}
-for name in {modules!r}:
-    importlib.import_module(name)
-from rtm_kernels import FusedTRMBlock, Solver, RecursiveReasoner
-assert FusedTRMBlock(hidden_size=16, seq_len=5)(torch.ones(2, 5, 16)).isfinite().all()
-puzzle = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
-print([s.status for s in Solver(RecursiveReasoner.from_pretrained("sudoku"), executor="reference").solve([puzzle])])
-assert not torch.cuda.is_initialized()
-"""
-LIBRARIES = ("numpy", "torch", "safetensors.torch", "typer", "rich.console", "multiprocessing.context", "zoneinfo")
-POSIX = ("fcntl", "grp", "pwd", "resource", "termios", "tty")
-
-
-@pytest.mark.parametrize(
-    ("platform", "absent"), [("win32", ("triton", "rtm_kernels._cpu", *POSIX)), ("darwin", ("triton",))]
-)
-def test_every_module_imports_and_solves_where_the_system_is_another(platform: str, absent: tuple[str, ...]) -> None:
-    """What a system lacks is taken away and its name is given; the libraries underneath are still those of this one."""
-    extras = {"serve": ("fastapi", "uvicorn", "pydantic.main"), "agent": ("mcp.server", "pydantic.main", "starlette")}
-    here = [
-        part for part, needs in extras.items() if all(importlib.util.find_spec(name.split(".")[0]) for name in needs)
-    ]
-    named = [
-        n for n in modules() if not needs_triton(n) and (n.split(".")[1:2] or [""])[0] not in set(extras) - set(here)
-    ]
-    assert len(named) > 100
-    libraries = [*LIBRARIES, *(name for part in here for name in extras[part])]
-    code = ELSEWHERE.format(absent=absent, platform=platform, modules=named, libraries=libraries)
-    assert output(code).splitlines() == ["['verified']"]
-
-
-SHARED = """
-import multiprocessing, threading, torch
-from rtm_kernels import FusedTRMBlock
-torch.set_num_threads(1)
-torch.manual_seed(0)
-block = FusedTRMBlock(hidden_size=16, seq_len=5)
-inputs = torch.randn(50, 2, 5, 16)
-def work(i):
-    with torch.no_grad():
-        return block(inputs[i % 50])
-alone = [work(i).clone() for i in range(50)]
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform does not fork")
-def test_four_forked_workers_agree() -> None:
-    code = """
-def total(i):
-    return work(i).sum().item()
-with multiprocessing.get_context("fork").Pool(4) as pool:
-    print(pool.map(total, range(8), chunksize=2) == [alone[i].sum().item() for i in range(8)])
-"""
-    assert output(SHARED + code).strip() == "True"
-
-
-def test_eight_threads_a_thousand_calls_each() -> None:
-    """One block used by all of them at once: every result has the bits that one thread alone computes."""
-    code = """
-found = []
-def many(offset):
-    found.extend(torch.equal(work(7 * offset + i), alone[(7 * offset + i) % 50]) for i in range(1000))
-threads = [threading.Thread(target=many, args=(i,)) for i in range(8)]
-[t.start() for t in threads]
-[t.join() for t in threads]
-print(len(found), all(found))
-"""
-    assert output(SHARED + code).strip() == "8000 True"

@@ -192,21 +192,6 @@ def test_under_autocast_the_loss_is_that_of_the_rounded_logits(impl: str, dtype:
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("loss", LOSSES)
-def test_on_a_gpu_heads_run_the_kernel_under_autocast(loss: str) -> None:
-    model = make().cuda()
-    model.impl = "auto"
-    head, batch = official_loss_head(model, loss).train(), {k: v.cuda() for k, v in batch_of().items()}
-    launches.clear()
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        _, total, metrics, kept, _ = head(["logits"], carry=head.initial_carry(batch), batch=batch)
-    total.backward()
-    assert launches["token_loss.forward"] == launches["token_loss.backward"] == 1
-    expected = token_loss(kept["logits"].double(), batch["labels"], loss=loss, impl="reference").total()
-    torch.testing.assert_close(metrics["lm_loss"].double(), expected, rtol=1e-6, atol=0)
-
-
 def test_refusals() -> None:
     model = make()
     unlabelled = {key: value for key, value in batch_of().items() if key != "labels"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import struct
 import sys
@@ -15,19 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rtm_kernels import pretrained
-from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.model import RecursiveReasoner
-
-SMALL = {
-    "vocab_size": 7, "seq_len": 5, "hidden_size": 16, "num_heads": 2, "H_cycles": 1, "L_cycles": 1,
-    "puzzle_emb_ndim": 16, "num_puzzle_identifiers": 3,
-}  # fmt: skip
+from tests.small_models import ARCHS, make
 
 
 def small(**changes) -> RecursiveReasoner:
-    torch.manual_seed(0)
-    return RecursiveReasoner(ModelConfig(**SMALL | changes))
+    return make(**{"seq_len": 5, "mixer": "mlp", **changes})
 
 
 @pytest.fixture
@@ -49,19 +42,11 @@ def rehash(folder) -> None:
     (folder / pretrained.MANIFEST).write_text(json.dumps({"sha256": digests}))
 
 
-ARCHS = {
-    "trm": {},
-    "trm_hier6": {"arch": "trm_hier6", "mixer": "attention", "pos_encodings": "rope"},
-    "hrm": {"arch": "hrm", "layers": {"H_level": 1, "L_level": 2}, "pos_encodings": "learned"},
-    "rsm": {"arch": "rsm", "layers": {"core": 1}, "tied_lm_head": True, "halting": "settle", "norm_axis": "hidden"},
-    "bfloat16": {"forward_dtype": "bfloat16"},
-    "float64": {"forward_dtype": "float64"},
-}
-
-
-@pytest.mark.parametrize("name", ARCHS)
-def test_round_trip(name: str, tmp_path) -> None:
-    model = small(**ARCHS[name])
+@pytest.mark.parametrize(
+    ("arch", "dtype"), [*((arch, "float32") for arch in ARCHS), ("trm", "bfloat16"), ("rsm", "float64")]
+)
+def test_round_trip(arch: str, dtype: str, tmp_path) -> None:
+    model = make(arch, forward_dtype=dtype)
     folder = model.save_pretrained(tmp_path / "deep" / "model")
     assert sorted(os.listdir(folder)) == ["config.json", "manifest.json", "model.safetensors"]
     again = RecursiveReasoner.from_pretrained(folder, impl="reference")
@@ -163,9 +148,7 @@ def test_hub_ids(saved, monkeypatch) -> None:
             raise OSError("404: not found\nmore")
         return str(saved)
 
-    module = types.ModuleType("huggingface_hub")
-    module.snapshot_download = snapshot_download  # type: ignore[attr-defined]
-    module.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
+    module = types.SimpleNamespace(snapshot_download=snapshot_download, __spec__=types.SimpleNamespace())
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
     assert RecursiveReasoner.from_pretrained("owner/name", revision="v1").config.seq_len == 5
     assert asked == [("owner/name", "v1", ["config.json", "manifest.json", "model.safetensors"])]
@@ -176,24 +159,6 @@ def test_hub_ids(saved, monkeypatch) -> None:
 def test_missing_files(saved, name: str) -> None:
     (saved / name).unlink()
     refused(saved, f"{name}: cannot be read: No such file or directory")
-
-
-def test_every_truncation_and_flip_is_noticed(saved) -> None:
-    weights = saved / pretrained.WEIGHTS
-    whole, draw = weights.read_bytes(), random.Random(0)
-    cuts = [0, 1, 7, 8, 9, 100, len(whole) - 1, *(draw.randrange(len(whole)) for _ in range(12))]
-    for cut in cuts:
-        weights.write_bytes(whole[:cut])
-        refused(saved, "not a valid safetensors file|header of")
-    weights.write_bytes(whole + b"\0")
-    refused(saved, "not a valid safetensors file")
-    for place in [*range(12), *(draw.randrange(len(whole)) for _ in range(24))]:
-        flipped = bytearray(whole)
-        flipped[place] ^= 1 << draw.randrange(8)
-        weights.write_bytes(flipped)
-        refused(saved, "sha256|header|missing|shape|dtype|not a valid safetensors file")
-    weights.write_bytes(whole)
-    RecursiveReasoner.from_pretrained(saved)
 
 
 def write_header(folder, header: object, body: bytes = b"") -> None:
@@ -218,12 +183,8 @@ def test_hostile_headers_with_a_matching_manifest(saved) -> None:
     moved = {"data_offsets": [n + 4 for n in header[second]["data_offsets"]]}
     hostile = {
         "not a valid safetensors file": [
-            b"{", b"[1]", b"[" * 100_000, b'{"a": 3}', b"{}"[:1] + b"\xff}", changed(shape=["a"]), changed(shape=[1.0]),
-            changed(shape=[1 << 40]), changed(shape=[]), changed(data_offsets=["0", "1"]), changed(data_offsets=3),
-            changed(data_offsets=[0, 1 << 50]), changed(data_offsets=[5, 0]), changed(data_offsets=[0]),
-            changed(dtype=["F32"]), changed(dtype=None), changed(dtype="I8"), changed(dtype="F64"),
-            changed(dtype="\n"), {}, {**header, "evil": header[first]}, {**header, second: header[second] | moved},
-            {f"t{i}": header[first] for i in range(1025)},
+            b"{", b"[" * 100_000, changed(shape=[1 << 40]), changed(data_offsets=[0, 1 << 50]), changed(dtype="I8"), {},
+            {**header, second: header[second] | moved},
         ],
         "missing '": [{("other" if name == first else name): entry for name, entry in header.items()}],
         "unexpected 'evil": [{**header, "evil\n": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}],
@@ -248,21 +209,13 @@ def test_hostile_configs(saved) -> None:
     good = json.loads(path.read_text())
     for bad, message in (
         ("{", "config.json: is not JSON"),
-        ("[" * 20_000, "config.json: is not JSON"),
         ("[1]", "config.json: expected a JSON object"),
         (" " * (1 << 17), "expected at most 65536 bytes"),
         (good | {"surprise": 1}, "unknown config field"),
         ({k: v for k, v in good.items() if k != "seq_len"}, "missing config field"),
         (good | {"hidden_size": 1 << 40}, "hidden_size="),
         (good | {"hidden_size": 1 << 20, "vocab_size": 1 << 20, "num_heads": 1}, "has shape"),
-        (good | {"H_cycles": 1 << 20, "L_cycles": 1 << 20}, "H_cycles="),
-        (good | {"expansion": 1e300}, "expansion="),
-        (good | {"layers": 5}, "layers=5"),
-        (good | {"layers": {"L_level": 10**9}}, "from 1 to 256"),
         (good | {"arch": ["trm"]}, "arch="),
-        (good | {"causal": "no"}, "causal='no'"),
-        (good | {"rms_norm_eps": float("nan")}, "rms_norm_eps=nan"),
-        (good | {"seq_len": 6}, "has shape"),
         (good | {"arch": "trm_singlez"}, "unexpected 'H_init'"),
     ):
         path.write_text(bad if isinstance(bad, str) else json.dumps(bad))
@@ -277,11 +230,5 @@ def test_manifest_must_name_both_files(saved) -> None:
         refused(saved, message)
     config = saved / pretrained.CONFIG
     rehash(saved)
-    config.write_text(config.read_text().replace("0.1", "0.2"))
+    config.write_text(config.read_text() + " ")
     refused(saved, r"config\.json: sha256 differs from manifest\.json; the file was altered or damaged")
-
-
-def test_bundled_models_load() -> None:
-    for name in pretrained.known_models():
-        model = RecursiveReasoner.from_pretrained(name)
-        assert sum(p.numel() for p in model.parameters()) > 0 and not model.training

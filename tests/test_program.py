@@ -156,22 +156,6 @@ def test_program_equals_the_loops(arch: str, cycles: tuple[int, int]) -> None:
         assert (a is None) == (b is None) and (a is None or torch.equal(a, b))
 
 
-def test_steps_with_gradient() -> None:
-    def marks(program: Program) -> str:
-        return "".join("g" if step.grad else "." for step in program.steps)
-
-    assert marks(programs.trm(3, 2)) == "......ggg"
-    assert marks(programs.trm_singlez(2, 2)) == "...ggg"
-    assert marks(programs.trm_hier6(2, 6)) == ".......ggggggg"
-    assert marks(programs.hrm(2, 3)) == "......gg"
-    assert marks(programs.hrm(1, 1)) == "gg"
-    assert marks(programs.rsm(3, 2)) == "......ggg"
-    assert marks(programs.rsm(3, 2, chained=True)) == ".....gggg"
-    assert marks(programs.rsm(1, 2, chained=True)) == "ggg"
-    assert marks(programs.rtm(3)) == "ggg" and marks(programs.rins(2)) == "ggg"
-    assert marks(programs.transformer()) == "g"
-
-
 def test_carried_counts_reads_before_writes() -> None:
     steps = (Step("b", ("x",)), Step("a", ("b", "a"), ("x", "c")), Step("c", ("a",)))
     assert Program("mine", steps, output="c").carried == ("a", "c")

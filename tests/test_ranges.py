@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,21 +15,6 @@ from rtm_kernels.ops.swiglu_norm import api
 from rtm_kernels.recursion import reference
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-class Listener:
-    """An NVTX domain of a tool that writes down what it hears."""
-
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-        self.depth = 0
-
-    def push_range(self, message: str) -> None:
-        self.heard.append("  " * self.depth + message)
-        self.depth += 1
-
-    def pop_range(self) -> None:
-        self.depth -= 1
 
 
 def test_without_a_profiler_functions_are_left_as_they_are() -> None:
@@ -47,22 +33,10 @@ def test_a_missing_package_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ranges.attached.__wrapped__() is None
 
 
-def test_a_range_closes_when_its_function_raises() -> None:
-    listener = Listener()
-
-    @ranges.ranged(lambda value: f"value {value}", listener)
-    def fails(value: int) -> None:
-        raise ValueError
-
-    with pytest.raises(ValueError):
-        fails(3)
-    assert listener.heard == ["value 3"] and listener.depth == 0
-
-
 def test_a_compiled_function_is_traced_without_its_range() -> None:
-    listener = Listener()
+    listener = Mock()
     double = torch.compile(ranges.ranged("double", listener)(lambda x: x * 2), backend="eager", fullgraph=True)
-    assert double(torch.ones(2)).tolist() == [2.0, 2.0] and not listener.heard
+    assert double(torch.ones(2)).tolist() == [2.0, 2.0] and not listener.push_range.called
 
 
 NESTED = """

@@ -7,8 +7,7 @@ from dataclasses import replace
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.flops import act_step_flops, layer_flops
 from rtm_kernels.program import Program, rins
-from rtm_kernels.train.objective import CumulativeHalting, FinalLoss, StochasticRounds
-from rtm_kernels.train.schema import Recipe, Stage
+from rtm_kernels.train.schema import CumulativeHalting, FinalLoss, Recipe, Stage, StochasticRounds
 
 
 def head_flops(config: ModelConfig) -> int:

@@ -17,8 +17,7 @@ from rtm_kernels.ops.halting.mixture import halting_update, initial_state
 from rtm_kernels.ops.halting.reference import halting_logits
 from rtm_kernels.ops.token_loss.reference import IGNORE_INDEX
 from rtm_kernels.program import rins
-from rtm_kernels.train.objective import StochasticRounds
-from rtm_kernels.train.schema import Recipe
+from rtm_kernels.train.schema import Recipe, StochasticRounds
 from rtm_kernels.train.stream import Arrays, tensors
 
 FIXED = "fixed"

@@ -18,8 +18,7 @@ from rtm_kernels.agent.solvers import Solvers
 from rtm_kernels.agent.tools import Tools
 from rtm_kernels.errors import RTMError
 from rtm_kernels.serve.guard import Guard
-from rtm_kernels.serve.limits import Limits
-from rtm_kernels.serve.refusal import explained
+from rtm_kernels.serve.schema import Limits, explained
 
 LIMITS = Limits(body=1 << 20, request=3600.0)  # a stream to a client is cut after an hour; it opens another one
 MAX_SESSIONS = 256

@@ -1,4 +1,4 @@
-"""The tools: each reads a puzzle, solves it and says whether the rules confirm the answer."""
+"""The tools: each reads a puzzle, solves it and says whether the rules confirm the answer; arguments are strict."""
 
 from __future__ import annotations
 
@@ -9,29 +9,23 @@ import numpy as np
 from mcp_types import CallToolResult, TextContent
 from pydantic import BaseModel, Field
 
-from rtm_kernels.agent import arc
-from rtm_kernels.agent.schemas import (
-    ArcAnswer,
-    ArcCandidate,
-    Augmentations,
-    Candidates,
-    Grid,
-    Models,
-    Pairs,
-    Solved,
-    SolvedMaze,
-    Steps,
-    Text,
-)
 from rtm_kernels.agent.solvers import Solvers
-from rtm_kernels.data.arc import check_grid
-from rtm_kernels.data.arc_vote import Tally
+from rtm_kernels.data.arc import COLOURS, SIDE, Augmentation, Tally, check_grid
 from rtm_kernels.data.maze import Maze
 from rtm_kernels.data.task import Task
 from rtm_kernels.engine import Solution
 from rtm_kernels.errors import require
-from rtm_kernels.serve.schema import Model
+from rtm_kernels.serve.schema import Model, Strict
 
+Text = Annotated[str, Field(min_length=1, max_length=1 << 16, strict=True)]
+Steps = Annotated[
+    Annotated[int, Field(ge=1, le=64, strict=True)] | None,
+    Field(description="Cap on ACT steps; lowers the server's own."),
+]
+Row = Annotated[list[Annotated[int, Field(ge=0, lt=COLOURS, strict=True)]], Field(min_length=1, max_length=SIDE)]
+Grid = Annotated[list[Row], Field(min_length=1, max_length=SIDE, description="Rows of colours 0 to 9.")]
+Candidates = Annotated[int, Field(ge=1, le=8, strict=True, description="How many answers to return.")]
+Augmentations = Annotated[int, Field(ge=1, le=32, strict=True, description="How many recoloured and turned runs vote.")]
 ARC_NOTE = "ARC has no rule that checks an answer: these are candidates, none is verified"
 
 SudokuText = Annotated[
@@ -40,6 +34,60 @@ SudokuText = Annotated[
 MazeText = Annotated[
     Text, Field(description="A square of lines: # wall, . or space open, one S and one G; or the same in one line.")
 ]
+
+
+class Solved(Strict):
+    """An answer and whether the rules of the task confirm it."""
+
+    task: str
+    verified: bool
+    """True only when the rules of the task confirm the answer."""
+    status: str
+    """verified, unverified or non_finite"""
+    answer: str | None
+    """One character per cell, row after row; null without an answer."""
+    fault: str
+    """The first rule that the answer breaks; empty when verified."""
+    steps: int
+    """ACT steps taken."""
+    stopped_by: str | None
+    """The halting signal, max_steps, deadline or non_finite."""
+    halt_probability: float | None
+    """The model's own confidence; no proof of anything."""
+
+
+class SolvedMaze(Solved):
+    """A maze's answer; `verified` asks for a shortest path."""
+
+    path_steps: int | None
+    """Steps from S to G along the marked cells; null when they do not lead."""
+    shortest_steps: int | None
+    """Steps of a shortest path; null when there is none."""
+
+
+class ArcCandidate(Strict):
+    """A possible answer."""
+
+    grid: list[list[int]]
+    votes: int
+    halt_probability: float
+
+
+class ArcAnswer(Strict):
+    """Candidates, best first, never verified."""
+
+    task: str
+    verified: bool
+    note: str
+    runs: int
+    candidates: list[ArcCandidate]
+
+
+class Models(Strict):
+    """What can be solved here."""
+
+    models: list[Model]
+    tasks_without_model: list[str]
 
 
 class Tools:
@@ -75,36 +123,32 @@ class Tools:
         return told(task, solution, SolvedMaze(**values))
 
     async def solve_arc_candidates(
-        self, test_input: Grid, train: Pairs | None = None, candidates: Candidates = 2,
-        augmentations: Augmentations = 8, max_steps: Steps = None,
-    ) -> Annotated[CallToolResult, ArcAnswer]:  # fmt: skip
+        self, test_input: Grid, candidates: Candidates = 2, augmentations: Augmentations = 8, max_steps: Steps = None
+    ) -> Annotated[CallToolResult, ArcAnswer]:
         """Propose answers to an ARC grid: recoloured and turned copies are run, and the answers vote.
 
-        Nothing can verify an ARC answer. Demonstrations given in `train` are used to point out candidates of another
-        size, or with colours, that they do not suggest; the model itself sees `test_input` alone.
+        Nothing can verify an ARC answer; check the candidates against the demonstrations, which the model does not see.
         """
         self._solvers.of("arc")
         grid = check_grid("test_input", test_input)
-        pairs = [(check_grid("input", pair.input), check_grid("output", pair.output)) for pair in train or []]
-        ways = arc.augmentations(augmentations)
-        texts = [arc.text_of(way.apply(grid)) for way in ways]
+        rng = np.random.default_rng(0)
+        ways = [Augmentation(), *(Augmentation.random(rng) for _ in range(augmentations - 1))]
+        texts = ["/".join("".join(map(str, row)) for row in way.apply(grid).tolist()) for way in ways]
         solutions = await self._solvers.solve("arc", texts, max_steps)
         tally = Tally()
         for way, solution in zip(ways, solutions, strict=True):
             if solution.answer:
-                tally.add(way.invert(arc.grid_of(solution.answer)), solution.halt_probability or 0.0)
+                answer = np.array([list(row) for row in solution.answer.split("/")], dtype=np.uint8)
+                tally.add(way.invert(answer), solution.halt_probability or 0.0)
         found = [
-            ArcCandidate(
-                grid=answer.tolist(), votes=votes, halt_probability=mean, faults=arc.faults(answer, grid, pairs)
-            )
+            ArcCandidate(grid=answer.tolist(), votes=votes, halt_probability=mean)
             for answer, votes, mean in tally.ranked()[:candidates]
         ]
         summary = ArcAnswer(task="arc", verified=False, note=ARC_NOTE, runs=len(ways), candidates=found)
         lines = [f"{ARC_NOTE}."]
         for number, candidate in enumerate(found, start=1):
-            against = f"; against it: {'; '.join(candidate.faults)}" if candidate.faults else ""
-            lines += [f"candidate {number}: {candidate.votes} of {len(ways)} runs{against}"]
-            lines += [arc.text_of(np.array(candidate.grid)).replace("/", "\n")]
+            lines += [f"candidate {number}: {candidate.votes} of {len(ways)} runs"]
+            lines += ["".join(map(str, row)) for row in candidate.grid]
         return result("\n".join(lines), summary)
 
     async def list_models(self) -> Annotated[CallToolResult, Models]:

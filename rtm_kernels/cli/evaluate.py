@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rtm_kernels.cli.group import INTERRUPTED
-from rtm_kernels.cli.options import Json, Limit, SolverOptions, with_solver_options
+from rtm_kernels.cli.options import Json, Limit, SolverOptions, load_solver, with_solver_options
 
 if TYPE_CHECKING:
     from rtm_kernels.cli.labelled import Labelled
-    from rtm_kernels.data.arc_vote import Votes
+    from rtm_kernels.data.arc import Votes
     from rtm_kernels.engine import Measurement, Solver
     from rtm_kernels.engine.samples import Finished
 
@@ -81,7 +81,6 @@ def evaluate(
       rtm eval data/arc1 --model runs/arc/model --submission submission.json
     """
     from rtm_kernels.cli.labelled import generated, read_labelled
-    from rtm_kernels.cli.load import load_solver
     from rtm_kernels.errors import require
 
     require(bool(data) != bool(generate), "DATA", data or None, "either files to read or puzzles to --generate")
@@ -137,7 +136,7 @@ def fixed_solver(solver: Solver) -> Solver:
 
 def start_votes(solver: Solver, puzzles: Labelled) -> Votes | None:
     """The count of votes for an ARC data set, which knows the solutions; None for another one."""
-    from rtm_kernels.data.arc_vote import Votes
+    from rtm_kernels.data.arc import Votes
 
     if solver.task.name != "arc" or puzzles.names is None:
         return None
@@ -151,7 +150,7 @@ def measure(
     solvers: list[Solver], puzzles: Labelled, votes: Votes | None, rounds: int | None
 ) -> tuple[list[Measurement], bool]:
     """The measurements of solvers that finished a puzzle, and whether all ended; `votes` gets the first's answers."""
-    from rtm_kernels.cli.progress import Progress
+    from rtm_kernels.cli.report import Progress
     from rtm_kernels.engine import Measurement, take_turns
 
     progress = Progress("eval", len(solvers) * len(puzzles.inputs), lines=10 * len(solvers))

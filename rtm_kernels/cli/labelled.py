@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,13 @@ import numpy as np
 
 from rtm_kernels.cli.source import read_all
 from rtm_kernels.data.dataset import PuzzleDataset
-from rtm_kernels.data.loader import TestLoader
+from rtm_kernels.data.loader import read_examples
 from rtm_kernels.data.task import Task
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.train.configure import override
 from rtm_kernels.train.schema import Source
 from rtm_kernels.train.stream import load_pool, task_of_sources
 
-BATCH = 1024
-"""Examples of a data set that are read at a time."""
 MAX_ORIGINS = 40
 """Values of a csv file's source column that are still reported one by one."""
 
@@ -88,13 +85,6 @@ def _folder(path: Path, task: Task, limit: int | None) -> Labelled:
     sizes = (dataset.metadata.seq_len, dataset.metadata.vocab_size)
     own = (task.seq_len, task.vocab_size)
     require(sizes == own, f"{path}: (seq_len, vocab_size)", sizes, f"the model's task {task.name} has {own}")
-    parts, sources = [], list[str]()
-    for batch in TestLoader(dataset, BATCH):
-        size = min(batch.size, sys.maxsize if limit is None else limit - len(sources))
-        parts.append([batch.arrays[name][:size] for name in ("inputs", "labels", "puzzle_identifiers")])
-        sources += [batch.set_name] * size
-        if len(sources) == limit:
-            break
-    inputs, labels, identifiers = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    arrays, sources = read_examples(dataset, limit)
     names = dataset.identifiers() if dataset.metadata.num_puzzle_identifiers > 1 else None
-    return Labelled(inputs, labels, identifiers, sources, names)
+    return Labelled(arrays["inputs"], arrays["labels"], arrays["puzzle_identifiers"], sources, names)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rtm_kernels.cli.options import Host, Port, SolverOptions, TokenFile, with_solver_options
+from rtm_kernels.cli.options import Host, Port, SolverOptions, TokenFile, solver_arguments, with_solver_options
 
 
 @with_solver_options(
@@ -51,9 +51,7 @@ def mcp(
     from rtm_kernels.access import Token
     from rtm_kernels.agent import server
     from rtm_kernels.agent.solvers import Solvers
-    from rtm_kernels.cli.load import solver_arguments
-    from rtm_kernels.serve import logs
-    from rtm_kernels.serve.server import Server, bind
+    from rtm_kernels.serve.server import Server, bind, configure_log
 
     token = Token.find(token_file)
     bound = bind(host, port, token) if transport == "http" else None
@@ -62,6 +60,6 @@ def mcp(
         if bound is None:
             built.run("stdio")
         else:
-            logs.configure(as_json=False)
+            configure_log(as_json=False)
             app = server.http_app(built, host, token)
             Server(app, server.LIMITS, solvers.service, lifespan="on").run_on(bound)

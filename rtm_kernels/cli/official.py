@@ -40,7 +40,7 @@ def convert(
       rtm convert step_65100 models/maze --config all_config.yaml --arch trm
     """
     from rtm_kernels.cli.report import print_result
-    from rtm_kernels.interop.convert import convert as read
+    from rtm_kernels.interop.checkpoint import convert as read
 
     source = config or checkpoint.parent / "all_config.yaml"
     model = read(checkpoint, out, config=source, arch=arch, data=data, overwrite=overwrite)
@@ -55,7 +55,6 @@ def run(
     arguments: Annotated[list[str] | None, typer.Argument(help="Its own arguments.", metavar="ARGS")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be replaced.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Replace missing packages only, not the blocks.")] = False,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Use the CPU where the script asks for CUDA (slow).")] = False,
     json_object: Annotated[
         bool, typer.Option("--json", help="Report as JSON lines on standard error; standard output is the script's.")
     ] = False,
@@ -71,7 +70,6 @@ def run(
 
       rtm run --dry-run pretrain.py
       rtm run pretrain.py arch=trm "data_paths=['data/sudoku']" evaluators=[]
-      rtm run --cpu pretrain.py data_path=data/sudoku arch.hidden_size=64
       torchrun --nproc-per-node 4 -m rtm_kernels.cli.main run pretrain.py arch=trm
     """
     from rtm_kernels.errors import require
@@ -81,12 +79,11 @@ def run(
     absent = missing()
     parts = [f"{name} by {', '.join(STAND_INS[name])} of rtm_kernels ({why})" for name, why in absent.items()]
     parts += [] if plain else ["stacks of official blocks by fused ones, as they are built"]
-    parts += ["CUDA by the CPU"] if cpu else []
     verb = "would replace" if dry_run else "replaces"
     say(f"{verb} {'; '.join(parts) or 'nothing'}", {verb.replace(" ", "_"): parts}, json_object)
     if dry_run:
         return
-    report = run_script(script, arguments or [], accelerated=not plain, on_cpu=cpu)
+    report = run_script(script, arguments or [], accelerated=not plain)
     if not plain:
         found = ", ".join(report) or "nothing: no stack of official blocks was built"
         say(f"accelerated {found}", {"accelerated": report}, json_object)

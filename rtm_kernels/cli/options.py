@@ -1,15 +1,21 @@
-"""Options that several commands share, each defined once."""
+"""Options that several commands share, each defined once, and the solver that they make."""
 
 from __future__ import annotations
 
+import atexit
 import inspect
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+if TYPE_CHECKING:
+    from rtm_kernels.engine import Solver
 
 machine, halting = (
     partial(typer.Option, rich_help_panel=name) for name in ("Model and machine", "Halting and further runs")
@@ -110,3 +116,50 @@ def with_solver_options(**defaults: Any) -> Callable[[Callable[..., None]], Call
         return run
 
     return decorate
+
+
+def load_solver(options: SolverOptions, *, model: str | None = None, batch_invariant: bool = False) -> Solver:
+    """A solver with these options, for `model` instead of `options.model` where given.
+
+    It runs on CUDA where there is one and `options.device` does not say otherwise. Under torchrun it shares the
+    puzzles among the ranks (`RankedSolver`), and only rank 0 goes on to print.
+    """
+    from rtm_kernels.distributed.ranks import RankedSolver, join, leave, rank_and_world
+    from rtm_kernels.engine import Solver
+    from rtm_kernels.model import RecursiveReasoner
+
+    kind = Solver
+    rank, world = rank_and_world()
+    if world > 1:
+        kind = RankedSolver
+        join()
+        atexit.register(leave)
+        if rank > 0:
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+    return kind(
+        RecursiveReasoner.from_pretrained(model or options.model),
+        **solver_arguments(options, rank),
+        batch_invariant=batch_invariant,
+    )
+
+
+def solver_arguments(options: SolverOptions, rank: int = 0) -> dict[str, Any]:
+    from rtm_kernels.engine import Rollouts
+
+    return {
+        "policy": options.halt,
+        "max_steps": options.max_steps,
+        "min_steps": options.min_steps,
+        "batch_size": options.batch_size,
+        "device": options.device or default_device(rank),
+        "executor": options.executor,
+        "precision": options.precision,
+        "rollouts": Rollouts(options.rollouts, options.noise, options.seed, options.rollout_kind),
+    }
+
+
+def default_device(rank: int = 0) -> str:
+    """CUDA where there is one, shared out by rank, else the CPU."""
+    import torch
+
+    return f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""What a command prints: JSON, or tables, grids and histograms for a person."""
+"""What a command prints: JSON, or tables, grids and histograms for a person, and its progress on standard error."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
     from rtm_kernels.data.task import Task
-    from rtm_kernels.engine.solution import Solution
+    from rtm_kernels.engine.samples import Solution
 
 BAR_WIDTH = 30
 MAX_BARS = 16
@@ -107,3 +109,25 @@ def print_table(console: Console, rows: Mapping[str, str]) -> None:
 def solid(console: Console) -> str:
     """A full block, or `#` where the terminal cannot show one."""
     return "█" if "utf" in console.encoding.lower() else "#"
+
+
+class Progress(Bar):
+    """A bar named `name` that counts to `total`, with a text after it; without a terminal up to `lines` lines.
+
+    `quiet` shows no bar: while it is shown, nothing can be written to standard output.
+    """
+
+    def __init__(self, name: str, total: int, *, lines: int = 0, transient: bool = True, quiet: bool = False) -> None:
+        console = Console(stderr=True, highlight=False)
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}")
+        disable = quiet or not console.is_terminal
+        super().__init__(*columns, TimeRemainingColumn(), console=console, transient=transient, disable=disable)
+        self.name, self.total, self.lines, self.done = name, total, lines, 0
+        self.bar = self.add_task(name, total=total, text="")
+
+    def show(self, done: int, text: str) -> None:
+        """Say that `done` of the total are done, and `text` about them."""
+        before, self.done = self.done, done
+        self.update(self.bar, completed=done, text=text)
+        if not self.console.is_terminal and self.lines * done // self.total != self.lines * before // self.total:
+            self.console.print(f"{self.name} {done}/{self.total}: {text}", markup=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rtm_kernels.cli.options import Device, Executor, Halt, Host, Port, TokenFile
+from rtm_kernels.cli.options import Device, Executor, Halt, Host, Port, TokenFile, default_device
 
 PACKAGES = ("fastapi", "pydantic", "uvicorn", "prometheus_client")
 
@@ -47,26 +47,20 @@ def serve(
         -d '{"puzzles": ["53..7....6..195....98....6.(and so on, 81 in all)"]}'
     """  # fmt: skip
     from rtm_kernels.errors import BackendUnavailable, require
-    from rtm_kernels.serve import logs
 
-    logs.configure(json_lines)
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendUnavailable(f"rtm serve needs {', '.join(missing)}: pip install 'rtm-kernels[serve]'")
     from rtm_kernels.access import Token
-    from rtm_kernels.serve.front import names
-    from rtm_kernels.serve.server import bind, end_on_signals
+    from rtm_kernels.serve.app import build_app
+    from rtm_kernels.serve.front import Front, names
+    from rtm_kernels.serve.schema import Limits
+    from rtm_kernels.serve.server import Server, bind, configure_log
 
+    configure_log(json_lines)
     require(1 <= slots <= 4096, "slots", slots, "1 to 4096")
     sources, token = names(model or ["sudoku"]), Token.find(token_file)
-    end_on_signals()
     with bind(host, port, token) as bound:
-        from rtm_kernels.cli.load import default_device
-        from rtm_kernels.serve.app import build_app
-        from rtm_kernels.serve.front import Front
-        from rtm_kernels.serve.limits import Limits
-        from rtm_kernels.serve.server import Server
-
         front = Front.load(
             sources, Limits(), policy=halt, batch_size=slots, executor=executor, batch_invariant=batch_invariant,
             device=device or default_device(),

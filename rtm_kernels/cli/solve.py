@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rtm_kernels.cli.group import ALL_VERIFIED, BAD_INPUT, NOT_ALL_VERIFIED, complain
-from rtm_kernels.cli.options import Json, Limit, Puzzles, SolverOptions, with_solver_options
+from rtm_kernels.cli.options import Json, Limit, Puzzles, SolverOptions, load_solver, with_solver_options
 
 if TYPE_CHECKING:
     from rtm_kernels.data.task import Puzzle
@@ -57,20 +57,17 @@ def solve(
       rtm solve puzzles.csv --precision int8
       cat grids.txt | rtm solve - --show 1
     """
-    from rtm_kernels.cli.load import load_solver
     from rtm_kernels.cli.source import read_all
     from rtm_kernels.energy import energy_counter
 
     solver = load_solver(options)
     read = read_all(puzzles or [], solver.task, limit)
     energy, start = energy_counter(solver.model.device.type), time.perf_counter()
-    if json_lines:
-        solutions = []
-        for solution in in_order(solver, read):
+    solutions = []
+    for solution in in_order(solver, read, quiet=json_lines):
+        solutions.append(solution)
+        if json_lines:
             typer.echo(json.dumps(solution.to_dict()))
-            solutions.append(solution)
-    else:
-        solutions = watched(solver, read)
     seconds = time.perf_counter() - start
     figures = summary(solver, options.model, solutions, seconds, energy.joules() if energy else None)
     if not json_lines:
@@ -83,27 +80,23 @@ def solve(
     raise typer.Exit(BAD_INPUT if "invalid" in statuses else verified)
 
 
-def in_order(solver: Solver, puzzles: list[Puzzle]) -> Iterator[Solution]:
-    """Solutions in the order of the puzzles, each as soon as those before it are there."""
+def in_order(solver: Solver, puzzles: list[Puzzle], quiet: bool) -> Iterator[Solution]:
+    """Solutions in the order of the puzzles, each as soon as those before it are there.
+
+    A terminal shows progress unless `quiet`.
+    """
+    from rtm_kernels.cli.report import Progress
+
     waiting: dict[int, Solution] = {}
-    following = 0
-    for index, solution in solver.stream(puzzles):
-        waiting[index] = solution
-        while following in waiting:
-            yield waiting.pop(following)
-            following += 1
-
-
-def watched(solver: Solver, puzzles: list[Puzzle]) -> list[Solution]:
-    """Solutions in the order of the puzzles; a terminal shows progress and depths meanwhile, on standard error."""
-    from rtm_kernels.cli.progress import DepthProgress
-
-    solutions: dict[int, Solution] = {}
-    with DepthProgress(len(puzzles)) as progress:
+    following = verified = 0
+    with Progress("solving", len(puzzles), quiet=quiet) as progress:
         for index, solution in solver.stream(puzzles):
-            solutions[index] = solution
-            progress.add(None if solution.status == "invalid" else solution.steps, solution.status == "verified")
-    return [solutions[index] for index in range(len(puzzles))]
+            waiting[index] = solution
+            verified += solution.status == "verified"
+            progress.show(progress.done + 1, f"{verified} verified")
+            while following in waiting:
+                yield waiting.pop(following)
+                following += 1
 
 
 def summary(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rtm_kernels.cli.group import BAD_INPUT, complain, group_of
-from rtm_kernels.cli.options import Json, Limit, Puzzles, SolverOptions, with_solver_options
+from rtm_kernels.cli.options import Json, Limit, Puzzles, SolverOptions, load_solver, with_solver_options
 
 IDENTICAL, DIFFERS = 0, 1
 
@@ -39,7 +39,6 @@ def record(
       rtm trace record puzzles.csv --limit 10 --out trace.jsonl
       rtm trace record hard.csv --halt fixed --max-steps 64
     """
-    from rtm_kernels.cli.load import load_solver
     from rtm_kernels.cli.solve import complain_about
     from rtm_kernels.cli.source import read_all
     from rtm_kernels.trace import record as write
@@ -112,21 +111,3 @@ def view(
     target = out or trace.with_suffix(".html")
     write_page(read_trace(trace), target, limit=limit)
     typer.echo(json.dumps({"page": str(target)}) if json_object else f"{target}: open it in a browser")
-
-
-@app.command()
-def plot(
-    trace: TraceFile,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.", metavar="FOLDER")] = Path("plots"),
-    json_object: Json = False,
-) -> None:
-    """Plot steps, halting confidence and accuracy at fixed compute, and save the figures as csv.
-
-    Example:
-
-      rtm trace plot trace.jsonl --out plots
-    """
-    from rtm_kernels.trace import read_trace, write_plots
-
-    written = [str(path) for path in write_plots(read_trace(trace), out)]
-    typer.echo(json.dumps({"files": written}) if json_object else "\n".join(written))

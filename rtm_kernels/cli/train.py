@@ -40,7 +40,7 @@ def train(
         int | None, typer.Option(help="CPU threads. Default: those of the recipe, else all.", metavar="N", min=1)
     ] = None,
     track: Annotated[
-        list[str] | None, typer.Option(help="Also log to tensorboard, trackio or wandb. Repeatable.", metavar="NAME")
+        list[str] | None, typer.Option(help="Also log to trackio or wandb. Repeatable.", metavar="NAME")
     ] = None,
     minutes: Annotated[
         float | None,
@@ -84,7 +84,7 @@ def train(
     from rtm_kernels.train.configure import override, to_dict
     from rtm_kernels.train.recipe import PRESETS
     from rtm_kernels.train.session import RECIPE, open_recipe, run
-    from rtm_kernels.train.telemetry import tracker
+    from rtm_kernels.train.telemetry import Tracker
 
     one_of("PRESET", preset, PRESETS)
     recipe = override(PRESETS[preset], overrides or [])
@@ -94,7 +94,7 @@ def train(
     if resume and overrides:
         raise InputError(f"--resume uses the saved recipe; {overrides[0]!r} cannot change it")
     folder = out or Path("runs") / preset
-    callbacks: list[Any] = [tracker(name, folder) for name in track or []]
+    callbacks: list[Any] = [Tracker(name, folder) for name in track or []]
     slices = minutes is not None and not resume
     resume = resume or (slices and (folder / RECIPE).is_file())
     with ranks(device) as (place, leading):
@@ -195,7 +195,7 @@ class Console:
         self.unseen = "-"
 
     def start(self, trainer: Trainer) -> None:
-        from rtm_kernels.cli.progress import Progress
+        from rtm_kernels.cli.report import Progress
 
         self.started, self.first = time.monotonic(), trainer.step_count
         total = trainer.recipe.total_steps

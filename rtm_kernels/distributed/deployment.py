@@ -37,8 +37,7 @@ class SolverReplica:
         from pydantic import ValidationError
         from starlette.responses import JSONResponse
 
-        from rtm_kernels.serve.refusal import Refused, explained, unavailable
-        from rtm_kernels.serve.schema import LIMITS, SolveRequest
+        from rtm_kernels.serve.schema import LIMITS, Refused, SolveRequest, explained, unavailable
 
         body, refused = bytearray(), Refused(413, "body_too_large", f"a body has at most {LIMITS.body} bytes")
         async for part in request.stream():

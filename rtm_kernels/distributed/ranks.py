@@ -8,8 +8,7 @@ from itertools import islice
 
 import torch.distributed as dist
 
-from rtm_kernels.engine.observer import Observer, Step
-from rtm_kernels.engine.samples import Finished, Sample
+from rtm_kernels.engine.samples import Finished, Observer, Sample, Step
 from rtm_kernels.engine.solver import Solver
 from rtm_kernels.errors import InputError
 

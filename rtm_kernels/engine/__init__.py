@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from rtm_kernels.engine.evaluation import Evaluation, Measurement, take_turns
 from rtm_kernels.engine.executor import EXECUTORS, Executor
-from rtm_kernels.engine.observer import Observer, Step
 from rtm_kernels.engine.rollouts import Rollouts
+from rtm_kernels.engine.samples import Observer, Solution, Step
 from rtm_kernels.engine.service import Closed, Overloaded, Service
-from rtm_kernels.engine.solution import Solution
 from rtm_kernels.engine.solver import Solver
 from rtm_kernels.ops.halting.policy import HaltingPolicy
 

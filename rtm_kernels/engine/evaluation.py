@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from rtm_kernels.data.dataset import IGNORE_LABEL
-from rtm_kernels.engine.observer import Step
-from rtm_kernels.engine.samples import Finished, Sample
+from rtm_kernels.engine.samples import Finished, Sample, Step
 from rtm_kernels.engine.solver import Solver
 from rtm_kernels.errors import require
 from rtm_kernels.ops.token_loss.reference import exact

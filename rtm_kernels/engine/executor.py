@@ -2,108 +2,52 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
+import copy
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from rtm_kernels.block import CosSin, FusedTRMBlock, Stack
 from rtm_kernels.errors import BackendUnavailable, one_of, require
+from rtm_kernels.impl import warn_once
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.reference import peak
-from rtm_kernels.ops.launch import family
+from rtm_kernels.ops.launch import FALLBACKS, choose, family
 from rtm_kernels.ranges import ranged
-from rtm_kernels.recursion import choice, fused, graph, native, reference, symmetric
-from rtm_kernels.recursion.persistent.executor import PersistentExecutor
-from rtm_kernels.recursion.persistent.executor import why_not as why_not_persistent
+from rtm_kernels.recursion import graph, native, reference, symmetric
+from rtm_kernels.recursion.persistent.runner import PersistentExecutor
+from rtm_kernels.recursion.persistent.runner import why_not as why_not_persistent
 from rtm_kernels.recursion.reference import Act, ActStep
 from rtm_kernels.recursion.tape import why_not_program
 
 
-class Executor(Protocol):
-    """Runs ACT steps of one model. `batch_invariant`: a sample's bits are the same in batches of any size."""
+@dataclass(eq=False)
+class Executor:
+    """Runs ACT steps of one model.
 
-    name: str
-    batch_invariant: bool
-
-    @property
-    def step(self) -> Act:
-        """One ACT step."""
-        ...
-
-    @property
-    def recorded(self) -> Act | None:
-        """`step` as launches that a CUDA graph may record, or None when the host takes part in it."""
-        ...
-
-
-class Simple:
-    """An executor whose step is one function."""
-
-    def __init__(self, name: str, step: Act, recorded: Act | None = None, batch_invariant: bool = False) -> None:
-        self.name, self.recorded, self.batch_invariant = name, recorded, batch_invariant
-        self.step: Act = ranged("ACT step")(step)
-
-
-class GraphExecutor:
-    """The fused ops and the heads of a whole ACT step, captured once per batch bucket and replayed.
-
-    Weights are read where they lie. A batch beyond the largest bucket runs in parts. `capture` is that of
-    `recursion.graph.GraphRunner`.
+    `step` takes one; `recorded` is the same as launches that a CUDA graph may record, or None when the host takes part.
+    `batch_invariant`: a sample's bits are the same in batches of any size.
     """
 
-    name, batch_invariant = "graph", False
-
-    def __init__(self, model: RecursiveReasoner, capture: graph.Capture | None = None) -> None:
-        self._program, self._capture, self.recorded = model.program, capture, _fused(model)
-        self._runner: graph.GraphRunner | None = None
-
-    @ranged("ACT step")
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
-        """See `Executor.step`."""
-        program = self._program
-        carried = {name: latents[name] for name in program.carried}
-        parts = zip(*(t.split(graph.BUCKETS[-1]) for t in (x, *carried.values())), strict=True)
-        found = [self._part(part[0], dict(zip(carried, part[1:], strict=True))) for part in parts]
-        whole = found[0] if len(found) == 1 else {name: torch.cat([part[name] for part in found]) for name in found[0]}
-        results = dict.fromkeys((*program.carried, program.output))
-        return ActStep({name: whole[name] for name in results}, whole["logits"], whole.get("q"))
-
-    def _part(self, x: Tensor, carried: graph.Tensors) -> graph.Tensors:
-        if self._runner is None or len(x) > self._runner.buckets[-1]:
-            self._runner = graph.GraphRunner(self._named, max_batch=max(1, len(x)), capture=self._capture)
-        return self._runner({"x": x, **carried})
-
-    def _named(self, inputs: graph.Tensors) -> graph.Tensors:
-        step = self.recorded({name: inputs[name] for name in self._program.carried}, inputs["x"])
-        return {**step.latents, "logits": step.logits, **({} if step.q is None else {"q": step.q})}
+    name: str
+    step: Act
+    recorded: Act | None = None
+    batch_invariant: bool = False
 
 
-class ByBatch:
-    """`auto` on a GPU: each batch goes to the path that the launch table `recursion.choice` names for its size."""
+PERSISTENT_BATCH = {"hopper": 4, "portable": 2}
+"""GPU family -> largest batch whose ACT steps the persistent kernel takes; the graph takes the rest. Not measured yet:
+the byte model of `recursion/persistent/README.md` says so, in which the traffic with L2 grows with the batch and the
+barriers do not. `python -m benchmarks.choose` measures both and prints the entry of the GPU it ran on."""
 
-    name, batch_invariant = "auto", False
 
-    def __init__(self, paths: Mapping[str, Executor]) -> None:
-        self._paths = paths
-
-    @property
-    def recorded(self) -> Act | None:
-        """The step of the path for the size that is being recorded."""
-        acts = {name: path.recorded for name, path in self._paths.items()}
-        if None in acts.values():
-            return None
-        return lambda latents, x: self._path(acts, len(x))(latents, x)
-
-    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
-        """See `Executor.step`."""
-        return self._path(self._paths, len(x)).step(latents, x)
-
-    @staticmethod
-    def _path(paths: Mapping[str, Any], batch: int) -> Any:
-        return paths[choice.choose_row(batch, family()).path]
+def path_of(batch: int) -> str:
+    """`persistent` or `graph`, for ACT steps of `batch` samples on this GPU."""
+    limits = [PERSISTENT_BATCH[name] for name in FALLBACKS[family()] if name in PERSISTENT_BATCH]
+    return "persistent" if limits and batch <= limits[0] else "graph"
 
 
 class Backend(NamedTuple):
@@ -121,7 +65,7 @@ def _head_weights(model: RecursiveReasoner) -> native.HeadWeights:
     return native.HeadWeights(tokens=model.lm_head.weight, halting=_head(model), prefix=model.config.prefix_len)
 
 
-def _modules(model: RecursiveReasoner) -> dict[str, torch.nn.Module]:
+def _modules(model: RecursiveReasoner) -> dict[str, nn.Module]:
     return {name: model.get_submodule(name) for name in model.program.stacks}
 
 
@@ -136,13 +80,73 @@ def _op_by_op(model: RecursiveReasoner, stacks: Mapping[str, reference.ApplyStac
     return step
 
 
+def by_triton(stacks: Mapping[str, nn.Module], cos_sin: CosSin | None = None) -> dict[str, reference.ApplyStack]:
+    """`stacks` with every op of their `FusedTRMBlock`s by Triton, as `reference.run` calls them.
+
+    A stack without `layers` (a linear adapter) stays as it is. The weights are shared, not copied: what is changed in
+    place or loaded later is seen.
+    """
+
+    def bind(stack: nn.Module) -> reference.ApplyStack:
+        layers = getattr(stack, "layers", None)
+        ours = stack if layers is None else Stack([_layer_by_triton(layer) for layer in layers])
+        return lambda state, injection: ours(state, injection, cos_sin)
+
+    return {name: bind(stack) for name, stack in stacks.items()}
+
+
+def _layer_by_triton(layer: nn.Module) -> FusedTRMBlock:
+    other = copy.copy(layer)  # shares parameters and submodules
+    assert isinstance(other, FusedTRMBlock)
+    other.impl = "triton"
+    return other
+
+
 def _fused(model: RecursiveReasoner) -> Act:
-    return _op_by_op(model, fused.stacks_of(_modules(model), model.cos_sin()))
+    return _op_by_op(model, by_triton(_modules(model), model.cos_sin()))
 
 
 def _triton(model: RecursiveReasoner) -> Executor:
     step = _fused(model)
-    return Simple("triton", step, recorded=step)
+    return Executor("triton", step, recorded=step)
+
+
+def replayed(model: RecursiveReasoner, capture: graph.CudaGraphs | None = None) -> Executor:
+    """The fused ops and the heads of a whole ACT step, captured once per batch bucket and replayed.
+
+    Weights are read where they lie. A batch beyond the largest bucket runs in parts. `capture` is that of
+    `recursion.graph.GraphRunner`.
+    """
+    act, program, runners = _fused(model), model.program, list[graph.GraphRunner]()
+
+    def named(inputs: graph.Tensors) -> graph.Tensors:
+        step = act({name: inputs[name] for name in program.carried}, inputs["x"])
+        return {**step.latents, "logits": step.logits, **({} if step.q is None else {"q": step.q})}
+
+    def run(x: Tensor, *carried: Tensor) -> graph.Tensors:
+        if not runners or len(x) > runners[0].buckets[-1]:
+            runners[:] = [graph.GraphRunner(named, max_batch=max(1, len(x)), capture=capture)]
+        return runners[0]({"x": x, **dict(zip(program.carried, carried, strict=True))})
+
+    def step(latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
+        given = (x, *(latents[name] for name in program.carried))
+        found = [run(*part) for part in zip(*(t.split(graph.BUCKETS[-1]) for t in given), strict=True)]
+        whole = found[0] if len(found) == 1 else {name: torch.cat([part[name] for part in found]) for name in found[0]}
+        results = dict.fromkeys((*program.carried, program.output))
+        return ActStep({name: whole[name] for name in results}, whole["logits"], whole.get("q"))
+
+    return Executor("graph", step, recorded=act)
+
+
+def by_batch(paths: Mapping[str, Executor]) -> Executor:
+    """`auto` on a GPU: each batch goes to the path that `path_of` names for its size, while it is recorded too."""
+
+    def chosen(acts: Mapping[str, Act]) -> Act:
+        return lambda latents, x: acts[path_of(len(x))](latents, x)
+
+    recorded = {name: path.recorded for name, path in paths.items() if path.recorded is not None}
+    steps = {name: path.step for name, path in paths.items()}
+    return Executor("auto", chosen(steps), chosen(recorded) if len(recorded) == len(paths) else None)
 
 
 def _persistent(model: RecursiveReasoner) -> Executor:
@@ -155,7 +159,7 @@ def _persistent(model: RecursiveReasoner) -> Executor:
         logits = model.token_logits(values[model.program.output])
         return ActStep(values, logits, None if q is None else q[:, 0], change=change, token_q=q)
 
-    return Simple("persistent", step, recorded=step)
+    return Executor("persistent", step, recorded=step)
 
 
 def _symmetric(model: RecursiveReasoner) -> Executor:
@@ -173,7 +177,7 @@ def _symmetric(model: RecursiveReasoner) -> Executor:
             finite = finite & peak(values[name]).isfinite()
         return found._replace(latents=values, finite=finite)
 
-    return Simple("symmetric", step, batch_invariant=True)
+    return Executor("symmetric", step, batch_invariant=True)
 
 
 def _native(precision: str) -> Backend:
@@ -184,7 +188,7 @@ def _native(precision: str) -> Backend:
         executor = native.NativeExecutor(
             model.program, _modules(model), _head_weights(model), cos_sin=model.cos_sin(), precision=precision
         )
-        return Simple(name, executor.step, batch_invariant=True)
+        return Executor(name, executor.step, batch_invariant=True)
 
     def why_not(model: RecursiveReasoner) -> str | None:
         if model.device.type != "cpu":
@@ -202,7 +206,11 @@ def native_name(precision: str) -> str:
 
 
 def _why_not_triton(model: RecursiveReasoner) -> str | None:
-    return fused.why_not(model.device, model.dtype)
+    try:
+        choose("triton", model.device, model.dtype)
+    except BackendUnavailable as error:
+        return str(error).removeprefix("impl='triton' cannot run: ")
+    return None
 
 
 def _why_not_graph(model: RecursiveReasoner) -> str | None:
@@ -219,15 +227,15 @@ EXECUTORS: dict[str, Backend] = {
     "symmetric": Backend(_symmetric, symmetric.why_not),
     "native": _native("float32"),
     "persistent": Backend(_persistent, _why_not_persistent),
-    "graph": Backend(GraphExecutor, _why_not_graph),
+    "graph": Backend(replayed, _why_not_graph),
     "triton": Backend(_triton, _why_not_triton),
-    "reference": Backend(lambda model: Simple("reference", _op_by_op(model, model.stacks())), lambda model: None),
+    "reference": Backend(lambda model: Executor("reference", _op_by_op(model, model.stacks())), lambda model: None),
     **{native_name(p): _native(p) for p in native.PRECISIONS if p != "float32"},
 }
 """Executors by name: C++ on the CPU, for symmetric weights and for any; one cooperative launch, replayed CUDA graphs,
 and op by op, all with Triton; plain PyTorch. The first three pack the weights when they are built."""
 
-PREFERRED = {"cpu": ("symmetric", "native", "reference"), "cuda": (*choice.PATHS, "triton", "reference")}
+PREFERRED = {"cpu": ("symmetric", "native", "reference"), "cuda": ("persistent", "graph", "triton", "reference")}
 """Device -> what `auto` considers there, the best first. Triton's interpreter is never taken unasked."""
 
 
@@ -258,23 +266,24 @@ def executor(name: str, model: RecursiveReasoner, batch_size: int | None = None)
     reason = EXECUTORS[name].why_not(model)
     if reason is not None:
         raise BackendUnavailable(f"executor={name!r} cannot run: {reason}")
-    return EXECUTORS[name].build(model)
+    return _build(name, model)
+
+
+def _build(name: str, model: RecursiveReasoner) -> Executor:
+    made = EXECUTORS[name].build(model)
+    made.step = ranged("ACT step")(made.step)
+    return made
 
 
 def _auto(model: RecursiveReasoner, batch_size: int | None) -> Executor:
     reasons = {name: EXECUTORS[name].why_not(model) for name in PREFERRED.get(model.device.type, ("reference",))}
     runnable = [name for name, reason in reasons.items() if reason is None]
     if reasons.get("native") is not None and native.why_not() is not None:
-        _warn_once(f"using the slower PyTorch executor: {native.why_not()}")
+        warn_once(f"using the slower PyTorch executor: {native.why_not()}", 5)
     if reasons.get("triton") is not None:
-        _warn_once(f"using the slower PyTorch executor: {reasons['triton']}")
-    if not set(choice.PATHS) <= set(runnable):
-        return EXECUTORS[runnable[0]].build(model)
+        warn_once(f"using the slower PyTorch executor: {reasons['triton']}", 5)
+    if runnable[:2] != ["persistent", "graph"]:
+        return _build(runnable[0], model)
     if batch_size is not None:
-        return EXECUTORS[choice.choose_row(batch_size, family()).path].build(model)
-    return ByBatch({path: EXECUTORS[path].build(model) for path in choice.PATHS})
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=5)
+        return _build(path_of(batch_size), model)
+    return by_batch({path: _build(path, model) for path in runnable[:2]})

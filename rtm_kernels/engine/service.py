@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rtm_kernels.data.task import Puzzle
-from rtm_kernels.engine.samples import Finished, Sample
-from rtm_kernels.engine.solution import Solution
+from rtm_kernels.engine.samples import Finished, Sample, Solution
 from rtm_kernels.engine.solver import Solver
 from rtm_kernels.errors import RTMError, one_of, require
 

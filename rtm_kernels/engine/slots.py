@@ -14,16 +14,14 @@ from torch import Tensor
 from rtm_kernels.data.task import PAD
 from rtm_kernels.engine.executor import Executor
 from rtm_kernels.engine.guesses import Guesses, Noise
-from rtm_kernels.engine.observer import Observer, Step
-from rtm_kernels.engine.samples import Finished, Sample, Verify, finish, probability
+from rtm_kernels.engine.samples import Finished, Observer, Sample, Step, Verify, finish, probability
 from rtm_kernels.errors import require
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.api import halting_step_
 from rtm_kernels.ops.halting.policy import HaltingPolicy
-from rtm_kernels.ops.halting.reference import Outputs, relative_change
-from rtm_kernels.ops.halting.state import STAYS, SlotStates, on_host
-from rtm_kernels.recursion import conditional
-from rtm_kernels.recursion.graph import BUCKETS, Capture, CudaGraphs
+from rtm_kernels.ops.halting.reference import STAYS, Outputs, SlotStates, on_host, relative_change
+from rtm_kernels.recursion import graph
+from rtm_kernels.recursion.graph import BUCKETS, CudaGraphs
 from rtm_kernels.recursion.queue.runner import HaltingQueue
 from rtm_kernels.recursion.queue.schedule import Moved
 from rtm_kernels.recursion.reference import ActStep
@@ -44,7 +42,7 @@ class Slots:
 
     Args:
         ahead: how many more samples wait in device memory; only where steps are captured. With it one launch takes
-            many steps where it can (`conditional.why_not`): it is for callers that neither prefer nor evict samples.
+            many steps where it can (`graph.why_not_loop`): it is for callers that neither prefer nor evict samples.
         kind: what samples may do beside: `guesses` or `noise`, see `Rollouts`.
         observer: called with every step of every sample, in slot order.
         capture: the recorder; by default CUDA graphs on a CUDA device, and nothing is captured elsewhere.
@@ -64,7 +62,7 @@ class Slots:
         kind: str = "",
         *,
         observer: Observer | None = None,
-        capture: Capture | None = None,
+        capture: CudaGraphs | None = None,
         impl: str = "auto",
     ) -> None:
         config, device = model.config, model.device
@@ -101,7 +99,7 @@ class Slots:
         self._asking, self._place = rows(1, like=states.rows), rows(capacity, like=states.rows).long()
         self._verdict = torch.zeros(capacity + 1, dtype=torch.bool, device=device)
         self._asks = "verified" in policy.on
-        loops = isinstance(capture, CudaGraphs) and ahead > 0 and not self._asks and conditional.why_not() is None
+        loops = isinstance(capture, CudaGraphs) and ahead > 0 and not self._asks and graph.why_not_loop() is None
         self._queue = HaltingQueue(
             (self._observe, self._decide) if self._asks else (self._observe_and_decide,),
             self._alive,

@@ -12,11 +12,9 @@ import torch
 from rtm_kernels.data.task import Puzzle, Task, find_tasks, get_task
 from rtm_kernels.engine.executor import executor as build_executor
 from rtm_kernels.engine.executor import with_precision
-from rtm_kernels.engine.observer import Observer
 from rtm_kernels.engine.rollouts import Rollouts, RolloutSlots
-from rtm_kernels.engine.samples import Finished, Sample
+from rtm_kernels.engine.samples import Finished, Observer, Sample, Solution
 from rtm_kernels.engine.slots import Slots
-from rtm_kernels.engine.solution import Solution
 from rtm_kernels.errors import BackendUnavailable, InputError, printable, require
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.policy import HEADED, HaltingPolicy

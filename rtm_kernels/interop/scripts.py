@@ -5,19 +5,15 @@ from __future__ import annotations
 import importlib
 import runpy
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 from unittest.mock import patch
 
-import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
-from torch.overrides import TorchFunctionMode
 
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.interop.accelerate import Accelerated, accelerate
@@ -29,18 +25,11 @@ def flash_attn_func(
 ) -> Tensor:
     """The call of the package flash_attn by PyTorch's SDPA: softmax(q k^T · scale) v.
 
-    q [B, S, H, Dh], k, v [B, T, Hkv, Dh] with H a multiple of Hkv; returns [B, S, H, Dh]. A causal mask is aligned to
-    the last key, as there. Errors: `InputError` for heads that do not divide.
+    q, k, v and the result: [B, S, H, Dh], as the official models call it. Errors: `InputError` for other shapes.
     """
-    require(q.shape[2] % k.shape[2] == 0, "k.shape[2]", k.shape[2], f"a divisor of the {q.shape[2]} heads of q")
+    require(q.shape == k.shape == v.shape, "shapes", (q.shape, k.shape, v.shape), "q, k and v of one shape")
     query, key, value = (t.transpose(1, 2) for t in (q, k, v))
-    mask = None
-    if causal and q.shape[1] != k.shape[1]:
-        mask = q.new_ones(q.shape[1], k.shape[1]).tril(k.shape[1] - q.shape[1]).bool()
-    out = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout_p, is_causal=causal and mask is None, scale=softmax_scale,
-        enable_gqa=q.shape[2] != k.shape[2],
-    )  # fmt: skip
+    out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, is_causal=causal, scale=softmax_scale)
     return out.transpose(1, 2).contiguous()  # HRM takes a view of it, and not every kernel of SDPA leaves it so
 
 
@@ -100,58 +89,8 @@ def accelerating(report: list[str]) -> Iterator[None]:
         handle.remove()
 
 
-class _OnCpu(TorchFunctionMode):
-    """Every torch function with the device cuda replaced by the CPU among its arguments."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        if func is Tensor.cuda:
-            return args[0]
-        return func(*map(_moved, args), **{name: _moved(value) for name, value in (kwargs or {}).items()})
-
-
-def _moved(value: Any) -> Any:
-    """The CPU for the device cuda, whether a device or its name; anything else as it is."""
-    if isinstance(value, torch.device):
-        return torch.device("cpu") if value.type == "cuda" else value
-    return "cpu" if isinstance(value, str) and value.split(":")[0] == "cuda" else value
-
-
-class _Autocast(torch.autocast):
-    def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
-        super().__init__(_moved(device_type), *args, **kwargs)
-
-
-@contextmanager
-def cuda_on_cpu() -> Iterator[None]:
-    """Inside, the CPU stands in for CUDA: factories, `.cuda()`, autocast, `torch.load` and NCCL (by gloo).
-
-    `torch.cuda` reports no memory. Any other use of CUDA fails as usual.
-    """
-    load, init = torch.load, dist.init_process_group
-
-    def load_here(*args: Any, **kwargs: Any) -> Any:
-        return load(*args, **{**kwargs, "map_location": "cpu"})
-
-    def init_gloo(backend: str | None = None, **kwargs: Any) -> None:
-        init("gloo", **kwargs)
-
-    with (
-        patch.object(torch, "autocast", _Autocast),
-        patch.object(torch, "load", load_here),
-        patch.object(dist, "init_process_group", init_gloo),
-        patch.object(torch.cuda, "set_device", lambda device: None),
-        patch.object(torch.cuda, "reset_peak_memory_stats", lambda device=None: None),
-        _OnCpu(),
-    ):
-        yield
-
-
-def run_script(script: Path, arguments: list[str], *, accelerated: bool = True, on_cpu: bool = False) -> list[str]:
+def run_script(script: Path, arguments: list[str], *, accelerated: bool = True) -> list[str]:
     """Run `script` as `python script arguments` would, with stand-ins and fused blocks; returns what was accelerated.
-
-    `on_cpu` answers its calls for CUDA with the CPU (`cuda_on_cpu`).
 
     Errors: `InputError` when there is no such file; whatever the script raises.
     """
@@ -161,7 +100,6 @@ def run_script(script: Path, arguments: list[str], *, accelerated: bool = True, 
         patch.object(sys, "argv", [str(script), *arguments]),
         patch.object(sys, "path", [str(script.resolve().parent), *sys.path]),
         standing_in(missing()),
-        cuda_on_cpu() if on_cpu else nullcontext(),
         accelerating(report) if accelerated else nullcontext(),
     ):
         runpy.run_path(str(script), run_name="__main__")

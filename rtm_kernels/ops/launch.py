@@ -1,14 +1,16 @@
 """How an op starts: checks of its arguments, the implementation that runs, and launches by tables of typed data.
 
-A folder with kernels has a `launch.py` with a `TABLE` of `LaunchRow`. A row is chosen by kernel, GPU family,
+A folder with kernels has a `TABLE` of `LaunchRow`. A row is chosen by kernel, GPU family,
 element size and a size that is never the batch, so that a sample's result does not depend on its batch.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +38,9 @@ FALLBACKS: dict[str, tuple[str, ...]] = {
     "interpreter": ("interpreter",),
 }
 """Family -> the families whose rows run there, in the order in which they are looked up."""
+
+ANY = 1 << 30
+"""The limit of a row for every size."""
 
 VARIANTS = ("", "tma")
 """How a kernel is written: one program per tile, or programs that loop over tiles, with weights by TMA descriptors."""
@@ -73,6 +78,67 @@ class LaunchRow:
         return self.kernel, self.view, self.family, self.bits, self.limit
 
 
+TUNED = Path(__file__).with_name("tuned.json")
+"""Launch rows that were measured, which `python -m benchmarks.tune --write` changes and a diff shows.
+
+One object per row: `op` (the folder of the launch table), the row's fields, and `measured` (GPU, commit, versions,
+ratio to the row of the table and the lower end of its interval). Empty until a GPU has measured something.
+"""
+FIELDS = tuple(field.name for field in fields(LaunchRow))
+
+
+@functools.cache
+def entries(path: Path = TUNED) -> tuple[Mapping[str, Any], ...]:
+    """What the file holds. Errors: `InputError` for a file that is not a list of such objects."""
+    found = json.loads(path.read_text())
+    require(isinstance(found, list), str(path), type(found).__name__, "a list of rows")
+    for entry in found:
+        known = isinstance(entry, dict) and set(entry) == {"op", *FIELDS, "measured"}
+        require(known, str(path), entry, f"the fields op, {', '.join(FIELDS)} and measured")
+    return tuple(found)
+
+
+def row_of(entry: Mapping[str, Any]) -> LaunchRow:
+    """The launch row of an entry."""
+    return LaunchRow(**{name: entry[name] for name in FIELDS})
+
+
+def tuned(
+    op: str, table: Iterable[LaunchRow], found: Sequence[Mapping[str, Any]] | None = None
+) -> tuple[LaunchRow, ...]:
+    """`table` with each measured row of `op` first in its shape class.
+
+    It takes the place of the row of its class and variant; other variants stay as alternatives. A row measured where
+    only the rows of a fallback family ran becomes the first of a class of its own.
+
+    Errors: `InputError` for a measured row that matches no row of the table by kernel, view, bits, limit, variant and
+    the names of its blocks.
+    """
+    rows = list(table)
+    for entry in entries() if found is None else found:
+        if entry["op"] == op:
+            _insert(rows, row_of(entry), op)
+    return tuple(rows)
+
+
+def _insert(rows: list[LaunchRow], new: LaunchRow, op: str) -> None:
+    def alike(row: LaunchRow) -> bool:
+        same = all(getattr(row, name) == getattr(new, name) for name in ("kernel", "view", "bits", "limit", "variant"))
+        return same and row.family in FALLBACKS[new.family] and set(row.blocks) == set(new.blocks)
+
+    replaced = [i for i, row in enumerate(rows) if alike(row)]
+    if not replaced:
+        raise InputError(f"{new} of tuned.json is not a row of {op}: its shape class or its blocks are unknown")
+    for i in replaced:
+        if rows[i].family == new.family:
+            del rows[i]
+            break
+    later = (
+        i for i, row in enumerate(rows) if (row.kernel, row.view, row.family) == (new.kernel, new.view, new.family)
+    )
+    rows.insert(next((i for i in later if rows[i].limit >= new.limit), len(rows)), new)
+
+
 def family() -> str:
     """The family of the GPU that Triton would launch on now, or `interpreter`."""
     if triton_interpreted():
@@ -106,10 +172,10 @@ def select(table: Iterable[LaunchRow], kernel: str, dtype: torch.dtype, size: in
 
 
 @functools.cache
-def programs(device: torch.device) -> int:
-    """How many programs share the tiles of a launch whose programs loop: one for each multiprocessor, 3 without any."""
+def multiprocessors(device: torch.device, otherwise: int) -> int:
+    """Programs of a launch whose programs loop: one for each multiprocessor of a GPU, so many on other devices."""
     if device.type != "cuda":
-        return 3
+        return otherwise
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 

@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rtm_kernels.errors import require
-
 STACK_BYTES = 512 << 20
 """Rows that one pair of weights keeps before it multiplies them; a product over more rows gains nothing."""
 
@@ -30,26 +28,26 @@ class SharedOp:
     """What the shared path needs of an op. `options` are the op's other arguments, the same in both directions.
 
     pack(*weights, dtype): the weights as the kernels read them, detached.
-    forward(x, injection, packed, *options): y and what else the backward reads.
-    slots(x, packed, *options): the shapes that input_grad fills for weight_grad, each with the batch first.
-    input_grad(dy, y, saved, x, injection, packed, slots, *options): the gradient of x and of every injection term.
-    weight_grad(slots, packed, *options): the gradients of the packed weights in float32 or wider.
-    unpack(grads, weights): the same in the shapes and dtypes of the weights.
+    forward(x, *packed, injection, *options): y and what else the backward reads, saved.
+    slots(x, *packed, *options): the shapes that input_grad fills for weight_grad, each with the batch first.
+    input_grad(dy, y, *saved, x, *packed, injection, *options, slots): the gradient of x and of every injection term.
+    weight_grad(slots, *packed, *options): the gradients of the packed weights in float32 or wider.
+    unpack(*grads, *weights): the same in the shapes and dtypes of the weights.
     """
 
     pack: Callable[..., Tensors]
-    forward: Callable[..., tuple[Tensor, Tensors]]
+    forward: Callable[..., Tensors]
     slots: Callable[..., Sequence[tuple[int, ...]]]
     input_grad: Callable[..., Tensor]
     weight_grad: Callable[..., Tensors]
-    unpack: Callable[[Tensors, Tensors], Tensors]
+    unpack: Callable[..., Tensors]
 
 
 class Shared:
     """The weights of one op in the compute dtype, and the rows that its calls left for their gradients."""
 
-    def __init__(self, op: SharedOp, weights: Tensors, dtype: torch.dtype, options: tuple[Any, ...], limit: int):
-        self.op, self.weights, self.options, self.limit = op, weights, options, limit
+    def __init__(self, op: SharedOp, weights: Tensors, dtype: torch.dtype, options: tuple[Any, ...]):
+        self.op, self.weights, self.options = op, weights, options
         with torch.no_grad():
             self.packed = op.pack(*weights, dtype)
         self.calls = 0
@@ -69,7 +67,7 @@ class Shared:
         if not fits:
             self._multiply()
             size = like.element_size() * sum(torch.Size(shape).numel() for shape in shapes)
-            count = max(1, min(self.calls, self.limit // max(1, size)))
+            count = max(1, min(self.calls, STACK_BYTES // max(1, size)))
             if [tuple(b.shape) for b in self.buffers] != [(count, *shape) for shape in shapes]:
                 self.buffers = [like.new_empty(count, *shape) for shape in shapes]
         self.used += 1
@@ -79,7 +77,7 @@ class Shared:
         if not self.used:
             return
         rows = [buffer[: self.used].flatten(0, 1) for buffer in self.buffers]
-        grads = self.op.weight_grad(rows, self.packed, *self.options)
+        grads = self.op.weight_grad(rows, *self.packed, *self.options)
         before = self.sums
         self.sums = grads if before is None else tuple(a + b for a, b in zip(before, grads, strict=True))
         self.used = 0
@@ -91,7 +89,7 @@ class Shared:
         self._multiply()
         sums = self.sums
         self._forget(-1)
-        return (None,) * len(self.weights) if sums is None else self.op.unpack(sums, self.weights)
+        return (None,) * len(self.weights) if sums is None else self.op.unpack(*sums, *self.weights)
 
 
 class _Collect(torch.autograd.Function):
@@ -114,7 +112,7 @@ class _Call(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, shared: Shared, x: Tensor, *injection: Tensor) -> Tensor:
-        y, saved = shared.op.forward(x, injection, shared.packed, *shared.options)
+        y, *saved = shared.op.forward(x, *shared.packed, injection, *shared.options)
         ctx.shared, ctx.terms = shared, len(injection)
         ctx.save_for_backward(y, x, *injection, *saved)
         return y
@@ -128,16 +126,15 @@ class _Call(torch.autograd.Function):
         node = ctx.next_functions[0][0]
         slots: list[Tensor] = []
         if node is not None and torch._C._will_engine_execute_node(node):
-            slots = shared.take(x, shared.op.slots(x, shared.packed, *shared.options))
-        dh = shared.op.input_grad(dy, y, saved, x, injection, shared.packed, slots, *shared.options)
+            slots = shared.take(x, shared.op.slots(x, *shared.packed, *shared.options))
+        dh = shared.op.input_grad(dy, y, *saved, x, *shared.packed, injection, *shared.options, slots)
         return None, None, dh, *(dh,) * ctx.terms
 
 
 class Recursion:
     """The shared weights of every op that was called within one `shared_weights()`."""
 
-    def __init__(self, stack_bytes: int) -> None:
-        self.stack_bytes = stack_bytes
+    def __init__(self) -> None:
         self._shared: dict[Any, Shared] = {}
         self._anchors: dict[Any, Tensor] = {}
 
@@ -147,9 +144,9 @@ class Recursion:
         key = (id(op), held, x.dtype, *(id(o) if isinstance(o, Tensor) else o for o in options))
         shared = self._shared.get(key)
         if shared is None:
-            shared = self._shared[key] = Shared(op, weights, x.dtype, options, self.stack_bytes)
+            shared = self._shared[key] = Shared(op, weights, x.dtype, options)
         if not torch.is_grad_enabled():
-            return op.forward(x, injection, shared.packed, *options)[0]
+            return op.forward(x, *shared.packed, injection, *options)[0]
         if key not in self._anchors:
             self._anchors[key] = _Collect.apply(shared, *weights)
         shared.calls += 1
@@ -161,27 +158,21 @@ _current: ContextVar[Recursion | None] = ContextVar("rtm_kernels_recursion", def
 
 
 @contextlib.contextmanager
-def _scope(stack_bytes: int) -> Iterator[None]:
-    token = _current.set(Recursion(stack_bytes))
+def shared_weights() -> Iterator[None]:
+    """A context in which the Triton ops cast and pack each weight once and compute its gradient by one product.
+
+    Gradients equal those of separate calls up to the order of a float32 sum, the same in every run. Of each pair of
+    weights the backward keeps at most `STACK_BYTES` of rows (those of one call at least) before it multiplies them.
+    Contexts nest: the outer one serves. While torch.compile traces, and for the reference, it does nothing.
+    """
+    if torch.compiler.is_compiling() or _current.get() is not None:
+        yield
+        return
+    token = _current.set(Recursion())
     try:
         yield
     finally:
         _current.reset(token)
-
-
-def shared_weights(stack_bytes: int = STACK_BYTES) -> contextlib.AbstractContextManager[None]:
-    """A context in which the Triton ops cast and pack each weight once and compute its gradient by one product.
-
-    Gradients equal those of separate calls up to the order of a float32 sum, the same in every run. Of each pair of
-    weights the backward keeps at most `stack_bytes` of rows (those of one call at least) before it multiplies them.
-    Contexts nest: the outer one serves. While torch.compile traces, and for the reference, it does nothing.
-
-    Errors: `InputError` for a `stack_bytes` below 0.
-    """
-    require(stack_bytes >= 0, "stack_bytes", stack_bytes, "an integer of at least 0")
-    if torch.compiler.is_compiling() or _current.get() is not None:
-        return contextlib.nullcontext()
-    return _scope(stack_bytes)
 
 
 def recursion() -> Recursion | None:

@@ -1,14 +1,18 @@
-"""CUDA graphs of a step over named batch tensors: one per batch bucket, static buffers, one shared memory pool."""
+"""CUDA graphs of a step over named batch tensors: one per batch bucket, static buffers, one shared memory pool.
+
+A captured step may be repeated on the device by a conditional WHILE node, from the extension `rtm_kernels._cuda`.
+"""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,25 +49,8 @@ def bucket_of(batch: int, buckets: Sequence[int] = BUCKETS) -> int:
     return buckets[bisect_left(buckets, batch)]
 
 
-class Capture(Protocol):
-    """Records what a function launches, so that it can be launched again at once."""
-
-    def capture(self, fn: Callable[[], Tensors]) -> Recorded:
-        """Run `fn` to warm up, then record it."""
-        ...
-
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Order what runs inside after what ran inside before, whichever stream each is on."""
-        ...
-
-    def pool_bytes(self) -> int:
-        """Device memory reserved for this process."""
-        ...
-
-
 class CudaGraphs:
-    """`Capture` by CUDA graphs that share one memory pool.
+    """Records what a function launches as CUDA graphs that share one memory pool, so that it can be launched again.
 
     Errors: `BackendUnavailable` without a CUDA device.
     """
@@ -78,7 +65,7 @@ class CudaGraphs:
         self._last_use: torch.cuda.Event | None = None
 
     def capture(self, fn: Callable[[], Tensors]) -> Recorded:
-        """See `Capture`."""
+        """Run `fn` to warm up, then record it."""
         graph, outputs = self.record(fn)
         return graph.replay, outputs
 
@@ -103,7 +90,7 @@ class CudaGraphs:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """See `Capture`."""
+        """Order what runs inside after what ran inside before, whichever stream each is on."""
         stream = torch.cuda.current_stream(self.device)
         if self._last_use is not None:
             stream.wait_event(self._last_use)
@@ -114,7 +101,7 @@ class CudaGraphs:
             self._last_use = stream.record_event()
 
     def pool_bytes(self) -> int:
-        """See `Capture`."""
+        """Device memory reserved for this process."""
         return torch.cuda.memory_reserved(self.device)
 
 
@@ -143,7 +130,7 @@ class GraphRunner:
         max_batch: int,
         buckets: Sequence[int] = BUCKETS,
         exact: bool = False,
-        capture: Capture | None = None,
+        capture: CudaGraphs | None = None,
     ) -> None:
         require(list(buckets) == sorted(set(buckets)) and buckets[0] >= 1, "buckets", buckets, "ascending from 1 on")
         self._step, self._exact, self._capture = step, exact, capture
@@ -173,11 +160,6 @@ class GraphRunner:
                 replay()
                 return {name: (t if self._exact else t[:batch]).clone() for name, t in outputs.items()}
 
-    @property
-    def captured(self) -> tuple[int, ...]:
-        """Buckets captured so far, in order of capture."""
-        return tuple(self._captured)
-
     def _batch_of(self, inputs: Mapping[str, Tensor]) -> int:
         require(len(inputs) > 0, "inputs", dict(inputs), "at least one tensor that starts with the batch")
         sizes = {name: tensor.shape[0] for name, tensor in inputs.items()}
@@ -189,7 +171,7 @@ class GraphRunner:
             require(given == wanted, name, given, f"{wanted}, as in the first call")
         return next(iter(sizes.values()))
 
-    def _prepare(self, inputs: Mapping[str, Tensor]) -> Capture:
+    def _prepare(self, inputs: Mapping[str, Tensor]) -> CudaGraphs:
         if self._capture is None:
             self._capture = CudaGraphs(next(iter(inputs.values())).device)
         if not self._buffers:
@@ -198,7 +180,7 @@ class GraphRunner:
                 self._buffers = {name: t.new_zeros(largest, *t.shape[1:]) for name, t in inputs.items()}
         return self._capture
 
-    def _record(self, capture: Capture, bucket: int) -> Recorded:
+    def _record(self, capture: CudaGraphs, bucket: int) -> Recorded:
         views = {name: buffer[:bucket] for name, buffer in self._buffers.items()}
         recorded = record(capture, lambda: self._step(dict(views)), (), f"batch {bucket}")
         for name, output in recorded[1].items() if not self._exact else ():
@@ -207,7 +189,7 @@ class GraphRunner:
         return recorded
 
 
-def record(capture: Capture, fn: Callable[[], Tensors], mutates: Iterable[Tensor], what: str) -> Recorded:
+def record(capture: CudaGraphs, fn: Callable[[], Tensors], mutates: Iterable[Tensor], what: str) -> Recorded:
     """`fn` captured, with one log line about `what`; the tensors it changes in place are as they were before."""
     start = time.perf_counter()
     kept = [(tensor, tensor.detach().clone()) for tensor in mutates]
@@ -222,3 +204,40 @@ def record(capture: Capture, fn: Callable[[], Tensors], mutates: Iterable[Tensor
 
 def _signature(tensor: Tensor) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
     return tuple(tensor.shape[1:]), tensor.dtype, tensor.device
+
+
+MINIMUM = 12040
+"""CUDA 12.4, the first version with WHILE nodes, of the driver and of the runtime the extension is built with."""
+
+
+def why_not_loop() -> str | None:
+    """What keeps WHILE nodes from running here, or None when they can."""
+    try:
+        extension = importlib.import_module("rtm_kernels._cuda")
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "rtm_kernels._cuda":
+            return "the extension rtm_kernels._cuda is not compiled (it needs nvcc when the package is installed)"
+        return f"the extension rtm_kernels._cuda does not load: {error}"
+    for what, version in (("runtime", extension.runtime_version), ("driver", extension.driver_version())):
+        if version < MINIMUM:
+            return f"the CUDA {what} is version {version}, and WHILE nodes need {MINIMUM}"
+    return why_not()
+
+
+def while_active(graph: torch.cuda.CUDAGraph, active: Tensor, steps: Tensor, max_steps: int) -> Callable[[], None]:
+    """A launch that replays `graph` while any element of `active` is set, at most `max_steps` times.
+
+    `active` is a contiguous bool tensor on the device that the graph clears in place; `steps` [1] int32 receives how
+    often it ran. `graph`, captured with `keep_graph=True`, and the tensors must outlive the launches.
+
+    Errors: `BackendUnavailable` when WHILE nodes cannot run.
+    """
+    reason = why_not_loop()
+    if reason is not None:
+        raise BackendUnavailable(f"a WHILE node cannot run: {reason}")
+    extension: Any = importlib.import_module("rtm_kernels._cuda")
+    loop = extension.WhileGraph(
+        step=graph.raw_cuda_graph(), active=active.data_ptr(), count=active.numel(), steps=steps.data_ptr(),
+        max_steps=max_steps,
+    )  # fmt: skip
+    return lambda: loop.launch(torch.cuda.current_stream(active.device).cuda_stream)

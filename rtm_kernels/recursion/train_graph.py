@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rtm_kernels.recursion.graph import Capture, GraphRunner, Tensors
+from rtm_kernels.recursion.graph import CudaGraphs, GraphRunner, Tensors
 
 Loss = Callable[[Tensors], tuple[Tensor, Tensors]]
 """Named batch tensors [B, ...] to the scalar loss, and named results of any shape: metrics, the new carry."""
@@ -44,7 +44,7 @@ class TrainGraph:
         *,
         sizes: Sequence[int],
         leaves: Callable[[], Sequence[Tensor]] = tuple,
-        capture: Capture | None = None,
+        capture: CudaGraphs | None = None,
     ) -> None:
         self._loss, self._parameters, self._leaves = loss, tuple(parameters), leaves
         self._runner = GraphRunner(self._step, max_batch=sizes[-1], buckets=sizes, exact=True, capture=capture)

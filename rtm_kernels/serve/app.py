@@ -19,8 +19,7 @@ from rtm_kernels.access import Token
 from rtm_kernels.errors import one_line
 from rtm_kernels.serve.front import Front
 from rtm_kernels.serve.guard import OPEN_ROUTE, Guard
-from rtm_kernels.serve.refusal import Refused, explained
-from rtm_kernels.serve.schema import Error, Model, SolveRequest, SolveResponse
+from rtm_kernels.serve.schema import Error, Model, Refused, SolveRequest, SolveResponse, explained
 
 CODES = {404: "not_found", 405: "method_not_allowed"}
 Responses = dict[int | str, dict[str, Any]]

@@ -1,4 +1,4 @@
-"""Between HTTP and the solver: models by name, limits on work, and the golden puzzles that /healthz solves."""
+"""Between HTTP and the solver: models by name, metrics, and the golden puzzles that /healthz solves."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
 from rtm_kernels import engine
 from rtm_kernels.data.examples import example_names, example_puzzles
 from rtm_kernels.engine import Closed, Overloaded, Service, Solver
 from rtm_kernels.engine.service import finished
 from rtm_kernels.errors import BackendUnavailable, require
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.serve.limits import Limits
-from rtm_kernels.serve.metrics import Metrics
-from rtm_kernels.serve.refusal import Refused, unavailable
-from rtm_kernels.serve.schema import Model, Solution, SolveRequest
+from rtm_kernels.serve.schema import Limits, Model, Refused, Solution, SolveRequest, unavailable
 
 log = logging.getLogger("rtm.serve")
 
@@ -71,12 +70,10 @@ class Front:
     async def submit(self, model: Model, asked: SolveRequest) -> list[Future[engine.Solution]]:
         """Queue all puzzles of a request or none.
 
-        Errors: `Refused` with 413 for too much work, with 503 when the queue is full or the service has ended.
+        Errors: `Refused` with 503 when the queue is full or the service has ended.
         """
         steps = asked.max_steps or model.default_max_steps
-        work, seconds = len(asked.puzzles) * model.cells * steps, asked.deadline or self.limits.request
-        if work > self.limits.work:
-            raise Refused(413, "too_much_work", f"puzzles x cells x steps is {work}, at most {self.limits.work}")
+        seconds = asked.deadline or self.limits.request
         try:
             return await self.service.queue_all(asked.puzzles, solver=model.name, max_steps=steps, deadline=seconds)
         except Overloaded as error:
@@ -133,6 +130,29 @@ class Front:
         """The fields that must be equal in every run; numbers only where rounding does not depend on the batch."""
         exact = self.solvers[name].batch_invariant
         return (found.answer, found.status, *((found.steps, found.halt_probability, found.residual) if exact else ()))
+
+
+class Metrics:
+    """Prometheus counters and gauges. Labels take few values: routes, statuses, codes, and names of models."""
+
+    def __init__(self, service: Service) -> None:
+        self.registry = found = CollectorRegistry()
+        self._requests = Counter("rtm_requests", "Requests.", ("route", "status", "code"), registry=found)
+        self._seconds = Histogram("rtm_request_seconds", "Seconds of a request.", ("route",), registry=found)
+        self._puzzles = Counter("rtm_puzzles", "Puzzles answered.", ("model", "status"), registry=found)
+        self._steps = Counter("rtm_act_steps", "ACT steps of the puzzles answered.", ("model",), registry=found)
+        Gauge("rtm_puzzles_queued", "Puzzles that wait.", registry=found).set_function(lambda: service.queued)
+        Gauge("rtm_puzzles_running", "Puzzles in a slot.", registry=found).set_function(lambda: service.running)
+
+    def record(self, route: str, status: int, code: str, seconds: float) -> None:
+        """Count a request; `status` 0 means that the client had no answer, `code` is that of its error."""
+        self._requests.labels(route, str(status or "none"), code).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def solved(self, model: str, solution: engine.Solution) -> None:
+        """Count a puzzle."""
+        self._puzzles.labels(model, solution.status).inc()
+        self._steps.labels(model).inc(solution.steps)
 
 
 def names(models: Sequence[str]) -> dict[str, str]:

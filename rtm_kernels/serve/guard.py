@@ -13,8 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rtm_kernels.access import Token, is_local_name
-from rtm_kernels.serve.limits import Limits
-from rtm_kernels.serve.refusal import Refused, unavailable
+from rtm_kernels.serve.schema import Limits, Refused, unavailable
 
 log = logging.getLogger("rtm.serve")
 

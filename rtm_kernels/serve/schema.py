@@ -1,14 +1,47 @@
-"""Requests and responses as pydantic models; the OpenAPI document is made of them."""
+"""Limits, requests, responses and refusals; the OpenAPI document is made of the pydantic models."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import JSONResponse
 
 from rtm_kernels import engine
-from rtm_kernels.serve.limits import Limits
+from rtm_kernels.errors import one_line
+
+MAX_FAULTS = 5
+"""Faults that one message names."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one server.
+
+    Bytes: `body` and `header_block` of a request; `dropped` is what a client may still send after a refusal.
+    A request: `puzzles`, characters of a puzzle (`text`), ACT `steps`. A model: `cells` of a puzzle. At a time:
+    `queued` puzzles that wait, `requests` at work, `connections`.
+    Seconds: `read` for a body, `request` to solve it (also the largest deadline), `probe` for the golden puzzle,
+    `drain` from SIGTERM to the last answer, `keep_alive` of an idle connection.
+    """
+
+    body: int = 256 << 10
+    header_block: int = 16 << 10
+    dropped: int = 16 << 20
+    puzzles: int = 64
+    text: int = 4 << 10
+    steps: int = 64
+    cells: int = 900
+    queued: int = 256
+    requests: int = 32
+    connections: int = 512
+    read: float = 10.0
+    request: float = 30.0
+    probe: float = 5.0
+    drain: float = 3.5
+    keep_alive: int = 5
+
 
 LIMITS = Limits()
 Puzzle = Annotated[str, Field(min_length=1, max_length=LIMITS.text)]
@@ -97,3 +130,28 @@ class Error(Strict):
     """What every refusal looks like."""
 
     error: ErrorBody
+
+
+class Refused(Exception):
+    """A request that is answered with `status` and an error of `code`; `headers` go with it."""
+
+    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.headers = status, code, message, headers
+
+    def response(self, request_id: str) -> JSONResponse:
+        """`{"error": {"code", "message", "request_id"}}`."""
+        error = {"code": self.code, "message": self.message, "request_id": request_id}
+        return JSONResponse({"error": error}, self.status, self.headers)
+
+
+def unavailable(code: str, message: str, retry_after: int = 1) -> Refused:
+    """503: the request is sound, and may be sent again in `retry_after` seconds."""
+    return Refused(503, code, message, {"retry-after": str(retry_after)})
+
+
+def explained(faults: list[Any]) -> str:
+    """One line with each argument at fault and what is wrong with it, of the errors that pydantic lists; at most 5."""
+    parts = [f"{'.'.join(map(str, f['loc']))[:80] or 'arguments'}: {f['msg']}"[:200] for f in faults[:MAX_FAULTS]]
+    more = [f"{len(faults) - MAX_FAULTS} more faults"] if len(faults) > MAX_FAULTS else []
+    return one_line("; ".join(parts + more))

@@ -1,12 +1,14 @@
-"""Sockets, uvicorn and an orderly end."""
+"""Log lines, sockets, uvicorn and an orderly end."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-import os
 import signal
 import socket
+import sys
+import traceback
 from typing import Any
 
 import uvicorn
@@ -15,9 +17,38 @@ from starlette.types import ASGIApp
 from rtm_kernels.access import VARIABLE, Token, is_loopback
 from rtm_kernels.engine import Service
 from rtm_kernels.errors import BackendUnavailable, require
-from rtm_kernels.serve.limits import Limits
+from rtm_kernels.serve.schema import Limits
 
 log = logging.getLogger("rtm.serve")
+
+
+class Lines(logging.Formatter):
+    """One line per record: its message and the mapping that it carries as `fields`."""
+
+    def __init__(self, as_json: bool) -> None:
+        super().__init__(datefmt="%H:%M:%S")
+        self.as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        """JSON with `time` in seconds since 1970, or `time level message field=value ...`."""
+        values = {name: value for name, value in getattr(record, "fields", {}).items() if value != ""}
+        if record.exc_info and record.exc_info[1] is not None:
+            last = traceback.extract_tb(record.exc_info[2])[-1]
+            values["error"] = f"{type(record.exc_info[1]).__name__} in {last.name}:{last.lineno}"
+        level, text = record.levelname.lower(), record.getMessage()
+        if self.as_json:
+            return json.dumps({"time": round(record.created, 3), "level": level, "event": text} | values)
+        return " ".join([self.formatTime(record, self.datefmt), level, text, *(f"{k}={v}" for k, v in values.items())])
+
+
+def configure_log(as_json: bool) -> None:
+    """Send the log to standard error, uvicorn's and asyncio's only errors."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Lines(as_json))
+    for name, level in (("rtm.serve", logging.INFO), ("uvicorn", logging.ERROR), ("asyncio", logging.ERROR)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)
 
 
 def bind(host: str, port: int, token: Token | None) -> socket.socket:
@@ -82,14 +113,3 @@ class Server(uvicorn.Server):
         close = lambda: self.service.close(drain=False, timeout=0)  # noqa: E731
         asyncio.get_running_loop().call_later(self.limits.drain, close)
         await super().shutdown(sockets)
-
-
-def end_on_signals() -> None:
-    """End at once on SIGTERM and SIGINT while models load: no request was taken yet, so nothing has to be finished."""
-
-    def end(*_: object) -> None:
-        log.info("stopped")
-        os._exit(0)
-
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, end)

@@ -18,19 +18,18 @@ import torch
 from safetensors.torch import save
 
 import rtm_kernels
-from rtm_kernels.data.task import Puzzle, Verdict
-from rtm_kernels.engine.observer import Step
-from rtm_kernels.engine.samples import Sample
-from rtm_kernels.engine.solution import Solution
+from rtm_kernels.data.task import Puzzle, Task, Verdict
+from rtm_kernels.engine.samples import Sample, Solution, Step
 from rtm_kernels.engine.solver import Solver
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.files import new_file
 from rtm_kernels.model import RecursiveReasoner, tensor_specs
-from rtm_kernels.trace.layout import find_layout
 from rtm_kernels.trace.schema import MAX_BATCH, MAX_BYTES, MAX_PUZZLES, SCHEMA, End
 
 Record = dict[str, Any]
 Emit = Callable[[Record], None]
+PRIVATE, PRIVATE_SIZE = 0xE000, 6400
+"""Unicode's private use area, whose characters no task uses: the first, and how many."""
 
 
 def record(
@@ -135,6 +134,31 @@ def header(solver: Solver, samples: Sequence[Sample], model_name: str) -> Record
         "puzzles": len(samples),
         "inputs_sha256": hashlib.sha256("".join(sha256(s.tokens) for s in samples).encode()).hexdigest(),
     }
+
+
+def find_layout(task: Task) -> dict[str, Any] | None:
+    """The grid that `task.render` draws (`schema.Layout`), or None when it is not a rectangle of several rows.
+
+    `row_rules` and `column_rules` are the rows and columns with a ruler before them, as between the boxes of a Sudoku.
+    An answer with a different character in every cell is rendered, and where they stand is the grid.
+    """
+    cells = "".join(map(chr, range(PRIVATE, PRIVATE + min(task.seq_len, PRIVATE_SIZE))))
+    try:
+        lines = task.render(" " * len(cells), cells).splitlines()
+    except (InputError, ValueError, IndexError):
+        return None
+    places = [[column for column, character in enumerate(line) if character in cells] for line in lines]
+    rows = [columns for columns in places if columns]
+    found = "".join(line[column] for line, columns in zip(lines, places, strict=True) for column in columns)
+    if len(rows) < 2 or found != cells or any(columns != rows[0] for columns in rows):
+        return None
+    filled = [bool(columns) for columns in places]
+    numbers = [i for i, has_cells in enumerate(filled) if has_cells]
+    row_rules = [row for row, line in enumerate(numbers) if row and not filled[line - 1]]
+    first = lines[numbers[0]]
+    gaps = [first[a + 1 : b].strip() for a, b in zip(rows[0], rows[0][1:], strict=False)]
+    column_rules = [column for column, gap in enumerate(gaps, start=1) if gap]
+    return {"rows": len(rows), "columns": len(rows[0]), "row_rules": row_rules, "column_rules": column_rules}
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from rtm_kernels.engine.solution import STATUSES
+from rtm_kernels.engine.samples import STATUSES
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.ops.halting.policy import MAX_STEPS, SIGNALS
 

@@ -23,7 +23,7 @@ NAME = re.compile(r"step-(\d+)")
 
 
 def save_checkpoint(trainer: Trainer, root: Path, keep: int = 2) -> Path:
-    """Write the whole state of `trainer` to `root/step-N`; keep the last `keep` and the best one, remove the others.
+    """Write the whole state of `trainer` to `root/step-N`; keep the last `keep`, remove the others.
 
     A state is complete or absent whenever the process or the machine stops (`files.new_folder`); older states go only
     after that. With several ranks each has to call this; rank 0 writes.
@@ -38,15 +38,16 @@ def save_checkpoint(trainer: Trainer, root: Path, keep: int = 2) -> Path:
         try:
             with new_folder(folder) as aside:
                 save_file(_shared_tensors(trainer) | local, aside / TENSORS)
-                names = ("skipped", "in_a_row", "score", "world_size")
+                names = ("skipped", "in_a_row", "world_size")
                 scalars = {"step": trainer.step_count, **{name: getattr(trainer, name) for name in names}}
-                scalars |= {"stream": trainer.prefetch.state(), "accumulate": trainer.recipe.accumulate}
+                scalars |= {"stream": trainer.position, "accumulate": trainer.recipe.accumulate}
                 write_json(aside / SCALARS, scalars)
                 digests = {name: sha256(aside / name) for name in (TENSORS, SCALARS)}
                 write_json(aside / MANIFEST, {"sha256": digests})
         except SafetensorError as error:
             raise OSError(f"{folder}: the state cannot be written: {error}") from error
-        _prune(root, keep)
+        for old in states(root)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
     if trainer.world_size > 1:
         dist.barrier()
     trainer.last_good = str(folder)
@@ -81,9 +82,10 @@ def load_checkpoint(trainer: Trainer, root: Path) -> Path:
     moved = ({name: value.to(trainer.device) for name, value in carry.items()} for carry in carries)
     trainer.carries = [unpack(carry) if carry else None for carry in moved]
     try:
-        trainer.step_count, trainer.score = int(scalars["step"]), float(scalars["score"])
-        trainer.skipped, trainer.in_a_row = int(scalars["skipped"]), int(scalars["in_a_row"])
-        trainer.prefetch.load_state(scalars["stream"])
+        trainer.step_count, trainer.skipped, trainer.in_a_row = (
+            int(scalars[n]) for n in ("step", "skipped", "in_a_row")
+        )
+        trainer.move_to(scalars["stream"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / SCALARS}: not the state of a run: {type(error).__name__}: {error}") from None
     trainer.last_good = str(folder)
@@ -121,16 +123,6 @@ def _complete(folder: Path) -> bool:
         return all(sha256(folder / name) == digests[name] for name in (TENSORS, SCALARS))
     except (InputError, OSError, KeyError, TypeError):
         return False
-
-
-def _prune(root: Path, keep: int) -> None:
-    """Remove all states but the last `keep` and the best one."""
-    found = states(root)
-    scores = [(float(read_json(path / SCALARS)["score"]), i) for i, path in enumerate(found) if _complete(path)]
-    score, place = max(scores, default=(-1.0, 0))
-    for path in found[:-keep]:
-        if score < 0 or path != found[place]:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _shared_tensors(trainer: Trainer) -> dict[str, Tensor]:

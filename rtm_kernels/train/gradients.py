@@ -1,17 +1,22 @@
-"""Forward and backward pass of an objective, eager or in one CUDA graph for each stage and each program it draws."""
+"""Forward and backward pass of an objective, eager or as CUDA graphs, and what is measured in it besides the loss."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+import torch
 from torch import Tensor, nn
 
+from rtm_kernels.losses import CONFIDENCE, DELTA
 from rtm_kernels.model import Carry, RecursiveReasoner
-from rtm_kernels.recursion.graph import Capture, Tensors
+from rtm_kernels.ops.halting.reference import relative_change
+from rtm_kernels.recursion.graph import CudaGraphs, Tensors
 from rtm_kernels.recursion.train_graph import LEAF, TrainGraph
-from rtm_kernels.train.observe import Sums, observe
 from rtm_kernels.train.update import Rows
 
+Sums = dict[str, Tensor]
+DEPTH = "depth_"
+"""Metrics `depth_d`: samples that halted after d ACT steps."""
 LATENT, DATA, SUM = "latent.", "data.", "sum."
 """Prefixes of a carry's parts and of a step's metrics as named tensors, which enter and leave a graph or a file."""
 
@@ -23,7 +28,7 @@ class Gradients:
     eagerly, to see which parameters take part; the second captures; further ones replay.
     """
 
-    def __init__(self, model: RecursiveReasoner, head: nn.Module, deepest: int, capture: Capture | None) -> None:
+    def __init__(self, model: RecursiveReasoner, head: nn.Module, deepest: int, capture: CudaGraphs | None) -> None:
         self.model, self.head, self.deepest, self.capture = model, head, deepest, capture
         self._used: dict[Hashable, list[nn.Parameter]] = {}
         self._graphs: dict[Hashable, TrainGraph] = {}
@@ -86,3 +91,31 @@ def unpack(tensors: Tensors) -> Carry:
 def part(tensors: Tensors, prefix: str) -> Tensors:
     """The tensors whose name begins with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def depth_counts(steps: Tensor, halted: Tensor, deepest: int) -> Sums:
+    """`depth_1` ... `depth_deepest`: how many of `halted` [B] have taken so many `steps` [B], without a sync."""
+    depths = torch.arange(1, deepest + 1, device=steps.device)
+    counts = ((steps[:, None] == depths) & halted[:, None]).sum(0)
+    return {f"{DEPTH}{d}": counts[d - 1] for d in range(1, deepest + 1)}
+
+
+@torch.no_grad()
+def observe(model: RecursiveReasoner, before: Carry, after: Carry, outputs: dict[str, Tensor], deepest: int) -> Sums:
+    """Sums over the batch of what `DEPTH`, `CONFIDENCE` and `DELTA` name, where the objective has them.
+
+    `outputs` are the head's: `q_halt_logits` [B], or `steps` [B] of a head that runs all of a sample's steps at once.
+    """
+    if "steps" in outputs:
+        steps = outputs["steps"]
+        return depth_counts(steps, torch.ones_like(steps, dtype=torch.bool), deepest)
+    if "q_halt_logits" not in outputs:
+        return {}
+    sums = depth_counts(after.steps, after.halted, deepest)
+    sums[CONFIDENCE] = torch.sigmoid(outputs["q_halt_logits"]).sum()
+    y = model.program.output
+    if y in before.latents:
+        fresh = model.initial_latents(len(before.halted))[y]
+        previous = torch.where(before.halted.view(-1, 1, 1), fresh, before.latents[y])
+        sums[DELTA] = relative_change(after.latents[y], previous).sum()
+    return sums

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import logging
 import warnings
@@ -18,13 +17,12 @@ from rtm_kernels.model import Carry, RecursiveReasoner, Run
 from rtm_kernels.ops.launch import choose
 from rtm_kernels.pretrained import check_fits, shapes
 from rtm_kernels.recursion import symmetric
-from rtm_kernels.recursion.graph import Capture, CudaGraphs, why_not
-from rtm_kernels.train.gradients import Gradients
-from rtm_kernels.train.observe import DEPTH, Sums
+from rtm_kernels.recursion.graph import CudaGraphs, why_not
+from rtm_kernels.train.gradients import DEPTH, Gradients, Sums
 from rtm_kernels.train.schema import Recipe, Stage
-from rtm_kernels.train.stream import Prefetch, build_stream
+from rtm_kernels.train.stream import build_stream
 from rtm_kernels.train.symmetry import Symmetry
-from rtm_kernels.train.update import CapturedUpdate, Rows, Update, why_not_captured
+from rtm_kernels.train.update import CapturedUpdate, Rows, Update
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +48,7 @@ class Trainer:
     cannot run.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device | str = "cpu", capture: Capture | None = None) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device | str = "cpu", capture: CudaGraphs | None = None) -> None:
         self.recipe, self.device = recipe, torch.device(device)
         if recipe.graph and capture is None:
             reason = why_not() or (None if self.device.type == "cuda" else f"the device is {self.device.type}")
@@ -68,11 +66,11 @@ class Trainer:
         self.stream = build_stream(recipe)
         self.update = Update(self.model, recipe, self._symmetry())
         self.optimizers, self.average = self.update.optimizers, self.update.average
-        self.prefetch = Prefetch(self.stream)
+        self.position = self.stream.state()
+        """The stream's position before the batch of the next step, which may be drawn already."""
+        self._drawn: dict[str, Tensor] | None = None
         self.carries: list[Carry | None] = [None] * recipe.accumulate
         self.step_count = self.skipped = self.in_a_row = 0
-        self.score = -1.0
-        """Exact accuracy on test puzzles at the last evaluation; -1 before the first."""
         self.step_seconds = 0.0
         """How long the last step took, set by who runs it."""
         self.last_good: str | None = None
@@ -83,7 +81,11 @@ class Trainer:
         self.captured_update: CapturedUpdate | None = None
         if recipe.graph:
             capture = capture or CudaGraphs(self.device)
-            self._capture_update(capture)
+            if recipe.optimizer == "muon":
+                reason = "torch.optim.Muon computes its learning rate on the host"
+                logger.warning("graph=True: the optimiser's step is not captured: %s", reason)
+            else:
+                self.captured_update = CapturedUpdate(self.update, capture)
         self.gradients = Gradients(self.model, self.head, self.deepest, capture if recipe.graph else None)
         self.model.run = self._symmetric_run()
         if recipe.compile and self.model.run is None:
@@ -121,13 +123,6 @@ class Trainer:
             logger.warning("symmetric weights are trained as whole matrices: %s", reason)
         return None
 
-    def _capture_update(self, capture: Capture) -> None:
-        reason = why_not_captured(self.recipe)
-        if reason is None:
-            self.captured_update = CapturedUpdate(self.update, capture)
-        else:
-            logger.warning("graph=True: the optimiser's step is not captured: %s", reason)
-
     def _enter(self, stage: Stage) -> None:
         """Set the depth of the stage; carries are kept unless the batch size changes."""
         self.head.set_progress(self.step_count / self.recipe.total_steps)
@@ -140,14 +135,19 @@ class Trainer:
 
     def _prepare(self) -> None:
         """Draw the batch of the next step while a GPU works on this one."""
-        following = self.step_count + 1
+        following, self.position, self._drawn = self.step_count + 1, self.stream.state(), None
         if following < self.recipe.total_steps:
             stage, _ = self.recipe.stage_at(following)
-            self.prefetch.prepare(stage.batch_size, stage.mix)
+            self._drawn = self.stream.batch(stage.batch_size, stage.mix)
+
+    def move_to(self, position: str) -> None:
+        """Go on with the batches from a position of the stream."""
+        self.stream.load_state(position)
+        self.position, self._drawn = position, None
 
     def _gradients(self, stage: Stage) -> tuple[Sums, Rows | None]:
         """Backward over the parts of a global batch: sums of metrics, and puzzle rows with gradients."""
-        batch = self.prefetch.batch(stage.batch_size, stage.mix)
+        batch = self.stream.batch(stage.batch_size, stage.mix) if self._drawn is None else self._drawn
         whole = zip(*(v.chunk(self.recipe.accumulate) for v in batch.values()), strict=True)
         sums: Sums = {}
         rows: list[Rows] = []
@@ -199,11 +199,6 @@ class Trainer:
                 f"last good state: {good}"
             )
 
-    @property
-    def averaged(self) -> RecursiveReasoner:
-        """The model with the moving average of the weights."""
-        return self.average.model
-
 
 def build_model(recipe: Recipe) -> RecursiveReasoner:
     """The model of a recipe with random weights, or those of `recipe.init`.
@@ -236,20 +231,8 @@ def _means(sums: Metrics, batch_size: int) -> Metrics:
     return {name: value / divisor(name) for name, value in sums.items()}
 
 
-@functools.cache
-def why_not_compile(device: str) -> str | None:
-    """What keeps torch.compile from working on `device`, or None."""
-    if device != "cpu":
-        return None
-    try:
-        importlib.import_module("torch._inductor.cpp_builder").get_cpp_compiler()
-    except Exception as error:
-        return f"no C++ compiler ({type(error).__name__})"
-    return None
-
-
 def compile_stacks(model: RecursiveReasoner) -> None:
-    """Compile every stack of blocks in place; without a compiler, warn once and stay eager.
+    """Compile every stack of blocks in place; without a C++ compiler, warn and stay eager.
 
     Where the Triton kernels run there is nothing left to fuse, and a compiled stack could not share the weights of its
     calls (`ops.shared`), so the stacks stay as they are.
@@ -257,10 +240,13 @@ def compile_stacks(model: RecursiveReasoner) -> None:
     blocks = (module for module in model.modules() if isinstance(module, FusedTRMBlock))
     if all(choose(block.impl, model.device, model.dtype) == "triton" for block in blocks):
         return
-    reason = why_not_compile(model.device.type)
-    if reason is not None:
-        warnings.warn(f"training runs uncompiled: {reason}", RuntimeWarning, stacklevel=2)
-        return
+    if model.device.type == "cpu":
+        try:
+            importlib.import_module("torch._inductor.cpp_builder").get_cpp_compiler()
+        except Exception as error:
+            reason = f"no C++ compiler ({type(error).__name__})"
+            warnings.warn(f"training runs uncompiled: {reason}", RuntimeWarning, stacklevel=2)
+            return
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     for name in model.config.layers:
         model.get_submodule(name).compile(dynamic=False)

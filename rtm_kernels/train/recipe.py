@@ -7,8 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from rtm_kernels.config import ModelConfig
-from rtm_kernels.train.objective import CumulativeHalting, DeepSupervision, FinalLoss, StochasticRounds
-from rtm_kernels.train.schema import Recipe, Source, Stage
+from rtm_kernels.train.schema import (
+    CumulativeHalting,
+    DeepSupervision,
+    FinalLoss,
+    Recipe,
+    Source,
+    Stage,
+    StochasticRounds,
+)
 
 SUDOKU_4X4 = Recipe(
     model=ModelConfig(

@@ -1,22 +1,124 @@
-"""What a training recipe is: frozen, checked dataclasses, and the learning rate and stage of every step."""
+"""What a training recipe is, as frozen, checked dataclasses: objectives, sources, stages, and the recipe of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
 
 import pydantic
 
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.data.maze import SIDES
 from rtm_kernels.errors import one_of, require
+from rtm_kernels.losses import COSTS, ACTLossHead, CumulativeHead, Head, RoundsHead, official_loss_head
+from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.token_loss.api import LOSSES
-from rtm_kernels.train.objective import DeepSupervision, Objective
 
 OPTIMIZERS = ("adamw", "adam_atan2", "muon")
 TASKS: dict[str, Sequence[int]] = {"sudoku": (4, 9, 16, 25), "maze": SIDES}
 """Tasks of sources, and the sides that their puzzles may have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSupervision:
+    """TRM, HRM, transformer: one ACT step from the carry, its token loss, and BCE of the halting head.
+
+    Halted samples are replaced in the next step. HRM's Q-learning target is the model's `q_continue_target`.
+    """
+
+    kind: Literal["deep_supervision"] = "deep_supervision"
+
+    def check(self, model: ModelConfig) -> None:
+        """Refuse a model that has no halting head (`InputError`)."""
+        require(model.has_q_head, "halting", model.halting, "deep supervision trains a halting head")
+
+    def head(self, model: RecursiveReasoner, loss: str) -> Head:
+        """The official `ACTLossHead`."""
+        return ACTLossHead(model, loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalLoss:
+    """RSM: every batch from fresh latents, the loss at the end alone, the warm-up cycles detached.
+
+    With probability `1 - prob_detach_prev_H` the gradient also chains through the outer update before the last cycle.
+    Depth grows by the `H_cycles` and `L_cycles` of the stages.
+    """
+
+    kind: Literal["final_loss"] = "final_loss"
+    prob_detach_prev_H: float = 0.99
+
+    def check(self, model: ModelConfig) -> None:
+        """Refuse another architecture than RSM (`InputError`)."""
+        one_of("arch", model.arch, ("rsm",))
+
+    def head(self, model: RecursiveReasoner, loss: str) -> Head:
+        """The official RSM `LossHead`."""
+        return official_loss_head(model, loss, prob_detach_prev_H=self.prob_detach_prev_H)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CumulativeHalting:
+    """RTM: up to `halt_max_steps` ACT steps with gradient; `loss = sum_t w_t loss_t + ponder - entropy`.
+
+    w_t are the cumulative halting weights (min(p, 1 - sum), the last one the remainder), the ponder cost is
+    `ponder * sum_t (1 - p_t)` over the steps taken (`cost="graves"`: `ponder * (N + R)`, the number of steps and the
+    remainder of the last, arXiv 1603.08983), and `entropy` rewards the entropy of w against collapse. Both
+    weights rise linearly from 0 over the first `anneal` share of the run. No unit halts before `min_steps`. The cap
+    on steps follows the stages.
+    """
+
+    kind: Literal["cumulative_halting"] = "cumulative_halting"
+    ponder: float = 0.01
+    entropy: float = 0.0
+    min_steps: int = 1
+    anneal: float = 0.3
+    cost: str = "continue"
+
+    def __post_init__(self) -> None:
+        for name in ("ponder", "entropy"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        one_of("cost", self.cost, COSTS)
+        require(self.min_steps >= 1, "min_steps", self.min_steps, "at least 1")
+        require(0 <= self.anneal <= 1, "anneal", self.anneal, "0 to 1")
+
+    def check(self, model: ModelConfig) -> None:
+        """Refuse a model without cumulative halting (`InputError`)."""
+        one_of("halting", model.halting, ("cumulative", "cumulative_token"))
+
+    def head(self, model: RecursiveReasoner, loss: str) -> Head:
+        """A `CumulativeHead` with these weights."""
+        return CumulativeHead(model, loss, self.ponder, self.entropy, self.min_steps, self.anneal, self.cost)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StochasticRounds:
+    """RINS: one pass of `1 + Binomial(r - 1, keep)` rounds, drawn for each batch, with gradient throughout.
+
+    r is the model's `H_cycles`; `keep=1` always takes all of them.
+    """
+
+    kind: Literal["stochastic_rounds"] = "stochastic_rounds"
+    keep: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(0 <= self.keep <= 1, "keep", self.keep, "0 to 1")
+
+    def check(self, model: ModelConfig) -> None:
+        """Refuse another architecture than RINS (`InputError`)."""
+        one_of("arch", model.arch, ("rins",))
+
+    def head(self, model: RecursiveReasoner, loss: str) -> Head:
+        """A `RoundsHead` that keeps rounds with this probability."""
+        return RoundsHead(model, loss, self.keep)
+
+
+Objective = Annotated[
+    DeepSupervision | FinalLoss | CumulativeHalting | StochasticRounds, pydantic.Field(discriminator="kind")
+]
+"""Any of them; the `kind` in a recipe's file says which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,16 +188,13 @@ class Recipe:
     The learning rate is `lr` times the factor of the stage, after a linear warm-up over `warmup_steps`, falling along
     a cosine to `min_lr_ratio` of itself at the last step (1: constant). `muon` orthogonalises the updates of the
     blocks' matrices (torch.optim.Muon, scaled to AdamW's root mean square); every other parameter is then updated by
-    AdamW at `aux_lr`. Puzzle embeddings are trained by sign-SGD at `puzzle_lr`. Each batch is worked off in
-    `accumulate` parts. `data` is a folder in the official layout ("": still to be given), and `epochs` over it set
-    the number of steps; without it the `sources` are drawn from, and `test` is a source of which no puzzle,
-    nor a symmetric twin of one, is trained on. Every `eval_every` steps,
-    and at the end, the moving average is measured on up to `eval_limit` test puzzles for `eval_steps` ACT steps.
-    `init` starts from the weights of a saved model of the same sizes (bundled name, folder or hub id), else from random
-    ones. `symmetric` keeps the weights in the subspace that commutes with the symmetries of the task
-    (`train.symmetry`). `compile` compiles the blocks; `graph` captures training steps in CUDA graphs: forward and
-    backward, and, but for `muon`, all that follows up to the moving average. `threads` is for the CPU, where tiny
-    models gain nothing from more than one; None takes all cores.
+    AdamW at `aux_lr`. Puzzle embeddings are trained by sign-SGD at `puzzle_lr`. Gradients are added up over
+    `accumulate` parts of a batch. `data` is a folder in the official layout ("": still to be given), and `epochs` over
+    it set the number of steps; without it the `sources` are drawn from, and no puzzle of `test`, nor a symmetric twin
+    of one, is trained on. Every `eval_every` steps and at the end the moving average is measured on up to `eval_limit`
+    test puzzles for `eval_steps` ACT steps. `init` names a saved model to start from (bundled name, folder, hub id).
+    `symmetric`: see `train.symmetry`. `compile` compiles the blocks; `graph` captures training steps in CUDA graphs
+    (with `muon` forward and backward only). `threads` is for the CPU; None takes all cores.
     """
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid", strict=True)

@@ -17,15 +17,16 @@ import torch
 import torch.distributed as dist
 
 from rtm_kernels import pretrained
+from rtm_kernels.data.loader import Arrays
 from rtm_kernels.errors import BackendUnavailable, InputError, require
 from rtm_kernels.files import replace_text
 from rtm_kernels.train.checkpoint import clean, load_checkpoint, save_checkpoint, states
 from rtm_kernels.train.configure import fit_to_data, load_recipe, save_recipe
+from rtm_kernels.train.gradients import DEPTH
 from rtm_kernels.train.loop import Metrics, Trainer
-from rtm_kernels.train.observe import DEPTH, Curves, curves
 from rtm_kernels.train.schema import Recipe
-from rtm_kernels.train.stream import Arrays, DatasetStream
-from rtm_kernels.train.telemetry import MEASURED, Callback, CsvLog, Speed, plot_run, read_csv
+from rtm_kernels.train.stream import DatasetStream
+from rtm_kernels.train.telemetry import MEASURED, Callback, CsvLog, Curves, Speed, curves, plot_run, read_csv
 
 RECIPE, METRICS, STATES, MODEL, BEST, PICTURE, SUMMARY, UNSEEN = (
     "recipe.json", "metrics.csv", "checkpoints", "model", "best", "curve.png", "summary.json", "unseen.csv",
@@ -77,8 +78,7 @@ def run(
     `minutes` have passed since the call.
 
     A state is saved every `save_every` seconds, at each evaluation, and when the run stops. Under torch.distributed
-    only rank 0 writes, and a signal or time limit on any rank stops all ranks after the same step. A recipe that
-    the trainer refuses leaves no files.
+    rank 0 writes, and what stops one rank stops all after the same step. A recipe that is refused leaves no files.
     """
     began = time.monotonic()
     trainer = Trainer(recipe, device)
@@ -100,10 +100,9 @@ def run(
         final = trainer.step_count == recipe.total_steps
         due = recipe.eval_every > 0 and trainer.step_count % recipe.eval_every == 0
         if test is not None and (due or final):
-            measured = curves(trainer.averaged, test, recipe.eval_steps)
-            trainer.score = measured.exact[-1]
+            measured = curves(trainer.average.model, test, recipe.eval_steps)
             metrics |= {name: row[-1] for name, row in zip(MEASURED, astuple(measured), strict=True) if row}
-            if leading and trainer.score > best_evaluation(read_csv(out / METRICS))[1]:
+            if leading and measured.exact[-1] > best_evaluation(read_csv(out / METRICS))[1]:
                 export(trainer, out / BEST)
         for watcher in watchers:
             watcher.log(trainer, metrics)
@@ -127,15 +126,15 @@ def run(
         over = limit is not None and time.monotonic() > limit
         return Outcome(interrupted, {"steps": trainer.step_count, "checkpoint": trainer.last_good}, (), over)
     if test is not None and measured is None:
-        measured = curves(trainer.averaged, test, recipe.eval_steps)
+        measured = curves(trainer.average.model, test, recipe.eval_steps)
     return _finish(trainer, out, measured or Curves([], [], []), test, seconds, done, speed.totals)
 
 
 def export(trainer: Trainer, folder: Path) -> None:
     """Save the moving average as a model; trained on a CPU it computes in float32."""
-    config = trainer.averaged.config
+    config = trainer.average.model.config
     config = replace(config, forward_dtype="float32") if trainer.device.type == "cpu" else config
-    pretrained.save(config, trainer.averaged.tensors(), folder, overwrite=True)
+    pretrained.save(config, trainer.average.model.tensors(), folder, overwrite=True)
 
 
 def best_evaluation(rows: list[dict[str, Any]]) -> tuple[int, float]:

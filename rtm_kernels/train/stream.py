@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +13,10 @@ from torch import Tensor
 
 from rtm_kernels.data import maze, sudoku
 from rtm_kernels.data.dataset import PuzzleDataset
-from rtm_kernels.data.loader import Batch, TestLoader, TrainLoader
+from rtm_kernels.data.loader import Arrays, TrainLoader, read_examples
 from rtm_kernels.data.task import Pair, Task, find_tasks
 from rtm_kernels.errors import require
 from rtm_kernels.train.schema import Recipe, Source
-
-Arrays = dict[str, np.ndarray]
 
 
 def load_pool(source: Source) -> Pair:
@@ -51,34 +49,6 @@ def task_of_sources(sources: Sequence[Source]) -> Task:
     return maze.Maze(size) if kind == "maze" else sudoku.Sudoku(size)
 
 
-class Prefetch:
-    """A stream that draws its next batch while the device still works; its position ignores a batch not yet taken."""
-
-    def __init__(self, stream: PoolStream | DatasetStream) -> None:
-        self.stream = stream
-        self._drawn: dict[str, Tensor] | None = None
-        self._before = ""
-
-    def prepare(self, size: int, mix: Mapping[str, float]) -> None:
-        """Draw the batch that the next call of `batch` gives, which must ask for the same."""
-        self._before = self.state()
-        self._drawn = self.batch(size, mix)
-
-    def batch(self, size: int, mix: Mapping[str, float]) -> dict[str, Tensor]:
-        """The prepared batch, or a new one."""
-        drawn, self._drawn = self._drawn, None
-        return self.stream.batch(size, mix) if drawn is None else drawn
-
-    def state(self) -> str:
-        """The position, as text, before a batch that was prepared and not taken."""
-        return self.stream.state() if self._drawn is None else self._before
-
-    def load_state(self, state: str) -> None:
-        """Continue from a position that `state` returned."""
-        self._drawn = None
-        self.stream.load_state(state)
-
-
 class PoolStream:
     """Draws batches from pools: source by weight, puzzle uniformly, then a random symmetric twin of it.
 
@@ -88,11 +58,10 @@ class PoolStream:
     """
 
     def __init__(self, sources: Mapping[str, Source], seed: int, test: Source | None = None) -> None:
-        self.sources, self.test = sources, test
+        self.sources = sources
         self.task = task_of_sources([*sources.values(), *([test] if test else [])])
         self.pools: dict[str, Pair] = {}
-        self._plain = {name: replace(source, hints=(0, 0)) for name, source in sources.items()}
-        plain = dict.fromkeys(self._plain.values())
+        plain = dict.fromkeys(replace(source, hints=(0, 0)) for source in sources.values())
         self._lists = {source: load_pool(source) for source in plain if source.path is not None}
         self.held_out: Pair | None = None
         self._held_keys: set[object] = set()
@@ -133,7 +102,7 @@ class PoolStream:
 
     def _pool(self, name: str) -> Pair:
         if name not in self.pools:
-            source = self._plain[name]
+            source = replace(self.sources[name], hints=(0, 0))
             pool = self._lists[source] if source in self._lists else load_pool(source)
             if self._held_keys:
                 kept = [i for i, key in enumerate(self.task.keys(*pool).tolist()) if key not in self._held_keys]
@@ -178,25 +147,18 @@ class DatasetStream:
         self.dataset.check_tokens()  # all of them: a wrong one would end a run in its middle
         twin = self.task.augment if augmented else None
         self.loader = TrainLoader(self.dataset, batch_size, seed=seed, augment=twin)
-        self._pass: Iterator[Batch] = iter(())
 
     def batch(self, size: int, mix: Mapping[str, float]) -> dict[str, Tensor]:
         """The next batch; `mix` is not read."""
         allowed = f"{self.loader.batch_size}, the batch size of the first stage"
         require(size == self.loader.batch_size, "batch_size", size, allowed)
-        found = next(self._pass, None)
-        if found is None:
-            self._pass = iter(self.loader)
-            found = next(self._pass)
-        return tensors(found.arrays)
+        return tensors(self.loader.next_batch())
 
     def test_arrays(self, limit: int) -> Arrays | None:
         """Up to `limit` examples of the split `test`, None when the data set has none."""
         if not Path(self.path, "test").exists():
             return None
-        dataset = PuzzleDataset.open(self.path, "test")
-        batch = next(iter(TestLoader(dataset, limit)))
-        return {name: array[: batch.size] for name, array in batch.arrays.items()}
+        return read_examples(PuzzleDataset.open(self.path, "test"), limit)[0]
 
     @property
     def task(self) -> Task:
@@ -219,7 +181,6 @@ class DatasetStream:
     def load_state(self, state: str) -> None:
         """Continue from a position that `state` returned."""
         self.loader.load_state_dict(json.loads(state))
-        self._pass = iter(())
 
 
 def build_stream(recipe: Recipe) -> PoolStream | DatasetStream:

@@ -1,8 +1,7 @@
 """Weights that commute with the symmetries of a task: one number for each orbit of the entries of a matrix.
 
-A model of such weights answers the twin of a puzzle with the twin of its answer, so that no example has to teach it
-what one digit, row or box has in common with the others. Its matrices are ordinary ones: everything runs it, and
-training may go on without the constraint. Muon takes its steps on the small blocks of such matrices.
+A model of such weights answers the twin of a puzzle with the twin of its answer. Its matrices are ordinary ones, so
+that everything runs it. Muon takes its steps on the small blocks of such matrices.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ class Symmetry:
         self._orbits: dict[str, _Orbits | _Copies] = {
             name: _Orbits(*spaces, model.device) for name, spaces in _spaces(model, found).items()
         }
-        for name, weight in self.channel_mixes(model).items():
-            self._orbits[name] = _Copies(weight, self.values, parts_of(name))
+        for name in self.channel_mixes(model):
+            self._orbits[name] = _Copies(self.values, parts_of(name))
 
     @staticmethod
     def channel_mixes(model: RecursiveReasoner) -> dict[str, nn.Parameter]:
@@ -76,10 +75,6 @@ class Symmetry:
             if weight.grad is not None:
                 weight.grad.copy_(self._orbits[name].mean(weight.grad))
 
-    def count(self) -> int:
-        """How many numbers the symmetric weights are made of."""
-        return sum(orbits.count for orbits in self._orbits.values())
-
     def _of(self, model: RecursiveReasoner) -> list[tuple[str, Tensor]]:
         named = dict([*model.named_parameters(), *model.named_buffers()])
         return [(name, named[name]) for name in self._orbits]
@@ -105,10 +100,6 @@ class _Orbits:
         members[index[order], within] = order
         self._index, self._members, self._sizes = (torch.from_numpy(a).to(device) for a in (index, members, sizes))
 
-    @property
-    def count(self) -> int:
-        return len(self._sizes)
-
     def mean(self, weight: Tensor) -> Tensor:
         """The mean of `weight` over each orbit, in float32; a sum of gathered members has the same bits every time."""
         entries = torch.cat((weight.float().reshape(-1), weight.new_zeros(1, dtype=torch.float32)))
@@ -119,10 +110,8 @@ class _Orbits:
 class _Copies:
     """The same for a matrix of the channel mix, in `parts` of rows that are copies of the values by themselves."""
 
-    def __init__(self, weight: Tensor, values: int, parts: int) -> None:
+    def __init__(self, values: int, parts: int) -> None:
         self._values, self._parts = values, parts
-        rows, columns = (divmod(size, values) for size in (len(weight) // parts, weight.shape[1]))
-        self.count = parts * (rows[0] * columns[0] + sum(rows) * sum(columns))
 
     def mean(self, weight: Tensor) -> Tensor:
         """The mean of `weight` over each orbit, in float32."""

@@ -1,4 +1,4 @@
-"""What a run tells: a csv file of metrics, training speed, experiment trackers and the picture at its end."""
+"""What a run tells: metrics as csv, speed, experiment trackers, curves on test puzzles, the picture at its end."""
 
 from __future__ import annotations
 
@@ -6,22 +6,32 @@ import csv
 import importlib
 import importlib.util
 import io
-import os
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from rtm_kernels.data.loader import Arrays
 from rtm_kernels.energy import energy_counter
 from rtm_kernels.errors import BackendUnavailable, InputError, one_of
+from rtm_kernels.files import new_file
 from rtm_kernels.flops import act_step_flops
 from rtm_kernels.losses import CONFIDENCE, DELTA
+from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.ops.halting.reference import relative_change
+from rtm_kernels.ops.token_loss import reference
 from rtm_kernels.train.configure import to_dict
 from rtm_kernels.train.loop import Metrics, Trainer
-from rtm_kernels.train.objective import CumulativeHalting
-from rtm_kernels.train.observe import Curves
+from rtm_kernels.train.schema import CumulativeHalting
+from rtm_kernels.train.stream import tensors
 
 MEASURED = ("test_exact_accuracy", f"test_{CONFIDENCE}", f"test_{DELTA}")
 """Columns of evaluations: values after the last ACT step, in the order of `Curves`."""
+
+
+TRACKERS = ("trackio", "wandb")
 
 
 class Callback:
@@ -52,13 +62,11 @@ class CsvLog(Callback):
         """Open the file, without the rows after the step at which `trainer` stands."""
         rows = [row for row in read_csv(self.path) if row["step"] <= trainer.step_count]
         self.fields = list(rows[0]) if rows else []
-        aside = self.path.with_name(self.path.name + ".partial")
-        with aside.open("w", encoding="utf-8", newline="") as file:
+        with new_file(self.path) as file:
             if rows:
                 writer = csv.DictWriter(file, self.fields)
                 writer.writeheader()
-                writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in rows)
-        os.replace(aside, self.path)
+                writer.writerows(rows)
         self._file = self.path.open("a", encoding="utf-8", newline="")
 
     def log(self, trainer: Trainer, metrics: Metrics) -> None:
@@ -97,23 +105,11 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def step_flops(trainer: Trainer) -> float:
-    """Useful FLOPs of one optimiser step on this rank, at the depth of its stage, without heads and optimiser.
-
-    The cumulative objective runs `halt_max_steps` ACT steps; stochastic rounds count as if none were dropped.
-    """
-    stage, _ = trainer.recipe.stage_at(max(0, trainer.step_count - 1))
-    config = stage.model(trainer.recipe.model)
-    each = act_step_flops(config, train=True)
-    if isinstance(trainer.recipe.objective, CumulativeHalting):
-        each *= config.halt_max_steps
-    return float(each * stage.batch_size // trainer.world_size)
-
-
 class Speed(Callback):
     """Adds samples_per_second, tflops and, where a counter is there, joules to the metrics.
 
-    It comes after the `CsvLog`, whose rows are the same in every run.
+    It comes after the `CsvLog`, whose rows are the same in every run. FLOPs are the useful ones of ACT steps on this
+    rank, at the depth of the stage; stochastic rounds count as if none were dropped.
     """
 
     def __init__(self) -> None:
@@ -125,7 +121,9 @@ class Speed(Callback):
 
     def log(self, trainer: Trainer, metrics: Metrics) -> None:
         stage, _ = trainer.recipe.stage_at(max(0, trainer.step_count - 1))
-        seconds, flops = max(trainer.step_seconds, 1e-9), step_flops(trainer)
+        config, seconds = stage.model(trainer.recipe.model), max(trainer.step_seconds, 1e-9)
+        act_steps = config.halt_max_steps if isinstance(trainer.recipe.objective, CumulativeHalting) else 1
+        flops = float(act_steps * act_step_flops(config, train=True) * stage.batch_size // trainer.world_size)
         own = {"seconds": seconds, "samples_per_second": stage.batch_size / seconds, "tflops": flops / seconds / 1e12}
         if self._counter is not None:
             before, self.joules = self.joules or 0.0, self._counter.joules()
@@ -143,34 +141,23 @@ class Speed(Callback):
         return found | ({} if self.joules is None else {"joules": self.joules})
 
 
-class Tensorboard(Callback):
-    """Scalars for `tensorboard --logdir`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.module, self.folder = _need("torch.utils.tensorboard", "tensorboard"), folder / "tensorboard"
-
-    def start(self, trainer: Trainer) -> None:
-        """Open its folder, which has to wait for the run's own."""
-        self.writer = self.module.SummaryWriter(str(self.folder))
-
-    def log(self, trainer: Trainer, metrics: Metrics) -> None:
-        for name, value in metrics.items():
-            self.writer.add_scalar(name, value, trainer.step_count)
-
-    def finish(self, trainer: Trainer) -> None:
-        self.writer.close()
-
-
 class Tracker(Callback):
-    """A run of `trackio` or `wandb`, which share one interface."""
+    """A run of the package `trackio` or `wandb`, which share one interface.
+
+    Errors: `InputError` for another name, `BackendUnavailable` if it is not installed.
+    """
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.module, self.folder = _need(name, name), folder
+        one_of("--track", name, TRACKERS)
+        try:
+            self.module: Any = importlib.import_module(name)
+        except ImportError as error:
+            raise BackendUnavailable(f"--track {name}: the package {name} is not installed ({error})") from None
+        self.folder = folder
 
     def start(self, trainer: Trainer) -> None:
         """Open a run called as its folder, with the recipe as its config."""
-        config: Mapping[str, Any] = to_dict(trainer.recipe)
-        self.module.init(project="rtm_kernels", name=self.folder.name, config=config)
+        self.module.init(project="rtm_kernels", name=self.folder.name, config=to_dict(trainer.recipe))
 
     def log(self, trainer: Trainer, metrics: Metrics) -> None:
         self.module.log(dict(metrics), step=trainer.step_count)
@@ -179,20 +166,43 @@ class Tracker(Callback):
         self.module.finish()
 
 
-TRACKERS = ("tensorboard", "trackio", "wandb")
+@dataclass(frozen=True)
+class Curves:
+    """Means over examples after 1, 2, ... ACT steps without halting.
+
+    `exact`: every labelled token is right; `halt`: sigmoid(q_halt) (empty without a head); `change`: |dy| / |y| of the
+    output latent (empty when the program does not carry it).
+    """
+
+    exact: list[float]
+    halt: list[float]
+    change: list[float]
 
 
-def tracker(name: str, folder: Path) -> Callback:
-    """The callback called `name`. Errors: `InputError` for another name, `BackendUnavailable` if not installed."""
-    one_of("--track", name, TRACKERS)
-    return Tensorboard(folder) if name == "tensorboard" else Tracker(name, folder)
-
-
-def _need(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise BackendUnavailable(f"--track {package}: the package {package} is not installed ({error})") from None
+@torch.inference_mode()
+def curves(model: RecursiveReasoner, arrays: Arrays, steps: int, batch_size: int = 256) -> Curves:
+    """The curves of `model` over `steps` ACT steps on examples as a stream's `test_arrays` gives them:
+    inputs, labels [N, seq_len], puzzle_identifiers [N]."""
+    was_training = model.training
+    model.eval()
+    size, output = len(arrays["inputs"]), model.program.output
+    sums = np.zeros((3, steps))
+    for start in range(0, size, batch_size):
+        part = {k: v[start : start + batch_size].to(model.device) for k, v in tensors(arrays).items()}
+        x = model.embed(part["inputs"], part["puzzle_identifiers"])
+        latents = model.initial_latents(len(x))
+        for step in range(steps):
+            values, logits, q = model.act_step(latents, x)
+            sums[0, step] += reference.exact(logits.argmax(-1), part["labels"]).sum().item()
+            if q is not None:
+                sums[1, step] += torch.sigmoid(q[..., 0]).sum().item()
+            if output in latents:
+                sums[2, step] += relative_change(values[output], latents[output]).sum().item()
+            latents = {name: values[name] for name in model.program.carried}
+    model.train(was_training)
+    means = (sums / size).tolist()
+    carried = output in model.program.carried
+    return Curves(means[0], means[1] if model.config.has_q_head else [], means[2] if carried else [])
 
 
 def plot_run(rows: list[dict[str, Any]], measured: Curves, path: Path) -> None:
@@ -212,7 +222,10 @@ def plot_run(rows: list[dict[str, Any]], measured: Curves, path: Path) -> None:
     loss.plot(steps, [row["loss"] for row in rows], lw=0.8)
     loss.set(title="training loss", xlabel="step", yscale="log")
     seen = [(row["step"], row["exact_accuracy"]) for row in rows if row["count"]]
-    accuracy.plot(*zip(*smooth(seen), strict=True), lw=0.8, label="training, running mean") if seen else None
+    if seen:
+        at, shares = zip(*seen, strict=True)
+        means = [np.mean(shares[max(0, i - 20) : i]) for i in range(1, len(shares) + 1)]
+        accuracy.plot(at, means, lw=0.8, label="training, running mean")
     unseen = [(row["step"], row["test_exact_accuracy"]) for row in rows if row["test_exact_accuracy"] is not None]
     if unseen:
         accuracy.plot(*zip(*unseen, strict=True), "o-", ms=4, label="unseen, moving average")
@@ -227,11 +240,3 @@ def plot_run(rows: list[dict[str, Any]], measured: Curves, path: Path) -> None:
     if measured.exact:
         depth.legend()
     figure.savefig(path, dpi=110)
-
-
-def smooth(points: list[tuple[float, float]], width: int = 20) -> list[tuple[float, float]]:
-    """Mean of the last `width` values at each point."""
-    return [
-        (step, sum(v for _, v in points[max(0, i - width + 1) : i + 1]) / min(i + 1, width))
-        for i, (step, _) in enumerate(points)
-    ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.adam_atan2.api import AdamATan2, sign_sgd_
-from rtm_kernels.recursion.graph import Capture, Recorded, record
+from rtm_kernels.recursion.graph import CudaGraphs, Recorded, record
 from rtm_kernels.recursion.train_graph import fill_state, state_of
 from rtm_kernels.train.schema import Recipe
 from rtm_kernels.train.symmetry import SymmetricMuon, Symmetry
@@ -52,11 +52,6 @@ def build_optimizers(
     rate = torch.tensor(recipe.lr, dtype=torch.float64, device=device)
     groups = [{"params": blocks + rest, "lr": rate, BASE: recipe.lr}]
     return [AdamATan2(groups, betas=recipe.betas, weight_decay=decay)]
-
-
-def why_not_captured(recipe: Recipe) -> str | None:
-    """What keeps the optimiser's step of a recipe out of CUDA graphs, or None."""
-    return "torch.optim.Muon computes its learning rate on the host" if recipe.optimizer == "muon" else None
 
 
 class Average(nn.Module):
@@ -147,12 +142,12 @@ class CapturedUpdate:
     set of parameters with gradients and number of puzzle rows; the average must have started.
     """
 
-    def __init__(self, update: Update, capture: Capture) -> None:
+    def __init__(self, update: Update, capture: CudaGraphs) -> None:
         self.update, self.capture = update, capture
         self._graphs: dict[Hashable, tuple[Recorded, list[Tensor]]] = {}
 
     def forget(self) -> None:
-        """Capture anew from now on, because the optimisers hold other tensors."""
+        """CudaGraphs anew from now on, because the optimisers hold other tensors."""
         self._graphs.clear()
 
     @torch.no_grad()

@@ -17,8 +17,10 @@ MAZE = "\n".join(["S..." + "." * 26, *["####" + "." * 26] * 2, *["." * 30] * 26,
 
 
 def sudoku() -> tuple[str, str]:
-    boards, solutions = generate(1, seed=5)
-    return to_text(boards[0]), to_text(solutions[0])
+    """A puzzle that the oracle solves in step 2, and its solution."""
+    boards, solutions = generate(20, seed=5)
+    i = ((boards == 0).sum(1) % 3).tolist().index(1)
+    return to_text(boards[i]), to_text(solutions[i])
 
 
 def test_a_verified_sudoku_says_so_in_text_and_structure(call) -> None:
@@ -64,13 +66,11 @@ def test_a_longer_path_is_told_from_none() -> None:
 
 def test_arc_candidates_vote_and_are_never_verified(call) -> None:
     grid = [[1, 2, 3], [4, 5, 6]]
-    train = [{"input": [[1, 2]], "output": [[2]]}, {"input": [[3]], "output": [[4]]}]
-    found = call("solve_arc_candidates", test_input=grid, train=train, augmentations=6, candidates=3)
+    found = call("solve_arc_candidates", test_input=grid, augmentations=6, candidates=3)
     answer = found.structured_content
     assert (answer["verified"], answer["runs"]) == (False, 6)
     (candidate,) = answer["candidates"]
     assert candidate["grid"] == grid and candidate["votes"] == 6
-    assert candidate["faults"] == ["2 x 3, and by the demonstrations 1 x 1"]
     assert found.content[0].text.startswith("ARC has no rule that checks an answer")
 
 
@@ -95,7 +95,6 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("solve_maze", {"maze": "." * 900}, "number of S=0 is not allowed"),
     ("solve_arc_candidates", {"test_input": [[1], [1, 2]]}, "its rows differ in length"),
     ("solve_arc_candidates", {"test_input": [[10]]}, "test_input.0.0: Input should be less than 10"),
-    ("solve_arc_candidates", {"test_input": [[1]], "train": [{"input": [[1]]}]}, "train.0.output: Field required"),
     ("rm", {}, "Unknown tool: rm"),
 ]
 
@@ -105,16 +104,6 @@ def test_refusals_name_the_argument_and_echo_nothing(ask) -> None:
         (block,) = found.content
         assert found.is_error and expected in block.text, (name, block.text)
         assert block.text.isprintable() and len(block.text) < 400 and "Traceback" not in block.text
-
-
-def test_the_product_of_factors_is_bounded(ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rtm_kernels.agent import solvers as module
-
-    monkeypatch.setattr(module, "MAX_WORK", 900 * 4 * 10)
-    grid = [[1, 1], [1, 1]]
-    fits, refused = ask(*(("solve_arc_candidates", {"test_input": grid, "augmentations": n}) for n in (10, 11)))
-    assert not fits.is_error and refused.is_error
-    assert "cells x steps x runs='900 x 4 x 11' is not allowed: at most 36000" in refused.content[0].text
 
 
 def test_schemas_are_strict(solvers) -> None:

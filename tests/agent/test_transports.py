@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from rtm_kernels.access import Token
-from rtm_kernels.cli.main import app
 from tests.agent.conftest import with_client
 
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
@@ -80,18 +78,3 @@ def test_over_http_with_a_token(address: str) -> None:
     assert httpx2.post(address, content=b" " * (4 << 20), headers=large, timeout=30).status_code == 413
     foreign = httpx2.post(address, json={}, headers=token | {"Host": "evil.example"}, timeout=30)
     assert foreign.status_code in (403, 421)
-
-
-def test_what_keeps_it_from_starting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("RTM_TOKEN", raising=False)
-    short = tmp_path / "token"
-    short.write_text("short\n")
-    for arguments, message in (
-        (["--transport", "http", "--host", "0.0.0.0"], "host='0.0.0.0' is not allowed: an address other than loop"),
-        (["--transport", "pigeon"], "transport='pigeon' is not allowed: expected one of stdio, http"),
-        (["--token-file", str(short)], "token='...' is not allowed: 16 to 4096 printable ASCII characters without"),
-        (["--model", "nope"], "unknown model 'nope'"),
-    ):
-        done = CliRunner().invoke(app, ["mcp", *arguments])
-        assert done.exit_code == 2 and done.stdout == ""
-        assert message in done.stderr and done.stderr.count("\n") == 1

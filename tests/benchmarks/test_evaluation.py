@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.evaluation import report, run
+from benchmarks.evaluation import run
 from benchmarks.evaluation.__main__ import main
 from benchmarks.evaluation.cost import sample_flops, step_flops, training_flops
 from benchmarks.evaluation.measure import points, trajectory
@@ -22,7 +22,6 @@ from rtm_kernels.train.schema import Recipe
 
 TINY = ("stages.0.steps=2", "stages.1.steps=1", "stages.*.batch_size=4", "sources.all.count=40", "test.count=12",
         "model.forward_dtype=float32")  # fmt: skip
-PAGES = sorted((Path(__file__).resolve().parents[2] / "profiles").glob("*/evaluation/*.csv"))
 
 
 def arms(study: str) -> dict[str, Recipe]:
@@ -99,10 +98,3 @@ def test_a_study_from_the_command_line(
     capsys.readouterr()
     assert main(["nothing", *options]) == 2 and "study='nothing'" in capsys.readouterr().err
     assert main(["--list", "--scale", "cpu"]) == 0 and "fixed, same parameters" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("path", PAGES, ids=lambda p: p.stem)
-def test_pages_are_what_their_rows_give(path: Path) -> None:
-    found = report.read_csv(path)
-    picture = path.with_suffix(".png").exists()
-    assert path.with_suffix(".md").read_text() == report.page(found, STUDIES[path.stem].question, picture)

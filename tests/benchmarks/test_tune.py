@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import tune
 from benchmarks.tune import Work
-from rtm_kernels.ops import launch, tuned
+from rtm_kernels.ops import launch
 from rtm_kernels.ops.launch import LaunchRow
 from rtm_kernels.ops.swiglu.launch import TABLE
 from tests.cases import DIFFERENTIABLE, OPS, small_cases
@@ -25,8 +25,6 @@ from tests.proof.tiles import tiles
 pytest.importorskip("triton")
 
 DEFAULT = next(r for r in TABLE if r.kernel == "gate_up" and r.family == "interpreter")
-FAST = {"BLOCK_F": 128}
-"""What the fake clock likes in a row of gate_up, beside 8 warps."""
 
 
 def channel() -> Work:
@@ -54,7 +52,8 @@ def current(run: object = None) -> LaunchRow:
 
 
 def cost(row: LaunchRow) -> float:
-    return 4.0 - (row.blocks["BLOCK_F"] == FAST["BLOCK_F"]) - 2 * (row.num_warps == 8)
+    """The fake clock: it likes blocks of 128 and 8 warps."""
+    return 4.0 - (row.blocks["BLOCK_F"] == 128) - 2 * (row.num_warps == 8)
 
 
 def timer(now: LaunchRow, after: LaunchRow) -> tuple[float, float, float]:
@@ -62,41 +61,23 @@ def timer(now: LaunchRow, after: LaunchRow) -> tuple[float, float, float]:
     return ratio, ratio - 0.01, ratio + 0.01
 
 
-@pytest.fixture
-def climbed() -> list[tune.Found]:
-    return list(tune.climb("use", channel(), DEFAULT, time.monotonic() + 600, timer, current))
-
-
-def test_the_search_goes_uphill_and_never_times_a_wrong_candidate(climbed: list[tune.Found]) -> None:
-    winner = climbed[-1]
-    assert winner.status == "winner" and winner.op == "swiglu" and winner.row is DEFAULT
+def test_the_search_goes_uphill_and_its_winner_enters_the_file_that_the_tables_read(tmp_path: Path) -> None:
+    climbed = list(tune.climb("use", channel(), DEFAULT, time.monotonic() + 600, timer, current))
+    winner, path = climbed[-1], tmp_path / "package.json"
+    assert (winner.status, winner.op, winner.row) == ("winner", "swiglu", DEFAULT)
     assert (winner.candidate.num_warps, winner.candidate.blocks["BLOCK_F"]) == (8, 128)
     assert winner.ratio == pytest.approx(cost(DEFAULT) / cost(winner.candidate))
     assert any(f.candidate.variant == "tma" for f in climbed) and current() is DEFAULT
-    for f in climbed:
-        if f.candidate.num_stages == 4:
-            assert f.status == "refused: it is wrong" and f.ratio is None
-        elif f.candidate.blocks["BLOCK_N"] == 64:
-            assert f.status == "refused: it raises RuntimeError: out of resources"
-
-
-def test_winners_enter_the_file_that_the_tables_read(
-    climbed: list[tune.Found], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "package.json"
+    refused = {f.status for f in climbed if f.candidate.num_stages == 4 or f.candidate.blocks["BLOCK_N"] == 64}
+    assert refused == {"refused: it is wrong", "refused: it raises RuntimeError: out of resources"}
     path.write_text("[]")
-    assert tune.report(climbed, tmp_path, write=False, path=path) == 0
-    assert path.read_text() == "[]" and "BLOCK_F" in capsys.readouterr().out
+    assert tune.report(climbed, tmp_path, write=False, path=path) == 0 and path.read_text() == "[]"
     assert tune.report(climbed, tmp_path, write=True, path=path) == 0
     (written,) = json.loads(path.read_text())
-    assert written["measured"]["ratio"] == pytest.approx(climbed[-1].ratio, abs=1e-4)
-    assert {"gpu", "commit", "versions", "use", "low"} <= set(written["measured"])
-    table = tuned.tuned("swiglu", TABLE, [written])
-    assert launch.select(table, "gate_up", torch.float32, 72) == climbed[-1].candidate
-    assert len(table) == len(TABLE)
-    everything = json.loads((tmp_path / "tuned.json").read_text())["found"]
-    assert len(everything) == len(climbed)
-    assert tune.report([], tmp_path, write=False, path=path) == 1
+    assert written["measured"]["ratio"] == pytest.approx(winner.ratio, abs=1e-4)
+    table = launch.tuned("swiglu", TABLE, [written])
+    assert launch.select(table, "gate_up", torch.float32, 72) == winner.candidate and len(table) == len(TABLE)
+    assert len(json.loads((tmp_path / "tuned.json").read_text())["found"]) == len(climbed)
 
 
 def test_forward_backward_and_attention_kernels_of_every_op_are_reached() -> None:

@@ -79,9 +79,9 @@ def launch_attention(
     """Forward and backward on meta tensors."""
     x, qkv, out = (meta(*shape, dtype=dtype) for shape in ((batch, length, width), (3 * width, width), (width, width)))
     table = meta(length, width // heads)
-    options = ((table, table) if rope else None, heads, False, qk_norm, 1e-5)
+    options = (*((table, table) if rope else (None, None)), heads, False, qk_norm, 1e-5)
     if forward:
-        op.forward(x, [x] * terms, qkv, out, *options, use_flash=False)
+        op.forward(x, qkv, out, [x] * terms, *options, use_flash=False)
     if backward:
         op.backward(x, x, meta(batch, length), x, qkv, out, *options)
 

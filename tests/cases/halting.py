@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.ops.halting.api import halting_step_
-from rtm_kernels.ops.halting.launch import TABLE
-from rtm_kernels.ops.halting.launcher import halting_step
+from rtm_kernels.ops.halting.kernel import TABLE, halting_step
 from rtm_kernels.ops.halting.policy import HaltingPolicy
-from rtm_kernels.ops.halting.reference import Outputs
-from rtm_kernels.ops.halting.state import SlotStates
+from rtm_kernels.ops.halting.reference import Outputs, SlotStates
 from tests.cases.case import MOST, SIZES, Case, Op, Tensors, Tuned, meta
 from tests.ops.support import LAYOUTS, laid_out
 

@@ -9,11 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rtm_kernels.ops.adam_atan2.adam import adam_atan2
 from rtm_kernels.ops.adam_atan2.api import AdamATan2, sign_sgd_
-from rtm_kernels.ops.adam_atan2.launch import TABLE
+from rtm_kernels.ops.adam_atan2.kernels import TABLE, adam_atan2, sign_sgd
 from rtm_kernels.ops.adam_atan2.reference import scalars
-from rtm_kernels.ops.adam_atan2.sign_sgd import sign_sgd
 from tests.cases.case import SIZES, Case, Op, Tensors, Tuned, meta
 from tests.ops.support import LAYOUTS, laid_out
 

@@ -16,10 +16,8 @@ from rtm_kernels.ops.halting.reference import relative_change
 from rtm_kernels.ops.launch import select
 from rtm_kernels.program import Program
 from rtm_kernels.recursion import reference
-from rtm_kernels.recursion.persistent.executor import PersistentExecutor
-from rtm_kernels.recursion.persistent.launch import KERNEL, TABLE
 from rtm_kernels.recursion.persistent.pack import PackedLayers
-from rtm_kernels.recursion.persistent.runner import PersistentRecursion
+from rtm_kernels.recursion.persistent.runner import KERNEL, TABLE, PersistentExecutor, PersistentRecursion
 from tests.cases.case import HALVES, MOST, SIZES, Case, Op, Tensors, Tuned, latent_shape
 from tests.ops.support import swiglu_weights
 

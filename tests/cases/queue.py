@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.recursion.queue import kernels, schedule
-from rtm_kernels.recursion.queue.launch import TABLE
+from rtm_kernels.recursion.queue.kernels import TABLE
 from rtm_kernels.recursion.queue.schedule import FINISHED, Moved, Schedule
 from tests.cases.case import Case, Op, Tensors, meta
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.ops.token_loss.api import LOSSES, token_loss
-from rtm_kernels.ops.token_loss.kernels import token_loss_backward, token_loss_forward
-from rtm_kernels.ops.token_loss.launch import TABLE
+from rtm_kernels.ops.token_loss.kernels import TABLE, token_loss_backward, token_loss_forward
 from tests.cases.case import HALVES, Case, Op, Strides, Tensors, Tuned, latent_shape, meta
 from tests.ops.support import LAYOUTS, laid_out
 

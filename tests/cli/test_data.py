@@ -71,7 +71,7 @@ def test_arc_puzzles_of_folders(tmp_path: Path) -> None:
         (["sudoku", "--count", "20", "--test", "20"], "test=20"),
         (["maze", "--side", "4"], "side=4"),
         (["maze", "--side", "65"], "side=65"),
-        (["arc", "--train", "/nowhere"], "--train and --test"),
+        (["arc", "--train", "/nowhere", "--test", "/nowhere"], "/nowhere"),
     ],
 )
 def test_bad_arguments_end_in_one_line_and_code_2(arguments: list[str], named: str, tmp_path: Path) -> None:

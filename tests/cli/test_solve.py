@@ -1,19 +1,15 @@
 from __future__ import annotations
 
-import io
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from rtm_kernels import energy
 from rtm_kernels.cli import source
-from rtm_kernels.cli.progress import DepthProgress
 from tests.cli.conftest import lines, refused
 
 KEYS = {"task", "input", "answer", "status", "steps", "halt_probability", "seconds"}
@@ -27,15 +23,22 @@ def text_file(folder: Path, name: str, content: str) -> str:
 
 
 @pytest.mark.usefixtures("oracle")
-def test_json_prints_one_object_per_puzzle_in_order(rtm, puzzles) -> None:
-    result = rtm("solve", *[p for p, _ in puzzles], "--json", "--batch-size", "2", *ORACLE)
+def test_json_prints_one_object_per_puzzle_in_order(rtm, puzzles, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(energy, "RAPL", tmp_path / "none")
+    options = ("--json", "--batch-size", "2", "--stats", str(tmp_path / "stats.json"))
+    result = rtm("solve", *[p for p, _ in puzzles], *options, *ORACLE)
     found = lines(result.stdout)
     assert result.exit_code == 0 and result.stderr == ""
     assert [s["input"] for s in found] == [p for p, _ in puzzles]
     assert [s["answer"] for s in found] == [a for _, a in puzzles]
     assert {s["status"] for s in found} == {"verified"} and {s["task"] for s in found} == {"sudoku"}
-    assert [s["steps"] for s in found] == [p.count(".") % 3 + 1 for p, _ in puzzles]
-    assert all(set(s) >= KEYS and "error" not in s for s in found)
+    depths = [p.count(".") % 3 + 1 for p, _ in puzzles]
+    assert [s["steps"] for s in found] == depths and all(set(s) >= KEYS and "error" not in s for s in found)
+    figures = json.loads((tmp_path / "stats.json").read_text())
+    assert figures["puzzles"] == 6 and figures["statuses"] == {"verified": 6} and figures["by_further_rollouts"] == 0
+    assert figures["depth_histogram"] == {str(d): depths.count(d) for d in sorted(set(depths))}
+    assert figures["mean_steps"] == figures["mean_total_steps"] == sum(depths) / 6
+    assert figures["puzzles_per_second"] > 0 and figures["joules_per_puzzle"] is None
 
 
 @pytest.mark.usefixtures("oracle")
@@ -129,13 +132,6 @@ def test_bad_arguments_end_in_one_line_and_code_2(rtm, arguments: list[str], exp
     refused(rtm("solve", *arguments), expected)
 
 
-def test_a_damaged_model_ends_in_one_line_and_code_2(rtm, model_folder: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(model_folder, tmp_path / "model")
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    refused(rtm("solve", "--model", str(folder), "1"), str(folder))
-
-
 def test_too_many_puzzles_are_refused_before_any_is_solved(rtm, puzzles, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(source, "MAX_PUZZLES", 3)
     path = text_file(tmp_path, "many.txt", (puzzles[0][0] + "\n") * 4)
@@ -159,35 +155,6 @@ def test_help_needs_no_torch_and_shows_examples() -> None:
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-
-
-@pytest.mark.usefixtures("oracle")
-def test_stats_are_written_and_energy_is_null_without_a_counter(rtm, puzzles, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(energy, "RAPL", tmp_path / "none")
-    path = tmp_path / "stats.json"
-    texts = [p for p, _ in puzzles]
-    assert rtm("solve", *texts, "--json", "--stats", str(path), *ORACLE).exit_code == 0
-    figures = json.loads(path.read_text())
-    depths = [p.count(".") % 3 + 1 for p in texts]
-    assert figures["puzzles"] == 6 and figures["statuses"] == {"verified": 6} and figures["by_further_rollouts"] == 0
-    assert figures["depth_histogram"] == {str(d): depths.count(d) for d in sorted(set(depths))}
-    assert figures["mean_steps"] == figures["mean_total_steps"] == sum(depths) / 6
-    assert figures["puzzles_per_second"] > 0 and figures["joules_per_puzzle"] is None
-
-
-def test_depths_grow_on_a_terminal() -> None:
-    screen = io.StringIO()
-    with DepthProgress(4, Console(file=screen, force_terminal=True, width=100)) as progress:
-        for steps, verified in ((3, True), (3, True), (16, False), (None, False)):
-            progress.add(steps, verified)
-        progress.refresh()
-    shown = screen.getvalue()
-    assert "4/4" in shown and "2 verified" in shown and "puzzles/s" in shown
-    assert re.search(r" 3 .+ 2", shown) and re.search(r"16 .+ 1", shown)
-    quiet = io.StringIO()
-    with DepthProgress(1, Console(file=quiet)) as progress:
-        progress.add(1, True)
-    assert quiet.getvalue() == ""
 
 
 @pytest.mark.parametrize("options, name", [((), "symmetric"), (("--precision", "int8"), "native-int8")])

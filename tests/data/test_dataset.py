@@ -13,15 +13,14 @@ import pytest
 
 from rtm_kernels.data import dataset as module
 from rtm_kernels.data.build import build_maze, build_sudoku
-from rtm_kernels.data.dataset import Examples, Metadata, PuzzleDataset
+from rtm_kernels.data.dataset import Examples, Metadata, PuzzleDataset, write_dataset
+from rtm_kernels.data.loader import Arrays, TrainLoader, read_examples
 from rtm_kernels.data.maze import Maze
 from rtm_kernels.data.maze import generate as generate_mazes
 from rtm_kernels.data.sudoku import Sudoku, augment, generate, to_text, verify
 from rtm_kernels.data.sudoku.canonical import canonical
-from rtm_kernels.data.write import write_dataset
 from rtm_kernels.errors import InputError
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "maze-30x30-hard-1k"
 BOARDS = generate(24, seed=9)
 
 
@@ -53,22 +52,6 @@ def test_round_trip(tmp_path: Path) -> None:
     assert arrays == {f"all__{n}.npy": np.uint8 if n in ("inputs", "labels") else np.int32 for n in module.FIELDS}
     content = json.loads((tmp_path / "d" / "train" / "dataset.json").read_text())
     assert content == {**content, "pad_id": 0, "ignore_label_id": 0, "sets": ["all"], "seq_len": 4, "vocab_size": 5}
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="the published mazes are not here")
-def test_the_published_mazes_open(tmp_path: Path) -> None:
-    train, test = (PuzzleDataset.open(SHARED, split) for split in ("train", "test"))
-    train.check_tokens()
-    assert (
-        train.metadata.vocab_size == 6 and len(train.sets["all"].inputs) == 1000 and train.identifiers() == ["<blank>"]
-    )
-    pair = tuple(np.array(getattr(train.sets["all"], name)[:20]) for name in ("inputs", "labels"))
-    held_out = tuple(np.array(getattr(test.sets["all"], name)[:5]) for name in ("inputs", "labels"))
-    assert Maze().verify_tokens(*pair).all() and not Maze().verify_tokens(pair[0], pair[0]).any()
-    assert build_maze(tmp_path / "m", pair, test=held_out) == {"train": 20, "test": 5, "twins_dropped": 0}
-    for name in module.FIELDS[:2]:
-        written = np.load(tmp_path / "m" / "train" / f"all__{name}.npy")
-        assert np.array_equal(written, np.load(SHARED / "train" / f"all__{name}.npy")[:20])
 
 
 def test_sudoku_builder(folder: Path, tmp_path: Path) -> None:
@@ -113,33 +96,20 @@ def test_csv_without_solutions_is_solved(tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
-def test_writing_is_all_or_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = (folder / "manifest.json").read_bytes()
-    with pytest.raises(InputError, match="it exists already"):
-        build_sudoku(folder, BOARDS, test=5)
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk"):
-        patch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError("disk")))
-        build_sudoku(folder, BOARDS, test=5, overwrite=True)
-    assert (folder / "manifest.json").read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["sudoku"]
-    build_sudoku(folder, BOARDS, test=5, overwrite=True)
-    assert len(PuzzleDataset.open(folder, "test").sets["all"].inputs) == 5
-    assert [p.name for p in tmp_path.iterdir()] == ["sudoku"]
-
-
-def test_only_a_data_set_is_replaced(folder: Path, tmp_path: Path) -> None:
+def test_only_a_data_set_is_replaced_and_only_on_request(folder: Path, tmp_path: Path) -> None:
     kept = tmp_path / "mine"
     kept.mkdir()
     (kept / "notes.txt").write_text("mine")
-    (tmp_path / "file").write_text("mine")
-    for place in (kept, kept / "notes.txt", tmp_path / "file"):
+    with pytest.raises(InputError, match="it exists already"):
+        build_sudoku(folder, BOARDS, test=5)
+    for place in (kept, kept / "notes.txt"):
         with pytest.raises(InputError, match="overwrite replaces a data set or an empty folder, nothing else"):
             build_sudoku(place, BOARDS, test=5, overwrite=True)
-    assert (kept / "notes.txt").read_text() == (tmp_path / "file").read_text() == "mine"
+    assert (kept / "notes.txt").read_text() == "mine"
     (tmp_path / "link").symlink_to(folder)
-    build_sudoku(tmp_path / "link", BOARDS, test=4, overwrite=True)
-    assert (tmp_path / "link").is_symlink() and len(PuzzleDataset.open(folder, "test").sets["all"].inputs) == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "mine", "sudoku"]
+    build_sudoku(tmp_path / "link", BOARDS, test=5, overwrite=True)
+    assert (tmp_path / "link").is_symlink() and len(PuzzleDataset.open(folder, "test").sets["all"].inputs) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "mine", "sudoku"]
 
 
 def test_mazes_are_turned_or_named(tmp_path: Path) -> None:
@@ -190,29 +160,17 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "pickle": (pickled, "dtype='object' is not allowed"),
     "float": (save("inputs", np.zeros((60, 81))), "dtype='float64'"),
     "shape": (save("labels", np.ones((60, 80), np.uint8)), r"labels.shape=\(60, 80\)"),
-    "ndim": (save("puzzle_indices", np.zeros((2, 2), int)), "puzzle_indices.shape"),
     "fortran": (save("inputs", np.asfortranarray(np.ones((60, 81), np.uint8))), "order='Fortran'"),
     "falling": (save("puzzle_indices", np.arange(60, -1, -1)), "puzzle_indices=.* expected increasing"),
-    "short": (save("group_indices", np.array([0, 3])), "group_indices=.*0 to 60"),
-    "negative": (save("group_indices", np.array([-1, 60])), "group_indices"),
     "identifier": (save("puzzle_identifiers", np.full(60, 7)), "puzzle_identifiers=.* expected 0 to 0"),
     "truncated": (header("{'descr':'|u1','fortran_order':False,'shape':(60,81)}"), "size="),
-    "huge": (header("{'descr':'<i8','fortran_order':False,'shape':(2**62,)}"), "not a .npy"),
     "vast": (header("{'descr':'<i8','fortran_order':False,'shape':(4611686018427387904,4)}"), "size="),
-    "minus": (header("{'descr':'|u1','fortran_order':False,'shape':(-5,81)}"), "shape="),
     "code": (header("__import__('os').abort()"), "not a .npy"),
-    "garbage": (write("all__inputs.npy", b"\x00\x1b[31m"), "not a .npy"),
-    "empty": (write("all__inputs.npy", b""), "not a .npy"),
-    "version": (write("all__inputs.npy", b"\x93NUMPY\x03\x00" + b"\x00" * 80), "version="),
     "no json": (write("dataset.json", b"{"), "is not JSON"),
     "nested": (write("dataset.json", b"[" * 100_000), "is not JSON"),
-    "list": (write("dataset.json", b"[]"), "expected a JSON object"),
     "long json": (write("dataset.json", b" " * (1 << 21)), "size of .*expected at most"),
     "traversal": (edit(sets=["../../secret"]), "sets="),
-    "no sets": (edit(sets=[]), "sets="),
     "text": (edit(seq_len="81"), "seq_len='81'"),
-    "bool": (edit(vocab_size=True), "vocab_size=True"),
-    "much": (edit(vocab_size=10**30), "vocab_size="),
     "nan": (edit(mean_puzzle_examples=float("nan")), "mean_puzzle_examples=nan"),
     "pad": (edit(pad_id=11), "pad_id=11"),
 }  # fmt: skip
@@ -251,3 +209,99 @@ def test_metadata_of_the_published_mazes_lacks_a_count() -> None:
     assert Metadata.from_json(content).total_puzzles == 0
     with pytest.raises(InputError, match="seq_len='absent'"):
         Metadata.from_json({"vocab_size": 6})
+
+
+TASK = Sudoku(4)
+PUZZLES, SOLUTIONS = generate(60, seed=1, size=4)
+
+
+def in_memory(examples: Examples, vocab_size: int, num_puzzle_identifiers: int = 1) -> PuzzleDataset:
+    return PuzzleDataset(Metadata.of(examples, vocab_size, num_puzzle_identifiers), {"all": examples})
+
+
+DATASET = in_memory(Examples.of_single(PUZZLES + 1, SOLUTIONS + 1, puzzles_per_group=3), 6)
+
+
+def numbered(sizes: list[int], puzzles_per_group: int = 2) -> PuzzleDataset:
+    """Puzzle p has sizes[p] examples; every token of example e is e + 1."""
+    ends = np.cumsum([0, *sizes])
+    tokens = (1 + np.arange(ends[-1]))[:, None].repeat(4, axis=1)
+    groups = np.arange(0, len(sizes) + 1, puzzles_per_group)
+    examples = Examples(tokens, tokens, np.arange(len(sizes)), ends, groups)
+    return in_memory(examples, int(ends[-1]) + 1, num_puzzle_identifiers=len(sizes))
+
+
+def same(first: Arrays, second: Arrays) -> bool:
+    return all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_the_sampling_is_the_official_one() -> None:
+    """One Philox stream per pass: a permutation of the groups, then one puzzle per group, drawn one after the other."""
+    loader = TrainLoader(DATASET, 8, seed=5)
+    for passed in (1, 2):
+        rng = np.random.Generator(np.random.Philox(seed=5 + passed))
+        rows = [int(rng.integers(3 * group, 3 * group + 3)) for group in rng.permutation(20)]
+        found = np.concatenate([loader.next_batch()["inputs"] for _ in range(2)])  # the rest of 20 is dropped
+        assert np.array_equal(found, DATASET.sets["all"].inputs[rows[:16]]) and found.dtype == np.int32
+
+
+def test_puzzles_of_many_examples_fill_batches() -> None:
+    sizes = [3, 3, 2, 2, 5, 5, 1, 1]
+    ends = np.cumsum([0, *sizes])
+    seen: set[int] = set()
+    loader = TrainLoader(numbered(sizes), 4, seed=2)
+    for _ in range(60):
+        batch = loader.next_batch()
+        examples, owners = batch["inputs"][:, 0] - 1, batch["puzzle_identifiers"]
+        assert len(examples) == 4 and len(set(examples.tolist())) == 4
+        assert np.array_equal(np.searchsorted(ends, examples, side="right") - 1, owners)
+        assert len({int(owner) // 2 for owner in owners}) == len(set(owners.tolist()))  # one puzzle per group
+        seen |= set(examples.tolist())
+    assert seen == set(range(ends[-1]))
+
+
+def test_resuming_at_any_batch_is_exact() -> None:
+    for dataset, twin in ((DATASET, TASK.augment), (numbered([3, 1, 2, 2, 5, 4, 1, 6]), None)):
+        first = TrainLoader(dataset, 5, seed=3, augment=twin)
+        states, whole = [], []
+        for _ in range(12):
+            states.append(first.state_dict())
+            whole.append(first.next_batch())
+        for cut, state in enumerate(states):
+            second = TrainLoader(dataset, 5, seed=3, augment=twin)
+            second.load_state_dict(state)
+            assert all(same(second.next_batch(), batch) for batch in whole[cut:])
+
+
+def test_augmentation_streams_fresh_twins_and_ignored_labels_become_minus_100() -> None:
+    loader = TrainLoader(DATASET, 20, seed=1, augment=TASK.augment)
+    first, second = loader.next_batch(), loader.next_batch()
+    for batch in (first, second):
+        assert verify(batch["inputs"] - 1, batch["labels"] - 1).all()
+    plain = TrainLoader(DATASET, 20, seed=1).next_batch()
+    assert not same(first, plain)
+    assert np.array_equal((first["inputs"] > 1).sum(axis=1), (plain["inputs"] > 1).sum(axis=1))
+    labels = np.where(PUZZLES > 0, 0, SOLUTIONS + 1)
+    arrays, _ = read_examples(in_memory(Examples.of_single(PUZZLES + 1, labels), 6))
+    assert np.array_equal(arrays["labels"] == -100, PUZZLES > 0)
+
+
+@pytest.mark.parametrize("limit", [None, 5, 99])
+def test_examples_are_read_in_order_up_to_a_limit(limit: int | None) -> None:
+    arrays, names = read_examples(numbered([3, 1, 2, 2, 5, 4]), limit)
+    assert arrays["inputs"][:, 0].tolist() == list(range(1, 18))[:limit] == arrays["labels"][:, 0].tolist()
+    assert arrays["puzzle_identifiers"].tolist() == np.repeat(range(6), [3, 1, 2, 2, 5, 4]).tolist()[:limit]
+    assert names == ["all"] * len(arrays["inputs"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "state", "message"),
+    [({"batch_size": 0}, {}, "batch_size=0"), ({"batch_size": 21}, {}, "a pass gives 20 examples"),
+     ({"seed": -1}, {}, "seed=-1"), ({}, {"seed": 3}, r"state\['seed'\]=3 is not allowed: this loader has 0"),
+     ({}, {"batch": -1}, r"state\['batch'\]=-1")],
+)  # fmt: skip
+def test_wrong_settings(arguments: dict, state: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        loader = TrainLoader(DATASET, **{"batch_size": 4, "seed": 0, **arguments})
+        loader.load_state_dict({**loader.state_dict(), **state})
+        loader.next_batch()

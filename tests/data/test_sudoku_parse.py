@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import sys
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from rtm_kernels.data import get_task
 from rtm_kernels.data.sudoku import Sudoku, generate, read_boards, read_puzzles, to_text
 from rtm_kernels.errors import InputError
 
@@ -136,12 +138,32 @@ def test_a_line_without_end_is_not_held(tmp_path: Path) -> None:
     assert next(read_puzzles(lines)).line == 1 and len(list(lines)) >= 5000 - 1024
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.sampled_from(["", "puzzle,solution\n"]), st.text(alphabet='123.0*_|-+ ,\n\r\t#x\x1bé"\0', max_size=400))
-def test_any_text_gives_puzzles_or_one_clear_line(header: str, text: str) -> None:
-    try:
-        puzzles = [p.text for p in read_puzzles((header + text).split("\n"))]
-    except InputError as error:
-        assert str(error).isprintable() and len(str(error)) < 300
-    else:
-        assert puzzles and all(len(p) == 81 for p in puzzles)
+PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
+SNAKE = "/".join(("." * 30, "." + "#" * 29, "." * 30, "#" * 29 + ".")[i % 4] for i in range(30)).replace("/", "")
+MAZE = "S" + SNAKE[1:-1] + "G"
+TABLE = "puzzle,solution,rating\n"
+LINES = [("", "\n"), (TABLE, "x,y,z\n"), ("", f"55{PUZZLE[2:]}\n"), (TABLE, f'{PUZZLE},"",3\n'), ("", "53..7....\n"),
+         ("", f"{MAZE}\n"), (TABLE, f"{MAZE},{MAZE.replace('.', 'o')}\n")]  # fmt: skip
+
+
+def calls(task: str, text: str) -> int:
+    """Calls of functions of Python and of C that it takes to read a text as puzzles of `task`."""
+    count, parse = 0, get_task(task).parse
+
+    def event(frame: Any, kind: str, argument: Any) -> None:
+        nonlocal count
+        count += kind in ("call", "c_call")
+
+    sys.setprofile(event)
+    with contextlib.suppress(InputError):
+        list(parse(io.StringIO(text), errors="report"))
+    sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("task", ["sudoku", "maze", "arc"])
+@pytest.mark.parametrize(("head", "line"), LINES)
+def test_a_line_costs_the_same_in_a_file_of_any_size(task: str, head: str, line: str) -> None:
+    calls(task, head + line)  # caches
+    small, large = (calls(task, head + line * count) for count in (100, 200))
+    assert large <= 2.1 * small + 500 and large - small <= 180 * 100

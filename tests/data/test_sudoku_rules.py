@@ -1,31 +1,31 @@
-"""Rules, symmetries, generation, rating and exact solving, each against a slow restatement or an invariant."""
+"""Rules, symmetries, canonical forms, generation, rating and exact solving, against slow restatements or invariants."""
 
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rtm_kernels.data.examples import example_names, example_puzzles
 from rtm_kernels.data.sudoku import (
     LEVELS,
     Symmetry,
     augment,
+    from_text,
     generate,
     random_grids,
     rate,
-    read_boards,
     solve,
     verify,
 )
+from rtm_kernels.data.sudoku.canonical import canonical
 from rtm_kernels.data.sudoku.logic import candidates, reduce_candidates
 from rtm_kernels.data.sudoku.rules import contradictory, explain
 from rtm_kernels.errors import InputError, RTMError
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "sudoku"
 SEEDS = st.integers(0, 2**32 - 1)
 quick = settings(max_examples=10, deadline=None)
 
@@ -178,11 +178,53 @@ def test_wrong_boards_are_named(boards: np.ndarray, message: str) -> None:
         contradictory(boards)
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the shared puzzle lists are not here")
-def test_published_lists_are_solved_exactly() -> None:
-    for name, level in (("17_clue_test.csv", None), ("forum_hardest_11plus_test.csv", "search")):
-        puzzles, solutions = read_boards(SHARED / name)
-        counts, found = solve(puzzles[:40])
-        assert (counts == 1).all() and np.array_equal(found, solutions[:40])
-        if level:
-            assert (rate(puzzles[:40]) == LEVELS.index(level)).all()
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([4, 9]))
+def test_twins_share_a_canonical_form(seed: int, size: int) -> None:
+    rng = np.random.default_rng(seed)
+    solutions = random_grids(4, size, rng)
+    puzzles = np.where(rng.random(solutions.shape) < 0.4, solutions, 0).astype(np.uint8)
+    forms = canonical(puzzles, solutions)
+    assert np.array_equal(canonical(*augment(puzzles, solutions, rng)), forms)
+
+
+def test_a_canonical_form_is_a_twin_of_its_puzzle() -> None:
+    puzzles, solutions = generate(40, seed=2)
+    forms, grids = canonical(puzzles, solutions), canonical(solutions, solutions)
+    assert verify(forms, grids).all()
+    assert np.array_equal(canonical(forms, grids), forms)
+    assert np.array_equal((forms > 0).sum(axis=1), (puzzles > 0).sum(axis=1))
+    assert (grids[:, :9] == np.arange(1, 10)).all()
+
+
+def test_classes_are_the_orbits_of_the_group() -> None:
+    """4x4: there are two classes of grids; puzzles fall apart exactly as their images under the whole group do."""
+    every = np.unique(random_grids(5000, 4, np.random.default_rng(0)), axis=0)
+    assert len(every) == 288 and len(np.unique(canonical(every, every), axis=0)) == 2
+    rng = np.random.default_rng(1)
+    solutions = every[rng.integers(0, 288, 60)]
+    puzzles = np.where(rng.random(solutions.shape) < 0.5, solutions, 0).astype(np.uint8)
+    puzzles, solutions = puzzles[solve(puzzles)[0] == 1], solutions[solve(puzzles)[0] == 1]
+    group = Symmetry.random(40_000, 4, rng)
+    orbits = [min(map(bytes, group.apply(p[None].repeat(40_000, axis=0)))) for p in puzzles]
+    forms = [bytes(form) for form in canonical(puzzles, solutions)]
+    assert len(puzzles) > 10 and len(set(orbits)) == len(set(zip(orbits, forms, strict=True))) == len(set(forms))
+
+
+def test_a_canonical_form_needs_a_solution_that_solves() -> None:
+    puzzles, solutions = generate(2, seed=1)
+    with pytest.raises(InputError, match="every solution has to solve its puzzle"):
+        canonical(puzzles, solutions[::-1])
+
+
+def test_examples() -> None:
+    examples = example_puzzles()
+    puzzles = np.stack([from_text(p.text) for p in examples])
+    solutions = np.stack([from_text(p.solution or "") for p in examples])
+    made, solved = generate(100, seed=20_251_122)
+    assert np.array_equal(puzzles, made) and np.array_equal(solutions, solved)
+    assert (solve(puzzles)[0] == 1).all() and (rate(puzzles) == 0).all()
+    assert 30 <= (puzzles > 0).sum(axis=1).min() <= (puzzles > 0).sum(axis=1).max() <= 36
+    assert "sudoku" in example_names()
+    with pytest.raises(InputError, match="task='chess' is not allowed: expected one of"):
+        example_puzzles("chess")

@@ -16,7 +16,7 @@ from rtm_kernels.engine import executor as executors
 from rtm_kernels.engine.samples import Sample
 from rtm_kernels.engine.slots import Slots
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.recursion import conditional
+from rtm_kernels.recursion import graph
 from rtm_kernels.recursion.graph import CudaGraphs
 from tests.engine.fakes import TASK, captured, config, scripted, told
 from tests.engine.test_slots import PUZZLES
@@ -43,7 +43,7 @@ def test_captured_steps_do_what_eager_ones_do(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, text: str, loop: str
 ) -> None:
     if loop == "poll":
-        monkeypatch.setattr(conditional, "why_not", lambda: "this test polls")
+        monkeypatch.setattr(graph, "why_not_loop", lambda: "this test polls")
     eager, made, launched = scripted(text, batch_size=5).solve(PUZZLES), list[Slots](), list[int]()
     ours = on_graphs(scripted(text, batch_size=5), made)
     slots = ours.slots
@@ -83,7 +83,7 @@ def test_every_executor_that_can_be_recorded_gives_the_bits_of_eager_steps(
     def made(batch_size: int) -> Solver:
         policy = "q=0.55+settle=2"
         solver = Solver(reasoner, task=TASK, policy=policy, max_steps=4, batch_size=batch_size, batch_invariant=True)
-        solver.executor = executors.ByBatch(built) if name == "auto" else built[name]
+        solver.executor = executors.by_batch(built) if name == "auto" else built[name]
         return solver
 
     puzzles, wanted = ["1234", "7012", "5432"], made(2)

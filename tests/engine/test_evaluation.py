@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from rtm_kernels.engine import Evaluation, HaltingPolicy, Measurement, Rollouts, Solver, take_turns
-from rtm_kernels.engine.samples import Finished
 from rtm_kernels.errors import InputError
 from tests.engine.fakes import TASK, ScriptedExecutor, model
 
@@ -54,13 +53,6 @@ def test_every_figure_is_a_plain_count() -> None:
     assert found.sources["a"]["exact_accuracy"] == 2 / 3 and found.sources["b"]["mean_steps"] == 14 / 3
 
 
-def test_fixed_depth_spends_a_step_per_step() -> None:
-    inputs, labels = arrays()
-    found = evaluate(solver(HaltingPolicy((), max_steps=CAP)), inputs, labels)
-    assert found.steps_by_step == list(range(1, CAP + 1)) and found.accuracy_by_step[-1] == found.exact_accuracy
-    assert found.sources == {}
-
-
 def test_labels_that_do_not_count_are_left_out() -> None:
     inputs, labels = arrays()
     labels[:] = -100
@@ -78,28 +70,6 @@ def test_the_curve_of_several_rollouts_is_that_of_the_first() -> None:
     assert (found.rollouts, found.max_total_steps) == (3, 3 * CAP) and (one.rollouts, one.max_total_steps) == (1, CAP)
     assert found.mean_total_steps == pytest.approx(one.mean_total_steps + 2 * CAP / 6)
     assert found.mean_steps == one.mean_steps == one.mean_total_steps
-
-
-def test_an_interrupt_gives_what_has_finished() -> None:
-    inputs, labels = arrays()
-    seen: list[Finished] = []
-
-    def stop(done: Finished) -> None:
-        seen.append(done)
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-
-    found = evaluate(solver(), inputs, labels, on_finished=stop)
-    assert not found.complete and found.n == 3 and found.accuracy_by_step == []
-    assert found.mean_steps == sum(done.steps for done in seen) / 3
-
-    def at_once(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    broken = solver()
-    broken.executor.step = at_once  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(broken, inputs, labels)
 
 
 def test_arguments_are_checked() -> None:

@@ -10,7 +10,6 @@ from rtm_kernels.engine import Solver, executor
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.reference import relative_change
-from rtm_kernels.recursion import choice
 from tests.engine.fakes import TASK, ScriptedExecutor, config, model
 from tests.recursion.support import Recorder
 
@@ -115,7 +114,7 @@ def test_a_named_executor_that_cannot_run_raises(monkeypatch: pytest.MonkeyPatch
 
 def test_auto_without_the_extension_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor.native, "why_not", lambda: "the extension is not compiled")
-    executor._warn_once.cache_clear()
+    executor.warn_once.cache_clear()
     with pytest.warns(RuntimeWarning, match="slower PyTorch executor: the extension is not compiled"):
         assert Solver(model(), task=TASK).executor.name == "reference"
     with warnings.catch_warnings():
@@ -142,7 +141,7 @@ def test_the_graph_replays_the_whole_act_step_in_any_mode_and_splits_what_is_too
     if reason is not None:
         pytest.skip(reason)
     recorder = Recorder()
-    replayed = executor.GraphExecutor(reasoner, capture=recorder)
+    replayed = executor.replayed(reasoner, capture=recorder)
     direct = executor.executor("triton", reasoner)
     for batch, inference in ((2, True), (5, False), (0, False)):
         x = reasoner.embed(torch.randint(1, 9, (batch, 4)), torch.zeros(batch, dtype=torch.int32)).detach()
@@ -155,6 +154,8 @@ def test_the_graph_replays_the_whole_act_step_in_any_mode_and_splits_what_is_too
 
 
 class Named:
+    recorded = None
+
     def __init__(self, name: str) -> None:
         self.name, self.sizes = name, list[int]()
 
@@ -172,7 +173,7 @@ def cuda_model(monkeypatch: pytest.MonkeyPatch) -> RecursiveReasoner:
         reason = "the model is on cuda" if name == "native" else None
         backend = executor.Backend(lambda model, name=name: Named(name), lambda model, reason=reason: reason)
         monkeypatch.setitem(executor.EXECUTORS, name, backend)
-    executor._warn_once.cache_clear()
+    executor.warn_once.cache_clear()
     return RecursiveReasoner(config())
 
 
@@ -183,7 +184,7 @@ def test_auto_on_a_gpu_takes_the_path_of_the_launch_table(cuda_model: RecursiveR
     assert took == ["persistent", "persistent", "graph", "graph", "graph"]
     for size in (1, 64):
         pinned = executor.executor("auto", cuda_model, batch_size=size)
-        assert pinned.name == choice.choose_row(size, "hopper").path
+        assert pinned.name == ("persistent" if size == 1 else "graph")
 
 
 def test_auto_on_a_gpu_takes_what_is_left_and_says_so(

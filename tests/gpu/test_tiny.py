@@ -10,8 +10,8 @@ import torch
 
 from rtm_kernels import program as programs
 from rtm_kernels.recursion import reference
-from rtm_kernels.recursion.persistent.executor import PersistentExecutor
-from tests.gpu.checks import check_budget, draw, make_block
+from rtm_kernels.recursion.persistent.runner import PersistentExecutor
+from tests.gpu.test_block import check_budget, draw, make_block
 from tests.recursion.support import small_stacks
 
 

@@ -14,12 +14,12 @@ import numpy as np
 from rtm_kernels.cli.source import read_all
 from rtm_kernels.data import get_task
 from rtm_kernels.data.arc import read_arc
-from rtm_kernels.data.dataset import Examples, PuzzleDataset
-from rtm_kernels.data.write import write_dataset
+from rtm_kernels.data.dataset import Examples, PuzzleDataset, write_dataset
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.pretrained import CONFIG, MANIFEST, WEIGHTS
 from tests.hostile.mutations import damage_bytes, damage_json, damage_text
-from tests.hostile.targets import PUZZLE, Attack, Target, clear, saved, taken_or_refused
+from tests.hostile.targets import PUZZLE, Attack, Target, clear, taken_or_refused
+from tests.oracle import saved
 
 NUMBERS = (256, 1 << 13, 1 << 14, 1 << 20)
 """The largest that a config allows here and there."""
@@ -38,7 +38,7 @@ def with_header(header: Any, rest: bytes) -> bytes:
 
 def model_files(root: Path) -> Target:
     """Damaged models, mostly with digests that fit the damage: loaded whole, or refused in one line."""
-    folder = Path(saved("sudoku4", 6, 16, root))
+    folder = saved("sudoku4", root)
     good = {name: (folder / name).read_bytes() for name in (CONFIG, WEIGHTS, MANIFEST)}
     config, (header, rest) = json.loads(good[CONFIG]), parts_of(good[WEIGHTS])
 

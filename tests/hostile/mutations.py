@@ -19,17 +19,13 @@ NASTY_VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-SWOLLEN = 0.002
-"""Share of the damaged bytes in which a piece is repeated until it is as large as the limits on files and lines."""
-
-
 def damage_bytes(data: bytes, rng: random.Random) -> bytes:
     """One to four of: a flipped bit, a byte set, bytes cut out, doubled, moved, inserted, the end cut off.
 
-    Now and then a piece of it repeated, 16 KiB to 1 MiB more.
+    In one of 500 a piece of it is repeated, 16 KiB to 1 MiB more: as large as the limits on files and lines.
     """
     found = bytearray(data)
-    if found and rng.random() < SWOLLEN:
+    if found and rng.random() < 0.002:
         at = rng.randrange(len(found))
         piece = bytes(found[at : at + rng.choice((1, 2, 8, 64))])
         found[at:at] = piece * ((1 << rng.randint(14, 20)) // len(piece))

@@ -6,23 +6,21 @@ Each target takes a folder of its own; what needs an extra is imported when it i
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from typer.testing import CliRunner
 
 from rtm_kernels.cli.main import app
-from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import RTMError
-from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.trace import read_trace, record
 from rtm_kernels.trace.page import page
-from rtm_kernels.trace.plot import by_step
 from tests.hostile.mutations import damage_bytes, damage_json, damage_text
+from tests.oracle import saved
 from tests.trace.support import PUZZLES, tiny_model, tiny_solver
 
 Attack = Callable[[], tuple[str, bool]]
@@ -50,14 +48,6 @@ def taken_or_refused(read: Callable[[], object], tried: str) -> tuple[str, bool]
     return tried, True
 
 
-def saved(task: str, vocab: int, cells: int, root: Path) -> str:
-    """A saved model of random weights."""
-    torch.manual_seed(0)
-    config = ModelConfig(vocab_size=vocab, seq_len=cells, hidden_size=16, num_heads=1, H_cycles=1, L_cycles=1,
-                         expansion=1, layers={"L_level": 1}, halt_max_steps=2)  # fmt: skip
-    return str(RecursiveReasoner(config).save_pretrained(root / task))
-
-
 def recorded(root: Path) -> Path:
     """A trace of a model that lies beside it."""
     folder = tiny_model().save_pretrained(root / "tiny")
@@ -72,10 +62,15 @@ def trace_files(root: Path) -> Target:
     def show() -> None:
         trace = read_trace(path)
         page(trace.header, trace.puzzles)
-        by_step(trace)
 
     def make(rng: random.Random) -> Attack:
-        damaged = damage_bytes(content, rng)
+        if rng.random() < 0.5:
+            damaged = damage_bytes(content, rng)
+        else:
+            lines = content.splitlines(keepends=True)
+            number = rng.randrange(len(lines))
+            lines[number] = json.dumps(damage_json(json.loads(lines[number]), rng)).encode() + b"\n"
+            damaged = b"".join(lines)
         path.write_bytes(damaged)
         return lambda: taken_or_refused(show, f"a trace of {len(damaged)} bytes")
 
@@ -84,7 +79,7 @@ def trace_files(root: Path) -> Target:
 
 def command_line(root: Path) -> Target:
     """Damaged arguments: exit code 0, 1 or 2, and no traceback."""
-    folder, model, trace = root / "scratch", saved("sudoku", 11, 81, root), str(recorded(root))
+    folder, model, trace = root / "scratch", str(saved("sudoku", root)), str(recorded(root))
     folder.mkdir()
     out = str(folder / "out")
     small = ("--model", model, "--executor", "reference")
@@ -132,16 +127,14 @@ def tool_arguments(root: Path) -> Target:
     from rtm_kernels.agent.server import build
     from rtm_kernels.agent.solvers import Solvers
 
-    tasks = (("sudoku", 11, 81), ("maze", 6, 900), ("arc", 12, 900))
-    models = [f"{task}={saved(task, vocab, cells, root)}" for task, vocab, cells in tasks]
+    models = [f"{task}={saved(task, root)}" for task in ("sudoku", "maze", "arc")]
     server, loop = build(Solvers(models, executor="reference", batch_size=1)), asyncio.new_event_loop()
     calls: tuple[tuple[str, dict[str, Any]], ...] = (
         ("solve_sudoku", {"puzzle": PUZZLE, "max_steps": 1}),
         ("solve_maze", {"maze": "S" + "." * 898 + "G", "max_steps": 1}),
-        ("solve_arc_candidates", {"test_input": [[1, 2], [3, 4]], "train": [{"input": [[1]], "output": [[2]]}],
-                                  "candidates": 1, "augmentations": 2, "max_steps": 1}),
+        ("solve_arc_candidates", {"test_input": [[1], [3]], "candidates": 1, "augmentations": 2, "max_steps": 1}),
         ("list_models", {}),
-    )  # fmt: skip
+    )
 
     def make(rng: random.Random) -> Attack:
         name, arguments = rng.choice(calls)

@@ -20,7 +20,6 @@ CONFIG = {
     "num_heads": 4, "H_cycles": 2, "L_cycles": 3, "H_layers": 1, "L_layers": 2, "pos_encodings": "rope",
     "puzzle_emb_ndim": 32, "halt_max_steps": 8, "halt_exploration_prob": 0.1, "forward_dtype": "float32",
 }  # fmt: skip
-ARCHS = ("trm", "trm_singlez", "trm_hier6", "hrm", "transformer", "rsm")
 
 
 def official(arch="trm", **changes):
@@ -56,7 +55,7 @@ def test_each_class_fixes_its_own_contract() -> None:
     assert learned.halting == "q_continue" and learned.q_continue_target
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", STACK_LAYERS)
 def test_weights_go_in_and_come_back(arch: str) -> None:
     config, state = official(arch)
     model = from_official(arch, config, state)

@@ -82,28 +82,12 @@ def doubled(path: Path) -> None:
         archive.writestr(archive.infolist()[0].filename, b"other")
 
 
-def old_format(path: Path) -> None:
-    torch.save({"w": torch.zeros(8)}, path, _use_new_zipfile_serialization=False)
-
-
-def quantized() -> torch.Tensor:
-    return torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8)
-
-
-def sparse() -> torch.Tensor:
-    return torch.sparse_coo_tensor(torch.tensor([[0], [0]]), torch.ones(1), (1 << 20, 1 << 20))
-
-
-def shared() -> dict[str, torch.Tensor]:
-    return dict.fromkeys((f"w{i}" for i in range(1000)), torch.ones(1 << 16))
-
-
 SAVED: dict[str, tuple[Callable[[], object], str]] = {
     "expanded": (lambda: torch.zeros(1).expand(1 << 40), r"has the shape \(1099511627776,\), but 4 bytes are stored"),
-    "sparse": (sparse, "'w' is not a dense tensor"),
+    "sparse": (lambda: torch.eye(2).to_sparse(), "'w' is not a dense tensor"),
     "meta": (lambda: torch.empty(1 << 40, device="meta"), "'w' is not a dense tensor"),
-    "quantized": (quantized, "'w' is not a dense tensor"),
-    "shared": (shared, "its tensors have 262144000 bytes"),
+    "quantized": (lambda: torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8), "'w' is not a dense tensor"),
+    "shared": (lambda: dict.fromkeys(map(str, range(1000)), torch.ones(1 << 16)), "its tensors have 262144000 bytes"),
     "too many": (lambda: {f"w{i}": torch.ones(1) for i in range(1025)}, "1025 tensors, more than the 1024"),
     "no tensor": (lambda: {"w": torch.ones(1), "note": 3}, "'note' is not a dense tensor"),
     "no state": (lambda: [1, 2], "holds no state dict"),
@@ -116,7 +100,10 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "compressed": (compressed, "is compressed"),
     "overlapping": (overlapping, "records declare"),
     "doubled": (doubled, "stands in it twice"),
-    "old format": (old_format, "not a torch file"),
+    "old format": (
+        lambda path: torch.save({"w": torch.zeros(8)}, path, _use_new_zipfile_serialization=False),
+        "not a torch file",
+    ),
     "plain pickle": (lambda path: path.write_bytes(pickle.dumps({"w": [1.0, 2.0]})), "not a torch file"),
     "empty": (lambda path: path.write_bytes(b""), "is truncated or not a torch file"),
 }

@@ -16,45 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rtm_kernels.block import FusedTRMBlock
 from rtm_kernels.impl import launches
-from tests.ops.support import gradients, half_layer, to, within_budget
+from tests.ops.support import gradients, half_layer, to
 
 pytest.importorskip("triton")
 
 EVERY = pytest.mark.parametrize("name", ["channel", "mixer", "mixer hidden", "attention", "attention qk_norm"])
-LONG = {"channel": (7, 70), "mixer": (70, 9), "mixer hidden": (70, 9)}
-"""L and D at which more than one kernel computes the row."""
-WIDE = {"channel": (1, 7, 130), "mixer": (1, 131, 9), "mixer hidden": (1, 131, 9), "attention": (1, 5, 140),
-        "attention qk_norm": (1, 5, 132)}  # fmt: skip
-"""Shapes with rows wider than any tile."""
-
-
-@EVERY
-def test_float64_gradients_are_the_derivatives(name: str) -> None:
-    call, leaves = half_layer(name, (2, 3, 4), terms=2, inner=3)
-    assert torch.autograd.gradcheck(call, to(leaves, torch.float64), nondet_tol=0.0, fast_mode=True)
-
-
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [*WIDE.items(), *((name, (2, 6, 12)) for name in (*WIDE, "attention causal", "attention of one head"))],
-)
-def test_float64_equals_the_reference(name: str, shape: tuple[int, ...]) -> None:
-    call, leaves = half_layer(name, shape, terms=3)  # more than the kernels add
-    leaves = to(leaves, torch.float64)
-    got, wanted = call(*leaves), call(*leaves, impl="reference")
-    pairs = [(got, wanted), *zip(gradients(got, leaves), gradients(wanted, leaves), strict=True)]
-    for mine, right in pairs:
-        assert (mine - right).norm() <= 1e-12 * right.norm()
-
-
-@EVERY
-def test_float16_stays_within_twice_the_reference(name: str) -> None:
-    call, leaves = half_layer(name, (2, 9, 64) if "mixer" not in name else (2, 33, 40), terms=2, inner=96)
-    half = to(leaves, torch.float16)
-    exact = to(half, torch.float64)
-    got, base, truth = call(*half), call(*half, impl="reference"), call(*exact, impl="reference")
-    found = [(out, *gradients(out, ls)) for out, ls in ((got, half), (base, half), (truth, exact))]
-    within_budget(*found, band=1e-3)
 
 
 @EVERY
@@ -67,37 +33,6 @@ def test_float32_weights_give_float32_gradients_to_half_latents(name: str) -> No
     truth = gradients(call(*exact, impl="reference"), exact)
     for mine, right in zip(found, truth, strict=True):
         torch.testing.assert_close(mine.double(), right, rtol=0, atol=3e-3 * right.abs().max().item())
-
-
-@EVERY
-@pytest.mark.parametrize("long", [False, True])
-def test_a_sample_does_not_depend_on_its_batch(name: str, long: bool) -> None:
-    if long and name not in LONG:
-        pytest.skip("every attention takes the same path")
-    batch = 66 if name == "channel" else 6  # more than one tile of rows
-    call, (x, first, second, term) = half_layer(name, (batch, *(LONG[name] if long else (5, 24))), terms=1)
-    whole = call(x, first, second, term)
-    upstream = torch.randn(whole.shape, generator=torch.Generator().manual_seed(7))
-    (d_whole,) = torch.autograd.grad(whole, x, upstream)
-    for part in (slice(3, 4), slice(1, batch // 2), slice(1, batch)):
-        out = call(x[part], first, second, term[part])
-        assert torch.equal(out, whole[part])
-        assert torch.equal(torch.autograd.grad(out, x, upstream[part])[0][part], d_whole[part])
-
-
-@EVERY
-def test_same_bits_on_every_run_and_a_nan_stays_in_its_sample(name: str) -> None:
-    call, leaves = half_layer(name, (3, 13, 32))
-    first, again = call(*leaves), call(*leaves)
-    assert torch.equal(first, again)
-    assert all(map(torch.equal, gradients(first, leaves), gradients(again, leaves)))
-    poisoned = leaves[0].detach().clone()
-    poisoned[1, 3, 5] = float("nan")
-    out = call(poisoned, *leaves[1:])
-    reached = {"channel": out[1, 3], "mixer": out[1, :, 5]}.get(name, out[1])
-    assert reached.isnan().all()
-    assert torch.equal(out.isnan().sum(), torch.tensor(reached.numel()))
-    assert torch.equal(out[::2], first[::2])
 
 
 @pytest.mark.parametrize("name", ["channel", "mixer", "mixer hidden"])
@@ -120,13 +55,12 @@ def test_a_transposed_latent_is_read_without_a_copy(name: str, features: int, mo
     torch.testing.assert_close(out, call(x, *weights, impl="reference"))
 
 
-@pytest.mark.parametrize("impl", ["triton", "auto"])
-def test_compiles_without_a_graph_break(impl: str) -> None:
+def test_auto_compiles_without_a_graph_break() -> None:
     torch._dynamo.reset()
     call, leaves = half_layer("channel", (2, 5, 16), terms=2)
 
     def twice(*leaves: Tensor) -> Tensor:
-        return 2 * call(*leaves, impl=impl)
+        return 2 * call(*leaves, impl="auto")
 
     got, wanted = torch.compile(twice, fullgraph=True, backend="aot_eager")(*leaves), twice(*leaves)
     assert torch.equal(got, wanted)
@@ -166,33 +100,6 @@ def test_launches(name: str, shape: tuple[int, ...], forward: str, backward: str
     launches.clear()
     out.sum().backward()
     assert sorted(launches.elements()) == sorted(backward.split())
-
-
-@EVERY
-def test_autocast_computes_in_the_autocast_dtype(name: str) -> None:
-    call, leaves = half_layer(name, (2, 5, 16), terms=1)
-    with torch.autocast("cpu", dtype=torch.float16):
-        got, wanted = call(*leaves), call(*leaves, impl="reference")
-    assert got.dtype == wanted.dtype == torch.float16
-    torch.testing.assert_close(got, wanted, rtol=1e-2, atol=1e-2)
-    assert all(g.dtype == torch.float32 for g in gradients(got, leaves))
-
-
-@EVERY
-def test_bfloat16_is_interpreted_and_rounded_as_the_hardware_rounds_it(name: str) -> None:
-    call, leaves = half_layer(name, (2, 5, 16), terms=1)
-    truth = call(*to(leaves, torch.float64), impl="reference")
-    leaves = to(leaves, torch.bfloat16)
-    error, base = ((call(*leaves, impl=impl).double() - truth).norm() for impl in ("triton", "reference"))
-    assert error <= 2 * base
-
-
-@EVERY
-def test_double_backward_is_refused(name: str) -> None:
-    call, leaves = half_layer(name, (1, 3, 8))
-    (d_x,) = torch.autograd.grad(call(*leaves).sum(), leaves[:1], create_graph=True)
-    with pytest.raises(RuntimeError, match="norm_backward"):
-        d_x.sum().backward()
 
 
 @pytest.mark.parametrize("mixer", ["mlp", "attention"])

@@ -13,10 +13,8 @@ from torch import Tensor
 from rtm_kernels.errors import InputError
 from rtm_kernels.impl import launches
 from rtm_kernels.ops.halting.api import halting_step_
-from rtm_kernels.ops.halting.mixture import halting_update, initial_state
 from rtm_kernels.ops.halting.policy import HaltingPolicy
-from rtm_kernels.ops.halting.reference import Outputs, relative_change, sigmoid
-from rtm_kernels.ops.halting.state import SlotState, SlotStates
+from rtm_kernels.ops.halting.reference import Outputs, SlotState, SlotStates, relative_change, sigmoid
 
 SEQ, PREFIX, WIDTH, VOCABULARY = 5, 2, 20, 4
 POLICIES = (
@@ -64,55 +62,6 @@ def same(one: SlotState, other: SlotState) -> None:
             assert torch.equal(a.nan_to_num(), b.nan_to_num()), name
         else:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
-
-
-def cut(seen: Outputs, rows: Any) -> Outputs:
-    """The step of some samples."""
-    parts = {name: getattr(seen, name)[rows] for name in ("logits", "q", "output", "previous")}
-    return replace(seen, **parts, others=tuple(t[rows] for t in seen.others))
-
-
-class TestMixture:
-    """What training weights its steps by."""
-
-    @pytest.mark.parametrize(
-        ("policy", "logits", "wants"),
-        [("q", [0.1, -5.0], True), ("q", [0.0, -5.0], False), ("q_continue", [-3.0, -4.0], True),
-         ("q_continue", [2.0, 2.0], False)],
-    )  # fmt: skip
-    def test_policies_without_memory(self, policy: str, logits: list[float], wants: bool) -> None:
-        state = halting_update(initial_state(1), policy, torch.tensor([[logits]]), max_steps=9)
-        assert (state.active.item(), state.steps.item(), state.weight.item()) == (not wants, 1, 1.0)
-
-    def test_max_steps_wins_over_min_steps_and_idle_units_do_not_move(self) -> None:
-        state = initial_state(2)
-        state.active[1] = False
-        for step in range(1, 4):
-            state = halting_update(state, "q", torch.full((2, 1, 2), 5.0), max_steps=3, min_steps=7)
-            assert state.active.tolist() == [[step < 3], [False]]
-            assert state.steps.tolist() == [[step], [0]] and state.weight.tolist() == [[1.0], [0.0]]
-
-    def test_cumulative_weights_sum_to_one_and_the_remainder_closes_them(self) -> None:
-        p = torch.tensor([[0.4, 0.3, 0.9, 0.9], [0.6, 0.5, 0.9, 0.9], [0.01] * 4], dtype=torch.float64)
-        logits = torch.logit(p).requires_grad_()
-        state, total = initial_state(3), torch.zeros(3, 1, dtype=torch.float64)
-        for step in range(4):
-            state = halting_update(state, "cumulative", logits[:, step].reshape(3, 1, 1), max_steps=4)
-            total = total + state.weight
-        torch.testing.assert_close(total.detach(), torch.ones_like(total))
-        assert state.steps.flatten().tolist() == [3, 2, 4]
-        torch.testing.assert_close(state.remainder.flatten(), torch.tensor([0.3, 0.4, 0.97], dtype=torch.float64))
-        (d_logits,) = torch.autograd.grad(state.remainder.sum(), logits)
-        torch.testing.assert_close(d_logits[0, :2], (-p * (1 - p))[0, :2])
-        assert (d_logits[0, 2:] == 0).all()
-
-    def test_each_token_halts_on_its_own_and_the_sample_with_its_last_token(self) -> None:
-        state, seen = initial_state(1, units=3), []
-        for _ in range(3):
-            state = halting_update(state, "cumulative_token", torch.tensor([[[9.0], [0.0], [-9.0]]]), max_steps=3)
-            seen.append((state.active.sum().item(), state.active_samples.item()))
-        assert seen == [(3, True), (1, True), (0, False)]
-        assert state.steps.tolist() == [[2, 2, 3]] and state.sample_steps.tolist() == [3]
 
 
 def test_the_sigmoid_is_exact_enough_and_its_bits_do_not_depend_on_the_place() -> None:
@@ -164,28 +113,6 @@ def test_the_kernel_does_what_the_reference_does_in_one_launch(text: str, min_st
         same(a, b)
         found |= set(a.reason.tolist())
     assert found >= {0, 1, 2} if text == "fixed" else found & {3, 4, 5}
-
-
-@pytest.mark.parametrize("impl", ["reference", "triton"])
-def test_a_sample_depends_on_no_other_one(impl: str) -> None:
-    pytest.importorskip("triton")
-    for text in ("q=0.8+settle=2", "settle=2/0.4", "cumulative_token+q", "settle=1+verified"):
-        whole, part, seen = states_of(text, 9), states_of(text, 9), [outputs(9, seed) for seed in range(2)]
-        part.rows[:3].copy_(whole.rows[4:7])
-        confirmed = torch.arange(9) % 3 == 0
-        for step in seen:
-            before = whole.rows.clone()
-            advance(whole, 9, step, impl, confirmed)
-            advance(part, 3, cut(step, slice(4, 7)), impl, confirmed[4:7])
-            assert torch.equal(whole.rows[4:7], part.rows[:3]), text
-            poisoned = replace(step, output=step.output.clone(), logits=step.logits.clone())
-            poisoned.output[2], poisoned.logits[2] = torch.nan, torch.nan
-            dirty = states_of(text, 9)
-            dirty.rows.copy_(before)
-            advance(dirty, 9, poisoned, impl, confirmed)
-            others = torch.arange(9) != 2
-            assert torch.equal(dirty.rows[others], whole.rows[others]), text
-            assert dirty.first(9).reason[2] == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

@@ -1,11 +1,10 @@
-"""Launch tables: which row is chosen, how measured rows enter them, and what is refused."""
+"""Launch tables: which row is chosen, how measured rows enter them, what is refused, and rows with TMA."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ import pytest
 import torch
 
 from rtm_kernels.errors import BackendUnavailable, InputError
+from rtm_kernels.impl import launches
 from rtm_kernels.ops import launch
-from rtm_kernels.ops.attention_norm import op as attention_norm
-from rtm_kernels.ops.attention_norm import qkv
-from rtm_kernels.ops.launch import LaunchRow, find, select
+from rtm_kernels.ops.launch import LaunchRow, entries, find, select, tuned
 from rtm_kernels.ops.swiglu import launchers
-from rtm_kernels.ops.swiglu_norm import op as swiglu_norm
-from rtm_kernels.ops.tuned import entries, tuned
+from rtm_kernels.ops.swiglu.launch import TABLE as SWIGLU
+from tests.ops.support import half_layer, preferring
 
 TABLE = (
     LaunchRow("gemm", "hopper", 16, 128, num_warps=1),
@@ -55,39 +53,6 @@ def test_what_has_no_row_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         select(TABLE, "gemm", torch.float32, 65)
     with pytest.raises(InputError, match="family='volta'"):
         LaunchRow("gemm", "volta", 16, 1)
-
-
-def _half_layer(mixed: str, batch: int) -> None:
-    size, inner = (512, 1536) if mixed == "hidden" else (97, 512)
-    x, *weights = (torch.empty(shape, device="meta") for shape in ((batch, 97, 512), (2 * inner, size), (size, inner)))
-    y, rstd = swiglu_norm.forward(x, *weights, [x], mixed, mixed, 1e-5)
-    swiglu_norm.backward(y, y, rstd, x, *weights, [x], mixed, mixed, 1e-5)
-
-
-def _attention(batch: int) -> None:
-    x, *weights = (torch.empty(shape, device="meta") for shape in ((batch, 97, 64), (192, 64), (64, 64)))
-    y, rstd, h = attention_norm.forward(x, [x], *weights, None, 2, False, True, 1e-5, False)
-    attention_norm.backward(y, y, rstd, h, *weights, None, 2, False, True, 1e-5)
-
-
-@pytest.mark.parametrize("op", [partial(_half_layer, "sequence"), partial(_half_layer, "hidden"), _attention])
-def test_nothing_but_the_grid_depends_on_the_batch(op: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen: list[tuple[Any, ...]] = []
-
-    def record(kernel: Any, row: LaunchRow, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-        kinds = kernel.fn.__annotations__
-        constexprs = {name: value for name, value in zip(kernel.arg_names, args, strict=False) if name in kinds}
-        chosen.append((kernel.fn.__name__, row, constexprs, constants))
-
-    for module in (launchers, qkv):
-        monkeypatch.setattr(module, "launch", record)
-    by_batch = []
-    for batch in (1, 2, 7, 64, 65, 300):
-        chosen.clear()
-        op(batch)
-        by_batch.append(list(chosen))
-    assert len(by_batch[0]) >= 4
-    assert all(rows == by_batch[0] for rows in by_batch)
 
 
 MEASURED = (
@@ -142,3 +107,25 @@ def test_a_file_of_another_form_is_refused(content: str, tmp_path: Path) -> None
         entries(path)
     path.with_name("good.json").write_text(json.dumps([entry(MEASURED[0])]))
     assert len(entries(path.with_name("good.json"))) == 1
+
+
+@pytest.mark.parametrize("programs", [1, 5, 1000])
+def test_bits_depend_neither_on_the_batch_nor_on_how_many_programs_share_the_tiles(
+    programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, (x, *weights) = half_layer("channel", (5, 23, 100), inner=40)
+    with torch.no_grad(), preferring("tma", SWIGLU):
+        whole = call(x, *weights)
+        monkeypatch.setattr(launchers, "multiprocessors", lambda device, otherwise: programs)
+        assert torch.equal(call(x, *weights), whole)
+        assert torch.equal(call(x[1:2], *weights), whole[1:2])
+
+
+def test_a_weight_that_starts_off_the_grid_is_copied() -> None:
+    call, (x, gate_up, down) = half_layer("channel", (2, 9, 80), inner=48)
+    off = torch.cat([gate_up.detach().new_zeros(1), gate_up.detach().flatten()])[1:].view(gate_up.shape)
+    assert off.data_ptr() % 16 != 0
+    with torch.no_grad(), preferring("tma", SWIGLU):
+        launches.clear()
+        assert torch.equal(call(x, off, down), call(x, gate_up, down))
+        assert launches["gate_up"] == 2

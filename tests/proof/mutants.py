@@ -151,16 +151,16 @@ _LOSS = (
 )  # fmt: skip
 
 _OPTIMISERS = (
-    ("adam", "1.57079633 - angle", "1.57079633 + angle", NO_MOMENTUM),
-    ("adam", "(1 - beta2).to(tl.float32) * (g * g)", "(1 - beta2).to(tl.float32) * tl.abs(g)", ADAM),
-    ("adam", "(1 - beta1).to(tl.float32) * (g - m)", "(1 - beta1).to(tl.float32) * g", ADAM),
-    ("adam", "p * decay.to(tl.float32) - ", "p - ", ADAM),
-    ("adam", "rate = lr / (1 - tl.exp2(step * log_beta1))", "rate = lr", ADAM),
-    ("adam", "tl.exp2(step * log_beta2)", "tl.exp2(log_beta2)", ADAM),
-    ("adam", "tl.load(row + 5), 0)", "tl.load(row + 5) - 1, 0)", ADAM),
-    ("sign_sgd", "place += 1", "place += 2", SIGN),
-    ("sign_sgd", "tl.where(total < 0, -1.0, 0.0)", "tl.where(total < 0, -1.0, 1.0)", FEW_DUPLICATES),
-    ("sign_sgd", "w * decay.to(w.dtype)", "w", SIGN),
+    ("kernels", "1.57079633 - angle", "1.57079633 + angle", NO_MOMENTUM),
+    ("kernels", "(1 - beta2).to(tl.float32) * (g * g)", "(1 - beta2).to(tl.float32) * tl.abs(g)", ADAM),
+    ("kernels", "(1 - beta1).to(tl.float32) * (g - m)", "(1 - beta1).to(tl.float32) * g", ADAM),
+    ("kernels", "p * decay.to(tl.float32) - ", "p - ", ADAM),
+    ("kernels", "rate = lr / (1 - tl.exp2(step * log_beta1))", "rate = lr", ADAM),
+    ("kernels", "tl.exp2(step * log_beta2)", "tl.exp2(log_beta2)", ADAM),
+    ("kernels", "tl.load(row + 5), 0)", "tl.load(row + 5) - 1, 0)", ADAM),
+    ("kernels", "place += 1", "place += 2", SIGN),
+    ("kernels", "tl.where(total < 0, -1.0, 0.0)", "tl.where(total < 0, -1.0, 1.0)", FEW_DUPLICATES),
+    ("kernels", "w * decay.to(w.dtype)", "w", SIGN),
 )
 
 _PERSISTENT = (
@@ -176,11 +176,11 @@ _PERSISTENT = (
     ("device", "tl.sum(squares, axis=1) / D + eps", "tl.sum(squares, axis=1) / D", PERSISTENT),
     ("device", "is_pending = tl.full(rows.shape, pending, tl.int32) != 0",
      "is_pending = tl.full(rows.shape, pending, tl.int32) >= 0", PERSISTENT),
-    ("norm", "slots_ptr + tile // n_blocks", "slots_ptr", PERSISTENT),
+    ("kernel", "slots_ptr + tile // n_blocks", "slots_ptr", PERSISTENT),
     ("kernel", "tl.load(row_ptr + 1).to(tl.int64) * LAYER_SIZE", "tl.load(row_ptr + 1).to(tl.int64) * 0", TWO_STACKS),
-    ("head", "weight_ptr + k * D", "weight_ptr", PERSISTENT),
-    ("head", "bias_ptr + k, rows", "bias_ptr, rows", PERSISTENT),
-    ("head", "previous_ptr + start, D", "y_ptr + start, D", PERSISTENT),
+    ("kernel", "weight_ptr + k * D", "weight_ptr", PERSISTENT),
+    ("kernel", "bias_ptr + k, rows", "bias_ptr, rows", PERSISTENT),
+    ("kernel", "previous_ptr + start, D", "y_ptr + start, D", PERSISTENT),
 )  # fmt: skip
 
 FOLDERS = {

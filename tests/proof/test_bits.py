@@ -16,11 +16,10 @@ from rtm_kernels.ops.attention_norm.api import attention_norm
 from rtm_kernels.ops.attention_norm.reference import rope_tables
 from rtm_kernels.ops.halting.api import halting_step_
 from rtm_kernels.ops.halting.policy import HaltingPolicy
-from rtm_kernels.ops.halting.reference import Outputs
-from rtm_kernels.ops.halting.state import SlotStates
+from rtm_kernels.ops.halting.reference import Outputs, SlotStates
 from rtm_kernels.ops.swiglu_norm.api import mixer_norm, swiglu_norm
 from rtm_kernels.ops.token_loss.api import token_loss
-from rtm_kernels.recursion.persistent.executor import PersistentExecutor
+from rtm_kernels.recursion.persistent.runner import PersistentExecutor
 from tests.cases import small_cases
 from tests.cases.case import Case, run
 from tests.ops.support import swiglu_weights
@@ -252,27 +251,3 @@ def test_a_sample_that_is_not_finite_changes_no_bit_of_another(
         assert bits(before[others]) == bits(after[others])
     assert any(after[bad].is_floating_point() and not after[bad].isfinite().all() for after in dirty)
     cells(19)
-
-
-@pytest.mark.gpu
-@pytest.mark.proof("batch")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("axis", ["sequence", "hidden"])
-def test_a_sample_has_the_same_bits_in_any_batch_on_the_gpu(
-    axis: str, dtype: torch.dtype, device: torch.device, cells: Callable[[int], None]
-) -> None:
-    g = torch.Generator(device).manual_seed(0)
-    x = torch.randn(MOST, 97, 512, generator=g, device=device, dtype=dtype)
-    mixer = [torch.randn(s, generator=g, device=device) * 0.05 for s in ((1024, 97), (97, 512))]
-    channel = [torch.randn(s, generator=g, device=device) * 0.05 for s in ((3072, 512), (512, 1536))]
-
-    def block(h: Tensor) -> Tensor:
-        return swiglu_norm(mixer_norm(h, *mixer, norm_axis=axis, impl="triton"), *channel, impl="triton")
-
-    whole = block(x)
-    for _ in range(250):
-        assert torch.equal(block(x), whole)
-    for batch in BATCHES:
-        order = torch.randperm(MOST, device=device)[:batch]
-        assert torch.equal(block(x[order]), whole[order])
-    cells(250 + len(BATCHES))

@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from rtm_kernels.ops.adam_atan2.adam import adam_atan2
+from rtm_kernels.ops.adam_atan2.kernels import adam_atan2
 from rtm_kernels.ops.adam_atan2.reference import scalars
 from tests.cases import small_cases
 from tests.cases.case import run

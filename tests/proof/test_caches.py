@@ -21,7 +21,7 @@ from rtm_kernels.ops.shared import shared_weights
 from rtm_kernels.ops.swiglu_norm.api import mixer_norm, swiglu_norm
 from rtm_kernels.recursion import native, reference
 from rtm_kernels.recursion.graph import GraphRunner
-from rtm_kernels.recursion.persistent.executor import PersistentExecutor
+from rtm_kernels.recursion.persistent.runner import PersistentExecutor
 from tests.engine import fakes
 from tests.proof.launching import bits, every_launch, process
 from tests.proof.test_bits import OPS, samples

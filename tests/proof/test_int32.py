@@ -23,9 +23,8 @@ from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from rtm_kernels.errors import InputError
-from rtm_kernels.ops.adam_atan2.adam import adam_atan2
+from rtm_kernels.ops.adam_atan2.kernels import adam_atan2, sign_sgd
 from rtm_kernels.ops.adam_atan2.reference import scalars
-from rtm_kernels.ops.adam_atan2.sign_sgd import sign_sgd
 from rtm_kernels.recursion.persistent.device import GRID_LIMIT
 from rtm_kernels.recursion.queue import kernels as queue
 from rtm_kernels.recursion.queue.schedule import Moved, Schedule

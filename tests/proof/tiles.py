@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rtm_kernels.ops.launch import LaunchRow
-from tests.proof.launching import PACKAGE, ROOT
+from tests.cases import OPS
 
 HOLDS_ALL = {"fused": {"BLOCK_N"}, "fused_input_grad": {"BLOCK_N"}, "fused_weight_grad": {"BLOCK_N"},
              "gemm_norm": {"BLOCK_N"}, "persistent_recursion": {"BLOCK_L"}}  # fmt: skip
 """Kernel -> block sizes that must hold a whole axis."""
 FIXED = {"BLOCK_E", "BLOCK_H", "SPLITS", "BLOCK_U", "NORM_R", "BLOCK"}
-
-
-def tables() -> Iterator[LaunchRow]:
-    """Every launch row of the package."""
-    for path in sorted(PACKAGE.rglob("launch.py")):
-        module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
-        yield from getattr(module, "TABLE", ())
 
 
 def shrinkable(row: LaunchRow, name: str) -> bool:
@@ -30,7 +22,8 @@ def shrinkable(row: LaunchRow, name: str) -> bool:
 @contextmanager
 def tiles(size: int) -> Iterator[None]:
     """No block larger than `size`, where a kernel does not need a whole axis in one."""
-    rows = [row for row in tables() if row.family == "interpreter"]
+    tables = [table for op in OPS.values() for table in op.tables.values()]
+    rows = [row for table in tables for row in table if row.family == "interpreter"]
     before = [dict(row.blocks) for row in rows]
     for row in rows:
         for name, block in list(row.blocks.items()):

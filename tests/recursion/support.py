@@ -118,7 +118,7 @@ def run_persistent(
 ) -> dict[str, Tensor]:
     """`program` in one launch whose scratch memory holds NaN; `options` are those of `PersistentRecursion`."""
     recursion = PersistentRecursion(program, weights, len(x), **options)
-    for buffer in recursion.scratch:
+    for buffer in (recursion._mixed, recursion._inner, recursion._partials, recursion._mixed_partials):
         buffer.fill_(torch.nan)
     recursion.load(latents, x)
     recursion.step()
@@ -132,7 +132,7 @@ def bits(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
 
 
 class Recorder:
-    """A `Capture` that behaves as a CUDA graph does: a replay runs the recorded function over the same memory."""
+    """Stands in for `CudaGraphs`: a replay runs the recorded function over the same memory."""
 
     def __init__(self) -> None:
         self.runs = 0

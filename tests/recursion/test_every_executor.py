@@ -1,4 +1,4 @@
-"""Every executor, every program, every prefix: reference = Triton op by op = persistent = graph = C++.
+"""Every executor, every program, every prefix: reference = Triton op by op = persistent = C++.
 
 A new model is a new program: `NEW` exists nowhere else, and no executor knows of it.
 """
@@ -11,14 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rtm_kernels.engine import executor as executors
 from rtm_kernels.errors import InputError
-from rtm_kernels.impl import launches
-from rtm_kernels.program import INPUT, Program, Step
-from rtm_kernels.recursion import fused, graph, native, reference
-from rtm_kernels.recursion.graph import Tensors
+from rtm_kernels.impl import launches, why_not_triton
+from rtm_kernels.program import Program, Step
+from rtm_kernels.recursion import native, reference
 from rtm_kernels.recursion.tape import MAX_TERMS, encode, why_not_program
-from tests.recursion.simulated_cuda import simulate
-from tests.recursion.support import NEW, PROGRAMS, assert_within_budget, bits, random_state, small_stacks
+from tests.recursion.support import NEW, PROGRAMS, assert_within_budget, random_state, small_stacks
 
 LENGTH, WIDTH, INNER = 7, 20, (12, 24)
 State = Mapping[str, Tensor]
@@ -28,31 +27,13 @@ Run = Callable[[Program, State, Tensor, Stacks], dict[str, Tensor]]
 
 def by_triton(program: Program, latents: State, x: Tensor, stacks: Stacks) -> dict[str, Tensor]:
     before = launches.total()
-    values = reference.run(program, latents, x, fused.stacks_of(stacks))
+    values = reference.run(program, latents, x, executors.by_triton(stacks))
     assert launches.total() > before or not len(program)
     return values
 
 
-def by_graph(program: Program, latents: State, x: Tensor, stacks: Stacks) -> dict[str, Tensor]:
-    """The fused ops replayed by CUDA graphs, on a CPU over a simulated device: the bits of the launches."""
-    ours = fused.stacks_of(stacks)
-
-    @torch.no_grad()
-    def step(inputs: Tensors) -> Tensors:
-        carried = {name: t for name, t in inputs.items() if name != INPUT}
-        return {name: t.clone() for name, t in reference.run(program, carried, inputs[INPUT], ours).items()}
-
-    with pytest.MonkeyPatch.context() as patch:
-        if not x.is_cuda:
-            simulate(patch)
-            patch.setattr(graph, "WARM_UPS", 1)
-        replayed = graph.GraphRunner(step, max_batch=len(x), buckets=(len(x),))({**latents, INPUT: x})
-    assert bits(replayed) == bits(step({**latents, INPUT: x}))
-    return replayed
-
-
 def by_persistent(program: Program, latents: State, x: Tensor, stacks: Stacks) -> dict[str, Tensor]:
-    from rtm_kernels.recursion.persistent.executor import PersistentExecutor, why_not
+    from rtm_kernels.recursion.persistent.runner import PersistentExecutor, why_not
 
     reason = why_not(program, stacks, x.device, x.dtype, x.shape[1])
     if reason is not None:
@@ -60,9 +41,10 @@ def by_persistent(program: Program, latents: State, x: Tensor, stacks: Stacks) -
     if len(program) == 0:
         return dict(latents)
     before = launches.total()
-    found = PersistentExecutor(program, stacks).run(latents, x).latents
+    found = PersistentExecutor(program, stacks).run(latents, x)
     assert launches.total() == before + 1, "one launch for the whole program"
-    return found
+    assert found.q is None and (found.change is None) == (program.output not in program.carried)
+    return found.latents
 
 
 def by_native(program: Program, latents: State, x: Tensor, stacks: Stacks) -> dict[str, Tensor]:
@@ -72,35 +54,31 @@ def by_native(program: Program, latents: State, x: Tensor, stacks: Stacks) -> di
     return native.NativeExecutor(program, stacks).run(latents, x)
 
 
-EXECUTORS: dict[str, Run] = {
-    "triton": by_triton, "persistent": by_persistent, "graph": by_graph, "native": by_native
-}  # fmt: skip
+EXECUTORS: dict[str, Run] = {"triton": by_triton, "persistent": by_persistent, "native": by_native}
 
 
 @pytest.mark.parametrize("kind", ["sequence", "hidden"])
 def test_no_executor_refuses_the_new_program(kind: str, device: torch.device) -> None:
     """So that none of the cases below that it is in is skipped for what the program is."""
     pytest.importorskip("triton")
-    from rtm_kernels.recursion.persistent import executor
+    from rtm_kernels.recursion.persistent import runner
 
     stacks = small_stacks(NEW.stacks, LENGTH, WIDTH, INNER, kind)
-    assert executor.why_not(NEW, stacks, device, torch.float32, LENGTH) is None
-    assert fused.why_not(device, torch.float32) is None and why_not_program(NEW) is None
+    assert runner.why_not(NEW, stacks, device, torch.float32, LENGTH) is None
+    assert why_not_triton(device) is None and why_not_program(NEW) is None
 
 
 @pytest.mark.parametrize("name", EXECUTORS)
 @pytest.mark.parametrize(("program", "kind"), PROGRAMS, ids=lambda p: getattr(p, "name", str(p)))
 def test_every_prefix_is_within_the_budget(program: Program, kind: str, name: str, device: torch.device) -> None:
-    if name in ("triton", "graph") and (reason := fused.why_not(device, torch.float32)) is not None:
+    if name == "triton" and (reason := why_not_triton(device)) is not None:
         pytest.skip(reason)
     small = small_stacks(program.stacks, LENGTH, WIDTH, INNER, kind)
     stacks = {key: stack.to(device) for key, stack in small.items()}
     latents, x = random_state(program, 2, LENGTH, WIDTH)
     latents, x = {key: t.to(device) for key, t in latents.items()}, x.to(device)
     with torch.no_grad():
-        # a simulated capture runs the launches of `triton` four times: here the whole program, but every prefix of one
-        whole = name == "graph" and device.type == "cpu" and (program, kind) != (NEW, "sequence")
-        for n in range(len(program) if whole else 0, len(program) + 1):
+        for n in range(len(program) + 1):
             got = EXECUTORS[name](program[:n], latents, x, stacks)
             assert_within_budget(got, program[:n], latents, x, stacks)
 

@@ -1,16 +1,22 @@
-"""The graph runner: buckets, padding, capture order and static buffers, with a recorder that needs no GPU."""
+"""The graph runner (buckets, padding, capture order, static buffers) with a recorder that needs no GPU, and the native
+code of WHILE nodes: it compiles for Hopper, loads, and says what is missing where it cannot run."""
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import subprocess
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks import build
 from rtm_kernels import program as programs
 from rtm_kernels.errors import BackendUnavailable, InputError
-from rtm_kernels.recursion import reference
+from rtm_kernels.recursion import graph, reference
 from rtm_kernels.recursion.graph import (
     BUCKETS,
     CudaGraphs,
@@ -61,7 +67,7 @@ def test_the_largest_bucket_is_captured_first_and_the_others_when_met(caplog: py
     with caplog.at_level(logging.INFO, logger="rtm_kernels.recursion.graph"):
         for n in (3, 4, 1, 3):
             run({"x": batch_of(n)})
-    assert run.captured == (32, 4, 1)
+    assert list(run._captured) == [32, 4, 1]
     assert recorder.runs == 4
     assert [r.getMessage().split(" in ")[0] for r in caplog.records] == [f"captured batch {n}" for n in (32, 4, 1)]
     assert all(r.getMessage().endswith("3 MiB reserved on the device") for r in caplog.records)
@@ -97,7 +103,7 @@ def test_exact_steps_take_no_padding_and_give_results_of_any_shape() -> None:
 def test_an_empty_batch_runs_without_a_capture() -> None:
     run = GraphRunner(double, max_batch=4, capture=Recorder())
     assert run({"x": torch.zeros(0, 5)})["y"].shape == (0, 5)
-    assert run.captured == ()
+    assert not run._captured
 
 
 @pytest.mark.parametrize(
@@ -150,3 +156,40 @@ def test_replays_on_a_gpu_have_the_bits_of_eager_launches() -> None:
             got = run(inputs)
         torch.cuda.synchronize()
         assert bits(got) == bits(step(inputs))
+
+
+@pytest.fixture(scope="module")
+def extension_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """csrc/cuda compiled for sm_80 and sm_90a and linked as a Python extension named `_cuda`."""
+    reason = build.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    return build.compile_cuda(tmp_path_factory.mktemp("cuda"), "-O1")
+
+
+def test_the_sources_compile_and_hold_a_kernel_for_hopper(extension_path: Path) -> None:
+    triton = pytest.importorskip("triton")
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    usage = subprocess.run([tool, "--dump-resource-usage", extension_path], check=True, capture_output=True, text=True)
+    assert "sm_90a" in usage.stdout and "sm_80" in usage.stdout
+    assert usage.stdout.count("decide") == 2 and "STACK:0" in usage.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
+def test_the_extension_loads_without_a_gpu_and_names_the_call_that_fails(extension_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("_cuda", extension_path)
+    assert spec is not None and spec.loader is not None
+    extension = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extension)
+    assert extension.runtime_version >= graph.MINIMUM
+    with pytest.raises(RuntimeError, match="cudaGraphCreate"):
+        extension.WhileGraph(step=0, active=0, count=1, steps=0, max_steps=3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
+def test_where_it_cannot_run_the_reason_is_given() -> None:
+    reason = graph.why_not_loop()
+    assert reason is not None
+    assert "rtm_kernels._cuda" in reason or "CUDA" in reason
+    with pytest.raises(BackendUnavailable, match="a WHILE node cannot run: "):
+        graph.while_active(Mock(), torch.ones(2, dtype=torch.bool), torch.zeros(1, dtype=torch.int32), 4)

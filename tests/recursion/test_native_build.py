@@ -1,8 +1,9 @@
-"""The extension as an sdist compiles it, installed for editing; a stale one is not taken for it."""
+"""The extension as an sdist compiles it, and the CPU kernels without Python: against float64, and under sanitizers."""
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.packaging.build import build, unpack
 from tests.packaging.test_distributions import source
@@ -27,7 +29,6 @@ print(json.dumps([native.__file__, native.why_not(), solver.executor.name, statu
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["g++", "clang++"])
 def test_an_sdist_installed_for_editing_compiles_and_solves(source: Path, tmp_path: Path, compiler: str) -> None:
     if shutil.which(compiler) is None:
@@ -50,3 +51,60 @@ def test_an_sdist_installed_for_editing_compiles_and_solves(source: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     assert "older or newer" in json.loads(done.stdout)[1] and json.loads(done.stdout)[2] == "reference"
     assert "using the slower PyTorch executor: the extension rtm_kernels._cpu is older or newer" in done.stderr
+
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = ROOT / "csrc/cpu"
+EMULATORS = ("qemu-aarch64", "qemu-aarch64-static")
+
+pytestmark = pytest.mark.slow
+needs_gcc = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+def built(compiler: str, folder: Path, driver: str, sources: list[Path], *flags: str) -> Path:
+    """The driver and the kernels as a program."""
+    program = folder / "program"
+    command = [compiler, "-std=c++17", "-w", "-ffp-contract=off", f"-I{CPU}", ROOT / "tests/recursion" / driver]
+    subprocess.run([*command, *sources, *flags, "-o", program], check=True)
+    return program
+
+
+def against_float64(compiler: str, folder: Path, *flags: str) -> Path:
+    sources = [*sorted(CPU.glob("kernels_*.cpp")), CPU / "dispatch.cpp", CPU / "pack.cpp"]  # these need no torch
+    return built(compiler, folder, "native_float64.cpp", sources, "-O1", *flags)
+
+
+def printed(*command: str | Path, **environment: str) -> str:
+    """What the driver printed; an assertion holds it where a check failed."""
+    done = subprocess.run(command, text=True, capture_output=True, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@needs_gcc
+def test_every_instruction_set_agrees_with_float64(tmp_path: Path) -> None:
+    assert printed(against_float64("g++", tmp_path)).splitlines()[-1].split()[0] == "portable"
+
+
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="needs aarch64-linux-gnu-g++")
+def test_the_kernels_for_arm64_agree_with_float64_in_an_emulator(tmp_path: Path) -> None:
+    program = against_float64("aarch64-linux-gnu-g++", tmp_path, "-static")
+    assert program.read_bytes()[18:20] == b"\xb7\x00", "the ELF header names AArch64"
+    emulator = next(filter(None, map(shutil.which, EMULATORS)), None)
+    if emulator is None:
+        pytest.skip(f"compiled for arm64, not run: none of {', '.join(EMULATORS)} is here")
+    assert [line.split()[0] for line in printed(emulator, program).splitlines()] == ["portable"]
+
+
+@needs_gcc
+def test_address_and_undefined_behaviour_sanitizers_find_nothing(tmp_path: Path) -> None:
+    sanitize = "-fsanitize=address,undefined"
+    probe = ["g++", sanitize, "-x", "c++", "-", "-o", tmp_path / "probe"]
+    if subprocess.run(probe, input="int main() {}", text=True, capture_output=True).returncode:
+        pytest.skip("g++ has no sanitizers here")
+    sources = [source for source in sorted(CPU.glob("*.cpp")) if source.name != "binding.cpp"]
+    home = Path(torch.__file__).parent
+    libraries = [f"-I{home}/include", f"-L{home}/lib", f"-Wl,-rpath,{home}/lib", "-ltorch_cpu", "-lc10"]
+    flags = [sanitize, "-O0", "-fopenmp", "-fno-sanitize-recover=all"]
+    program = built("g++", tmp_path, "native_sanitize.cpp", sources, *flags, *libraries)
+    assert "7 cases, 3 boards" in printed(program, ASAN_OPTIONS="detect_leaks=0")

@@ -19,65 +19,18 @@ from rtm_kernels.engine import Solver
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.impl import launches
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.ops.halting.reference import relative_change
-from rtm_kernels.ops.launch import LaunchRow
 from rtm_kernels.program import INPUT, Program, Step
 from rtm_kernels.recursion import reference
-from rtm_kernels.recursion.persistent.executor import PersistentExecutor, why_not
-from rtm_kernels.recursion.persistent.launch import KERNEL
 from rtm_kernels.recursion.persistent.pack import PackedLayers
+from rtm_kernels.recursion.persistent.runner import KERNEL, PersistentExecutor, why_not
 from tests.engine.fakes import TASK, config
-from tests.recursion.support import assert_within_budget, bits, random_state, run_persistent, small_stacks
+from tests.recursion.support import bits, random_state, small_stacks
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted; test_persistent_gpu runs on the GPU")
 
-SMALL_TILES = LaunchRow(
-    KERNEL, "interpreter", 0, 16,
-    {"BLOCK_L": 16, "MIX_D": 16, "MIX_I": 16, "UP_M": 16, "UP_I": 16, "UP_K": 16,
-     "DOWN_M": 16, "DOWN_D": 16, "DOWN_K": 16, "NORM_R": 2}, 4, 1,
-)  # fmt: skip
 HEAD = torch.randn(2, 24, generator=torch.Generator().manual_seed(3)), torch.tensor([-0.3, 0.1])
 TRM, RTM, CPU = programs.trm(1, 1), programs.rtm(1), torch.device("cpu")
-
-
-@pytest.mark.parametrize("norm_axis", ["sequence", "hidden"])
-@pytest.mark.parametrize(
-    ("program", "batch", "length", "width", "inner", "row"),
-    [
-        (TRM, 3, 7, 17, (5, 33), None),
-        (RTM, 1, 1, 16, (8, 8), None),
-        (RTM, 2, 12, 32, (16, 64), None),
-        (RTM, 1, 13, 40, (70, 100), None),
-        (RTM, 2, 97, 48, (96, 80), None),
-        (TRM, 2, 9, 40, (35, 50), SMALL_TILES),
-    ],
-)
-def test_sizes(
-    program: Program, batch: int, length: int, width: int, inner: tuple[int, int], row: LaunchRow | None, norm_axis: str
-) -> None:
-    stacks = small_stacks(program.stacks, length, width, inner, norm_axis)
-    latents, x = random_state(program, batch, length, width)
-    got = run_persistent(program, latents, x, PackedLayers(stacks), row=row)
-    change = got.pop("change")
-    assert_within_budget(got, program, latents, x, stacks)
-    torch.testing.assert_close(change, relative_change(got[program.output], latents[program.output]))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_the_head_reads_every_position_and_the_change_is_that_of_the_output(dtype: torch.dtype) -> None:
-    weights = PackedLayers(small_stacks(TRM.stacks, 9, 24, norm_axis="hidden"), dtype)
-    latents, x = random_state(TRM, 3, 9, 24)
-    latents = {name: t.to(dtype) for name, t in latents.items()}
-    got = run_persistent(TRM, latents, x.to(dtype), weights, head=HEAD)
-    y = got["z_H"].float()
-    torch.testing.assert_close(got["q"], torch.nn.functional.linear(y, *HEAD), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(got["change"], relative_change(y, latents["z_H"].float()), rtol=1e-5, atol=0)
-    transformer = programs.rins(1)  # does not carry its output
-    latents, x = random_state(transformer, 1, 9, 24)
-    stacks = small_stacks(transformer.stacks, 9, 24)
-    launched = PersistentExecutor(transformer, stacks).run(latents, x)
-    assert launched.q is None and launched.change is None
 
 
 @pytest.mark.parametrize("policy", ["q", "cumulative_token", "settle=1/0.4"])
@@ -101,25 +54,6 @@ def test_the_solver_takes_the_path_through_the_kernel(policy: str, monkeypatch: 
         assert (ours.answer, ours.steps, ours.reason) == (theirs.answer, theirs.steps, theirs.reason)
         assert ours.halt_probability == pytest.approx(theirs.halt_probability, rel=1e-4)
         assert ours.residual == pytest.approx(theirs.residual, rel=1e-4)
-
-
-@pytest.mark.parametrize("norm_axis", ["sequence", "hidden"])
-def test_a_sample_has_the_same_bits_in_every_run_in_any_batch_and_beside_poison(norm_axis: str) -> None:
-    weights = PackedLayers(small_stacks(TRM.stacks, 9, 24, norm_axis=norm_axis))
-    latents, x = random_state(TRM, 5, 9, 24)
-
-    def run(samples: list[int]) -> list[dict[str, bytes]]:
-        given = {name: t[samples] for name, t in latents.items()}
-        found = run_persistent(TRM, given, x[samples], weights, head=HEAD)
-        return [bits({name: t[[i]] for name, t in found.items()}) for i in range(len(samples))]
-
-    together = run([0, 1, 2, 3, 4])
-    assert together == run([0, 1, 2, 3, 4])
-    assert run([4, 1]) == [together[4], together[1]] and run([4]) == [together[4]]
-    x[1, 4, 5] = torch.nan
-    latents["z_H"][1, 0, 0] = torch.inf
-    poisoned = run([0, 1, 2])
-    assert poisoned[::2] == together[:3:2] and poisoned[1] != together[1]
 
 
 def test_buffers_serve_batches_of_several_sizes_and_nothing_given_is_modified() -> None:

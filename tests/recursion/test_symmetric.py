@@ -128,21 +128,6 @@ def test_a_stage_of_other_cycles_and_new_weights_are_seen() -> None:
     assert not torch.allclose(found[0]["z_H"], before["z_H"], atol=0.1)
 
 
-def test_the_executor_takes_steps_of_the_model() -> None:
-    model, _ = board()
-    model.eval()
-    x = model.embed(torch.randint(1, 11, (4, 81)), torch.zeros(4, dtype=torch.int32))
-    latents = model.initial_latents(4)
-    with torch.inference_mode():
-        got = executors.executor("symmetric", model).step(latents, x)
-        expected = model.act_step(latents, x)
-    for name in model.program.carried:
-        torch.testing.assert_close(got[0][name], expected[0][name], rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(got[1], expected[1], rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(got[2], expected[2], rtol=1e-3, atol=1e-3)
-    assert torch.equal(got.answers, got.logits.argmax(-1).int())
-
-
 def test_auto_takes_it_for_the_bundled_model() -> None:
     model = RecursiveReasoner.from_pretrained("sudoku")
     assert symmetric.why_not(model) is None

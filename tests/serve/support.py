@@ -15,7 +15,7 @@ from rtm_kernels.access import Token
 from rtm_kernels.engine import Solver
 from rtm_kernels.serve.app import build_app
 from rtm_kernels.serve.front import Front
-from rtm_kernels.serve.limits import Limits
+from rtm_kernels.serve.schema import Limits
 from rtm_kernels.serve.server import Server, bind
 from tests.engine.fakes import TASK, model
 from tests.engine.test_service import GatedExecutor

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -21,7 +20,7 @@ from typer.testing import CliRunner
 from rtm_kernels import RecursiveReasoner, Solver
 from rtm_kernels.cli.main import app
 from rtm_kernels.data.examples import example_puzzles
-from rtm_kernels.serve import logs
+from rtm_kernels.serve import server
 from tests.serve.support import Client
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -32,9 +31,9 @@ BITS = ("answer", "status", "steps", "halt_probability", "residual")
 class Process(Client):
     """`rtm serve` on a free port; its log lines as they come."""
 
-    def __init__(self, *arguments: str, **variables: str) -> None:
-        command = [sys.executable, "-m", "rtm_kernels.cli.main", "serve", "--port", "0", "--json", *arguments]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "rtm_kernels.cli.main", "serve", "--port", "0", "--json"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         self.lines = map(json.loads, self.process.stderr)
@@ -99,24 +98,9 @@ def test_sigterm_finishes_what_runs_and_ends_with_0(process: Process) -> None:
         process.solve("." * 81)
 
 
-def catches_sigterm(pid: int) -> bool:
-    """Whether a process has a handler of SIGTERM."""
-    (mask,) = re.findall(r"^SigCgt:\t(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells when the handler is there")
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_models_load_ends_it_with_0_and_a_line(signum: signal.Signals) -> None:
-    process = Process()
-    while process.process.poll() is None and not catches_sigterm(process.process.pid):
-        time.sleep(0.01)
-    assert process.end(signum) == 0 and process.early == []
-
-
 def test_what_keeps_it_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 2 and one line."""
-    monkeypatch.setattr(logs, "configure", lambda as_json: None)
+    monkeypatch.setattr(server, "configure_log", lambda as_json: None)
     monkeypatch.setattr(signal, "signal", lambda signum, handler: None)
     (tmp_path / "token").write_text("short\n")
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -131,9 +115,3 @@ def test_what_keeps_it_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyP
             result = CliRunner().invoke(app, ["serve", *arguments])
             assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1, result.output
             assert message in result.stderr
-
-
-def test_json_lines_tell_why_it_does_not_start() -> None:
-    process = Process("--slots", "0")
-    assert "error: slots=0 is not allowed" in process.event("stderr")["reason"]
-    assert process.process.wait(WAIT) == 2 and not process.early

@@ -12,7 +12,7 @@ import torch
 
 from rtm_kernels.errors import BackendUnavailable
 from rtm_kernels.impl import launches
-from rtm_kernels.recursion.graph import Capture, CudaGraphs
+from rtm_kernels.recursion.graph import CudaGraphs
 from rtm_kernels.train.checkpoint import load_checkpoint, save_checkpoint
 from rtm_kernels.train.loop import Diverged, Trainer
 from rtm_kernels.train.schema import Recipe, Stage
@@ -44,7 +44,7 @@ def embedded(optimizer: str, **changes: Any) -> Recipe:
     return dataclasses.replace(TINY, model=EMBEDDED, optimizer=optimizer, graph=True, accumulate=2, **changes)
 
 
-def trainer_of(recipe: Recipe, capture: Capture | None = None, device: str = "cpu") -> Trainer:
+def trainer_of(recipe: Recipe, capture: CudaGraphs | None = None, device: str = "cpu") -> Trainer:
     """A trainer whose puzzles have identifiers 0, 1, 2, 0, ..."""
     made = Trainer(recipe, device, capture)
     batch = made.stream.batch
@@ -63,39 +63,23 @@ def states(trainer: Trainer) -> dict[str, torch.Tensor]:
     return weights(trainer) | {name: t.clone() for name, t in kept.items()}
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("name", [*NAMES, "symmetric"])
-def test_replayed_steps_train_as_eager_ones(name: str) -> None:
+def test_replayed_steps_train_as_eager_ones(name: str, device: str) -> None:
     recipe = recipe_of(name, optimizer="adam_atan2")
-    eager = Trainer(dataclasses.replace(recipe, graph=False))
+    eager = Trainer(dataclasses.replace(recipe, graph=False), device)
     expected = [eager.step() for _ in range(recipe.total_steps)]
     recorder = Recorder()
-    captured = Trainer(recipe, capture=recorder)
+    captured = Trainer(recipe, device, recorder if device == "cpu" else None)
     found = [captured.step() for _ in range(recipe.total_steps)]
+    losses, rel = [step["loss"] for step in expected], 1e-5 if device == "cpu" else 1e-3
+    assert [step["loss"] for step in found] == pytest.approx(losses, rel=rel)
+    if device == "cuda":
+        return
     assert recorder.runs > 2
-    assert [step["loss"] for step in found] == pytest.approx([step["loss"] for step in expected], rel=1e-5)
     assert found[-1].keys() == expected[-1].keys()
     for (key, value), other in zip(weights(eager).items(), weights(captured).values(), strict=True):
         torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-5, msg=key)
-
-
-@pytest.mark.parametrize("optimizer", CAPTURED)
-@pytest.mark.parametrize("cut", [None, 1, 5])
-def test_stages_puzzle_rows_and_a_resumed_run_have_the_bits_of_eager_steps(
-    optimizer: str, cut: int | None, tmp_path: Path
-) -> None:
-    recipe = embedded(optimizer)
-    eager, captured = trainer_of(dataclasses.replace(recipe, graph=False)), trainer_of(recipe, Recorder())
-    for step in range(recipe.total_steps):
-        if step == cut:
-            save_checkpoint(captured, tmp_path)
-            captured = trainer_of(recipe, Recorder())
-            load_checkpoint(captured, tmp_path)
-        generator = torch.get_rng_state()  # both explore alike
-        expected = eager.step()
-        torch.set_rng_state(generator)
-        assert captured.step() == expected
-        assert same(states(eager), states(captured)), f"step {step}"
-    assert not torch.equal(eager.model.puzzle_emb.weights, torch.zeros_like(eager.model.puzzle_emb.weights))
 
 
 def test_a_state_loaded_between_replays_is_the_one_that_is_trained_on(tmp_path: Path) -> None:
@@ -170,20 +154,28 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("optimizer", CAPTURED)
-def test_on_a_device_a_step_is_two_graphs_and_one_wait_at_its_end(optimizer: str, waits: list[str]) -> None:
-    """What a capture forbids would raise here; the state of every step has the bits of an eager run."""
+@pytest.mark.parametrize("cut", [None, 1, 5])
+def test_on_a_device_a_step_is_two_graphs_and_one_wait_at_its_end(
+    optimizer: str, cut: int | None, waits: list[str], tmp_path: Path
+) -> None:
+    """What a capture forbids would raise here; every step, resumed or not, has the bits of an eager one."""
     recipe = dataclasses.replace(embedded(optimizer), accumulate=1)
     eager = trainer_of(dataclasses.replace(recipe, graph=False))
     captured = trainer_of(recipe, CudaGraphs(torch.device("cpu")))
     for step in range(recipe.total_steps):
-        generator = torch.get_rng_state()
+        if step == cut:
+            save_checkpoint(captured, tmp_path)
+            captured = trainer_of(recipe, CudaGraphs(torch.device("cpu")))
+            load_checkpoint(captured, tmp_path)
+        generator = torch.get_rng_state()  # both explore alike
         expected = eager.step()
         torch.set_rng_state(generator)
         waits.clear()
         assert captured.step() == expected
         assert same(states(eager), states(captured)), f"step {step}"
-        if step in (2, 5, 6, 7):  # 0 and 3 see which gradients their stage has, 1 and 4 capture
+        if cut is None and step in (2, 5, 6, 7):  # 0 and 3 see which gradients their stage has, 1 and 4 capture
             assert waits == ["replay", "replay", "tolist"], f"step {step}"
+    assert not torch.equal(eager.model.puzzle_emb.weights, torch.zeros_like(eager.model.puzzle_emb.weights))
 
 
 @pytest.mark.parametrize("name", ["trm", "rtm"])
@@ -203,15 +195,6 @@ def test_on_a_device_captured_steps_take_the_loss_from_its_kernel(name: str, wai
         assert launches["token_loss.forward"] == launches["token_loss.backward"] > 0
         replayed += waits[-3:] == ["replay", "replay", "tolist"]
     assert replayed > 1
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", NAMES)
-def test_cuda_graphs_train_as_eager_steps(name: str) -> None:
-    recipe = recipe_of(name)
-    eager, captured = (Trainer(dataclasses.replace(recipe, graph=graph), "cuda") for graph in (False, True))
-    for _ in range(recipe.total_steps):
-        assert captured.step()["loss"] == pytest.approx(eager.step()["loss"], rel=1e-3)
 
 
 @pytest.mark.gpu

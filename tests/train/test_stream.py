@@ -91,14 +91,6 @@ def test_a_data_set_is_read_resumably(augmented: bool, cut: int, folder: str) ->
         stream.batch(9, {})
 
 
-def test_the_test_split_of_a_data_set_is_what_is_measured(folder: str) -> None:
-    stream = DatasetStream(folder, 0, 8, True)
-    arrays = stream.test_arrays(1000)
-    assert arrays is not None and len(arrays["inputs"]) == 8 and (arrays["labels"] >= 2).all()
-    few = stream.test_arrays(3)
-    assert few is not None and np.array_equal(few["inputs"], arrays["inputs"][:3])
-
-
 def test_mazes_are_a_pool_whose_labels_stay_those_of_the_generator(tmp_path: Path) -> None:
     sources = {"all": Source(task="maze", size=7, count=300, seed=1)}
     stream = PoolStream(sources, seed=0, test=Source(task="maze", size=7, count=40, seed=2))

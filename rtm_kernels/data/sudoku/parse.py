@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -47,16 +46,13 @@ class _Scanner:
     lost: bool = False
 
     def scan(self, lines: Iterator[tuple[int, str]]) -> Iterator[Puzzle]:
-        cells, whole = self.size * self.size, _whole(self.size)
-        started = False
-        for number, raw in lines:
-            line = raw.strip("\ufeff \t\r\n")
+        cells, started = self.size * self.size, False
+        for number, marked in lines:
+            raw = marked.lstrip("\ufeff")
+            line = raw.strip(" \t\r\n")
             found: Puzzle | None = None
             if not line or line[0] == "#":
                 found = self._gap(number, blank=not line)
-            elif whole.fullmatch(line) and not self.rows and self.columns is None:
-                started, self.lost = True, False
-                found = Puzzle(_plain(line), line=number)
             elif len(raw) > MAX_LINE:
                 found = _fault(number, f"longer than {MAX_LINE} characters")
             elif not started and (columns := header_columns(line)):
@@ -83,15 +79,15 @@ class _Scanner:
 
     def _cells(self, number: int, raw: str, cells: int) -> Puzzle | None:
         """One line of cells: a whole puzzle, a row of a grid, or a ruler."""
-        bare = raw.strip()
-        if self.lost or not bare.strip(RULERS):
-            return None
-        compact = bare.translate(_WITHOUT_SEPARATORS)
+        compact = raw.strip().translate(_WITHOUT_SEPARATORS)
         column = rules.illegal_column(raw.rstrip(), self.size, SEPARATORS)
+        if column is None and len(compact) == cells and not self.rows:
+            self.lost = False
+            return Puzzle(_plain(compact), line=number)
+        if self.lost or not compact.strip(RULERS):
+            return None
         if column is not None:
             return self._broken(number, self._illegal(raw, column), column)
-        if len(compact) == cells and not self.rows:
-            return Puzzle(_plain(compact), line=number)
         if len(compact) != self.size:
             expected = f"{self.size} (a row of a grid)" if self.rows else f"{cells} (a puzzle) or {self.size} (a row)"
             return self._broken(number, f"{len(compact)} cells, expected {expected}", len(raw.rstrip()))
@@ -130,11 +126,6 @@ class _Scanner:
             return _fault(number, f"rating {rating[:40]!a} is not a number", raw.rfind(rating) + 1)
         origin = printable(fields["origin"].strip())[:MAX_NAME] or None
         return Puzzle(texts["puzzle"], texts["solution"] or None, number, value, origin=origin)
-
-
-def _whole(size: int) -> re.Pattern[str]:
-    digits = rules.DIGITS[:size] + rules.DIGITS[:size].lower()
-    return re.compile(f"[{re.escape(rules.BLANKS + digits)}]{{{size * size}}}")
 
 
 _WITHOUT_SEPARATORS = str.maketrans(dict.fromkeys(SEPARATORS))

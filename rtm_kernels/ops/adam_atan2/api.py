@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, overload
 
 import torch
@@ -14,13 +14,7 @@ from torch.optim.optimizer import Optimizer
 from rtm_kernels.errors import BackendUnavailable, one_of, require
 from rtm_kernels.impl import IMPLS
 from rtm_kernels.ops.adam_atan2 import reference
-from rtm_kernels.ops.adam_atan2.op import adam_atan2_op, sign_sgd_op
 from rtm_kernels.ops.launch import choose
-
-Row = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""param, grad, exp_avg, exp_avg_sq, step."""
-Bucket = tuple[torch.device, str]
-"""A device, and the implementation that updates what lies there."""
 
 
 def sign_sgd_(
@@ -110,9 +104,9 @@ class AdamATan2(Optimizer):
                 update(*columns, *scalars, *group["betas"], group["weight_decay"])
         return loss
 
-    def _buckets(self, params: list[Tensor]) -> dict[Bucket, list[Row]]:
-        """The rows of every parameter with a gradient, by what one call can update together."""
-        buckets: dict[Bucket, list[Row]] = defaultdict(list)
+    def _buckets(self, params: list[Tensor]) -> dict[tuple[torch.device, str], list[tuple[Tensor, ...]]]:
+        """param, grad, exp_avg, exp_avg_sq and step of all with a gradient, by device and implementation."""
+        buckets: dict[tuple[torch.device, str], list[tuple[Tensor, ...]]] = defaultdict(list)
         for param in params:
             if param.grad is None:
                 continue
@@ -145,3 +139,30 @@ def _require_master(name: str, tensor: Tensor) -> None:
 def _require_rates(lr: float, weight_decay: float) -> None:
     for name, value in (("lr", lr), ("weight_decay", weight_decay)):
         require(0 <= value < math.inf, name, value, "a finite number of at least 0")
+
+
+@torch.library.custom_op("rtm_kernels::adam_atan2_", mutates_args=("params", "exp_avgs", "exp_avg_sqs", "steps"))
+def adam_atan2_op(
+    params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor], lr: Tensor, found_inf: Tensor, beta1: float, beta2: float, weight_decay: float,
+) -> None:  # fmt: skip
+    """`reference.adam_atan2_` in one launch."""
+    from rtm_kernels.ops.adam_atan2.kernels import adam_atan2
+
+    with torch.cuda.device_of(params[0]):
+        adam_atan2(params, grads, exp_avgs, exp_avg_sqs, steps, lr, found_inf, beta1, beta2, weight_decay)
+
+
+@torch.library.custom_op("rtm_kernels::sign_sgd_", mutates_args=("weights",))
+def sign_sgd_op(
+    weights: Tensor, ids: Tensor, grad: Tensor, lr: Tensor, found_inf: Tensor, weight_decay: float
+) -> None:  # fmt: skip
+    """`reference.sign_sgd_` in one launch after a sort of the ids."""
+    from rtm_kernels.ops.adam_atan2.kernels import sign_sgd
+
+    with torch.cuda.device_of(weights):
+        sign_sgd(weights, ids, grad, lr, found_inf, weight_decay)
+
+
+for registered in (adam_atan2_op, sign_sgd_op):
+    registered.register_fake(lambda *_: None)

@@ -60,7 +60,7 @@ def attention_norm(
         options = (cos, sin, num_heads, causal, qk_norm, eps, flash)
         if (shared := recursion()) is not None:
             return shared.call(SHARED, x, injection, (qkv_weight, o_weight), options)
-        y: Tensor = attention_norm_op(x, list(injection), qkv_weight, o_weight, *options)[0]
+        y: Tensor = attention_norm_op(x, qkv_weight, o_weight, injection, *options)[0]
         return y
     return reference.attention_norm(
         x, qkv_weight, o_weight, num_heads=num_heads, cos_sin=cos_sin, causal=causal, qk_norm=qk_norm,

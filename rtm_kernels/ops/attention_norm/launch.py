@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rtm_kernels.ops.launch import LaunchRow
-from rtm_kernels.ops.tuned import tuned
+from rtm_kernels.ops.launch import LaunchRow, tuned
 
 HALVES = (16, 32, 64, 128)
 """Padded sizes of half a head; heads above 256 have no row."""

@@ -8,8 +8,7 @@ from torch import Tensor
 from rtm_kernels.errors import require
 from rtm_kernels.ops.halting import reference
 from rtm_kernels.ops.halting.policy import HaltingPolicy
-from rtm_kernels.ops.halting.reference import Outputs
-from rtm_kernels.ops.halting.state import SlotState
+from rtm_kernels.ops.halting.reference import Outputs, SlotState
 from rtm_kernels.ops.launch import choose
 from rtm_kernels.ranges import ranged
 
@@ -46,7 +45,7 @@ def halting_step_(
         _check(state, policy, seen)
     dtype = torch.float32 if seen is None else seen.output.dtype
     if choose(impl, rows.device, dtype) == "triton":
-        from rtm_kernels.ops.halting.launcher import halting_step
+        from rtm_kernels.ops.halting.kernel import halting_step
 
         with torch.cuda.device_of(rows):
             return halting_step(state, policy, seen, confirmed, sums)

@@ -25,11 +25,6 @@ class HaltingState:
     """float32, `1 - accumulated` before the unit's last step: Graves' R(t) once it halted, ponder cost steps + R."""
 
     @property
-    def active_samples(self) -> Tensor:
-        """[B] bool, whether any unit of the sample is active."""
-        return self.active.any(-1)
-
-    @property
     def sample_steps(self) -> Tensor:
         """[B] int32, steps of the sample: those of its slowest unit."""
         return self.steps.amax(-1)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
-from rtm_kernels.config import HALTING
+from rtm_kernels.config import HALTING, is_int
 from rtm_kernels.errors import InputError, require
 
 SIGNALS = ("verified", *(name for name in HALTING if name != "fixed"))
@@ -59,12 +59,12 @@ class HaltingPolicy:
         object.__setattr__(self, "on", tuple(self.on))
         for signal in self.on:
             require(signal in SIGNALS, "policy", signal, "expected " + ", ".join(SIGNALS) + " or fixed")
-        require(_is_int(self.max_steps) and 1 <= self.max_steps <= MAX_STEPS, "max_steps", self.max_steps,
+        require(is_int(self.max_steps) and 1 <= self.max_steps <= MAX_STEPS, "max_steps", self.max_steps,
                 f"an integer from 1 to {MAX_STEPS}")  # fmt: skip
-        require(_is_int(self.min_steps) and 1 <= self.min_steps <= self.max_steps, "min_steps", self.min_steps,
+        require(is_int(self.min_steps) and 1 <= self.min_steps <= self.max_steps, "min_steps", self.min_steps,
                 f"an integer from 1 to max_steps={self.max_steps}")  # fmt: skip
         require(0 < self.q_threshold < 1, "q_threshold", self.q_threshold, "a probability between 0 and 1")
-        require(_is_int(self.settle_steps) and self.settle_steps >= 1, "settle_steps", self.settle_steps,
+        require(is_int(self.settle_steps) and self.settle_steps >= 1, "settle_steps", self.settle_steps,
                 "an integer of at least 1")  # fmt: skip
         require(0 <= self.settle_tolerance < 1, "settle_tolerance", self.settle_tolerance, "from 0 to below 1")
 
@@ -101,7 +101,3 @@ class HaltingPolicy:
             numbers = "/".join(f"{getattr(self, name):g}" for name in names)
             parts.append(f"{signal}={numbers}" if numbers else signal)
         return "+".join(parts) or "fixed"
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

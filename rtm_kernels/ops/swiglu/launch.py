@@ -6,10 +6,7 @@ side in rows that are no multiple of 16 elements, which load without vectors and
 
 from __future__ import annotations
 
-from rtm_kernels.ops.launch import LaunchRow
-from rtm_kernels.ops.tuned import tuned
-
-ANY = 1 << 30
+from rtm_kernels.ops.launch import ANY, LaunchRow, tuned
 
 
 def _loop(flatten: int = 0, **blocks: int) -> dict[str, int]:

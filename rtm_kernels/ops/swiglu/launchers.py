@@ -13,7 +13,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from rtm_kernels.errors import require
-from rtm_kernels.ops.launch import LaunchRow, find, launch, programs, select
+from rtm_kernels.ops.launch import LaunchRow, find, launch, multiprocessors, select
 from rtm_kernels.ops.swiglu import backward, forward, fused_backward, tma
 from rtm_kernels.ops.swiglu.launch import VIEWS
 from rtm_kernels.ops.swiglu.tiles import accumulator
@@ -114,7 +114,7 @@ def _gemm(
 def sharing(tiles: int, x: Tensor) -> int:
     """How many programs share the tiles. Errors: `InputError` for more tiles than an int32 counts."""
     require(tiles < 1 << 31, "tiles", tiles, "fewer than 2^31 by the rows of the variant 'tma': use a smaller batch")
-    return min(tiles, programs(x.device))
+    return min(tiles, multiprocessors(x.device, 3))
 
 
 def describe(weight: Tensor, *block: int) -> TensorDescriptor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +12,7 @@ ALIGNMENT = 16
 """Elements, and bytes at the start: what Triton vectorises loads from, and what TMA descriptors ask for."""
 
 
-@dataclass(frozen=True)
-class PackedWeights:
+class PackedWeights(NamedTuple):
     """gate_up [2 F_pad, N_pad] and down [N, F_pad], zero in the padding; without padding no copy is made."""
 
     gate_up: Tensor

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from rtm_kernels.ops.shared import SharedOp, Tensors
+from rtm_kernels.ops.shared import SharedOp
 from rtm_kernels.ops.swiglu.weights import PackedWeights, pack, unpack_grads
 
 Shape = tuple[int, ...]
@@ -28,7 +28,9 @@ def forward(
     from rtm_kernels.ops.swiglu import launchers
 
     y, rstd = _outputs(x, normed)
-    if x.numel():
+    if not x.numel():
+        return y, rstd
+    with torch.cuda.device_of(x):
         weights = pack(gate_up_weight, down_weight, x.dtype)
         if launchers.is_fused(down_weight.shape[0], x.dtype, mixed):
             terms = launchers.foldable(x, injection)
@@ -72,9 +74,10 @@ def backward(
     if not x.numel():
         zeros = gate_up_weight.new_zeros(gate_up_weight.shape), down_weight.new_zeros(down_weight.shape)
         return x.new_empty(x.shape), *zeros
-    weights = pack(gate_up_weight, down_weight, x.dtype)
-    dh, (h, dr, *hidden) = input_grad(dy, y, rstd, x, injection, weights, mixed, normed, eps)
-    grads = launchers.swiglu_weight_grads(dr, h, hidden, weights, mixed)
+    with torch.cuda.device_of(x):
+        weights = pack(gate_up_weight, down_weight, x.dtype)
+        dh, (h, dr, *hidden) = input_grad(dy, y, rstd, x, injection, weights, mixed, normed, eps)
+        grads = launchers.swiglu_weight_grads(dr, h, hidden, weights, mixed)
     return dh, *unpack_grads(*grads, gate_up_weight, down_weight)
 
 
@@ -89,29 +92,13 @@ def _as_rows(x: Tensor, rows: Tensor, mixed: str) -> Tensor:
     return x.transpose(1, 2) if mixed == "sequence" else x.view(rows.shape)
 
 
-@torch.library.custom_op("rtm_kernels::swiglu_norm", mutates_args=())
-def swiglu_norm_op(
-    x: Tensor, gate_up_weight: Tensor, down_weight: Tensor, injection: Sequence[Tensor], mixed: str, normed: str,
-    eps: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """See `forward`."""
-    with torch.cuda.device_of(x):
-        return forward(x, gate_up_weight, down_weight, injection, mixed, normed, eps)
+swiglu_norm_op = torch.library.custom_op("rtm_kernels::swiglu_norm", forward, mutates_args=())
+swiglu_norm_backward_op = torch.library.custom_op("rtm_kernels::swiglu_norm_backward", backward, mutates_args=())
 
 
 @swiglu_norm_op.register_fake
 def _(x: Tensor, gate_up: Tensor, down: Tensor, injection: Any, mixed: str, normed: str, eps: float) -> Any:
     return _outputs(x, normed)
-
-
-@torch.library.custom_op("rtm_kernels::swiglu_norm_backward", mutates_args=())
-def swiglu_norm_backward_op(
-    dy: Tensor, y: Tensor, rstd: Tensor, x: Tensor, gate_up_weight: Tensor, down_weight: Tensor,
-    injection: Sequence[Tensor], mixed: str, normed: str, eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """See `backward`."""
-    with torch.cuda.device_of(x):
-        return backward(dy, y, rstd, x, gate_up_weight, down_weight, injection, mixed, normed, eps)
 
 
 @swiglu_norm_backward_op.register_fake
@@ -170,42 +157,18 @@ def _differentiate(ctx: Any, dy: Tensor, d_rstd: Tensor | None) -> tuple[Any, ..
 swiglu_norm_op.register_autograd(_differentiate, setup_context=_save)
 
 
-def _shared_pack(gate_up_weight: Tensor, down_weight: Tensor, dtype: torch.dtype) -> Tensors:
-    weights = pack(gate_up_weight, down_weight, dtype)
-    return weights.gate_up, weights.down
-
-
-def _shared_forward(x: Tensor, injection: Tensors, packed: Tensors, *options: Any) -> tuple[Tensor, Tensors]:
-    y, rstd = swiglu_norm_op(x, *packed, injection, *options)
-    return y, (rstd,)
-
-
-def _shared_slots(x: Tensor, packed: Tensors, mixed: str, *options: Any) -> list[Shape]:
+def _slots(x: Tensor, gate_up: Tensor, down: Tensor, mixed: str, *options: Any) -> list[Shape]:
     from rtm_kernels.ops.swiglu import launchers
 
-    rows = x.numel() // packed[1].shape[0]
+    rows = x.numel() // down.shape[0]
     shape = tuple(x.shape) if mixed == "sequence" else (rows, x.shape[-1])
-    return [shape, shape, *((rows, width) for width in launchers.hidden_widths(PackedWeights(*packed), mixed))]
+    return [shape, shape, *((rows, width) for width in launchers.hidden_widths(PackedWeights(gate_up, down), mixed))]
 
 
-def _shared_input_grad(
-    dy: Tensor, y: Tensor, saved: Tensors, x: Tensor, injection: Tensors, packed: Tensors, slots: Sequence[Tensor],
-    *options: Any,
-) -> Tensor:  # fmt: skip
-    dh: Tensor = swiglu_norm_input_grad_op(dy, y, *saved, x, *packed, injection, *options, slots)
-    return dh
-
-
-def _shared_weight_grad(slots: Sequence[Tensor], packed: Tensors, mixed: str, *options: Any) -> Tensors:
-    grads: Tensors = swiglu_norm_weight_grad_op(slots, *packed, mixed)
-    return grads
-
-
-def _shared_unpack(grads: Tensors, weights: Tensors) -> Tensors:
-    return unpack_grads(*grads, *weights)
-
-
-SHARED = SharedOp(_shared_pack, _shared_forward, _shared_slots, _shared_input_grad, _shared_weight_grad, _shared_unpack)
+SHARED = SharedOp(
+    pack, swiglu_norm_op, _slots, swiglu_norm_input_grad_op,
+    lambda slots, gate_up, down, mixed, *_: swiglu_norm_weight_grad_op(slots, gate_up, down, mixed), unpack_grads,
+)  # fmt: skip
 """The op under `ops.shared.shared_weights`."""
 
 

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from rtm_kernels.ops.launch import launch, select
-from rtm_kernels.ops.token_loss.launch import TABLE
+from rtm_kernels.ops.launch import ANY, LaunchRow, launch, select, tuned
+from rtm_kernels.ops.swiglu.tiles import accumulator
+
+
+def _rows(family: str, limit: int, block_l: int, block_v: int, warps: int) -> Iterator[LaunchRow]:
+    for kernel in ("token_loss.forward", "token_loss.backward"):
+        yield LaunchRow(kernel, family, 0, limit, {"BLOCK_L": block_l, "BLOCK_V": block_v}, warps, 1)
+
+
+TABLE = tuned(
+    "token_loss",
+    (
+        *_rows("portable", 16, 128, 16, 4),
+        *_rows("portable", 128, 16, 128, 4),
+        *_rows("portable", ANY, 1, 1024, 4),
+        *_rows("interpreter", 16, 64, 16, 1),
+        *_rows("interpreter", ANY, 64, 64, 1),
+    ),
+)
+"""The size of a shape class is V."""
 
 
 @triton.jit
@@ -127,11 +145,6 @@ def backward_kernel(
     d = tl.where(is_own, (-scale * own_slope * rest)[:, None], scale[:, None] * slope)
     d = tl.where(counted[:, None], d, 0.0)
     tl.store(d_logits_ptr + row[:, None] * V + offs_v[None, :], d.to(d_logits_ptr.dtype.element_ty), mask=mask)
-
-
-def accumulator(dtype: torch.dtype) -> Any:
-    """The dtype that kernels compute in: float64 for float64, float32 for every other dtype."""
-    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def token_loss_forward(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from rtm_kernels.ops.halting.signals import head_of, relative_change
 from rtm_kernels.recursion.persistent.channel import down_phase, gate_up_phase
-from rtm_kernels.recursion.persistent.device import grid_barrier
-from rtm_kernels.recursion.persistent.head import change_tiles, head_tiles
-from rtm_kernels.recursion.persistent.norm import norm_phase
+from rtm_kernels.recursion.persistent.device import grid_barrier, load_normed
 from rtm_kernels.recursion.persistent.token_mix import token_mix_phase
 
 
@@ -35,6 +34,56 @@ def layer_phases(latents_ptr, partials_ptr, mixed_ptr, mixed_partials_ptr, inner
                layer_ptr + DOWN_AT, B, eps, L, D, INNER_D, N_MIXED_PARTS, NORM_HIDDEN,
                DOWN_M, DOWN_D, DOWN_K)  # fmt: skip
     grid_barrier(barrier_ptr)
+
+
+@triton.jit
+def norm_phase(latents_ptr, partials_ptr, slots_ptr, n_slots, B, eps,
+               L: tl.constexpr, D: tl.constexpr, N_PARTS: tl.constexpr, BLOCK_R: tl.constexpr):  # fmt: skip
+    """Normalise in place, over D, every latent that the program has written; one tile per (slot, row block)."""
+    PADDED: tl.constexpr = triton.next_power_of_2(D)
+    offs_d = tl.arange(0, PADDED)
+    n_rows = B * L
+    n_blocks = tl.cdiv(n_rows, BLOCK_R)
+    tile = tl.program_id(0)
+    while tile < n_slots * n_blocks:
+        first_row = tl.load(slots_ptr + tile // n_blocks).to(tl.int64) * n_rows
+        rows = (tile % n_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+        mask_rows = rows < n_rows
+        mask = mask_rows[:, None] & (offs_d[None, :] < D)
+        x_ptr = latents_ptr + first_row * D
+        y = load_normed(x_ptr, partials_ptr + first_row * N_PARTS, rows, offs_d, mask, mask_rows, True, eps,
+                        D, N_PARTS)  # fmt: skip
+        tl.store(x_ptr + rows[:, None] * D + offs_d[None, :], y, mask)
+        tile += tl.num_programs(0)
+
+
+@triton.jit
+def head_tiles(q_ptr, y_ptr, weight_ptr, bias_ptr, B, L: tl.constexpr, D: tl.constexpr, BLOCK_R: tl.constexpr):
+    """q [B * L, 2] <- y w^T + bias in float32, w [2, D]; one tile per block of rows."""
+    BLOCK_D: tl.constexpr = triton.next_power_of_2(D)
+    n_rows = B * L
+    tile = tl.program_id(0)
+    while tile < tl.cdiv(n_rows, BLOCK_R):
+        rows = tile.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+        mask_rows = rows < n_rows
+        for k in tl.static_range(2):
+            logit = head_of(y_ptr, weight_ptr + k * D, bias_ptr + k, rows, mask_rows, D, 1, D, True, False,
+                            BLOCK_R, BLOCK_D)  # fmt: skip
+            tl.store(q_ptr + 2 * rows + k, logit, mask_rows)
+        tile += tl.num_programs(0)
+
+
+@triton.jit
+def change_tiles(change_ptr, y_ptr, previous_ptr, B, L: tl.constexpr, D: tl.constexpr, BLOCK_R: tl.constexpr):
+    """change [B] <- |y - previous| / |y|; one sample per program, so that its sum has one order."""
+    sample = tl.num_programs(0) - 1 - tl.program_id(0)  # the last programs have fewer tiles of the head
+    while sample < B:
+        start = sample.to(tl.int64) * L * D
+        change = relative_change(
+            y_ptr + start, previous_ptr + start, D, 1, D, 1, L, D, BLOCK_R, triton.next_power_of_2(D)
+        )
+        tl.store(change_ptr + sample, change)
+        sample += tl.num_programs(0)
 
 
 @triton.jit(do_not_specialize=["B", "n_rows", "n_written", "output"])

@@ -49,11 +49,6 @@ class Layout:
             starts.append(starts[-1] + round_up(rows * round_up(columns, ROW_MULTIPLE), SECTION_MULTIPLE))
         return tuple(starts)
 
-    @property
-    def layer_size(self) -> int:
-        """Elements of one packed layer."""
-        return self.offsets[-1]
-
 
 def round_up(n: int, multiple: int) -> int:
     """The least multiple of `multiple` that is at least `n`."""
@@ -85,17 +80,22 @@ class PackedLayers:
         reason = why_not_stacks(stacks)
         if reason is not None:
             raise BackendUnavailable(reason)
-        layers = {name: [layer_weights(layer) for layer in _layers(stack)] for name, stack in stacks.items()}
+        names = [f"{name}.weight" for mlp in ("mlp_t", "mlp") for name in (f"{mlp}.gate_up_proj", f"{mlp}.down_proj")]
+        layers = {
+            stack: [tuple(layer.get_parameter(name) for name in names) for layer in _layers(blocks)]
+            for stack, blocks in stacks.items()
+        }
         flat = [(f"stacks[{name!r}][{i}]", w) for name, ws in layers.items() for i, w in enumerate(ws)]
         require(len(flat) > 0, "stacks", dict(stacks), "at least one layer")
-        self.layout = _layout(flat[0][1])
+        (length, inner_len), (width, inner_width) = (weight.shape for weight in flat[0][1][1::2])  # both down
+        self.layout = Layout(length, width, inner_len, inner_width)
         self.norm_axis, self.eps = _norm(stacks)
         self.stack_layers: dict[str, range] = {}
         for name, stack_weights in layers.items():
             require(len(stack_weights) > 0, f"stacks[{name!r}]", [], "at least one layer")
             first = sum(len(r) for r in self.stack_layers.values())
             self.stack_layers[name] = range(first, first + len(stack_weights))
-        self.data = flat[0][1][0].detach().new_zeros(len(flat), self.layout.layer_size, dtype=dtype)
+        self.data = flat[0][1][0].detach().new_zeros(len(flat), self.layout.offsets[-1], dtype=dtype)
         for index, (where, weights) in enumerate(flat):
             self._pack(index, weights, where)
 
@@ -108,12 +108,6 @@ class PackedLayers:
             section.view(rows, -1)[:, :columns].copy_(weight.detach())
 
 
-def layer_weights(layer: nn.Module) -> tuple[Tensor, ...]:
-    """Mixer gate_up and down, channel gate_up and down of one block, under their official names."""
-    names = ("mlp_t.gate_up_proj", "mlp_t.down_proj", "mlp.gate_up_proj", "mlp.down_proj")
-    return tuple(layer.get_parameter(f"{name}.weight") for name in names)
-
-
 def _layers(stack: nn.Module | Iterable[nn.Module]) -> Iterable[nn.Module]:
     return stack.get_submodule("layers") if isinstance(stack, nn.Module) else stack  # type: ignore[return-value]
 
@@ -122,8 +116,3 @@ def _norm(stacks: Stacks) -> tuple[str, float]:
     norms = {(str(layer.norm_axis), float(layer.eps)) for stack in stacks.values() for layer in _layers(stack)}  # type: ignore[arg-type]
     require(len(norms) == 1, "norm_axis, eps of the layers", sorted(norms), "the same for all layers")
     return norms.pop()
-
-
-def _layout(weights: tuple[Tensor, ...]) -> Layout:
-    mix_down, down = weights[1], weights[3]
-    return Layout(length=mix_down.shape[0], width=down.shape[0], inner_len=mix_down.shape[1], inner_width=down.shape[1])

@@ -1,26 +1,58 @@
-"""PersistentRecursion: the buffers of one program and set of weights, and the launch over them."""
+"""The persistent executor: a whole ACT step, or any program, in one launch, and the buffers of that launch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, InputError, require
 from rtm_kernels.impl import why_not_triton
-from rtm_kernels.ops.launch import LaunchRow, launch, select
+from rtm_kernels.ops.launch import LaunchRow, launch, multiprocessors, select, tuned
 from rtm_kernels.program import INPUT, Program
 from rtm_kernels.ranges import ranged
-from rtm_kernels.recursion.persistent.launch import KERNEL, TABLE
-from rtm_kernels.recursion.persistent.pack import PackedLayers
-from rtm_kernels.recursion.tape import MAX_TERMS, layer_rows, numbers
+from rtm_kernels.recursion.persistent.pack import PackedLayers, Stacks, why_not_stacks
+from rtm_kernels.recursion.tape import MAX_TERMS, layer_rows, numbers, why_not_program
+
+KERNEL = "persistent_recursion"
+
+
+def _blocks(
+    length: int, mix: tuple[int, int], up: tuple[int, int, int], down: tuple[int, int, int], norm_rows: int = 8
+) -> dict[str, int]:
+    names = ("BLOCK_L", "MIX_D", "MIX_I", "UP_M", "UP_I", "UP_K", "DOWN_M", "DOWN_D", "DOWN_K", "NORM_R")
+    return dict(zip(names, (length, *mix, *up, *down, norm_rows), strict=True))
+
+
+TABLE = tuned("persistent", (
+    LaunchRow(KERNEL, "hopper", 16, 128, _blocks(128, (16, 64), (64, 32, 64), (64, 16, 128)), 8, 3),
+    LaunchRow(KERNEL, "hopper", 16, 256, _blocks(256, (16, 32), (64, 32, 64), (64, 16, 128)), 8, 3),
+    LaunchRow(KERNEL, "hopper", 32, 128, _blocks(128, (16, 16), (64, 32, 32), (64, 16, 32)), 8, 1),
+    LaunchRow(KERNEL, "portable", 16, 128, _blocks(128, (16, 32), (64, 32, 64), (64, 16, 64)), 8, 2),
+    LaunchRow(KERNEL, "portable", 16, 256, _blocks(256, (16, 32), (64, 32, 64), (64, 16, 64)), 8, 2,
+              waiver="sm_89 with Triton 3.6 keeps 16 bytes on the stack; sm_80 and Triton 3.9 none"),
+    LaunchRow(KERNEL, "portable", 32, 128, _blocks(128, (16, 16), (32, 32, 32), (32, 16, 32)), 8, 1),
+    LaunchRow(KERNEL, "interpreter", 0, 16, _blocks(16, (32, 64), (32, 64, 32), (32, 32, 64)), 4, 1),
+    LaunchRow(KERNEL, "interpreter", 0, 128, _blocks(128, (64, 64), (128, 128, 64), (128, 64, 128), 64), 4, 1),
+))  # fmt: skip
+"""`limit` is the sequence length L, the longest one of a family the longest that it runs. One program runs per
+multiprocessor. The token mix works on tiles of `MIX_D` channels, all L rows and `MIX_I` inner columns at a time; the
+gate-up phase on `UP_M` rows x `UP_I` inner columns x `UP_K`; the down phase on `DOWN_M` rows x `DOWN_D` channels x
+`DOWN_K`; the norm and the halting phase on `NORM_R` rows."""
 
 Head = tuple[Tensor, Tensor]
 """Weight [2, D] and bias [2] of a halting head, of any float dtype and read where they lie."""
 
 
-def why_not_here(device: torch.device, dtype: torch.dtype, length: int) -> str | None:
+def why_not(program: Program, stacks: Stacks, device: torch.device, dtype: torch.dtype, length: int) -> str | None:
+    """What keeps the persistent kernel from running `program` on latents [B, L, D], or None when it can."""
+    used = {name: stacks[name] for name in program.stacks if name in stacks}
+    return why_not_program(program) or why_not_stacks(used) or _why_not_here(device, dtype, length)
+
+
+def _why_not_here(device: torch.device, dtype: torch.dtype, length: int) -> str | None:
     """What keeps the kernel from running in `dtype` at sequence length L on `device`, or None when it can."""
     reason = why_not_triton(device)
     if reason is not None:
@@ -32,13 +64,6 @@ def why_not_here(device: torch.device, dtype: torch.dtype, length: int) -> str |
     except BackendUnavailable as error:
         return str(error)
     return None
-
-
-def multiprocessors(device: torch.device) -> int:
-    """Programs of one launch: the multiprocessors of a GPU, and one in the interpreter, where none can wait."""
-    if device.type != "cuda":
-        return 1
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 class PersistentRecursion:
@@ -53,7 +78,7 @@ class PersistentRecursion:
     Args:
         batch: the most samples that `load` takes. head: the halting head.
         row: launch row, by default that of the table. grid: number of programs, all resident at once; by default
-            one per multiprocessor.
+            one per multiprocessor, and one in the interpreter, where none can wait.
 
     Errors: `BackendUnavailable` when the kernel cannot run on the device of the weights, in their dtype, or at L.
     """
@@ -70,13 +95,13 @@ class PersistentRecursion:
         grid: int | None = None,
     ) -> None:
         device, dtype, layout = weights.data.device, weights.data.dtype, weights.layout
-        reason = why_not_here(device, dtype, layout.length) if device.type != "meta" else None
+        reason = _why_not_here(device, dtype, layout.length) if device.type != "meta" else None
         if reason is not None:
             raise BackendUnavailable(f"the persistent kernel cannot run: {reason}")
         require(batch >= 0, "batch", batch, "at least 0")
         self.program, self.weights, self.batch = program, weights, batch
         self.row = select(TABLE, KERNEL, dtype, layout.length) if row is None else row
-        self.grid = multiprocessors(device) if grid is None else grid
+        self.grid = multiprocessors(device, 1) if grid is None else grid
         self._number = numbers(program)
         self._written = tuple(dict.fromkeys(step.dst for step in program.steps))
         self.tape = layer_rows(program, weights.stack_layers).to(device)
@@ -108,11 +133,6 @@ class PersistentRecursion:
     def _view(self, samples: int) -> None:
         shape = (len(self._number), samples, self.weights.layout.length, self.weights.layout.width)
         self.latents = self._memory[: shape[0] * shape[1] * shape[2] * shape[3]].view(shape)
-
-    @property
-    def scratch(self) -> tuple[Tensor, ...]:
-        """Buffers whose content never matters between launches."""
-        return self._mixed, self._inner, self._partials, self._mixed_partials
 
     @property
     def q(self) -> Tensor | None:
@@ -169,3 +189,54 @@ class PersistentRecursion:
                 HAS_CHANGE=self._carries_output,
                 launch_cooperative_grid=True,
             )  # fmt: skip
+
+
+class Launched(NamedTuple):
+    """What one launch left."""
+
+    latents: dict[str, Tensor]
+    """[B, L, D], those given and those written."""
+    q: Tensor | None
+    """float32 [B, L, 2], the halting head at every position of the output latent; None without a head."""
+    change: Tensor | None
+    """float32 [B], |dy| / |y| of the output latent; None where the program does not carry it."""
+
+
+class PersistentExecutor:
+    """`recursion.reference.run` for one program and its stacks, then the halting head, one launch per call.
+
+    Weights are packed when it is built, in `dtype` (by default that of the weights); the head is read where it lies.
+    Buffers are allocated for powers of two of samples when they are first needed. Inference only: results carry no
+    gradient.
+
+    Errors: `InputError` for a stack that is missing; `BackendUnavailable`, see `why_not`.
+    """
+
+    def __init__(
+        self, program: Program, stacks: Stacks, dtype: torch.dtype | None = None, head: Head | None = None
+    ) -> None:
+        missing = [name for name in program.stacks if name not in stacks]
+        if missing:
+            raise InputError(f"stacks={sorted(stacks)} is not allowed: the program applies {', '.join(missing)}")
+        reason = why_not_program(program)
+        if reason is not None:
+            raise BackendUnavailable(f"the persistent kernel cannot run: {reason}")
+        self.program, self._head = program, head
+        self.weights = PackedLayers({name: stacks[name] for name in program.stacks}, dtype)
+        self._by_size: dict[int, PersistentRecursion] = {}
+
+    def run(self, latents: Mapping[str, Tensor], x: Tensor) -> Launched:
+        """One pass of the program from latents and input x [B, L, D]; nothing that is given is modified.
+
+        Errors: `InputError` when a gradient is asked for, a latent is missing, or a shape is wrong.
+        """
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (*latents.values(), x)):
+            raise InputError("requires_grad=True is not allowed: the persistent kernel has no backward; use no_grad()")
+        size = 1 << (len(x) - 1).bit_length() if len(x) else 0
+        if size not in self._by_size:
+            self._by_size[size] = PersistentRecursion(self.program, self.weights, size, head=self._head)
+        recursion = self._by_size[size]
+        recursion.load(latents, x)
+        recursion.step()
+        values = {name: value.clone() for name, value in recursion.values(latents).items()}
+        return Launched(values, *(None if t is None else t.clone() for t in (recursion.q, recursion.change)))

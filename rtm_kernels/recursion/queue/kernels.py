@@ -9,9 +9,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rtm_kernels.ops.launch import launch, select
-from rtm_kernels.recursion.queue.launch import TABLE
+from rtm_kernels.ops.launch import ANY, LaunchRow, launch, select
 from rtm_kernels.recursion.queue.schedule import Moved, Schedule
+
+TABLE = (
+    LaunchRow("queue.plan", "portable", 0, ANY, {"BLOCK": 256}, 4, 1),
+    LaunchRow("queue.move", "portable", 0, ANY, {"BLOCK": 1024}, 4, 1),
+    LaunchRow("queue.plan", "interpreter", 0, ANY, {"BLOCK": 4}),
+    LaunchRow("queue.move", "interpreter", 0, ANY, {"BLOCK": 512}),
+)
+"""Both kernels are bound by latency, and the size of a shape class is not used."""
 
 
 @triton.jit

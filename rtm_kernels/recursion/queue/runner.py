@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.ops.launch import choose
-from rtm_kernels.recursion.conditional import while_active
-from rtm_kernels.recursion.graph import Capture, CudaGraphs, bucket_of, record
+from rtm_kernels.recursion.graph import CudaGraphs, bucket_of, record, while_active
 from rtm_kernels.recursion.queue import schedule as by_torch
 from rtm_kernels.recursion.queue.schedule import ACTIVE, FINISHED, WAITING, Moved, Schedule
 
@@ -47,7 +46,7 @@ class HaltingQueue:
         impl: `reference`, `triton` or `auto`, of the exchange.
         capture: the recorder, or None.
 
-    Errors: `BackendUnavailable` for a `limit` without what `conditional.why_not` names.
+    Errors: `BackendUnavailable` for a `limit` without what `graph.why_not_loop` names.
     """
 
     @torch.inference_mode(False)
@@ -62,7 +61,7 @@ class HaltingQueue:
         between: Callable[[], None] | None = None,
         limit: int | None = None,
         impl: str = "auto",
-        capture: Capture | None = None,
+        capture: CudaGraphs | None = None,
     ) -> None:
         self.stages, self.between, self.limit = tuple(stages), between, limit
         self.alive, self.moved, self.buckets = alive, tuple(moved), tuple(buckets)
