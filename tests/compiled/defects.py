@@ -57,8 +57,8 @@ CASES = {
 }  # fmt: skip
 """Together they run every kernel that synchronises, and every loop of it more than twice."""
 LEAST = {**dict.fromkeys((*REMOVED, *REPLACED), 0.95), "barrier": 0.8, "16-bit sum": 0.0}
-"""Share of each kind that must be found. Triton places barriers by allocation, not by access: some part accesses of one
-warp. A sum that is rounded once to 16 bits is within the budget; `gates/precision.py` finds those that a loop carries."""
+"""Share of each kind that must be found. Triton places barriers by allocation, not by access: some part accesses of
+one warp. A sum rounded once is within the budget; `gates/precision.py` finds those that a loop carries."""
 
 
 @dataclass(frozen=True)
@@ -172,9 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{kernel} line {defect.line + 1}: {line[:60]}: {why[:110] or 'NOT FOUND'}", flush=True)
     for (kernel, kind), count in sorted(seeded.items()):
         print(f"{kernel:26} {kind:14} {caught[kernel, kind]:4} of {count}")
-    lost = [
-        f"{kernel}: {kind}" for (kernel, kind), count in seeded.items() if caught[kernel, kind] < LEAST[kind] * count
-    ]
+    lost = [" ".join(key) for key, count in seeded.items() if caught[key] < LEAST[key[1]] * count]
     print(f"{seeded.total()} defects, too few found: {lost}")
     return 1 if lost or not seeded else 0
 
