@@ -27,6 +27,7 @@ from rtm_kernels.recursion.persistent import runner
 from tests.cases import name_of, small_cases
 from tests.cases.attention_norm import attention
 from tests.cases.case import check
+from tests.cases.queue import queue
 from tests.cases.swiglu import channel, mixer
 from tests.compiled import threads
 from tests.compiled.launching import installed
@@ -52,7 +53,7 @@ CASES = {
     name_of(case): case for case in (
         channel((2, 97, 64), 256, 2, "plain"), channel((4, 97, 320), 300, 1, "plain", "tma"),
         mixer(3, 200, 70, 150, "hidden", 2, "plain"), attention((4, 97, 256), 4, 2, "plain", "rope qk_norm"),
-        *(c for c in small_cases() if c.op in ("halting", "token_loss", "persistent", "queue")),
+        *(c for c in small_cases() if c.op in ("halting", "token_loss", "persistent")), queue(40, 40, 90, (9, 300)),
     )
 }  # fmt: skip
 """Together they run every kernel that synchronises, and every loop of it more than twice."""
@@ -65,8 +66,7 @@ one warp. A sum rounded once is within the budget; `gates/precision.py` finds th
 class Defect:
     kind: str
     line: int
-    text: str
-    """The line after the change."""
+    text: str  # after the change
 
 
 def defects(ptx: str) -> Iterator[Defect]:
