@@ -265,7 +265,7 @@ class Writer:
 
     def on_mma(self, i: Instruction) -> None:
         to, a, b, c = i.args
-        if i.parts[3] not in ("m16n8k16", "m16n8k8") or i.parts[-1] != "f32":
+        if i.parts[3] != "m16n8k16" or i.parts[-1] != "f32":
             raise Fault(f"line {i.line}: the tests do not know {i.op}")
         operands = f"{self.stacked(a, 'u32')}, {self.stacked(b, 'u32')}, {self.stacked(c, 'f32')}"
         self.spread(to, "f32", f"M.product({operands}, {i.parts[-2]!r})")

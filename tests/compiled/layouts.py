@@ -33,13 +33,6 @@ def b_fragment(registers: Array, kind: str) -> Array:
     return values.transpose(1, 0, 3, 4, 2).reshape(-1, 16, 8)
 
 
-def tf32_fragments(a: Array, b: Array) -> tuple[Array, Array]:
-    """A [warps, 16, 8] and B [warps, 8, 8] of m16n8k8 with tf32, which keeps 10 bits of the mantissa."""
-    wide_a, wide_b = ((x & np.uint32(0xFFFFE000)).view(np.float32) for x in (a, b))
-    rows = wide_a.reshape(2, 2, -1, 8, 4).transpose(2, 1, 3, 0, 4).reshape(-1, 16, 8)
-    return rows, wide_b.reshape(2, -1, 8, 4).transpose(1, 0, 3, 2).reshape(-1, 8, 8)
-
-
 def accumulators(product: Array) -> Array:
     """Registers [4 blocks, N] of [warps, 16, 8 blocks]: number 4 b + 2 h + p has row g + 8 h, column 8 b + 2 t + p."""
     blocks = product.shape[2] // 8

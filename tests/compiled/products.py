@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tests.compiled.codegen import SHARED_START
-from tests.compiled.layouts import a_fragment, accumulators, b_fragment, offsets, swizzled, tf32_fragments
+from tests.compiled.layouts import a_fragment, accumulators, b_fragment, offsets, swizzled
 from tests.compiled.ptx import Fault
 from tests.compiled.shared import SharedMemory
 from tests.compiled.threads import Array, Mask
@@ -30,11 +30,7 @@ class Machine(SharedMemory):
 
     def product(self, a: Array, b: Array, c: Array, kind: str) -> Array:
         """mma.sync: c + a b, with fragments as in `layouts`."""
-        if kind == "tf32":
-            rows, columns = tf32_fragments(a, b)
-        else:
-            rows, columns = a_fragment(a, kind), b_fragment(b, kind)
-        return accumulators(rows @ columns) + c
+        return accumulators(a_fragment(a, kind) @ b_fragment(b, kind)) + c
 
     def warpgroups(self, mask: Mask) -> Any:
         return range(len(self.products)) if mask is None else np.unique(mask.nonzero()[0] // GROUP)

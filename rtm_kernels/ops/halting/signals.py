@@ -19,6 +19,12 @@ def load_tile(y_ptr, offs_l, offs_d, stride_l, stride_d, mask_l, D):
 
 
 @triton.jit
+def rounded(products):
+    """Products that a sum over lanes does not fuse with: each lane would round another one of a pair."""
+    return products + 0.0
+
+
+@triton.jit
 def head_of(
     y_ptr, weight_ptr, bias_ptr, offs_l, mask_l, stride_l, stride_d, D,
     HAS_BIAS: tl.constexpr, COMPARES: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -30,10 +36,10 @@ def head_of(
         offs_d = d + tl.arange(0, BLOCK_D).to(tl.int64)
         y = load_tile(y_ptr, offs_l, offs_d, stride_l, stride_d, mask_l, D)
         weight = tl.load(weight_ptr + offs_d, mask=offs_d < D, other=0.0).to(tl.float32)
-        first += tl.sum(y * weight[None, :], axis=1)
+        first += tl.sum(rounded(y * weight[None, :]), axis=1)
         if COMPARES:
             weight = tl.load(weight_ptr + D + offs_d, mask=offs_d < D, other=0.0).to(tl.float32)
-            second += tl.sum(y * weight[None, :], axis=1)
+            second += tl.sum(rounded(y * weight[None, :]), axis=1)
     if HAS_BIAS:
         first += tl.load(bias_ptr).to(tl.float32)
         if COMPARES:
@@ -55,8 +61,8 @@ def relative_change(
             offs_d = d + tl.arange(0, BLOCK_D).to(tl.int64)
             y = load_tile(y_ptr, l + rows, offs_d, stride_l, stride_d, l + rows < L, D)
             before = load_tile(previous_ptr, l + rows, offs_d, previous_stride_l, previous_stride_d, l + rows < L, D)
-            change += tl.sum((y - before) * (y - before), axis=1)
-            size += tl.sum(y * y, axis=1)
+            change += tl.sum(rounded((y - before) * (y - before)), axis=1)
+            size += tl.sum(rounded(y * y), axis=1)
     return tl.sqrt(tl.sum(change, axis=0)) / tl.maximum(tl.sqrt(tl.sum(size, axis=0)), 1e-30)
 
 
