@@ -279,9 +279,11 @@ MAZE_LOCAL = Recipe(
             mix={"side16": 0.1, "side20": 0.15, "side24": 0.2, "side27": 0.2, "side30": 0.35},
         ),
         Stage(
-            steps=4_000, batch_size=24, lr=(0.5, 0.03), halt_max_steps=104,
+            steps=1_425, batch_size=24, lr=(0.5, 0.33), halt_max_steps=104,
             mix={"side20": 0.1, "side24": 0.2, "side30": 0.4, "side36": 0.2, "side48": 0.1},
         ),
+        Stage(steps=1_000, batch_size=24, lr=(0.3, 0.02), halt_max_steps=40,
+              mix={"side24": 0.2, "side30": 0.7, "side36": 0.1}),
     ),
     optimizer="adamw", lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_steps=100, ema=0.995, threads=1,
     loss="softmax_cross_entropy", eval_every=1000, eval_limit=50, eval_steps=100,
