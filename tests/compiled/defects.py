@@ -57,9 +57,9 @@ CASES = {
     )
 }  # fmt: skip
 """Together they run every kernel that synchronises, and every loop of it more than twice."""
-LEAST = {**dict.fromkeys((*REMOVED, *REPLACED), 0.95), "barrier": 0.8, "16-bit sum": 0.0}
+LEAST = {**dict.fromkeys((*REMOVED, *REPLACED), 0.95), "barrier": 0.8, "cp.async wait": 0.5, "16-bit sum": 0.0}
 """Share of each kind that must be found. Triton places barriers by allocation, not by access: some part accesses of
-one warp. A sum rounded once is within the budget; `gates/precision.py` finds those that a loop carries."""
+one warp. The wait after a loop may find nothing left to wait for. A sum that is rounded once is within the budget."""
 
 
 @dataclass(frozen=True)

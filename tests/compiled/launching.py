@@ -57,7 +57,7 @@ class Executor:
     def launch(self, binary: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], grid: Any) -> None:
         name = function.__name__
         self.launches[name] += 1
-        self.texts[name] = binary.asm["ptx"]
+        self.texts.setdefault(name, binary.asm["ptx"])
         code = self.program(name, binary.asm["ptx"])
         grid = grid({**dict(zip(function.arg_names, args, strict=False)), **kwargs}) if callable(grid) else grid
         grid = (*grid, *(1,) * (3 - len(grid)))
