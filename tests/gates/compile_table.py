@@ -18,7 +18,7 @@ PACKAGE, FOLDER = ROOT / "rtm_kernels", ROOT / "profiles" / "compile"
 ARCHITECTURES = (90, 80, 86, 89, 100, 120)
 FACTS = ("registers", "stack", "spills", "shared", "wgmma", "atomics")
 OFFICIAL = ("D=512 F=1536", "L=97 D=512 F=512", "L=916 D=512", "attention_norm D=512 h=8", "persistent L=97", "halting",
-            "token_loss", "adam_atan2", "sign_sgd", "queue")  # fmt: skip
+            "token_loss", "adam_atan2", "sign_sgd", "queue", "conv_swiglu_norm")  # fmt: skip
 """What the cases at the official sizes begin with; the summary shows them for sm_90."""
 
 
