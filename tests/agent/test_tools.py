@@ -82,7 +82,7 @@ def test_models_are_listed(call, model_folders: dict[str, Path]) -> None:
 
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
-    ("solve_sudoku", {"puzzle": "x" * 81}, "solve_sudoku: line 1, column 1: illegal character 'x'"),
+    ("solve_sudoku", {"puzzle": "y" * 81}, "solve_sudoku: line 1, column 1: illegal character 'y'"),
     ("solve_sudoku", {"puzzle": "55" + "." * 79}, "contradictory givens: 5 twice in row 1"),
     ("solve_sudoku", {"puzzle": "." * 80}, "solve_sudoku: line 1, column 80: 80 cells"),
     ("solve_sudoku", {"puzzle": "." * 16}, "no model for sudoku4 is loaded (there are: sudoku, maze, arc)"),

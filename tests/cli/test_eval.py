@@ -146,7 +146,7 @@ def test_what_cannot_be_measured_is_refused(
 ) -> None:
     monkeypatch.chdir(Path(labelled).parent)
     Path(labelled).rename("good.csv")
-    for name, content in (("unsolved", f"{ROW}\n"), ("bad", "puzzle,solution\nx,y\n"), ("empty", "")):
+    for name, content in (("unsolved", f"{ROW}\n"), ("bad", "puzzle,solution\ny,z\n"), ("empty", "")):
         Path(f"{name}.csv").write_text(content)
     if "maze" in arguments:
         build_maze("maze", generate_mazes(4, seed=1, side=9, path_cells=12), test=1, side=9)

@@ -14,6 +14,8 @@ from torch import Tensor
 from tests.compiled.ptx import Fault
 from tests.compiled.threads import Array, Mask, Threads
 
+LIVE = (Tensor, torch.nn.Parameter)
+
 
 class Buffer:
     """The memory of a tensor, and the bytes of it that a kernel may touch: from `low` up to `high`."""
@@ -56,11 +58,10 @@ class Memory:
 
     def at(self, address: int) -> Buffer | None:
         """The buffer at an address, or that of a live tensor, whose address the kernel may have read from memory."""
-        for buffer in self.buffers:
-            if buffer.low <= address < buffer.high:
-                return buffer
+        if found := next((b for b in self.buffers if b.low <= address < b.high), None):
+            return found
         for tensor in gc.get_objects():
-            if type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu":
+            if type(tensor) in LIVE and (tensor.device.type, tensor.layout) == ("cpu", torch.strided):
                 low, high = extent(tensor)
                 if low <= address < high:
                     self.add(tensor, "a tensor reached by its address")
