@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from tests.compiled.ptx import Fault
 from tests.compiled.threads import Array, Mask, Threads
-
-LIVE = (Tensor, torch.nn.Parameter)
 
 
 class Buffer:
@@ -61,7 +60,7 @@ class Memory:
         if found := next((b for b in self.buffers if b.low <= address < b.high), None):
             return found
         for tensor in gc.get_objects():
-            if type(tensor) in LIVE and (tensor.device.type, tensor.layout) == ("cpu", torch.strided):
+            if type(tensor) in (Tensor, Parameter) and (tensor.device.type, tensor.layout) == ("cpu", torch.strided):
                 low, high = extent(tensor)
                 if low <= address < high:
                     self.add(tensor, "a tensor reached by its address")
