@@ -25,6 +25,7 @@ from rtm_kernels.interop.recognise import (
     probe_inputs,
     probe_lengths,
     training_differs,
+    with_values,
 )
 from rtm_kernels.ops.attention_norm.api import ATTENTION
 from rtm_kernels.ops.attention_norm.reference import grid_tables
@@ -124,7 +125,7 @@ def accelerate(model: Model, *, impl: str = "auto", attention: str = "auto") -> 
     for name, module in found.items():
         check_blocks(name, module, OPTIONS)
         resolve(impl, next(module.parameters()).device)
-    axes = {name: _norm_axis(name, module) for name, module in found.items()}
+    axes = {name: _norm_axis(name, with_values(module)) for name, module in found.items()}
     for name, module in found.items():
         _swap(module, axes[name], impl, attention)
     return model

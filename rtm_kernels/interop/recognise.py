@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import types
@@ -192,6 +193,17 @@ def probe_inputs(stack: nn.Module, device: torch.device, length: int) -> dict[st
         angles = draw(length, head_dim).to(device)
         inputs["cos_sin"] = (angles.cos(), angles.sin())
     return inputs
+
+
+def with_values(stack: nn.Module) -> nn.Module:
+    """The stack to probe: itself, or a copy of random weights on the CPU where its own are on the meta device."""
+    if not next(stack.parameters()).is_meta:
+        return stack
+    made = copy.deepcopy(stack).to_empty(device="cpu")
+    generator = torch.Generator("cpu").manual_seed(0)
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5, generator=generator)
+    return made
 
 
 def probe_lengths(stack: Any) -> tuple[int, ...]:

@@ -11,6 +11,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -128,6 +131,32 @@ def test_meta_models_give_shapes() -> None:
     assert model(model.initial_carry(given), given)[1]["logits"].shape == (4, 9, 11)
     block = FusedTRMBlock(32, 9).to("meta")
     assert block(torch.empty(2, 9, 32, device="meta")).is_meta
+
+
+@pytest.mark.parametrize("name", ["trm_att", "rsm_mlp", "hrm"])
+def test_a_skeleton_is_accelerated_before_its_weights_are_there(name: str) -> None:
+    model = official.models()[name]
+    state, expected = model.state_dict(), accelerate(model).state_dict().keys()
+    axes = {module.norm_axis for module in model.modules() if hasattr(module, "norm_axis")}
+    skeleton = accelerate(official.models()[name].to("meta"))
+    assert skeleton.state_dict().keys() == expected and all(p.is_meta for p in skeleton.parameters())
+    assert {module.norm_axis for module in skeleton.modules() if hasattr(module, "norm_axis")} == axes
+    assert skeleton.load_state_dict(state, assign=True).missing_keys == []
+
+
+def test_kernels_are_debugged_in_the_interpreter_without_this_test_suite() -> None:
+    code = """
+import torch
+from rtm_kernels.block import FusedTRMBlock
+torch.manual_seed(0)
+for dtype in (torch.float32, torch.bfloat16):
+    block, x = FusedTRMBlock(16, 9, impl="triton"), torch.randn(2, 9, 16, dtype=dtype, requires_grad=True)
+    block(x).square().sum().backward()
+    print(x.grad.isfinite().all().item(), block.mlp.down_proj.weight.grad.isfinite().all().item())
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=600)
+    assert result.stdout.split() == ["True"] * 4, result.stderr
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
