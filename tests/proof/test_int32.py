@@ -31,6 +31,7 @@ from rtm_kernels.recursion.queue.schedule import Moved, Schedule
 from rtm_kernels.recursion.tape import layer_rows, numbers
 from tests.cases.attention_norm import launch_attention
 from tests.cases.case import meta
+from tests.cases.conv import launch_conv
 from tests.cases.halting import launch_halting
 from tests.cases.persistent import launch_persistent
 from tests.cases.swiglu import launch_channel, launch_mixer
@@ -138,6 +139,10 @@ SCENARIOS: dict[str, Callable[[], None]] = {
             ("q", 50_000), ("q_continue", 50_000), ("cumulative_token", 23_000_000), ("settle=2/0.1", 23_000_000),
         )
     },
+    "conv_swiglu_norm": lambda: launch_conv((1_500_000, 97, 8, 16), (2,), 0),
+    "conv_swiglu_norm, grid": lambda: launch_conv((160_000, 901, 8, 16), (3, 3), 1),
+    "conv_swiglu_norm, small grids": lambda: launch_conv((60_000_000, 4, 8, 4), (3, 3), 0),
+    "conv_swiglu_norm, 2^31 rows": lambda: launch_conv((23_000_000, 97, 8, 4), (2,), 0),
     "stablemax": lambda: launch_loss(22_000_000, 97, 11, True),
     "softmax": lambda: launch_loss(22_000_000, 97, 70, False),
     **{
