@@ -33,6 +33,7 @@ FIRST, CONTINUE, TOKEN, TOKEN_CONTINUE, SUM, MOVING, VERIFIES = (
     ("halting", "q_continue+cumulative_token"), ("halting", "cumulative offset"), ("halting", "settle=2/0.06+q"),
     ("halting", "verified"),
 )  # fmt: skip
+ALONG, GRID = ("conv_swiglu_norm", "[2, 13, 32, 40]"), ("conv_swiglu_norm", "[2, 67, 12, 33]")
 STABLEMAX, SOFTMAX, SOFTMAX_TILES = (
     ("token_loss", "[3, 67, 11] plain scale=3 ignored=0.3 stablemax"),
     ("token_loss", "[3, 67, 11] plain scale=3 ignored=0.3 softmax"),
@@ -183,8 +184,25 @@ _PERSISTENT = (
     ("kernel", "previous_ptr + start, D", "y_ptr + start, D", PERSISTENT),
 )  # fmt: skip
 
+_CONVOLUTION = [
+    ("kernels", "t + step_column\n", "t - step_column\n", ALONG),
+    ("kernels", "cell // SIDE + step_row", "cell // SIDE - step_row", GRID),
+    ("kernels", "(row < SIDE)", "(row <= SIDE)", GRID),
+    ("kernels", "(column < SIDE)", "(column <= SIDE)", GRID),
+    ("kernels", "(t >= PREFIX) & ", "", GRID),
+    ("kernels", "silu * up, total)", "total, total)", GRID),
+    ("kernels", "tl.load(bias_ptr + f, mask", "tl.load(bias_ptr + f * 0, mask", ALONG),
+    ("kernels", "share * (1.0 + pre * (1.0 - share))", "share * (1.0 + pre * share)", ALONG),
+    ("kernels", "K // 2 - tap // K, K", "tap // K - K // 2, K", GRID),
+    ("kernels", "part_ptr + pid * (taps + 1) * F", "part_ptr + pid * taps * F", ALONG),
+    ("kernels", "own = tl.where((t < PREFIX)[:, None], 0.0, own)", "own = own + 0.0", GRID),
+    ("kernels", "d_gate = dact * up * share", "d_gate = dact * share", ALONG),
+    ("kernels", "total[taps].to(bias", "total[taps - 1].to(bias", ALONG),
+]
+
 FOLDERS = {
     "ops/swiglu": _SWIGLU, "ops/attention_norm": _ATTENTION, "ops/halting": _HALTING, "ops/token_loss": _LOSS,
+    "ops/conv_swiglu_norm": _CONVOLUTION,
     "ops/adam_atan2": _OPTIMISERS, "recursion/persistent": _PERSISTENT,
 }  # fmt: skip
 
