@@ -97,7 +97,7 @@ def _install_target(arch: int) -> None:
 
     offline = {
         "get_current_target": lambda: GPUTarget("cuda", arch, 32),
-        "get_current_device": lambda: 0,
+        "get_current_device": lambda: arch,  # kernels in memory are kept for each device
         "get_current_stream": lambda device: 0,
     }
     driver.set_active(SimpleNamespace(**offline))
