@@ -11,7 +11,7 @@ from itertools import islice
 from rtm_kernels.data.examples import example_names, example_puzzles
 from rtm_kernels.data.maze import VOCABULARY
 from rtm_kernels.data.task import Puzzle, Task
-from rtm_kernels.data.text import decoded, named
+from rtm_kernels.data.text import decoded, named, open_text
 from rtm_kernels.errors import InputError, require
 
 MAX_PUZZLES = 100_000
@@ -44,7 +44,7 @@ def model_for(arguments: list[str], example: str | None = None) -> str:
         return example or "sudoku"
     text = arguments[0]
     if os.path.isfile(text):
-        with open(text, encoding="utf-8-sig", errors="replace") as file:
+        with named(text), open_text(text) as file:
             text = file.read(1 << 16)
     lines = [line.split(",")[0] for line in text.splitlines()]
     cells = "".join(line for line in lines if set(line) <= set(f"{VOCABULARY}."))

@@ -257,11 +257,10 @@ class _FirstOrder(torch.autograd.Function):
 
 def first_order(name: str, op: Any, dy: Tensor, *saved: Any) -> tuple[Tensor, ...]:
     """The gradients of a backward op. Where a graph of them is made, a second derivative is refused by `name`."""
-    if not torch.is_grad_enabled():
-        grads: Any = op(dy, *saved)
-        return (grads,) if isinstance(grads, Tensor) else tuple(grads)
     with torch.no_grad():
-        grads = op(dy, *saved)
-    grads = (grads,) if isinstance(grads, Tensor) else tuple(grads)
+        found: Any = op(dy, *saved)
+    grads = (found,) if isinstance(found, Tensor) else tuple(found)
+    if not torch.is_grad_enabled():
+        return grads
     tensors = [t for t in (dy, *saved) if isinstance(t, Tensor)]
     return tuple(_FirstOrder.apply(name, len(grads), *grads, *tensors))

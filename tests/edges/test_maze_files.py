@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rtm_kernels.cli.source import model_for
 from rtm_kernels.data import get_task
 from rtm_kernels.errors import InputError
 
@@ -61,6 +62,12 @@ def test_what_is_no_maze_is_named_by_its_line(name: str, task: str) -> None:
     with pytest.raises(InputError) as caught:
         list(TASKS[task]().parse(text))
     assert str(caught.value).startswith("line 1: ") and message in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_of_mazes_finds_its_model_in_any_encoding(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "m.txt").write_text(GRID, encoding)
+    assert model_for([str(tmp_path / "m.txt")]) == "maze"
 
 
 EXAMPLES = Path(__file__).parents[3] / "shared" / "edges" / "maze"

@@ -155,9 +155,7 @@ class _Scanner:
         texts: dict[str, str] = {}
         for name in ("puzzle", "solution"):
             read = [forms.field(text, self.size) for text in values[name]] or [""]
-            fits = [
-                text for text in read if len(text) == self.size**2 and rules.illegal_column(text, self.size) is None
-            ]
+            fits = [text for text in read if self._whole(text)]
             text = (fits or read)[0]
             if not fits and (text or name == "puzzle"):
                 return self._bad_field(number, raw, name, text)
@@ -165,6 +163,10 @@ class _Scanner:
         rating = "".join(values["rating"][:1]).strip().replace(",", ".")
         origin = printable("".join(values["origin"][:1]).strip())[:MAX_NAME] or None
         return Puzzle(texts["puzzle"], texts["solution"] or None, number, _finite(rating), origin=origin)
+
+    def _whole(self, text: str) -> bool:
+        """Whether a text is the cells of a puzzle, and nothing else."""
+        return len(text) == self.size**2 and rules.illegal_column(text, self.size) is None
 
     def _bad_field(self, number: int, raw: str, name: str, text: str) -> Puzzle:
         start = raw.find(text) + 1 if name == "puzzle" else raw.rfind(text) + 1
@@ -175,7 +177,7 @@ class _Scanner:
 
     def _single(self, number: int, text: str) -> Puzzle:
         found = forms.field(text, self.size)
-        if len(found) == self.size**2 and rules.illegal_column(found, self.size) is None:
+        if self._whole(found):
             return Puzzle(found, line=number)
         return _fault(number, f"puzzle of {len(text)} cells, expected {self.size**2}")
 
