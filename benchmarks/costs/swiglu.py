@@ -117,15 +117,10 @@ def backward(view: View) -> Iterator[KernelCost]:
         yield from _long_backward(v)
         return
     rows, padded = v.executed(blocks["BLOCK_R"]), up(inner, blocks["BLOCK_F"])
-    products = 10 * rows * padded * blocks["BLOCK_N"]
-    yield KernelCost("fused_input_grad", products, useful, element * latent * 3 + weights, 2 * rows * padded)
-    blocks = _blocks(v, "fused_weight_grad")
-    rows, padded = v.executed(blocks["BLOCK_R"]), up(inner, blocks["BLOCK_F"])
-    partials = 4 * blocks["SPLITS"] * 3 * inner * width
-    products = 12 * rows * padded * blocks["BLOCK_N"]
-    yield KernelCost(
-        "fused_weight_grad", products, useful, element * latent * 2 + weights + partials, 2 * rows * padded
-    )
+    products, moved = 10 * rows * padded * blocks["BLOCK_N"], 3 * latent + 3 * v.count * inner
+    yield KernelCost("fused_input_grad", products, useful, element * moved + weights, 2 * rows * padded)
+    for outputs in (2 * inner, inner):
+        yield weight_grad(v, outputs)
 
 
 def _long_backward(v: View) -> Iterator[KernelCost]:
@@ -146,7 +141,7 @@ def weight_grad(v: View, outputs: int) -> KernelCost:
     """The launch of `weight_grad` for a weight [outputs, features]."""
     blocks = _blocks(v, "weight_grad")
     tile = up(outputs, blocks["BLOCK_P"]) * up(v.features, blocks["BLOCK_N"])
-    moved = v.element * v.count * (outputs + v.features) + 4 * blocks["SPLITS"] * outputs * v.features
+    moved = v.element * v.count * (outputs + v.features) + 4 * blocks["SPLITS"] * outputs * aligned(v.features)
     useful = 2 * v.count * outputs * v.features
     return KernelCost("weight_grad", 2 * v.executed(blocks["BLOCK_R"]) * tile, useful, moved, 0)
 

@@ -22,19 +22,19 @@ pytest.importorskip("triton")
 
 CALLS = 3
 CASES = {
-    "channel, long path": ((3, 7, 72), "weight_grad"),
-    "channel": ((3, 7, 24), "fused_weight_grad"),
-    "mixer": ((3, 9, 10), "fused_weight_grad"),
-    "mixer hidden": ((3, 9, 10), "fused_weight_grad"),
-    "mixer, long path": ((2, 66, 6), "weight_grad"),
-    "attention": ((3, 6, 16), "weight_grad"),
+    "channel, long path": (3, 7, 72),
+    "channel": (3, 7, 24),
+    "mixer": (3, 9, 10),
+    "mixer hidden": (3, 9, 10),
+    "mixer, long path": (2, 66, 6),
+    "attention": (3, 6, 16),
 }
-"""Case -> shape of x, and the kernel of its weight gradients."""
+"""Case -> shape of x."""
 EACH = pytest.mark.parametrize("name", ["channel, long path", "mixer", "attention"])
 
 
 def _case(name: str) -> tuple[Call, Leaves]:
-    return half_layer(name.split(",")[0], CASES[name][0], terms=1, inner=33 if name == "channel" else 32)
+    return half_layer(name.split(",")[0], CASES[name], terms=1, inner=33 if name == "channel" else 32)
 
 
 def recur(call: Call, leaves: Leaves, impl: str = "triton") -> Tensor:
@@ -53,7 +53,7 @@ def test_gradients_stay_within_the_budget_of_separate_calls(
     name: str, stack_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_ops, "STACK_BYTES", stack_bytes)
-    (call, leaves), kernel = _case(name), CASES[name][1]
+    call, leaves = _case(name)
     exact = to(leaves, torch.float64)
     truth = gradients(recur(call, exact, "reference"), exact)
     base_out = recur(call, leaves)
@@ -63,8 +63,7 @@ def test_gradients_stay_within_the_budget_of_separate_calls(
     assert torch.equal(out, base_out)
     launches.clear()
     got = gradients(out, leaves)
-    products = 2 if kernel == "weight_grad" else 1
-    assert launches[kernel] == products * (1 if stack_bytes else CALLS)
+    assert launches["weight_grad"] == 2 * (1 if stack_bytes else CALLS)
     within_budget(got, base, truth)
     with shared_weights():
         again = gradients(recur(call, leaves), leaves)
@@ -164,7 +163,7 @@ def test_a_model_shares_by_default_and_keeps_its_gradients(arch: str) -> None:
         grads.append({name: p.grad for name, p in each.named_parameters() if p.grad is not None})
         if each is model:
             layers = sum(config.layers.values())
-            assert 0 < launches["weight_grad"] + launches["fused_weight_grad"] <= 4 * layers
+            assert 0 < launches["weight_grad"] <= 4 * layers
     assert grads[0].keys() == grads[1].keys()
     for name, mine in grads[0].items():
         theirs = grads[1][name]

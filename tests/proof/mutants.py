@@ -85,15 +85,17 @@ _SWIGLU = (
      "act, d_gate, d_up = silu_gate_backward(d_act, up, gate)", LONG),
     *(("backward", "share = tl.cdiv(B * blocks_r, SPLITS)", "share = B * blocks_r // SPLITS", case)
       for case in (MIXER_LONG, CAUSAL)),
-    ("backward", "out_ptr + (split * P + offs_p)[:, None] * N", "out_ptr + offs_p[:, None] * N", LONG),
+    ("backward", "out_ptr + (split.to(tl.int64) * P + offs_p)[:, None] * N_PAD", "out_ptr + offs_p[:, None] * N_PAD",
+     LONG),
+    ("backward", "offs_p)[:, None] * N_PAD + offs_n", "offs_p)[:, None] * N + offs_n", FUSED),
     ("backward", "x_offs, mask, TERMS, ACC)\n    tl.store(h_ptr", "x_offs, mask, 0, ACC)\n    tl.store(h_ptr", FUSED),
     ("fused_backward", "(acc + dr.to(ACC))", "(acc)", FUSED),
     ("fused_backward", "join_gate_up(d_gate, d_up,", "join_gate_up(d_up, d_gate,", FUSED),
-    ("fused_backward", "tl.store(out_ptrs + F * N, grad_up", "tl.store(out_ptrs + F * N, grad_gate", FUSED),
-    ("fused_backward", "silu_gate_backward(d_act, gate, up)  # [BF, BR]",
-     "silu_gate_backward(d_act, up, gate)  # [BF, BR]", FUSED),
-    ("fused_backward", "mask = (offs_r < R)[:, None] & mask_n[None, :]\n        h_offs",
-     "mask = (offs_r < R - 1)[:, None] & mask_n[None, :]\n        h_offs", MIXER),
+    ("fused_backward", "tl.store(dz_ptrs + F, d_up", "tl.store(dz_ptrs + F, d_gate", FUSED),
+    ("fused_backward", "silu_gate_backward(d_act, gate, up)", "silu_gate_backward(d_act, up, gate)", FUSED),
+    ("fused_backward", "dz_ptrs += BLOCK_F", "dz_ptrs += BLOCK_F // 2", MIXER),
+    ("fused_backward", "mask = (offs_r < R)[:, None] & below(offs_n, N, BLOCK_N)",
+     "mask = (offs_r < R - 1)[:, None] & below(offs_n, N, BLOCK_N)", MIXER),
 )  # fmt: skip
 
 _ATTENTION = (

@@ -15,9 +15,8 @@ from tests.proof.launching import process
 from tests.proof.test_poison import filled
 
 PRODUCTS = {
-    "fused_kernel", "gate_up_kernel", "gemm_kernel", "fused_input_grad_kernel", "fused_weight_grad_kernel",
-    "hidden_backward_kernel", "weight_grad_kernel", "qkv_kernel", "recursion_kernel", "gate_up_tma_kernel",
-    "gemm_tma_kernel",
+    "fused_kernel", "gate_up_kernel", "gemm_kernel", "fused_input_grad_kernel", "hidden_backward_kernel",
+    "weight_grad_kernel", "qkv_kernel", "recursion_kernel", "gate_up_tma_kernel", "gemm_tma_kernel",
 }  # fmt: skip
 """Kernels with a dot."""
 SEEDED = ("token_loss", "halting-[5")

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from rtm_kernels.ops.launch import LaunchRow
 from tests.cases import OPS
 
-HOLDS_ALL = {"fused": {"BLOCK_N"}, "fused_input_grad": {"BLOCK_N"}, "fused_weight_grad": {"BLOCK_N"},
-             "gemm_norm": {"BLOCK_N"}, "persistent_recursion": {"BLOCK_L"}}  # fmt: skip
+HOLDS_ALL = {"fused": {"BLOCK_N"}, "fused_input_grad": {"BLOCK_N"}, "gemm_norm": {"BLOCK_N"},
+             "persistent_recursion": {"BLOCK_L"}}  # fmt: skip
 """Kernel -> block sizes that must hold a whole axis."""
 FIXED = {"BLOCK_E", "BLOCK_H", "SPLITS", "BLOCK_U", "NORM_R", "BLOCK"}
 

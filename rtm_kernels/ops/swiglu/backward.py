@@ -119,23 +119,22 @@ def hidden_backward_kernel(
 @triton.jit
 def weight_grad_kernel(
     out_ptr, z_ptr, h_ptr,
-    B, R, P: tl.constexpr, N: tl.constexpr, h_stride_b, h_stride_r, h_stride_n,
+    B, R, P: tl.constexpr, N: tl.constexpr, N_PAD: tl.constexpr, h_stride_b, h_stride_r, h_stride_n,
     ACC: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """`out[s] = z^T h` over the rows of split s, one [BLOCK_P, BLOCK_N] tile; out [SPLITS, P, N], z [B * R, P]."""
+    """`out[s] = z^T h` over the rows of split s, one [BLOCK_P, BLOCK_N] tile; out [SPLITS, P, N_PAD], z [B * R, P]."""
     blocks_n = tl.cdiv(N, BLOCK_N)
-    pid, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    # 32 bits hold an index of a weight, and take fewer registers
-    offs_p = ((pid // blocks_n) * BLOCK_P).to(tl.int32) + tl.arange(0, BLOCK_P)
-    offs_n = ((pid % blocks_n) * BLOCK_N).to(tl.int32) + tl.arange(0, BLOCK_N)
+    pid, split = tl.program_id(0), tl.program_id(1)
+    offs_p = (pid // blocks_n) * BLOCK_P + tl.arange(0, BLOCK_P)
+    offs_n = (pid % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_p, mask_n = below(offs_p, P, BLOCK_P), below(offs_n, N, BLOCK_N)
     h_cols = offs_n.to(tl.int64)[None, :] * h_stride_n
     blocks_r = tl.cdiv(R, BLOCK_R)
     share = tl.cdiv(B * blocks_r, SPLITS)
     acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
     for block in range(split * share, tl.minimum((split + 1) * share, B * blocks_r)):
-        batch, offs_r = row_block(tl.cast(block, tl.int64), R, BLOCK_R)
+        batch, offs_r = row_block(block, R, BLOCK_R)
         mask_r = offs_r < R
         z_ptrs = z_ptr + (batch * R + offs_r)[None, :] * P + offs_p[:, None]
         z = tl.load(z_ptrs, mask=mask_p[:, None] & mask_r[None, :], other=0.0)  # [BP, BR]
@@ -143,5 +142,5 @@ def weight_grad_kernel(
         mask_h = mask_r[:, None] & mask_n[None, :]
         h = tl.load(h_ptr + h_offs, mask=mask_h, other=0.0)  # [BR, BN]
         acc = tl.dot(z, h, acc, out_dtype=ACC, input_precision="ieee")
-    out_ptrs = out_ptr + (split * P + offs_p)[:, None] * N + offs_n[None, :]
-    tl.store(out_ptrs, acc, mask=mask_p[:, None] & mask_n[None, :])
+    out_ptrs = out_ptr + (split.to(tl.int64) * P + offs_p)[:, None] * N_PAD + offs_n[None, :]
+    tl.store(out_ptrs, acc, mask=mask_p[:, None] & below(offs_n, N_PAD, BLOCK_N)[None, :])

@@ -28,13 +28,10 @@ ROWS: tuple[LaunchRow, ...] = (
     LaunchRow("gemm", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 64}, 8, 3),
     LaunchRow("fused_input_grad", "hopper", 16, 32, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 32}, 4, 2),
     LaunchRow("fused_input_grad", "hopper", 16, 64, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 64}, 4, 2),
-    LaunchRow("fused_input_grad", "hopper", 16, 128, {"BLOCK_R": 128, "BLOCK_F": 32, "BLOCK_N": 128}, 8, 2),
-    LaunchRow("fused_weight_grad", "hopper", 16, 32, {"BLOCK_R": 32, "BLOCK_F": 64, "BLOCK_N": 32, "SPLITS": 16}, 8, 2),
-    LaunchRow("fused_weight_grad", "hopper", 16, 64, {"BLOCK_R": 32, "BLOCK_F": 64, "BLOCK_N": 64, "SPLITS": 16}, 8, 2),
-    LaunchRow(
-        "fused_weight_grad", "hopper", 16, 128, {"BLOCK_R": 32, "BLOCK_F": 64, "BLOCK_N": 128, "SPLITS": 16}, 8, 2
-    ),
+    LaunchRow("fused_input_grad", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 128}, 4, 2),
     LaunchRow("hidden_backward", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 64}, 8, 3),
+    LaunchRow("weight_grad", "hopper", 16, 64, {"BLOCK_R": 64, "BLOCK_P": 128, "BLOCK_N": 64, "SPLITS": 32}, 8, 3),
+    LaunchRow("weight_grad", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_P": 128, "BLOCK_N": 128, "SPLITS": 32}, 8, 3),
     LaunchRow("weight_grad", "hopper", 16, ANY, {"BLOCK_R": 64, "BLOCK_P": 128, "BLOCK_N": 128, "SPLITS": 4}, 8, 3),
     # alternatives for the tuner: programs that loop over tiles, weights by TMA
     LaunchRow("gate_up", "hopper", 16, ANY, _loop(BLOCK_R=128, BLOCK_F=128, BLOCK_N=32), 8, 4, variant="tma"),
@@ -64,7 +61,6 @@ ROWS: tuple[LaunchRow, ...] = (
     LaunchRow("fused", "interpreter", 0, 32, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 32}),
     LaunchRow("fused", "interpreter", 0, 64, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 64}),
     LaunchRow("fused_input_grad", "interpreter", 0, 64, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 64}),
-    LaunchRow("fused_weight_grad", "interpreter", 0, 64, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 64, "SPLITS": 2}),
     LaunchRow("gate_up", "interpreter", 0, ANY, {"BLOCK_R": 128, "BLOCK_F": 256, "BLOCK_N": 128}),
     LaunchRow("gemm_norm", "interpreter", 0, 128, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 128}, view="hidden"),
     LaunchRow("gemm", "interpreter", 0, ANY, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 128}),

@@ -17,7 +17,7 @@ from rtm_kernels.ops.launch import LaunchRow, find, launch, multiprocessors, sel
 from rtm_kernels.ops.swiglu import backward, forward, fused_backward, tma
 from rtm_kernels.ops.swiglu.launch import VIEWS
 from rtm_kernels.ops.swiglu.tiles import accumulator
-from rtm_kernels.ops.swiglu.weights import PackedWeights
+from rtm_kernels.ops.swiglu.weights import PackedWeights, aligned
 
 
 def split(x: Tensor, view: str) -> Tensor:
@@ -144,13 +144,13 @@ def weight_grad(z: Tensor, h: Tensor, view: str) -> Tensor:
     """`z^T h` [P, N] in the accumulator's dtype, summed over all rows in a fixed order; z [batch * rows, P]."""
     row = select(VIEWS[view], "weight_grad", h.dtype, h.shape[2])
     splits, width, features = row.blocks["SPLITS"], z.shape[1], h.shape[2]
-    partial = z.new_empty(splits, width, features, dtype=torch.promote_types(z.dtype, torch.float32))
+    partial = z.new_empty(splits, width, aligned(features), dtype=torch.promote_types(z.dtype, torch.float32))
     tiles = triton.cdiv(width, row.blocks["BLOCK_P"]) * triton.cdiv(features, row.blocks["BLOCK_N"])
     launch(
         backward.weight_grad_kernel, row, (tiles, splits),
-        partial, z, h, *h.shape[:2], width, features, *h.stride(), ACC=accumulator(h.dtype),
+        partial, z, h, *h.shape[:2], width, features, aligned(features), *h.stride(), ACC=accumulator(h.dtype),
     )  # fmt: skip
-    return partial.sum(0)
+    return partial[..., :features].sum(0)
 
 
 def is_fused(features: int, dtype: torch.dtype, view: str) -> bool:
@@ -195,52 +195,23 @@ def _gate_up(act: Tensor, h: Tensor, weights: PackedWeights, row: LaunchRow) -> 
     )  # fmt: skip
 
 
-def hidden_widths(weights: PackedWeights, view: str) -> tuple[int, ...]:
-    """Widths of what `swiglu_input_grad` writes for the weight gradients beside dh: of dz and act, or nothing."""
-    features, inner = weights.down.shape
-    fused = find(VIEWS[view], "fused_input_grad", weights.down.dtype, features) is not None
-    return () if fused else (2 * inner, inner)
-
-
 def swiglu_input_grad(
     dh: Tensor, dr: Tensor, h: Tensor, hidden: Sequence[Tensor], weights: PackedWeights, view: str
 ) -> None:
-    """`dh` from `dr`; `hidden` are dz [batch * rows, 2 F_pad] and act [batch * rows, F_pad], written, or empty."""
-    row = select(VIEWS[view], "hidden_backward" if hidden else "fused_input_grad", h.dtype, h.shape[2])
-    grid = row_blocks(h, row.blocks["BLOCK_R"])
-    sizes, acc = _backward_sizes(dr, h, weights), accumulator(h.dtype)
-    if not hidden:
-        launch(
-            fused_backward.fused_input_grad_kernel, row, (grid,),
-            dh, dr, h, weights.gate_up, weights.down, *sizes, ACC=acc,
-        )  # fmt: skip
+    """`dh` from `dr`, and `hidden`, which the weight gradients read: dz [batch * rows, 2 F_pad], act [.., F_pad]."""
+    sizes = (*h.shape[1:], weights.padded, weights.inner, *h.stride(), *dr.stride())
+    given, acc = (*hidden, dr, h, weights.gate_up, weights.down, *sizes), accumulator(h.dtype)
+    row = find(VIEWS[view], "fused_input_grad", h.dtype, h.shape[2])
+    if row is not None:
+        launch(fused_backward.fused_input_grad_kernel, row, (row_blocks(h, row.blocks["BLOCK_R"]),), dh, *given, ACC=acc)
         return
-    grid *= triton.cdiv(weights.inner, row.blocks["BLOCK_F"])
-    launch(
-        backward.hidden_backward_kernel, row, (grid,), *hidden, dr, h, weights.gate_up, weights.down, *sizes, ACC=acc
-    )
+    row = select(VIEWS[view], "hidden_backward", h.dtype, h.shape[2])
+    grid = row_blocks(h, row.blocks["BLOCK_R"]) * triton.cdiv(weights.inner, row.blocks["BLOCK_F"])
+    launch(backward.hidden_backward_kernel, row, (grid,), *given, ACC=acc)
     gemm(dh, hidden[0], weights.gate_up.t(), dr, view)
 
 
-def swiglu_weight_grads(
-    dr: Tensor, h: Tensor, hidden: Sequence[Tensor], weights: PackedWeights, view: str
-) -> tuple[Tensor, Tensor]:
+def swiglu_weight_grads(dr: Tensor, h: Tensor, hidden: Sequence[Tensor], view: str) -> tuple[Tensor, Tensor]:
     """Gradients of the packed weights, [2 F_pad, N] and [F_pad, N] in the accumulator's dtype, over all rows."""
-    if hidden:
-        dz, act = hidden
-        return weight_grad(dz, h, view), weight_grad(act, dr, view)
-    features, inner = h.shape[2], weights.inner
-    row = select(VIEWS[view], "fused_weight_grad", h.dtype, features)
-    splits = row.blocks["SPLITS"]
-    wide = torch.promote_types(h.dtype, torch.float32)
-    partial = torch.empty(splits, 3, inner, features, dtype=wide, device=h.device)
-    launch(
-        fused_backward.fused_weight_grad_kernel, row, (triton.cdiv(inner, row.blocks["BLOCK_F"]), splits),
-        partial, dr, h, weights.gate_up, weights.down, h.shape[0], *_backward_sizes(dr, h, weights),
-        ACC=accumulator(h.dtype),
-    )  # fmt: skip
-    return partial[:, :2].sum(0).flatten(0, 1), partial[:, 2].sum(0)
-
-
-def _backward_sizes(dr: Tensor, h: Tensor, weights: PackedWeights) -> tuple[int, ...]:
-    return (*h.shape[1:], weights.padded, weights.inner, *h.stride(), *dr.stride())
+    dz, act = hidden
+    return weight_grad(dz, h, view), weight_grad(act, dr, view)

@@ -40,9 +40,8 @@ def below(offs, SIZE: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def row_block(pid, R, BLOCK_R: tl.constexpr):
     """Batch index and row indices [BLOCK_R] of row block `pid`; int64."""
-    blocks = tl.cdiv(R, BLOCK_R)
-    pid = pid.to(tl.int64)
-    return pid // blocks, (pid % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
+    blocks = tl.cdiv(R, BLOCK_R)  # divided in 32 bits, which hold a number of blocks
+    return (pid // blocks).to(tl.int64), (pid % blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
 
 
 @triton.jit

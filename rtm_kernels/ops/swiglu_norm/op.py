@@ -60,7 +60,7 @@ def input_grad(
     h = launchers.split(h, mixed)
     dr = _as_rows(dr, h, mixed)
     count = h.shape[0] * h.shape[1]
-    hidden = slots[2:] or [h.new_empty(count, width) for width in launchers.hidden_widths(weights, mixed)]
+    hidden = slots[2:] or [h.new_empty(count, width) for width in (2 * weights.inner, weights.inner)]
     launchers.swiglu_input_grad(_as_rows(dh, h, mixed), dr, h, hidden, weights, mixed)
     return dh, (h, dr, *hidden)
 
@@ -78,7 +78,7 @@ def backward(
     with torch.cuda.device_of(x):
         weights = pack(gate_up_weight, down_weight, x.dtype)
         dh, (h, dr, *hidden) = input_grad(dy, y, rstd, x, injection, weights, mixed, normed, eps)
-        grads = launchers.swiglu_weight_grads(dr, h, hidden, weights, mixed)
+        grads = launchers.swiglu_weight_grads(dr, h, hidden, mixed)
     return dh, *unpack_grads(*grads, gate_up_weight, down_weight)
 
 
@@ -133,7 +133,7 @@ def swiglu_norm_weight_grad_op(
 
     with torch.cuda.device_of(gate_up):
         h, dr = (launchers.split(t, mixed) for t in slots[:2])
-        return launchers.swiglu_weight_grads(dr, h, slots[2:], PackedWeights(gate_up, down), mixed)
+        return launchers.swiglu_weight_grads(dr, h, slots[2:], mixed)
 
 
 @swiglu_norm_weight_grad_op.register_fake
@@ -160,11 +160,10 @@ swiglu_norm_op.register_autograd(_differentiate, setup_context=_save)
 
 
 def _slots(x: Tensor, gate_up: Tensor, down: Tensor, mixed: str, *options: Any) -> list[Shape]:
-    from rtm_kernels.ops.swiglu import launchers
-
-    rows = x.numel() // down.shape[0]
+    features, inner = down.shape
+    rows = x.numel() // features
     shape = tuple(x.shape) if mixed == "sequence" else (rows, x.shape[-1])
-    return [shape, shape, *((rows, width) for width in launchers.hidden_widths(PackedWeights(gate_up, down), mixed))]
+    return [shape, shape, (rows, 2 * inner), (rows, inner)]
 
 
 SHARED = SharedOp(
