@@ -14,18 +14,18 @@ def _loop(flatten: int = 0, **blocks: int) -> dict[str, int]:
 
 
 ROWS: tuple[LaunchRow, ...] = (
-    # Hopper, 16-bit: wgmma; up to 128 features in one kernel, and up to 512 neighbours normalised in the product
+    # Hopper, 16-bit: wgmma; up to 128 features in one kernel, and up to 256 neighbours normalised in the product
     LaunchRow("fused", "hopper", 16, 32, {"BLOCK_R": 64, "BLOCK_F": 64, "BLOCK_N": 32}, 4, 2),
     LaunchRow("fused", "hopper", 16, 64, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 64}, 8, 2, view="hidden"),
     LaunchRow("fused", "hopper", 16, 64, {"BLOCK_R": 64, "BLOCK_F": 64, "BLOCK_N": 64}, 4, 2, view="sequence"),
     LaunchRow("fused", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 128}, 4, 2, view="hidden"),
     LaunchRow("fused", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 64, "BLOCK_N": 128}, 4, 2, view="sequence"),
-    LaunchRow("gate_up", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 128, "BLOCK_N": 64}, 8, 3),
-    LaunchRow("gemm_norm", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_N": 128, "BLOCK_K": 64}, 4, 3, view="hidden"),
-    LaunchRow("gemm_norm", "hopper", 16, 256, {"BLOCK_R": 64, "BLOCK_N": 256, "BLOCK_K": 64}, 8, 3, view="hidden"),
-    LaunchRow("gemm_norm", "hopper", 16, 512, {"BLOCK_R": 64, "BLOCK_N": 512, "BLOCK_K": 64}, 8, 3, view="hidden"),
+    LaunchRow("gate_up", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 64}, 8, 3),
+    LaunchRow("gemm_norm", "hopper", 16, 128, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 64}, 8, 3, view="hidden"),
+    LaunchRow("gemm_norm", "hopper", 16, 256, {"BLOCK_R": 128, "BLOCK_N": 256, "BLOCK_K": 64}, 8, 3, view="hidden"),
     LaunchRow("gemm", "hopper", 16, ANY, {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_K": 32}, 4, 2, view="odd"),
-    LaunchRow("gemm", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 64}, 8, 3),
+    LaunchRow("gemm", "hopper", 16, 128, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 64}, 8, 3),
+    LaunchRow("gemm", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_N": 256, "BLOCK_K": 64}, 8, 3),
     LaunchRow("fused_input_grad", "hopper", 16, 32, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 32}, 4, 2),
     LaunchRow("fused_input_grad", "hopper", 16, 64, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 64}, 4, 2),
     LaunchRow("fused_input_grad", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 128}, 4, 2),
@@ -35,10 +35,7 @@ ROWS: tuple[LaunchRow, ...] = (
     LaunchRow("weight_grad", "hopper", 16, ANY, {"BLOCK_R": 64, "BLOCK_P": 128, "BLOCK_N": 128, "SPLITS": 4}, 8, 3),
     # alternatives for the tuner: programs that loop over tiles, weights by TMA
     LaunchRow("gate_up", "hopper", 16, ANY, _loop(BLOCK_R=128, BLOCK_F=128, BLOCK_N=32), 8, 4, variant="tma"),
-    LaunchRow(
-        "gemm_norm", "hopper", 16, 512, _loop(BLOCK_R=64, BLOCK_N=512, BLOCK_K=64), 8, 3, variant="tma", view="hidden"
-    ),
-    LaunchRow("gemm", "hopper", 16, ANY, _loop(BLOCK_R=128, BLOCK_N=128, BLOCK_K=64), 8, 3, variant="tma"),
+    LaunchRow("gemm", "hopper", 16, ANY, _loop(BLOCK_R=128, BLOCK_N=256, BLOCK_K=64), 8, 3, variant="tma"),
     # any GPU, 16-bit
     LaunchRow("gate_up", "portable", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 32}, 8, 3),
     LaunchRow("gemm_norm", "portable", 16, 128, {"BLOCK_R": 64, "BLOCK_N": 128, "BLOCK_K": 32}, 4, 3, view="hidden"),
@@ -70,9 +67,6 @@ ROWS: tuple[LaunchRow, ...] = (
     LaunchRow("norm", "interpreter", 0, ANY, {"BLOCK_R": 64, "BLOCK_N": 128}),
     LaunchRow("norm_backward", "interpreter", 0, ANY, {"BLOCK_R": 64, "BLOCK_N": 128}),
     LaunchRow("gate_up", "interpreter", 0, ANY, _loop(BLOCK_R=64, BLOCK_F=64, BLOCK_N=64), variant="tma"),
-    LaunchRow(
-        "gemm_norm", "interpreter", 0, 128, _loop(BLOCK_R=64, BLOCK_N=128, BLOCK_K=64), variant="tma", view="hidden"
-    ),
     LaunchRow("gemm", "interpreter", 0, ANY, _loop(BLOCK_R=64, BLOCK_N=64, BLOCK_K=64), variant="tma"),
 )
 

@@ -92,22 +92,22 @@ def gemm(
 def _gemm(
     y: Tensor, rstd: Tensor | None, a: Tensor, weight: Tensor, h: Tensor | None, eps: float, row: LaunchRow
 ) -> None:
-    scale, residual = y if rstd is None else rstd, y if h is None else h
+    residual = y if h is None else h
     strides = (*residual.stride(), *y.stride())
-    options = {"RESIDUAL": h is not None, "NORMALISE": rstd is not None, "ACC": accumulator(y.dtype)}
+    options = {"RESIDUAL": h is not None, "ACC": accumulator(y.dtype)}
     tiles = row_blocks(y, row.blocks["BLOCK_R"]) * triton.cdiv(y.shape[2], row.blocks["BLOCK_N"])
     if row.variant == "tma":
         count, k_major = sharing(tiles, y), weight.stride(1) == 1
         sizes = (row.blocks["BLOCK_N"], row.blocks["BLOCK_K"])
         described = describe(weight, *sizes) if k_major else describe(weight.t(), *sizes[::-1])
         launch(
-            tma.gemm_tma_kernel, row, (count,), y, scale, a, described, residual, eps,
+            tma.gemm_tma_kernel, row, (count,), y, a, described, residual,
             *y.shape[:2], count, y.shape[2], a.shape[1], *strides, K_MAJOR=k_major, **options,
         )  # fmt: skip
         return
     launch(
-        forward.gemm_kernel, row, (tiles,), y, scale, a, weight, residual, eps, a.shape[1],
-        *y.shape[1:], a.shape[1], weight.shape[0], *weight.stride(), *strides, **options,
+        forward.gemm_kernel, row, (tiles,), y, y if rstd is None else rstd, a, weight, residual, eps, a.shape[1],
+        *y.shape[1:], a.shape[1], weight.shape[0], *weight.stride(), *strides, NORMALISE=rstd is not None, **options,
     )  # fmt: skip
 
 

@@ -58,13 +58,13 @@ def gate_up_tma_kernel(
 
 @triton.jit
 def gemm_tma_kernel(
-    y_ptr, rstd_ptr, a_ptr, w_desc, h_ptr, eps, B, R, programs,
+    y_ptr, a_ptr, w_desc, h_ptr, B, R, programs,
     N: tl.constexpr, K: tl.constexpr, h_stride_b, h_stride_r, h_stride_n, y_stride_b, y_stride_r, y_stride_n,
-    RESIDUAL: tl.constexpr, NORMALISE: tl.constexpr, ACC: tl.constexpr, K_MAJOR: tl.constexpr,
+    RESIDUAL: tl.constexpr, ACC: tl.constexpr, K_MAJOR: tl.constexpr,
     GROUP: tl.constexpr, FLATTEN: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """`y = (h +) a w^T`, normalised over the features if BLOCK_N holds them all; a is [B * R, K] without gaps.
+    """`y = (h +) a w^T`; a is [B * R, K] without gaps.
 
     The descriptor is over w [at least N, K] with `K_MAJOR`, over w^T otherwise.
     """
@@ -87,9 +87,5 @@ def gemm_tma_kernel(
             a = tl.load(a_ptrs + k, mask=mask_r[:, None] & below(k + offs_k, K, BLOCK_K)[None, :], other=0.0)
             w = w_desc.load([start_n, k]).T if K_MAJOR else w_desc.load([k, start_n])  # [BK, BN]
             acc = tl.dot(a, w, acc, out_dtype=ACC, input_precision="ieee")
-        if NORMALISE:
-            rstd = 1.0 / tl.sqrt(tl.sum(acc * acc, axis=1) / N + tl.cast(eps, ACC))
-            tl.store(rstd_ptr + batch * R + offs_r, rstd, mask=mask_r)
-            acc *= rstd[:, None]
         y_offs = batch * y_stride_b + offs_r[:, None] * y_stride_r + wide_n * y_stride_n
         tl.store(y_ptr + y_offs, acc.to(y_ptr.dtype.element_ty), mask=mask)
