@@ -1,9 +1,9 @@
-"""python -m benchmarks.roofline: what each kernel of an ACT or training step computes and moves, and its least time.
+"""python -m benchmarks.roofline: what bounds each kernel of an ACT or training step on an H200, and how long it takes.
 
-The counts come from the ops' cost models (`benchmarks/costs`), which `tests/proof/test_cost.py` holds to
-what the kernels do. The limits are those of an H200 that a good kernel reaches: 790 TFLOP/s in bfloat16, 4.3 TB/s, and
-16 special functions per clock and multiprocessor. A measured time stands beside the model where a profile has one, and
-`unproven` where none has. A last table counts the cycles of each pipe in compiled code (`benchmarks/pipes.py`).
+FLOPs, special functions and bytes of HBM come from the ops' cost models (`benchmarks/costs`), which
+`tests/proof/test_cost.py` holds to what the kernels do. Everything else comes from executed compiled code
+(`benchmarks/pipes.py`, `benchmarks/simulation.py`). It is arithmetic: a measured time stands beside it where a profile
+has one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -25,10 +26,14 @@ from benchmarks.costs import halting as halting_cost
 from benchmarks.costs import mixer_norm as mixer_cost
 from benchmarks.costs import swiglu_norm as swiglu_cost
 from benchmarks.costs import token_loss as loss_cost
+from benchmarks.simulation import L2, PIPES, Executed, seconds_of, simulate
 from rtm_kernels.impl import triton_interpreted
 from rtm_kernels.program import trm
 
 H200 = Limits(flops=790e12, bytes=4.3e12, special=132 * 16 * 1.755e9)
+NODE = 1.3e-6
+"""Seconds from the end of a node of a CUDA graph to the start of the next, as others measured on an H200."""
+BATCHES = (1, 8, 64, 768)
 LENGTH, WIDTH, MIXER_INNER, INNER, VOCABULARY, LAYERS, HEADS = 97, 512, 512, 1536, 11, 2, 8
 """The official Sudoku model of TRM: 81 cells behind 16 places of the puzzle embedding."""
 MIXERS = {"mlp": 3 * MIXER_INNER * LENGTH, "attention": 4 * WIDTH * WIDTH}
@@ -42,6 +47,8 @@ class Line:
     step: str
     calls: int
     cost: KernelCost
+    number: int = 0
+    """Of the kernel among the lines of its op that launch the same one."""
 
 
 def parameters(mixer: str) -> int:
@@ -54,10 +61,10 @@ def _mixer(batch: int, mixer: str, terms: int, backward: bool) -> list[tuple[str
     if mixer == "mlp":
         sizes = (batch, LENGTH, WIDTH, MIXER_INNER, terms)
         found = mixer_cost.backward(*sizes) if backward else mixer_cost.forward(*sizes)
-        return [("mixer_norm backward" if backward else "mixer_norm", c) for c in found]
+        return [("mixer_norm backward" if backward else f"mixer_norm +{terms}", c) for c in found]
     if backward:
         return [("attention_norm backward", c) for c in attention_cost.backward(batch, LENGTH, WIDTH, HEADS)]
-    return [("attention_norm", c) for c in attention_cost.forward(batch, LENGTH, WIDTH, HEADS, terms)]
+    return [(f"attention_norm +{terms}", c) for c in attention_cost.forward(batch, LENGTH, WIDTH, HEADS, terms)]
 
 
 def act_step(batch: int, mixer: str = "mlp") -> list[Line]:
@@ -95,12 +102,29 @@ def _counted(launches: list[tuple[str, KernelCost]]) -> list[Line]:
     counts: dict[tuple[str, KernelCost], int] = {}
     for launch in launches:
         counts[launch] = counts.get(launch, 0) + 1
-    return [Line(step, calls, cost) for (step, cost), calls in counts.items()]
+    lines: list[Line] = []
+    for (step, cost), calls in counts.items():
+        number = sum((line.step, line.cost.kernel) == (step, cost.kernel) for line in lines)
+        lines.append(Line(step, calls, cost, number))
+    return lines
 
 
 def modelled_milliseconds(lines: list[Line], limits: Limits = H200) -> float:
-    """The sum of the least times of all launches, one after the other."""
+    """The sum of the least times of all launches by FLOPs, bytes of HBM and special functions alone."""
     return 1e3 * sum(line.calls * limits.seconds(line.cost) for line in lines)
+
+
+def estimate(line: Line, executed: Executed) -> float:
+    """Seconds of one launch: by HBM or by what its executed program says; by the cost model where PyTorch launches."""
+    launch = executed.get((line.step, line.cost.kernel, line.number))
+    if launch is None:
+        return H200.seconds(line.cost)
+    return max(line.cost.bytes / H200.bytes, seconds_of(launch))
+
+
+def step_milliseconds(lines: list[Line], executed: Executed) -> float:
+    """A captured step: all launches one after the other, as nodes of a graph."""
+    return 1e3 * sum(line.calls * (estimate(line, executed) + NODE) for line in lines)
 
 
 def measured(folder: Path) -> Iterator[tuple[str, float]]:
@@ -110,51 +134,75 @@ def measured(folder: Path) -> Iterator[tuple[str, float]]:
             yield row["kernel"], row["milliseconds"]
 
 
-def print_table(title: str, lines: list[Line], times: dict[str, float], limits: Limits = H200) -> None:
-    """One line per kernel, and the sum."""
-    table = Table(title=title)
-    columns = ("op", "kernel", "calls", "GFLOP", "useful", "MB", "Mspecial", "bound by", "model ms", "measured ms",
-               "of the model")  # fmt: skip
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("op", "kernel", "bound by") else "right")
+COLUMNS = ("op", "kernel", "calls", "programs", "waves", "per SM", "GFLOP", "useful", "HBM", *PIPES, "before",
+           "products", "after", "bound by", "ms", "ms in all", "measured")  # fmt: skip
+
+
+def facts(lines: list[Line], executed: Executed) -> Iterator[dict[str, Any]]:
+    """What the cost model says of each launch, and what executed code says of it."""
     for line in lines:
-        c, least = line.cost, 1e3 * limits.seconds(line.cost)
-        bounds = {"products": c.flops / limits.flops, "bytes": c.bytes / limits.bytes,
-                  "special": c.special / limits.special}  # fmt: skip
-        time = times.get(c.kernel)
-        proven = ("unproven", "") if time is None else (f"{time:.3f}", f"{least / time:.0%}")
-        figures = (f"{c.flops / 1e9:.1f}", f"{c.useful / 1e9:.1f}", f"{c.bytes / 1e6:.1f}", f"{c.special / 1e6:.0f}")
-        bound = max(bounds, key=lambda name: bounds[name])
-        table.add_row(line.step, c.kernel, str(line.calls), *figures, bound, f"{least:.3f}", *proven)
+        row = {"op": line.step, "calls": line.calls, **vars(line.cost), "milliseconds": 1e3 * estimate(line, executed)}
+        launch = executed.get((line.step, line.cost.kernel, line.number))
+        if launch is not None:
+            row |= {
+                "executed_flops": launch.flops,
+                "executed_special": launch.special,
+                "L2_bytes": launch.seconds("L2") * L2,
+            }
+        yield row
+
+
+def rows(lines: list[Line], executed: Executed, times: dict[str, float]) -> Iterator[dict[str, str]]:
+    """The table of a step: limits of a launch in milliseconds, clocks of one program alone, and the estimate."""
+    for line in lines:
+        c, launch = line.cost, executed.get((line.step, line.cost.kernel, line.number))
+        limits = {"HBM": c.bytes / H200.bytes}
+        row = {"op": line.step, "kernel": c.kernel, "calls": str(line.calls), "GFLOP": f"{c.flops / 1e9:.1f}",
+               "useful": f"{c.useful / 1e9:.1f}"}  # fmt: skip
+        if launch is None:
+            limits |= {"tensor": c.flops / H200.flops, "special": c.special / H200.special}
+        else:
+            limits |= {pipe: launch.seconds(pipe) for pipe in PIPES}
+            phases = simulate(launch, 1, 1)[1]
+            row |= {name: f"{clocks:.0f}" for name, clocks in zip(("before", "products", "after"), phases, strict=True)}
+            row |= {"programs": str(launch.grid), "waves": f"{launch.waves:.1f}", "per SM": str(launch.resident)}
+        time = estimate(line, executed)
+        bound = max(limits, key=lambda name: limits[name])
+        row |= {name: f"{1e3 * seconds:.3f}" for name, seconds in limits.items()}
+        row |= {"bound by": bound if time < 1.15 * limits[bound] else f"{bound} + waits", "ms": f"{1e3 * time:.3f}",
+                "ms in all": f"{1e3 * line.calls * (time + NODE):.2f}"}  # fmt: skip
+        row["measured"] = f"{times[c.kernel]:.3f}" if c.kernel in times else ""
+        yield row
+
+
+def print_table(title: str, lines: list[Line], executed: Executed, times: dict[str, float]) -> None:
+    """One line per kernel, and the sum."""
+    shown = [name for name in COLUMNS if name != "measured" or times]
+    table = Table(title=title, padding=(0, 0, 0, 1), pad_edge=False)
+    for name in shown:
+        table.add_column(name, justify="left" if name in ("op", "kernel", "bound by") else "right", no_wrap=True)
+    for row in rows(lines, executed, times):
+        table.add_row(*(row.get(name, "") for name in shown))
+    total = {"op": "sum", "calls": str(sum(line.calls for line in lines)),
+             "ms in all": f"{step_milliseconds(lines, executed):.2f}"}  # fmt: skip
     table.add_section()
-    flops = sum(line.calls * line.cost.flops for line in lines)
-    total = (f"{flops / 1e9:.0f}", *[""] * 4, f"{modelled_milliseconds(lines, limits):.2f}", "", "")
-    table.add_row("sum", "", str(sum(line.calls for line in lines)), *total)
-    Console(width=None if sys.stdout.isatty() else 150).print(table)
+    table.add_row(*(total.get(name, "") for name in shown))
+    Console(width=None if sys.stdout.isatty() else 210).print(table)
 
 
-def print_compiled() -> None:
-    """The least cycles of one program of each kernel, from its compiled code; a minute when nothing is compiled yet."""
-    from benchmarks.pipes import bounds, rows
+def print_sums(mixer: str) -> None:
+    """Milliseconds of an ACT step by batch and executor."""
+    from benchmarks.executed import persistent, run
 
-    table = Table(title="least cycles of one program by pipe, sm_90, bfloat16, L = 97: arithmetic from compiled code")
-    columns = (
-        "op",
-        "kernel",
-        "tensor",
-        "fma",
-        "special",
-        "shared",
-        "global",
-        "issue",
-        "limit",
-        "registers",
-        "KiB",
-        "resident",
-    )
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("op", "kernel", "limit") else "right")
-    rows(bounds(), table.add_row)
+    table = Table(title="ms of an ACT step")
+    for name in ("batch", "graph", "persistent: sum", "mixer", "gate_up", "down", "barriers"):
+        table.add_column(name, justify="right")
+    for batch in BATCHES:
+        cells = [f"{step_milliseconds(act_step(batch, mixer), run(batch, mixer)):.2f}"]
+        if mixer == "mlp":
+            parts = persistent(batch)
+            cells += [f"{1e3 * seconds:.2f}" for seconds in (sum(parts.values()), *parts.values())]
+        table.add_row(str(batch), *cells)
     Console(width=None if sys.stdout.isatty() else 150).print(table)
 
 
@@ -162,28 +210,25 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="model every kernel of an ACT step and of a training step")
     parser.add_argument("--batch", type=int, default=768)
     parser.add_argument("--mixer", default="mlp", choices=sorted(MIXERS), help="which official Sudoku model")
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON instead")
+    parser.add_argument("--json", action="store_true", help="print the rows of the training step as JSON instead")
     options = parser.parse_args(argv)
-    profiles = Path(__file__).resolve().parent.parent / "profiles"
-    times = dict(measured(profiles))
-    parts = {
-        f"forward ACT step, B = {options.batch}": act_step(options.batch, options.mixer),
-        f"training step, B = {options.batch}": training_step(options.batch, options.mixer),
-    }
-    if options.json:
-        rows = [
-            {"part": part, "op": line.step, "calls": line.calls, **vars(line.cost),
-             "model_ms": 1e3 * H200.seconds(line.cost), "measured_ms": times.get(line.cost.kernel)}
-            for part, lines in parts.items() for line in lines
-        ]  # fmt: skip
-        print(json.dumps(rows))
-        return 0
-    for part, lines in parts.items():
-        print_table(f"{part}; 790 TFLOP/s, 4.3 TB/s, 3.7e12 special functions per second", lines, times)
     if triton_interpreted():
-        print("no table of compiled code: Triton interprets")
-    else:
-        print_compiled()
+        print("error: Triton interprets, and this executes compiled code: unset TRITON_INTERPRET")
+        return 1
+    from benchmarks.executed import run
+
+    times = dict(measured(Path(__file__).resolve().parent.parent / "profiles"))
+    lines, executed = training_step(options.batch, options.mixer), run(options.batch, options.mixer, training=True)
+    if options.json:
+        print(json.dumps(list(facts(lines, executed))))
+        return 0
+    title = f"B = {options.batch}; ms of one launch by pipe if nothing else held it up, clocks of one program alone"
+    print("H200: 790 TFLOP/s, HBM 4.3 TB/s, L2 7 TB/s, 132 SMs at 1.755 GHz: 64 B/clk from L2, 128 of shared memory")
+    forward = act_step(options.batch, options.mixer)
+    print_table(f"ACT step, {title}", forward, executed, times)
+    print_table(f"training step beyond its ACT step, {title}", lines[len(forward) :], executed, times)
+    print(f"training step: {step_milliseconds(lines, executed):.1f} ms")
+    print_sums(options.mixer)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable
 
@@ -16,7 +17,7 @@ from benchmarks.costs import halting as halting_cost
 from benchmarks.costs import mixer_norm as mixer_cost
 from benchmarks.costs import swiglu_norm as swiglu_cost
 from benchmarks.costs import token_loss as loss_cost
-from benchmarks.roofline import MIXERS, act_step, modelled_milliseconds, training_step
+from benchmarks.roofline import H200, MIXERS, act_step, modelled_milliseconds, training_step
 from tests.cases.attention_norm import attention
 from tests.cases.case import Case, run
 from tests.cases.conv import conv
@@ -25,6 +26,7 @@ from tests.cases.optimisers import adam, sparse
 from tests.cases.swiglu import channel, mixer
 from tests.cases.token_loss import loss as token_loss
 from tests.proof.counting import Counted, counting
+from tests.proof.launching import process
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.proof("cost")
@@ -116,6 +118,24 @@ def test_halting_bytes(text: str) -> None:
     per_token = text == "cumulative_token"
     model = halting_cost.step(40, 7, 64, tokens=6, vocabulary=5, per_token=per_token, element=4)
     assert 0.9 * model.bytes <= fact.bytes <= model.bytes
+
+
+REPEATED = {"fused_weight_grad": (1.5, 2)}
+"""Kernel -> FLOPs and special functions as compiled over those of its code: of six products three are done twice."""
+ROWS = 2e7
+"""Special functions that the cost models leave out: a few per row, in each thread that holds a part of it."""
+
+
+def test_compiled_code_executes_what_is_modelled(cells: Callable[[int], None]) -> None:
+    rows = json.loads(process("-m", "benchmarks.roofline", "--json", interpret=False))
+    rows = [row for row in rows if "executed_flops" in row]
+    for row in rows:
+        flops, special = REPEATED.get(row["kernel"], (1, 1))
+        assert row["executed_flops"] == pytest.approx(flops * row["flops"]), row
+        assert 0 <= row["executed_special"] - special * row["special"] < ROWS, row
+        assert row["L2_bytes"] >= 0.9 * row["bytes"], row
+        assert row["milliseconds"] >= 1e3 * max(row["flops"] / H200.flops, row["bytes"] / H200.bytes), row
+    cells(len(rows))
 
 
 def test_an_act_step_of_the_official_sudoku_model_is_modelled_below_30_ms() -> None:
