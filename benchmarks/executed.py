@@ -12,16 +12,19 @@ import torch
 from torch import Tensor
 
 from benchmarks.pipes import CLOCK, SMS, Traced, tracing
-from benchmarks.simulation import GRID_BARRIER, PIPES, Executed, Launch, Place, Step, steps_of
+from benchmarks.simulation import GRID_BARRIER, PIPES, Launch, Place, Step, steps_of
 from rtm_kernels.block import FusedTRMBlock
 from rtm_kernels.impl import launches
 from rtm_kernels.ops.attention_norm import op as attention
 from rtm_kernels.ops.attention_norm.reference import rope_tables
 from rtm_kernels.ops.swiglu_norm import op as swiglu
 from rtm_kernels.program import trm
+from rtm_kernels.recursion.persistent.pack import PackedLayers
+from rtm_kernels.recursion.persistent.runner import PersistentRecursion
 from tests.gates.compile_gate import read_cubin
 
 LENGTH, WIDTH, MIXER_INNER, INNER, HEADS = 97, 512, 512, 1536, 8
+"""The official Sudoku model of TRM: 81 cells behind 16 places of the puzzle embedding."""
 
 
 def _zeros(*shape: int) -> Tensor:
@@ -46,51 +49,37 @@ def collected() -> Iterator[list[Launch]]:
         row = next((n for n in launches if launches[n] != counted[n]), name)
         counted[row] = launches[row]
         programs = int(machine.programs[0][0]) * int(machine.programs[1][0])
-        registers = read_cubin(binary.asm["cubin"])["registers"]
-        found.append(Launch(row, programs, machine.T, registers, binary.metadata.shared, ran))
+        size, registers = sum(machine.touched.values()), read_cubin(binary.asm["cubin"])["registers"]
+        found.append(Launch(row, programs, size, machine.T, registers, binary.metadata.shared, ran))
 
     with tracing(after):
         yield found
 
 
-def _swiglu(axis: str, batch: int, terms: int, backward: bool) -> None:
-    x = _zeros(batch, LENGTH, WIDTH)
+def swiglu_norm(axis: str, batch: int, terms: int, backward: bool) -> list[Launch]:
+    """The launches of mixer_norm ("sequence") or swiglu_norm ("hidden"), or of their backward."""
+    x, *others = (_zeros(batch, LENGTH, WIDTH) for _ in range(3))
     size, inner = (LENGTH, MIXER_INNER) if axis == "sequence" else (WIDTH, INNER)
     weights = _zeros(2 * inner, size), _zeros(size, inner)
-    if backward:
-        rstd = torch.zeros(batch * (WIDTH if axis == "sequence" else LENGTH))
-        swiglu.backward(x, x, rstd, x, *weights, [x] * terms, axis, axis, 1e-5)
-    else:
-        swiglu.forward(x, *weights, [x] * terms, axis, axis, 1e-5)
+    with collected() as found:
+        if backward:
+            rstd = torch.zeros(batch * (WIDTH if axis == "sequence" else LENGTH))
+            swiglu.backward(_zeros(*x.shape), _zeros(*x.shape), rstd, x, *weights, others[:terms], axis, axis, 1e-5)
+        else:
+            swiglu.forward(x, *weights, others[:terms], axis, axis, 1e-5)
+    return found
 
 
-def _attention(batch: int, terms: int, backward: bool) -> None:
-    x, qkv, out = (_zeros(*shape) for shape in ((batch, LENGTH, WIDTH), (3 * WIDTH, WIDTH), (WIDTH, WIDTH)))
+def attention_norm(batch: int, terms: int, backward: bool) -> list[Launch]:
+    """The launches of attention_norm or of its backward, without those of PyTorch."""
+    x, *others = (_zeros(batch, LENGTH, WIDTH) for _ in range(3))
+    weights = _zeros(3 * WIDTH, WIDTH), _zeros(WIDTH, WIDTH)
     options = (*rope_tables(LENGTH, WIDTH // HEADS, 10000.0, x.device), HEADS, False, False, 1e-5)
-    if backward:
-        attention.backward(x, x, torch.zeros(batch, LENGTH), x, qkv, out, *options)
-    else:
-        attention.forward(x, qkv, out, [x] * terms, *options, use_flash=False)
-
-
-def run(batch: int, mixer: str = "mlp", training: bool = False) -> Executed:
-    """The launches of an ACT step at this batch, and of the backward of a training step."""
-    found: Executed = {}
-
-    def note(op: str, got: list[Launch]) -> None:
-        for launch in got:
-            number = sum(key[:2] == (op, launch.kernel) for key in found)
-            found[op, launch.kernel, number] = launch
-
-    for backward in (False, True)[: 1 + training]:
-        for terms in (2, 1, 0)[: 1 if backward else 3]:
-            with collected() as got:
-                _swiglu("sequence", batch, terms, backward) if mixer == "mlp" else _attention(batch, terms, backward)
-            name = "mixer_norm" if mixer == "mlp" else "attention_norm"
-            note(f"{name} backward" if backward else f"{name} +{terms}", got)
-        with collected() as got:
-            _swiglu("hidden", batch, 0, backward)
-        note("swiglu_norm backward" if backward else "swiglu_norm", got)
+    with collected() as found:
+        if backward:
+            attention.backward(*others, torch.zeros(batch, LENGTH), x, *weights, *options)
+        else:
+            attention.forward(x, *weights, others[:terms], *options, use_flash=False)
     return found
 
 
@@ -101,9 +90,6 @@ SCALED = 8
 @cache
 def persistent(batch: int) -> dict[str, float]:
     """Seconds of an ACT step of the persistent kernel: its phases, and its barriers."""
-    from rtm_kernels.recursion.persistent.pack import PackedLayers
-    from rtm_kernels.recursion.persistent.runner import PersistentRecursion
-
     if batch > SCALED:
         return {name: time * (1 if name == "barriers" else batch / SCALED) for name, time in persistent(SCALED).items()}
     program, layers = trm(1, 1), [FusedTRMBlock(WIDTH, LENGTH) for _ in range(2)]

@@ -62,6 +62,7 @@ class Traced(Machine):
     def start(self) -> None:
         super().start()
         self.trace: list[tuple[int, int, list[Any]]] = []
+        self.touched: dict[tuple[int, bool], int] = {}  # start of a tensor, written or not -> its bytes
         self.inside = False
 
     def step(self) -> None:
@@ -70,6 +71,10 @@ class Traced(Machine):
         warps = self.N // 32 if mask is None else int(mask.reshape(-1, 32).any(1).sum())
         self.trace.append((n, warps, []))
         super().step()
+
+    def touch(self, address: Any, threads: Any, written: bool) -> None:
+        if len(threads) and (buffer := self.memory.at(int(address[threads[0]]))):
+            self.touched[buffer.low, written] = buffer.high - buffer.low
 
     def note(self, cost: Any, call: Callable[..., Any], *args: Any) -> Any:
         if self.inside:
@@ -82,10 +87,12 @@ class Traced(Machine):
             self.inside = False
 
     def load_global(self, address: Any, size: int, count: int, mask: Any, *rest: Any) -> Any:
+        self.touch(address, self.chosen(mask), False)
         cost = lambda: sectors(address, size * count, self.chosen(mask))  # noqa: E731
         return self.note(cost, super().load_global, address, size, count, mask, *rest)
 
     def store_global(self, address: Any, size: int, values: Any, mask: Any, line: int) -> None:
+        self.touch(address, self.chosen(mask), True)
         cost = lambda: sectors(address, size * len(values), self.chosen(mask))  # noqa: E731
         self.note(cost, super().store_global, address, size, values, mask, line)
 
@@ -125,6 +132,7 @@ class Traced(Machine):
     def copy_tile(self, to: Any, descriptor: Any, place: Any, barrier: Any, mask: Any, line: int) -> None:
         tiles = [(self.tensor_maps[int(descriptor[t])], key) for t, key in self.each(barrier, mask)]
         size = sum(m.box[0] * m.box[1] * m.matrix.element_size() for m, _ in tiles)
+        self.touched.update({(m.matrix.data_ptr(), False): m.matrix.nbytes for m, _ in tiles})
         where = tiles[0][1] if tiles else None
         self.note(lambda: (size, where), super().copy_tile, to, descriptor, place, barrier, mask, line)
 

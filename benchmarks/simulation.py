@@ -15,6 +15,8 @@ from typing import Any
 from benchmarks.pipes import CLOCK, SHARED, SMS, SPECIAL, TENSOR, pipes
 from tests.compiled.ptx import Instruction
 
+HBM = 4.3e12
+"""Bytes per second of a copy, measured by others on an H200, of 4.8 in the datasheet."""
 L2, PORT = 7.0e12, 64
 """Bytes per second from L2 to all multiprocessors (measured by others: 5.5 to 7 TB/s on an H100, up to 10 on an H200),
 and bytes per clock to one."""
@@ -24,7 +26,7 @@ GRID_BARRIER = 1.3e-6 * CLOCK
 """Clocks of a barrier between the programs of a launch: what others measured, 1.1 to 1.7 microseconds."""
 REGISTERS, SHARED_SIZE, THREADS = 65536, 227 * 1024, 2048
 """Of a multiprocessor."""
-PIPES = ("tensor", "L2", "shared", "special", "alu", "issue")
+PIPES = ("HBM", "tensor", "L2", "shared", "special", "alu", "issue")
 STEADY = 4
 """Programs of a place that are simulated; more of them add what the last half of these took."""
 KINDS = (
@@ -75,10 +77,12 @@ def size_of(step: Step, noted: Any) -> float:
 
 @dataclass
 class Launch:
-    """One launch: its programs, and of the first one what it holds and its blocks with (warps, notes on accesses)."""
+    """One launch: its programs, the bytes of all tensors that it reads and of those that it writes, and of its first
+    program what it holds and its blocks with (warps, notes on accesses)."""
 
     kernel: str
     grid: int
+    bytes: int
     threads: int
     registers: int
     shared: int
@@ -120,13 +124,11 @@ class Launch:
         return self.busy()["special"] * SPECIAL * self.grid
 
     def seconds(self, pipe: str) -> float:
-        """Least seconds that the whole launch keeps a pipe busy, if its programs are like the first one."""
+        """Least seconds that the whole launch keeps HBM or a pipe busy, if its programs are like the first one."""
+        if pipe == "HBM":
+            return self.bytes / HBM
         total = self.busy()[pipe] * self.grid
         return total / L2 if pipe == "L2" else total / SMS / CLOCK
-
-
-Executed = dict[tuple[str, str, int], Launch]
-"""Op, kernel, and number among the op's launches of that kernel -> launch."""
 
 
 class Place:
@@ -230,11 +232,11 @@ def simulate(launch: Launch, resident: int, programs: int) -> tuple[float, tuple
 
 
 def seconds_of(launch: Launch) -> float:
-    """Seconds from the start of a launch to its end, if HBM never makes it wait."""
+    """Seconds from the start of a launch to its end."""
     each, some = -(-launch.grid // SMS), STEADY * launch.resident
     if each <= some:
         clocks = simulate(launch, launch.resident, each)[0]
     else:
         whole, half = (simulate(launch, launch.resident, n)[0] for n in (some, some // 2))
         clocks = whole + (each - some) / (some - some // 2) * (whole - half)
-    return max(clocks / CLOCK, launch.seconds("L2"))
+    return max(clocks / CLOCK, launch.seconds("L2"), launch.seconds("HBM"))

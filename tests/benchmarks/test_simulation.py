@@ -18,7 +18,7 @@ LATENCY, DRAIN, BARRIER = simulation.L2_LATENCY, simulation.DRAIN, simulation.BA
 def launch(*steps: tuple[Step, Any]) -> Launch:
     """One block of one warp; `None` beside steps that note nothing."""
     notes = [noted for _, noted in steps if noted is not None]
-    return Launch("kernel", 1, 32, 32, 0, [([step for step, _ in steps], 1, notes)])
+    return Launch("kernel", 1, 0, 32, 32, 0, [([step for step, _ in steps], 1, notes)])
 
 
 def compute(**cost: float) -> Step:
