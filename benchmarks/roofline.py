@@ -1,8 +1,8 @@
 """python -m benchmarks.roofline: what bounds each kernel of an ACT or training step on an H200, and how long it takes.
 
-Everything comes from executed compiled code (`benchmarks/executed.py`, `benchmarks/simulation.py`). Launches of PyTorch,
-heads, losses and optimisers are modelled by their bytes alone. It is arithmetic: a measured time stands beside it where
-a profile has one.
+Everything comes from executed compiled code (`benchmarks/executed.py`, `benchmarks/simulation.py`). Launches of
+PyTorch, heads, losses and optimisers are modelled by their bytes alone. It is arithmetic: a measured time stands beside
+it where a profile has one.
 """
 
 from __future__ import annotations
