@@ -69,7 +69,7 @@ gates: .venv/.installed  ## the gates and the proof under another Triton, instal
 proof: .venv/.installed  ## what takes longer: the gates whole, every proof that needs no GPU, slow tests; ends in one table
 	@$(PYTEST) tests/proof $$(grep -rl mark.slow tests --include=test_*.py) -m slow $(WORKERS) -q --no-header -W ignore
 
-roofline: .venv/.installed  ## FLOPs, bytes and modelled time of every kernel of an ACT step and of a training step
+roofline: .venv/.installed  ## what bounds each kernel of an ACT and a training step on an H200, from compiled code
 	@$(PY) -m benchmarks.roofline $(ARGS)
 
 bench: .venv/.installed  ## benchmarks of this machine within ten minutes; writes profiles/<machine>/, ends with one table

@@ -1,9 +1,8 @@
-"""python -m benchmarks.roofline: what each kernel of an ACT or training step computes and moves, and its least time.
+"""python -m benchmarks.roofline: what bounds each kernel of an ACT or training step on an H200, and how long it takes.
 
-The counts come from the ops' cost models (`benchmarks/costs`), which `tests/proof/test_cost.py` holds to
-what the kernels do. The limits are those of an H200 that a good kernel reaches: 790 TFLOP/s in bfloat16, 4.3 TB/s, and
-16 special functions per clock and multiprocessor. A measured time stands beside the model where a profile has one, and
-`unproven` where none has. A last table counts the cycles of each pipe in compiled code (`benchmarks/pipes.py`).
+Everything comes from executed compiled code (`benchmarks/executed.py`, `benchmarks/simulation.py`). Launches of
+PyTorch, heads, losses and optimisers are modelled by their bytes alone. It is arithmetic: a measured time stands beside
+it where a profile has one.
 """
 
 from __future__ import annotations
@@ -11,96 +10,91 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.costs import KernelCost, Limits
-from benchmarks.costs import adam_atan2 as adam_cost
-from benchmarks.costs import attention_norm as attention_cost
-from benchmarks.costs import halting as halting_cost
-from benchmarks.costs import mixer_norm as mixer_cost
-from benchmarks.costs import swiglu_norm as swiglu_cost
-from benchmarks.costs import token_loss as loss_cost
+from benchmarks.executed import INNER, LENGTH, MIXER_INNER, WIDTH, attention_norm, persistent, swiglu_norm
+from benchmarks.simulation import HBM, PIPES, Launch, seconds_of, simulate
 from rtm_kernels.impl import triton_interpreted
 from rtm_kernels.program import trm
 
-H200 = Limits(flops=790e12, bytes=4.3e12, special=132 * 16 * 1.755e9)
-LENGTH, WIDTH, MIXER_INNER, INNER, VOCABULARY, LAYERS, HEADS = 97, 512, 512, 1536, 11, 2, 8
-"""The official Sudoku model of TRM: 81 cells behind 16 places of the puzzle embedding."""
+NODE = 1.3e-6
+"""Seconds from the end of a node of a CUDA graph to the start of the next, as others measured on an H200."""
+BATCHES = (1, 8, 64, 768)
+VOCABULARY, LAYERS = 11, 2
 MIXERS = {"mlp": 3 * MIXER_INNER * LENGTH, "attention": 4 * WIDTH * WIDTH}
 """Mixer of a layer -> its parameters."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Line:
-    """A kernel, and how often a step launches it."""
+    """A kernel, and how often a step launches it; `launch` is None for what is not executed and only moves bytes."""
 
-    step: str
+    op: str
+    kernel: str
     calls: int
-    cost: KernelCost
+    launch: Launch | None
+    bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """Of one launch."""
+        return self.bytes / HBM if self.launch is None else seconds_of(self.launch)
 
 
-def parameters(mixer: str) -> int:
-    """Parameters that AdamATan2 updates: the layers, the embedding of the tokens, both heads."""
-    return LAYERS * (MIXERS[mixer] + 3 * INNER * WIDTH) + 2 * WIDTH * VOCABULARY + 2 * (WIDTH + 1)
+def _op(op: str, calls: int, found: list[Launch]) -> Iterator[Line]:
+    yield from (Line(op, launch.kernel, calls, launch, launch.bytes) for launch in found)
 
 
-def _mixer(batch: int, mixer: str, terms: int, backward: bool) -> list[tuple[str, KernelCost]]:
+def _half(batch: int, mixer: str, terms: int, calls: int, backward: bool) -> Iterator[Line]:
     """The launches of the first half of a layer."""
+    name = f"{'mixer' if mixer == 'mlp' else mixer}{' backward' * backward} +{terms}"
     if mixer == "mlp":
-        sizes = (batch, LENGTH, WIDTH, MIXER_INNER, terms)
-        found = mixer_cost.backward(*sizes) if backward else mixer_cost.forward(*sizes)
-        return [("mixer_norm backward" if backward else "mixer_norm", c) for c in found]
-    if backward:
-        return [("attention_norm backward", c) for c in attention_cost.backward(batch, LENGTH, WIDTH, HEADS)]
-    return [("attention_norm", c) for c in attention_cost.forward(batch, LENGTH, WIDTH, HEADS, terms)]
+        yield from _op(name, calls, swiglu_norm("sequence", batch, terms, backward))
+        return
+    yield from _op(name, calls, attention_norm(batch, terms, backward))
+    latent = 2 * batch * LENGTH * WIDTH
+    yield Line(name, "attention, copies (PyTorch)", calls, None, (16 if backward else 6) * latent)
+
+
+def _layers(batch: int, mixer: str, backward: bool) -> list[Line]:
+    """The launches of every layer application, or of the backward of those with a gradient."""
+    steps = [step for step in trm(3, 6).steps if step.grad or not backward]
+    applied, name = LAYERS * len(steps), f"channel{' backward' * backward}"
+    channel = _op(name, applied, swiglu_norm("hidden", batch, 0, backward))
+    if backward:  # the injection is a launch of its own, and all others do not depend on it
+        lines = list(_half(batch, mixer, 2, applied, backward))
+        return [*(replace(n, calls=len(steps)) if n.kernel == "inject" else n for n in lines), *channel]
+    counts = Counter(min(len(step.state) + len(step.inject) - 1, 2) for step in steps)
+    counts[0] += applied - len(steps)
+    return [*(line for terms, n in counts.items() for line in _half(batch, mixer, terms, n, backward)), *channel]
 
 
 def act_step(batch: int, mixer: str = "mlp") -> list[Line]:
     """The launches of one forward ACT step of `batch` puzzles: every layer application, both heads, halting."""
-    lines = []
-    for step in trm(3, 6).steps:
-        for layer in range(LAYERS):
-            terms = len(step.state) + len(step.inject) - 1 if layer == 0 else 0
-            lines += _mixer(batch, mixer, min(terms, 2), backward=False)
-            lines += [("swiglu_norm", c) for c in swiglu_cost.forward(batch, LENGTH, WIDTH, INNER, 0)]
-    lines += [("lm head (PyTorch)", _linear(batch * LENGTH, WIDTH, VOCABULARY))]
-    lines += [("halting", halting_cost.step(batch, LENGTH, WIDTH, tokens=81, vocabulary=VOCABULARY))]
-    return _counted(lines)
+    latent = 2 * batch * LENGTH * WIDTH
+    logits = 2 * batch * LENGTH * VOCABULARY
+    heads = Line("lm head", "linear (PyTorch)", 1, None, latent + logits), Line("halting", "step", 1, None, 3 * latent)
+    return [*_layers(batch, mixer, backward=False), *heads]
 
 
-def training_step(batch: int, mixer: str = "mlp") -> list[Line]:
-    """The launches of one training step: an ACT step, the loss, the backward of the last H cycle, the optimisers."""
-    lines = [("loss", c) for c in loss_cost.forward(batch, LENGTH, VOCABULARY, True, block=128)]
-    lines += [("loss", c) for c in loss_cost.backward(batch, LENGTH, VOCABULARY, True)]
-    for step in trm(3, 6).steps:
-        for layer in range(LAYERS if step.grad else 0):
-            terms = len(step.state) + len(step.inject) - 1 if layer == 0 else 0
-            lines += _mixer(batch, mixer, min(terms, 2), backward=True)
-            lines += [("swiglu_norm backward", c) for c in swiglu_cost.backward(batch, LENGTH, WIDTH, INNER, 0)]
-    lines += [("optimiser", adam_cost.adam_atan2(parameters(mixer))), ("optimiser", adam_cost.sign_sgd(batch, WIDTH))]
-    return act_step(batch, mixer) + _counted(lines)
+def backward(batch: int, mixer: str = "mlp") -> list[Line]:
+    """What a training step launches beyond its ACT step: the loss, the backward of the last H cycle, the optimisers."""
+    logits, rows = 2 * batch * LENGTH * VOCABULARY, 4 * batch * WIDTH
+    parameters = LAYERS * (MIXERS[mixer] + 3 * INNER * WIDTH) + 2 * WIDTH * VOCABULARY + 2 * (WIDTH + 1)
+    loss = [Line("loss", "forward", 1, None, 2 * logits), Line("loss", "backward", 1, None, 3 * logits)]
+    update = Line("optimiser", "adam_atan2", 1, None, 28 * parameters), Line("optimiser", "sign_sgd", 1, None, 3 * rows)
+    return [*loss, *_layers(batch, mixer, backward=True), *update]
 
 
-def _linear(rows: int, inputs: int, outputs: int, element: int = 2) -> KernelCost:
-    flops = 2 * rows * inputs * outputs
-    return KernelCost("linear", flops, flops, element * (rows * (inputs + outputs) + inputs * outputs), 0)
-
-
-def _counted(launches: list[tuple[str, KernelCost]]) -> list[Line]:
-    counts: dict[tuple[str, KernelCost], int] = {}
-    for launch in launches:
-        counts[launch] = counts.get(launch, 0) + 1
-    return [Line(step, calls, cost) for (step, cost), calls in counts.items()]
-
-
-def modelled_milliseconds(lines: list[Line], limits: Limits = H200) -> float:
-    """The sum of the least times of all launches, one after the other."""
-    return 1e3 * sum(line.calls * limits.seconds(line.cost) for line in lines)
+def milliseconds(lines: list[Line]) -> float:
+    """A captured step: all launches one after the other, as nodes of a graph."""
+    return 1e3 * sum(line.calls * (line.seconds + NODE) for line in lines)
 
 
 def measured(folder: Path) -> Iterator[tuple[str, float]]:
@@ -110,80 +104,86 @@ def measured(folder: Path) -> Iterator[tuple[str, float]]:
             yield row["kernel"], row["milliseconds"]
 
 
-def print_table(title: str, lines: list[Line], times: dict[str, float], limits: Limits = H200) -> None:
+def facts(line: Line) -> dict[str, object]:
+    """A line as JSON."""
+    row = {"op": line.op, "kernel": line.kernel, "calls": line.calls, "bytes": line.bytes,
+           "milliseconds": 1e3 * line.seconds}  # fmt: skip
+    if line.launch is None:
+        return row
+    limits = {pipe: 1e3 * line.launch.seconds(pipe) for pipe in PIPES}
+    return row | {"flops": line.launch.flops, "special": line.launch.special, "limits": limits}
+
+
+COLUMNS = ("op", "kernel", "calls", "programs", "waves", "per SM", "GFLOP", *PIPES, "before", "products", "after",
+           "bound by", "ms", "in all", "measured")  # fmt: skip
+
+
+def cells(line: Line, times: dict[str, float]) -> dict[str, str]:
+    """A line of the table: limits of a launch in milliseconds, clocks of one program alone, and the estimate."""
+    launch, limits, row = line.launch, {"HBM": line.bytes / HBM}, {}
+    if launch is not None:
+        limits = {pipe: launch.seconds(pipe) for pipe in PIPES}
+        phases = simulate(launch, 1, 1)[1]
+        row = {name: f"{clocks:.0f}" for name, clocks in zip(("before", "products", "after"), phases, strict=True)}
+        row |= {"programs": str(launch.grid), "waves": f"{launch.waves:.1f}", "per SM": str(launch.resident),
+                "GFLOP": f"{launch.flops / 1e9:.1f}"}  # fmt: skip
+    bound = max(limits, key=lambda name: limits[name])
+    row |= {name: f"{1e3 * seconds:.3f}" for name, seconds in limits.items()}
+    waits = " + waits" if line.seconds > 1.15 * limits[bound] else ""
+    row |= {"op": line.op, "kernel": line.kernel, "calls": str(line.calls), "bound by": bound + waits,
+            "ms": f"{1e3 * line.seconds:.3f}", "in all": f"{milliseconds([line]):.2f}"}  # fmt: skip
+    return row | ({"measured": f"{times[line.kernel]:.3f}"} if line.kernel in times else {})
+
+
+def print_table(title: str, lines: list[Line], times: dict[str, float]) -> None:
     """One line per kernel, and the sum."""
-    table = Table(title=title)
-    columns = ("op", "kernel", "calls", "GFLOP", "useful", "MB", "Mspecial", "bound by", "model ms", "measured ms",
-               "of the model")  # fmt: skip
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("op", "kernel", "bound by") else "right")
+    shown = [name for name in COLUMNS if name != "measured" or times]
+    table = Table(title=title, padding=(0, 0, 0, 1), pad_edge=False)
+    for name in shown:
+        table.add_column(name, justify="left" if name in ("op", "kernel", "bound by") else "right", no_wrap=True)
     for line in lines:
-        c, least = line.cost, 1e3 * limits.seconds(line.cost)
-        bounds = {"products": c.flops / limits.flops, "bytes": c.bytes / limits.bytes,
-                  "special": c.special / limits.special}  # fmt: skip
-        time = times.get(c.kernel)
-        proven = ("unproven", "") if time is None else (f"{time:.3f}", f"{least / time:.0%}")
-        figures = (f"{c.flops / 1e9:.1f}", f"{c.useful / 1e9:.1f}", f"{c.bytes / 1e6:.1f}", f"{c.special / 1e6:.0f}")
-        bound = max(bounds, key=lambda name: bounds[name])
-        table.add_row(line.step, c.kernel, str(line.calls), *figures, bound, f"{least:.3f}", *proven)
+        row = cells(line, times)
+        table.add_row(*(row.get(name, "") for name in shown))
+    total = {"op": "sum", "calls": str(sum(line.calls for line in lines)), "in all": f"{milliseconds(lines):.2f}"}
     table.add_section()
-    flops = sum(line.calls * line.cost.flops for line in lines)
-    total = (f"{flops / 1e9:.0f}", *[""] * 4, f"{modelled_milliseconds(lines, limits):.2f}", "", "")
-    table.add_row("sum", "", str(sum(line.calls for line in lines)), *total)
-    Console(width=None if sys.stdout.isatty() else 150).print(table)
+    table.add_row(*(total.get(name, "") for name in shown))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
-def print_compiled() -> None:
-    """The least cycles of one program of each kernel, from its compiled code; a minute when nothing is compiled yet."""
-    from benchmarks.pipes import bounds, rows
-
-    table = Table(title="least cycles of one program by pipe, sm_90, bfloat16, L = 97: arithmetic from compiled code")
-    columns = (
-        "op",
-        "kernel",
-        "tensor",
-        "fma",
-        "special",
-        "shared",
-        "global",
-        "issue",
-        "limit",
-        "registers",
-        "KiB",
-        "resident",
-    )
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("op", "kernel", "limit") else "right")
-    rows(bounds(), table.add_row)
+def print_sums(mixer: str, largest: list[Line]) -> None:
+    """Milliseconds of an ACT step by batch and executor; `largest` is the step of the last batch."""
+    table = Table(title="ms of an ACT step")
+    for name in ("batch", "graph", "persistent", "of it mixer", "gate_up", "down", "barriers"):
+        table.add_column(name, justify="right")
+    for batch in BATCHES:
+        parts = persistent(batch) if mixer == "mlp" else {}
+        times = [sum(parts.values()), *parts.values()]
+        graph = milliseconds(largest if batch == BATCHES[-1] else act_step(batch, mixer))
+        table.add_row(str(batch), f"{graph:.2f}", *(f"{1e3 * seconds:.2f}" for seconds in times if parts))
     Console(width=None if sys.stdout.isatty() else 150).print(table)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="model every kernel of an ACT step and of a training step")
-    parser.add_argument("--batch", type=int, default=768)
+    parser.add_argument("--batch", type=int, default=BATCHES[-1])
     parser.add_argument("--mixer", default="mlp", choices=sorted(MIXERS), help="which official Sudoku model")
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON instead")
+    parser.add_argument("--json", action="store_true", help="print the lines of the training step as JSON instead")
     options = parser.parse_args(argv)
-    profiles = Path(__file__).resolve().parent.parent / "profiles"
-    times = dict(measured(profiles))
-    parts = {
-        f"forward ACT step, B = {options.batch}": act_step(options.batch, options.mixer),
-        f"training step, B = {options.batch}": training_step(options.batch, options.mixer),
-    }
-    if options.json:
-        rows = [
-            {"part": part, "op": line.step, "calls": line.calls, **vars(line.cost),
-             "model_ms": 1e3 * H200.seconds(line.cost), "measured_ms": times.get(line.cost.kernel)}
-            for part, lines in parts.items() for line in lines
-        ]  # fmt: skip
-        print(json.dumps(rows))
-        return 0
-    for part, lines in parts.items():
-        print_table(f"{part}; 790 TFLOP/s, 4.3 TB/s, 3.7e12 special functions per second", lines, times)
     if triton_interpreted():
-        print("no table of compiled code: Triton interprets")
-    else:
-        print_compiled()
+        print("error: this executes compiled code, and TRITON_INTERPRET is set", file=sys.stderr)
+        return 1
+    times = dict(measured(Path(__file__).resolve().parent.parent / "profiles"))
+    sizes = options.batch, options.mixer
+    forward, more = act_step(*sizes), backward(*sizes)
+    if options.json:
+        print(json.dumps([facts(line) for line in (*forward, *more)]))
+        return 0
+    print("H200: 790 TFLOP/s, HBM 4.3 TB/s, L2 7 TB/s, 132 SMs at 1.755 GHz: 64 B/clk from L2, 128 of shared memory.")
+    print("ms of one launch, by pipe as if nothing else held it up; clocks of one program alone; ms of all launches.")
+    print_table(f"ACT step, B = {options.batch}", forward, times)
+    print_table(f"training step, beyond its ACT step, B = {options.batch}", more, times)
+    print(f"training step, B = {options.batch}: {milliseconds(forward + more):.1f} ms")
+    print_sums(options.mixer, forward if options.batch == BATCHES[-1] else act_step(BATCHES[-1], options.mixer))
     return 0
 
 
