@@ -66,6 +66,10 @@ CHANNEL_LAUNCHES = (  # D, F, injection terms, dtype
     (128, 512, 2, HALF), (64, 256, 2, HALF), (24, 256, 2, HALF), (512, 1536, 0, HALF, "tma"),
     (512, 1536, 2, F16, "tma"), (1024, 2816, 0, HALF, "tma"),
 )  # fmt: skip
+FEW_ROWS = (  # batch, and the same
+    (1, (512, 1536, 2, HALF)), (1, (1024, 2816, 0, F16)), (1, (100, 256, 0, HALF)), (8, (512, 1536, 2, HALF)),
+    (8, (1024, 2816, 0, F16)),
+)  # fmt: skip
 MIXER_LAUNCHES = (  # L, D, F, norm axis, injection terms, dtype; Sudoku's L = 97, and 916 of ARC and Maze
     (97, 512, 512, "sequence", 2, HALF), (97, 512, 512, "hidden", 0, F16), (97, 512, 512, "sequence", 2, F32),
     (916, 512, 2560, "sequence", 2, HALF), (916, 512, 2560, "hidden", 0, HALF), (49, 512, 256, "sequence", 2, HALF),
@@ -172,7 +176,8 @@ OP = Op(
     ],
     drawn=[draw_channel, draw_mixer, draw_channel, draw_mixer],
     launched={
-        **{_channel_name(*row): partial(launch_channel, 4, 97, *row) for row in CHANNEL_LAUNCHES},
+        **{_channel_name(*row): partial(launch_channel, 16, 97, *row) for row in CHANNEL_LAUNCHES},
+        **{f"{_channel_name(*row)} B={b}": partial(launch_channel, b, 97, *row) for b, row in FEW_ROWS},
         **{_mixer_name(*row): partial(launch_mixer, 4, *row) for row in MIXER_LAUNCHES},
     },
     by_batch={
