@@ -122,8 +122,8 @@ def _triton(model: RecursiveReasoner) -> Executor:
 def replayed(model: RecursiveReasoner, capture: graph.CudaGraphs | None = None) -> Executor:
     """The fused ops and the heads of a whole ACT step, captured once per batch bucket and replayed.
 
-    Weights are cast when a batch size is captured: build it anew when they change. A batch beyond the largest bucket runs in parts. `capture` is that of
-    `recursion.graph.GraphRunner`.
+    Weights are cast when a batch size is captured: build it anew when they change. A batch beyond the largest bucket
+    runs in parts. `capture` is that of `recursion.graph.GraphRunner`.
     """
     act, program, runners = _fused(model), model.program, list[graph.GraphRunner]()
 

@@ -53,9 +53,9 @@ class LaunchRow:
 
     `bits` is the element size of the operands (0: any), `limit` the largest size of the shape class, `blocks`
     the kernel's constexpr block sizes, `variant` one of `VARIANTS`. `view` names the one view of the latents that the
-    row is for ("": every view), `rows` the largest number of rows of the batch (of all samples) that it is for: the
-    bucket. `waiver` is the reason why the compile gate lets the row spill. Of rows of one shape class the first runs; the
-    others are alternatives that the tuner measures against it.
+    row is for ("": every view), `least` and `rows` the fewest and the most rows of all samples that it is for: the
+    bucket. `waiver` is the reason why the compile gate lets the row spill. Of rows of one shape class the first runs;
+    the others are alternatives that the tuner measures against it.
     """
 
     kernel: str
@@ -68,6 +68,7 @@ class LaunchRow:
     waiver: str = ""
     variant: str = ""
     view: str = ""
+    least: int = 0
     rows: int = ANY
 
     def __post_init__(self) -> None:
@@ -76,9 +77,9 @@ class LaunchRow:
         one_of("variant", self.variant, VARIANTS)
 
     @property
-    def shape_class(self) -> tuple[str, str, str, int, int, int]:
+    def shape_class(self) -> tuple[str, str, str, int, int, int, int]:
         """What the row is chosen by: kernel, view, family, bits, limit and bucket."""
-        return self.kernel, self.view, self.family, self.bits, self.limit, self.rows
+        return self.kernel, self.view, self.family, self.bits, self.limit, self.least, self.rows
 
 
 TUNED = Path(__file__).with_name("tuned.json")
@@ -114,8 +115,8 @@ def tuned(
     It takes the place of the row of its class and variant; other variants stay as alternatives. A row measured where
     only the rows of a fallback family ran becomes the first of a class of its own.
 
-    Errors: `InputError` for a measured row that matches no row of the table by kernel, view, bits, limit, bucket, variant
-    and the names of its blocks.
+    Errors: `InputError` for a measured row that matches no row of the table by kernel, view, bits, limit, bucket,
+    variant and the names of its blocks.
     """
     rows = list(table)
     for entry in entries() if found is None else found:
@@ -126,7 +127,7 @@ def tuned(
 
 def _insert(rows: list[LaunchRow], new: LaunchRow, op: str) -> None:
     def alike(row: LaunchRow) -> bool:
-        names = ("kernel", "view", "bits", "limit", "rows", "variant")
+        names = ("kernel", "view", "bits", "limit", "least", "rows", "variant")
         same = all(getattr(row, name) == getattr(new, name) for name in names)
         return same and row.family in FALLBACKS[new.family] and set(row.blocks) == set(new.blocks)
 
@@ -158,10 +159,15 @@ hooks: list[Callable[[LaunchRow], LaunchRow]] = []
 
 
 def find(table: Iterable[LaunchRow], kernel: str, dtype: torch.dtype, size: int, rows: int = ANY) -> LaunchRow | None:
-    """The first row of `table` for this kernel, GPU, dtype, size and number of rows, those of the GPU's own family first;
-    or None."""
+    """The first row of `table` for this kernel, GPU, dtype, size and number of rows, or None.
+
+    Those of the GPU's own family come first.
+    """
     bits, rows = dtype.itemsize * 8, min(rows, ANY)
-    fits = [r for r in table if r.kernel == kernel and r.bits in (0, bits) and size <= r.limit and rows <= r.rows]
+    fits = [
+        row for row in table
+        if row.kernel == kernel and row.bits in (0, bits) and size <= row.limit and row.least <= rows <= row.rows
+    ]  # fmt: skip
     for wanted in FALLBACKS[family()]:
         for row in fits:
             if row.family == wanted:

@@ -179,6 +179,7 @@ OP = Op(
         **{_channel_name(*row): partial(launch_channel, 16, 97, *row) for row in CHANNEL_LAUNCHES},
         **{f"{_channel_name(*row)} B={b}": partial(launch_channel, b, 97, *row) for b, row in FEW_ROWS},
         **{_mixer_name(*row): partial(launch_mixer, 4, *row) for row in MIXER_LAUNCHES},
+        **{f"{_mixer_name(*row)} B=1": partial(launch_mixer, 1, *row) for row in MIXER_LAUNCHES[:3]},
     },
     by_batch={
         "swiglu_norm": lambda b: launch_channel(b, 97, 512, 1536, 2),

@@ -158,9 +158,9 @@ def weight_grad(z: Tensor, h: Tensor, view: str) -> Tensor:
     return partial[..., :features].sum(0)
 
 
-def is_fused(features: int, dtype: torch.dtype, view: str) -> bool:
-    """Whether one kernel computes `h + swiglu(h)` of rows of this size."""
-    return find(VIEWS[view], "fused", dtype, features) is not None
+def is_fused(features: int, rows: int, dtype: torch.dtype, view: str) -> bool:
+    """Whether one kernel computes `h + swiglu(h)` of so many rows of this size."""
+    return find(VIEWS[view], "fused", dtype, features, rows) is not None
 
 
 def swiglu(
@@ -208,7 +208,9 @@ def swiglu_input_grad(
     given, acc = (*hidden, dr, h, weights.gate_up, weights.down, *sizes), accumulator(h.dtype)
     row = find(VIEWS[view], "fused_input_grad", h.dtype, h.shape[2])
     if row is not None:
-        launch(fused_backward.fused_input_grad_kernel, row, (row_blocks(h, row.blocks["BLOCK_R"]),), dh, *given, ACC=acc)
+        launch(
+            fused_backward.fused_input_grad_kernel, row, (row_blocks(h, row.blocks["BLOCK_R"]),), dh, *given, ACC=acc
+        )
         return
     row = select(VIEWS[view], "hidden_backward", h.dtype, h.shape[2])
     grid = row_blocks(h, row.blocks["BLOCK_R"]) * triton.cdiv(weights.inner, row.blocks["BLOCK_F"])
