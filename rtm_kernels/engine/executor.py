@@ -16,6 +16,7 @@ from rtm_kernels.impl import warn_once
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.reference import peak
 from rtm_kernels.ops.launch import FALLBACKS, choose, family
+from rtm_kernels.ops.shared import Recursion, shared_weights
 from rtm_kernels.ranges import ranged
 from rtm_kernels.recursion import graph, native, reference, symmetric
 from rtm_kernels.recursion.persistent.runner import PersistentExecutor
@@ -103,7 +104,14 @@ def _layer_by_triton(layer: nn.Module) -> FusedTRMBlock:
 
 
 def _fused(model: RecursiveReasoner) -> Act:
-    return _op_by_op(model, by_triton(_modules(model), model.cos_sin()))
+    """Op by op, with weights that stay cast: what a graph records reads them and casts nothing."""
+    step, kept = _op_by_op(model, by_triton(_modules(model), model.cos_sin())), Recursion()
+
+    def act(latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
+        with shared_weights(kept):
+            return step(latents, x)
+
+    return act
 
 
 def _triton(model: RecursiveReasoner) -> Executor:
@@ -114,8 +122,8 @@ def _triton(model: RecursiveReasoner) -> Executor:
 def replayed(model: RecursiveReasoner, capture: graph.CudaGraphs | None = None) -> Executor:
     """The fused ops and the heads of a whole ACT step, captured once per batch bucket and replayed.
 
-    Weights are read where they lie. A batch beyond the largest bucket runs in parts. `capture` is that of
-    `recursion.graph.GraphRunner`.
+    Weights are cast when a batch size is captured: build it anew when they change. A batch beyond the largest bucket
+    runs in parts. `capture` is that of `recursion.graph.GraphRunner`.
     """
     act, program, runners = _fused(model), model.program, list[graph.GraphRunner]()
 
@@ -238,7 +246,7 @@ EXECUTORS: dict[str, Backend] = {
     **{native_name(p): _native(p) for p in native.PRECISIONS if p != "float32"},
 }
 """Executors by name: C++ on the CPU, for symmetric weights and for any; one cooperative launch, replayed CUDA graphs,
-and op by op, all with Triton; plain PyTorch. The first three pack the weights when they are built."""
+and op by op, all with Triton; plain PyTorch. All but the last keep the weights as they were when they were built."""
 
 PREFERRED = {"cpu": ("symmetric", "native", "reference"), "cuda": ("persistent", "graph", "triton", "reference")}
 """Device -> what `auto` considers there, the best first. Triton's interpreter is never taken unasked."""

@@ -20,6 +20,7 @@ from rtm_kernels.engine.slots import Slots
 from rtm_kernels.errors import BackendUnavailable, InputError, printable, require
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.policy import HEADED, HaltingPolicy
+from rtm_kernels.ops.shared import versions
 
 MAX_BATCH = 1 << 16
 SHOWN = 200
@@ -75,7 +76,7 @@ class Solver:
         self.model = model if device is None else model.to(usable_device(device))
         name = with_precision(executor, precision)
         self._build = partial(build_executor, name, batch_size=batch_size if batch_invariant else None)
-        self.executor = self._build(self.model)
+        self.executor, self._seen = self._build(self.model), versions(self.model.parameters())
         self.batch_size, self.batch_invariant = batch_size, batch_invariant
         self.rollouts = rollouts if isinstance(rollouts, Rollouts) else Rollouts(rollouts)
         self.rollouts.of(self.task)
@@ -95,7 +96,7 @@ class Solver:
             other.task, other.model, other._resting = task, self.model.resized(task.seq_len), {}
             if not self._capped:
                 other.policy = replace(self.policy, max_steps=other.model.config.halt_max_steps)
-            other.executor = self._build(other.model)
+            other.executor, other._seen = self._build(other.model), versions(other.model.parameters())
             self._sizes[task.name] = other
         return self._sizes[task.name]
 
@@ -124,6 +125,8 @@ class Solver:
         With `ahead`, on a GPU, it also takes samples that wait in its memory, and one launch may take many steps: for
         callers that neither prefer nor evict any.
         """
+        if (seen := versions(self.model.parameters())) != self._seen:  # executors keep the weights in their own form
+            self.executor, self._seen, self._resting = self._build(self.model), seen, {}
         fixed = self.batch_invariant and not self.executor.batch_invariant
         several = self.rollouts.count > 1
         kind, waiting = self.rollouts.of(self.task) if several else "", self.batch_size if ahead and not several else 0

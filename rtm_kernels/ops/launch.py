@@ -1,7 +1,8 @@
 """How an op starts: checks of its arguments, the implementation that runs, and launches by tables of typed data.
 
-A folder with kernels has a `TABLE` of `LaunchRow`. A row is chosen by kernel, GPU family,
-element size and a size that is never the batch, so that a sample's result does not depend on its batch.
+A folder with kernels has a `TABLE` of `LaunchRow`. A row is chosen by kernel, GPU family, element size, a size that is
+never the batch, and in some kernels by a bucket of the number of rows: a sample's bits do not depend on its batch
+within a bucket.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ class LaunchRow:
 
     `bits` is the element size of the operands (0: any), `limit` the largest size of the shape class, `blocks`
     the kernel's constexpr block sizes, `variant` one of `VARIANTS`. `view` names the one view of the latents that the
-    row is for ("": every view), `waiver` the reason why the compile gate lets the row spill. Of rows of one shape class
-    the first runs; the others are alternatives that the tuner measures against it.
+    row is for ("": every view), `least` and `rows` the fewest and the most rows of all samples that it is for: the
+    bucket. `waiver` is the reason why the compile gate lets the row spill. Of rows of one shape class the first runs;
+    the others are alternatives that the tuner measures against it.
     """
 
     kernel: str
@@ -66,6 +68,8 @@ class LaunchRow:
     waiver: str = ""
     variant: str = ""
     view: str = ""
+    least: int = 0
+    rows: int = ANY
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -73,9 +77,9 @@ class LaunchRow:
         one_of("variant", self.variant, VARIANTS)
 
     @property
-    def shape_class(self) -> tuple[str, str, str, int, int]:
-        """What the row is chosen by: kernel, view, family, bits and limit."""
-        return self.kernel, self.view, self.family, self.bits, self.limit
+    def shape_class(self) -> tuple[str, str, str, int, int, int, int]:
+        """What the row is chosen by: kernel, view, family, bits, limit and bucket."""
+        return self.kernel, self.view, self.family, self.bits, self.limit, self.least, self.rows
 
 
 TUNED = Path(__file__).with_name("tuned.json")
@@ -111,8 +115,8 @@ def tuned(
     It takes the place of the row of its class and variant; other variants stay as alternatives. A row measured where
     only the rows of a fallback family ran becomes the first of a class of its own.
 
-    Errors: `InputError` for a measured row that matches no row of the table by kernel, view, bits, limit, variant and
-    the names of its blocks.
+    Errors: `InputError` for a measured row that matches no row of the table by kernel, view, bits, limit, bucket,
+    variant and the names of its blocks.
     """
     rows = list(table)
     for entry in entries() if found is None else found:
@@ -123,7 +127,8 @@ def tuned(
 
 def _insert(rows: list[LaunchRow], new: LaunchRow, op: str) -> None:
     def alike(row: LaunchRow) -> bool:
-        same = all(getattr(row, name) == getattr(new, name) for name in ("kernel", "view", "bits", "limit", "variant"))
+        names = ("kernel", "view", "bits", "limit", "least", "rows", "variant")
+        same = all(getattr(row, name) == getattr(new, name) for name in names)
         return same and row.family in FALLBACKS[new.family] and set(row.blocks) == set(new.blocks)
 
     replaced = [i for i, row in enumerate(rows) if alike(row)]
@@ -136,7 +141,8 @@ def _insert(rows: list[LaunchRow], new: LaunchRow, op: str) -> None:
     later = (
         i for i, row in enumerate(rows) if (row.kernel, row.view, row.family) == (new.kernel, new.view, new.family)
     )
-    rows.insert(next((i for i in later if rows[i].limit >= new.limit), len(rows)), new)
+    place = new.rows, new.limit  # buckets ascend, and limits in each
+    rows.insert(next((i for i in later if (rows[i].rows, rows[i].limit) >= place), len(rows)), new)
 
 
 def family() -> str:
@@ -152,10 +158,16 @@ hooks: list[Callable[[LaunchRow], LaunchRow]] = []
 """What every row that `find` finds goes through: tuning and the gates note rows here, and run others in their place."""
 
 
-def find(table: Iterable[LaunchRow], kernel: str, dtype: torch.dtype, size: int) -> LaunchRow | None:
-    """The first row of `table` for this kernel, GPU, dtype and size, those of the GPU's own family first; or None."""
-    bits = dtype.itemsize * 8
-    fits = [row for row in table if row.kernel == kernel and row.bits in (0, bits) and size <= row.limit]
+def find(table: Iterable[LaunchRow], kernel: str, dtype: torch.dtype, size: int, rows: int = ANY) -> LaunchRow | None:
+    """The first row of `table` for this kernel, GPU, dtype, size and number of rows, or None.
+
+    Those of the GPU's own family come first.
+    """
+    bits, rows = dtype.itemsize * 8, min(rows, ANY)
+    fits = [
+        row for row in table
+        if row.kernel == kernel and row.bits in (0, bits) and size <= row.limit and row.least <= rows <= row.rows
+    ]  # fmt: skip
     for wanted in FALLBACKS[family()]:
         for row in fits:
             if row.family == wanted:
@@ -163,9 +175,9 @@ def find(table: Iterable[LaunchRow], kernel: str, dtype: torch.dtype, size: int)
     return None
 
 
-def select(table: Iterable[LaunchRow], kernel: str, dtype: torch.dtype, size: int) -> LaunchRow:
-    """The first row of `table` for this kernel, GPU, dtype and size. Errors: `BackendUnavailable` without one."""
-    row = find(table, kernel, dtype, size)
+def select(table: Iterable[LaunchRow], kernel: str, dtype: torch.dtype, size: int, rows: int = ANY) -> LaunchRow:
+    """What `find` finds. Errors: `BackendUnavailable` without a row."""
+    row = find(table, kernel, dtype, size, rows)
     if row is None:
         raise BackendUnavailable(f"no launch row of {kernel} for {family()}, {dtype} and size {size}")
     return row

@@ -8,7 +8,7 @@ of the graph, which autograd runs after the last call, multiplies the whole buff
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -131,6 +131,11 @@ class _Call(torch.autograd.Function):
         return None, None, dh, *(dh,) * ctx.terms
 
 
+def versions(weights: Iterable[Tensor]) -> tuple[tuple[int, int | None], ...]:
+    """What changes when a weight is replaced or written in place; a weight that inference made has no version."""
+    return tuple((id(w), None if w.is_inference() else w._version) for w in weights)
+
+
 class Recursion:
     """The shared weights of every op that was called within one `shared_weights()`."""
 
@@ -140,7 +145,7 @@ class Recursion:
 
     def call(self, op: SharedOp, x: Tensor, injection: Tensors, weights: Tensors, options: tuple[Any, ...]) -> Tensor:
         """The op on x, differentiable in all that it is given."""
-        held = tuple((id(w), None if w.is_inference() else w._version) for w in weights)
+        held = versions(weights)
         key = (id(op), held, x.dtype, *(id(o) if isinstance(o, Tensor) else o for o in options))
         shared = self._shared.get(key)
         if shared is None:
@@ -158,17 +163,18 @@ _current: ContextVar[Recursion | None] = ContextVar("rtm_kernels_recursion", def
 
 
 @contextlib.contextmanager
-def shared_weights() -> Iterator[None]:
+def shared_weights(kept: Recursion | None = None) -> Iterator[None]:
     """A context in which the Triton ops cast and pack each weight once and compute its gradient by one product.
 
     Gradients equal those of separate calls up to the order of a float32 sum, the same in every run. Of each pair of
     weights the backward keeps at most `STACK_BYTES` of rows (those of one call at least) before it multiplies them.
-    Contexts nest: the outer one serves. While torch.compile traces, and for the reference, it does nothing.
+    Contexts nest: the outer one serves. While torch.compile traces, and for the reference, it does nothing. With `kept`
+    the weights stay cast from one context to the next, for as long as they are not changed.
     """
     if torch.compiler.is_compiling() or _current.get() is not None:
         yield
         return
-    token = _current.set(Recursion())
+    token = _current.set(kept or Recursion())
     try:
         yield
     finally:

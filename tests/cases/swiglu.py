@@ -22,6 +22,7 @@ SMALL_CHANNEL = (
     ((2, 11, 70), 33, 0, "plain"),  # the down product normalises
     ((2, 9, 70), 24, 1, "strided"),
     ((1, 5, 136), 24, 0, "offset"),  # wider than any tile
+    ((1, 1030, 136), 24, 0, "plain"),  # and more rows than the buckets of few
 )
 CHANNEL = (  # shape of x, F, injection terms, layout
     ((2, 97, 512), 1536, 2, "plain"),
@@ -42,11 +43,12 @@ CHANNEL = (  # shape of x, F, injection terms, layout
 SMALL_MIXER = (
     (2, 17, 24, 33, "sequence", 2, "plain"),
     (2, 7, 20, 24, "hidden", 1, "transposed"),
+    (1, 70, 24, 33, "sequence", 2, "plain"),  # on Hopper in products of their own
     (1, 130, 20, 24, "sequence", 1, "plain"),
     (1, 131, 17, 20, "hidden", 0, "strided"),
 )
 MIXER = (  # B, L, D, F, norm axis, injection terms, layout of x
-    (2, 97, 512, 512, "sequence", 2, "plain"),
+    (3, 97, 512, 512, "sequence", 2, "plain"),
     (1, 97, 512, 512, "hidden", 0, "plain"),
     (1, 916, 64, 2560, "sequence", 1, "plain"),
     (1, 130, 100, 256, "hidden", 2, "plain"),
@@ -65,6 +67,9 @@ CHANNEL_LAUNCHES = (  # D, F, injection terms, dtype
     (512, 1536, 0, HALF), (512, 1536, 2, F16), (512, 1536, 2, F32), (1024, 2816, 0, HALF), (256, 1024, 0, HALF),
     (128, 512, 2, HALF), (64, 256, 2, HALF), (24, 256, 2, HALF), (512, 1536, 0, HALF, "tma"),
     (512, 1536, 2, F16, "tma"), (1024, 2816, 0, HALF, "tma"),
+)  # fmt: skip
+FEW_ROWS = (  # batch, and the same
+    (1, (512, 1536, 2, HALF)), (1, (1024, 2816, 0, F16)), (8, (512, 1536, 2, HALF)), (8, (1024, 2816, 0, F16)),
 )  # fmt: skip
 MIXER_LAUNCHES = (  # L, D, F, norm axis, injection terms, dtype; Sudoku's L = 97, and 916 of ARC and Maze
     (97, 512, 512, "sequence", 2, HALF), (97, 512, 512, "hidden", 0, F16), (97, 512, 512, "sequence", 2, F32),
@@ -167,13 +172,15 @@ OP = Op(
     gate=[*(channel(*row) for row in CHANNEL), *(mixer(*row) for row in MIXER)],
     small=[
         *(channel(*row) for row in SMALL_CHANNEL),
-        *(channel(*row, variant="tma") for row in SMALL_CHANNEL[1:]),
+        *(channel(*row, variant="tma") for row in SMALL_CHANNEL[1:4]),
         *(mixer(*row) for row in SMALL_MIXER),
     ],
     drawn=[draw_channel, draw_mixer, draw_channel, draw_mixer],
     launched={
-        **{_channel_name(*row): partial(launch_channel, 4, 97, *row) for row in CHANNEL_LAUNCHES},
+        **{_channel_name(*row): partial(launch_channel, 16, 97, *row) for row in CHANNEL_LAUNCHES},
+        **{f"{_channel_name(*row)} B={b}": partial(launch_channel, b, 97, *row) for b, row in FEW_ROWS},
         **{_mixer_name(*row): partial(launch_mixer, 4, *row) for row in MIXER_LAUNCHES},
+        **{f"{_mixer_name(*row)} B=1": partial(launch_mixer, 1, *row) for row in MIXER_LAUNCHES[:3]},
     },
     by_batch={
         "swiglu_norm": lambda b: launch_channel(b, 97, 512, 1536, 2),

@@ -163,6 +163,16 @@ def test_fixed_steps_equal_the_official_evaluation() -> None:
     assert [s.halt_probability for s in solutions] == pytest.approx(expected)
 
 
+def test_weights_that_change_between_two_runs_are_those_of_the_second_one() -> None:
+    torch.manual_seed(3)
+    reasoner, other = (RecursiveReasoner(config(halt_max_steps=2)).eval() for _ in range(2))
+    (wanted,) = Solver(other, task=TASK, policy="fixed").solve(["0123"])
+    solver = Solver(reasoner, task=TASK, policy="fixed")
+    assert solver.solve(["0123"])[0].residual != wanted.residual
+    reasoner.load_state_dict(other.state_dict())
+    assert solver.solve(["0123"])[0].residual == wanted.residual
+
+
 def test_a_program_that_carries_nothing_is_solved_in_one_step() -> None:
     reasoner = RecursiveReasoner(config(arch="rins", layers={"A": 1, "B": 1}, halting="fixed"))
     (solution,) = Solver(reasoner, task=TASK, policy="settle=1", max_steps=5).solve(["1234"])

@@ -47,6 +47,29 @@ def test_first_row_that_fits(
     assert (row.num_warps if row else None) == warps
 
 
+BUCKETS = (
+    LaunchRow("gemm", "hopper", 16, 512, {"BLOCK_M": 16}, num_warps=1, rows=128),
+    LaunchRow("gemm", "hopper", 16, 512, {"BLOCK_M": 32}, num_warps=2, rows=1024),
+    LaunchRow("gemm", "hopper", 16, 128, {"BLOCK_M": 64}, num_warps=3),
+    LaunchRow("gemm", "hopper", 16, 512, {"BLOCK_M": 64}, num_warps=4),
+)
+
+
+@pytest.mark.parametrize(("size", "rows", "warps"), [(64, 1, 1), (512, 128, 1), (64, 129, 2), (64, 1025, 3),
+                                                     (512, 1 << 40, 4)])  # fmt: skip
+def test_the_first_bucket_that_holds_the_rows(
+    monkeypatch: pytest.MonkeyPatch, size: int, rows: int, warps: int
+) -> None:
+    monkeypatch.setattr(launch, "family", lambda: "hopper")
+    assert select(BUCKETS, "gemm", torch.bfloat16, size, rows).num_warps == warps
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_measured_row_stays_in_its_bucket(place: int) -> None:
+    faster = replace(BUCKETS[place], num_stages=5)
+    assert tuned("op", BUCKETS, [entry(faster)]) == (*BUCKETS[:place], faster, *BUCKETS[place + 1 :])
+
+
 def test_what_has_no_row_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "family", lambda: "interpreter")
     with pytest.raises(BackendUnavailable, match=r"no launch row of gemm for interpreter, torch.float32 and size 65"):

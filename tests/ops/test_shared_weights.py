@@ -13,7 +13,7 @@ from rtm_kernels.config import ModelConfig
 from rtm_kernels.impl import launches
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops import shared as shared_ops
-from rtm_kernels.ops.shared import STACK_BYTES, recursion, shared_weights
+from rtm_kernels.ops.shared import STACK_BYTES, Recursion, recursion, shared_weights
 from rtm_kernels.ops.swiglu import weights
 from tests.ops.support import Call, Leaves, gradients, half_layer, to, within_budget
 from tests.small_models import ARCHS, SMALL, batch_of
@@ -88,6 +88,12 @@ def test_weights_are_packed_once_for_every_step(monkeypatch: pytest.MonkeyPatch)
         changed = call(*leaves[:3])
         assert len(packed) == 2
     assert torch.equal(changed, call(*leaves[:3]))
+    packed.clear()
+    kept = Recursion()
+    for _ in range(2):
+        with shared_weights(kept), torch.no_grad():
+            assert torch.equal(changed, call(*leaves[:3]))
+    assert len(packed) == 1
 
 
 def test_a_graph_gives_the_same_gradients_as_often_and_in_whatever_part_they_are_asked_for() -> None:

@@ -207,6 +207,26 @@ def test_a_sample_has_the_same_bits_in_any_batch(name: str, cells: Callable[[int
     cells(len(BATCHES))
 
 
+BUCKET = """
+import torch
+from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
+from tests.compiled.launching import installed
+from tests.ops.support import swiglu_weights
+g = torch.Generator().manual_seed(0)
+weights = [w.detach() for w in swiglu_weights(136, 48, g).values()]
+x = torch.randn(7, 16, 136, generator=g).bfloat16()
+with installed(90) as executor:
+    alone, *others = (swiglu_norm(x[6 - n :], *weights, impl="triton")[n] for n in (0, 1, 6))
+    assert executor.launches == {"gate_up_kernel": 3, "gemm_kernel": 3, "norm_kernel": 3}, executor.launches
+    print(all(torch.equal(alone, other) for other in others))
+"""
+
+
+@pytest.mark.proof("batch")
+def test_a_sample_has_the_same_bits_in_any_batch_of_a_bucket_as_compiled_for_hopper() -> None:
+    assert process("-c", BUCKET, interpret=False).split() == ["True"]
+
+
 @pytest.mark.proof("batch")
 def test_a_run_of_16_steps_has_the_same_latents_and_halting_logits_in_any_batch(cells: Callable[[int], None]) -> None:
     program = programs.transformer()

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from rtm_kernels.ops.launch import ANY, LaunchRow, tuned
 
+ONE, FEW = 128, 1024
+"""Most rows of a bucket. At the official Sudoku sizes the channel half has 97 rows of a puzzle, the mixer 512: up to
+`FEW` rows its products run apart, because tiles of all features would fill few multiprocessors."""
+
 
 def _loop(flatten: int = 0, **blocks: int) -> dict[str, int]:
     return {**blocks, "GROUP": 8, "FLATTEN": flatten}
@@ -19,11 +23,22 @@ ROWS: tuple[LaunchRow, ...] = (
     LaunchRow("fused", "hopper", 16, 64, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 64}, 8, 2, view="hidden"),
     LaunchRow("fused", "hopper", 16, 64, {"BLOCK_R": 64, "BLOCK_F": 64, "BLOCK_N": 64}, 4, 2, view="sequence"),
     LaunchRow("fused", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 128}, 4, 2, view="hidden"),
-    LaunchRow("fused", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 64, "BLOCK_N": 128}, 4, 2, view="sequence"),
+    LaunchRow(
+        "fused", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 64, "BLOCK_N": 128}, 4, 2, view="sequence", least=FEW + 1
+    ),
+    LaunchRow(
+        "gate_up", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 128}, 4, 2, view="sequence", rows=FEW
+    ),
+    LaunchRow("gate_up", "hopper", 16, ANY, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 64}, 4, 4, rows=ONE),
     LaunchRow("gate_up", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 128, "BLOCK_N": 64}, 8, 3),
     LaunchRow("gemm_norm", "hopper", 16, 128, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 64}, 8, 3, view="hidden"),
     LaunchRow("gemm_norm", "hopper", 16, 256, {"BLOCK_R": 128, "BLOCK_N": 256, "BLOCK_K": 64}, 8, 3, view="hidden"),
     LaunchRow("gemm", "hopper", 16, ANY, {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_K": 32}, 4, 2, view="odd"),
+    LaunchRow(
+        "gemm", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_N": 32, "BLOCK_K": 128}, 4, 4, view="sequence", rows=FEW
+    ),
+    LaunchRow("gemm", "hopper", 16, ANY, {"BLOCK_R": 64, "BLOCK_N": 16, "BLOCK_K": 128}, 4, 4, view="hidden", rows=ONE),
+    LaunchRow("gemm", "hopper", 16, ANY, {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_K": 128}, 4, 4, view="hidden", rows=FEW),
     LaunchRow("gemm", "hopper", 16, 128, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 64}, 8, 3),
     LaunchRow("gemm", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_N": 256, "BLOCK_K": 64}, 8, 3),
     LaunchRow("fused_input_grad", "hopper", 16, 32, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 32}, 4, 2),
@@ -50,7 +65,9 @@ ROWS: tuple[LaunchRow, ...] = (
     LaunchRow("hidden_backward", "portable", 32, ANY, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 16}, 8, 2),
     LaunchRow("weight_grad", "portable", 32, ANY, {"BLOCK_R": 16, "BLOCK_P": 64, "BLOCK_N": 64, "SPLITS": 4}, 8, 2),
     LaunchRow("inject", "portable", 0, ANY, {"BLOCK_R": 4, "BLOCK_N": 512}, 4, 1),
+    LaunchRow("norm", "portable", 0, 128, {"BLOCK_R": 4, "BLOCK_N": 128}, 4, 1, view="sequence", rows=FEW),
     LaunchRow("norm", "portable", 0, ANY, {"BLOCK_R": 32, "BLOCK_N": 32}, 4, 1, view="sequence"),
+    LaunchRow("norm", "portable", 0, ANY, {"BLOCK_R": 1, "BLOCK_N": 512}, 4, 1, view="hidden", rows=FEW),
     LaunchRow("norm", "portable", 0, ANY, {"BLOCK_R": 8, "BLOCK_N": 256}, 4, 1),
     LaunchRow("norm_backward", "portable", 0, ANY, {"BLOCK_R": 32, "BLOCK_N": 32}, 4, 1, view="sequence"),
     LaunchRow("norm_backward", "portable", 0, ANY, {"BLOCK_R": 4, "BLOCK_N": 512}, 4, 1),

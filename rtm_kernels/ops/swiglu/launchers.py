@@ -38,6 +38,11 @@ def row_blocks(x: Tensor, block: int) -> int:
     return x.shape[0] * triton.cdiv(x.shape[1], block)
 
 
+def count_rows(x: Tensor) -> int:
+    """Rows of all samples of x [batch, rows, features], which choose the bucket of a launch row."""
+    return x.shape[0] * x.shape[1]
+
+
 def foldable(x: Tensor, injection: Sequence[Tensor]) -> list[Tensor]:
     """x and at most two injection terms in x's own layout; other injections are summed before the kernel."""
     terms = list(injection)
@@ -80,11 +85,11 @@ def gemm(
 
     With `rstd` [batch * rows] given, y is normalised over its N features and rstd receives the scale.
     """
-    row = None if rstd is None else find(VIEWS[view], "gemm_norm", y.dtype, y.shape[2])
+    row = None if rstd is None else find(VIEWS[view], "gemm_norm", y.dtype, y.shape[2], count_rows(y))
     if row is not None:
         _gemm(y, rstd, a, weight, h, eps, row)
         return
-    _gemm(y, None, a, weight, h, eps, select(VIEWS[view], "gemm", y.dtype, y.shape[2]))
+    _gemm(y, None, a, weight, h, eps, select(VIEWS[view], "gemm", y.dtype, y.shape[2], count_rows(y)))
     if rstd is not None:
         normalise(y, rstd, eps, view)
 
@@ -124,7 +129,7 @@ def describe(weight: Tensor, *block: int) -> TensorDescriptor:
 
 def normalise(y: Tensor, rstd: Tensor, eps: float, view: str) -> None:
     """`y <- rms_norm(y)` over its features, in place; rstd [batch * rows] receives `1 / sqrt(mean(y^2) + eps)`."""
-    row = select(VIEWS[view], "norm", y.dtype, y.shape[2])
+    row = select(VIEWS[view], "norm", y.dtype, y.shape[2], count_rows(y))
     launch(
         forward.norm_kernel, row, (row_blocks(y, row.blocks["BLOCK_R"]),),
         y, rstd, eps, *y.shape[1:], *y.stride(), ACC=accumulator(y.dtype),
@@ -153,9 +158,9 @@ def weight_grad(z: Tensor, h: Tensor, view: str) -> Tensor:
     return partial[..., :features].sum(0)
 
 
-def is_fused(features: int, dtype: torch.dtype, view: str) -> bool:
-    """Whether one kernel computes `h + swiglu(h)` of rows of this size."""
-    return find(VIEWS[view], "fused", dtype, features) is not None
+def is_fused(features: int, rows: int, dtype: torch.dtype, view: str) -> bool:
+    """Whether one kernel computes `h + swiglu(h)` of so many rows of this size."""
+    return find(VIEWS[view], "fused", dtype, features, rows) is not None
 
 
 def swiglu(
@@ -166,10 +171,10 @@ def swiglu(
     With `rstd` [batch * rows] given, y is normalised over its features.
     """
     x = terms[0]
-    row = find(VIEWS[view], "fused", x.dtype, x.shape[2])
+    row = find(VIEWS[view], "fused", x.dtype, x.shape[2], count_rows(x))
     if row is None:
         act = x.new_empty(x.shape[0] * x.shape[1], weights.inner)
-        _gate_up(act, x, weights, select(VIEWS[view], "gate_up", x.dtype, x.shape[2]))
+        _gate_up(act, x, weights, select(VIEWS[view], "gate_up", x.dtype, x.shape[2], count_rows(x)))
         gemm(y, act, weights.down, x, view, rstd, eps)
         return
     launch(
@@ -203,7 +208,9 @@ def swiglu_input_grad(
     given, acc = (*hidden, dr, h, weights.gate_up, weights.down, *sizes), accumulator(h.dtype)
     row = find(VIEWS[view], "fused_input_grad", h.dtype, h.shape[2])
     if row is not None:
-        launch(fused_backward.fused_input_grad_kernel, row, (row_blocks(h, row.blocks["BLOCK_R"]),), dh, *given, ACC=acc)
+        launch(
+            fused_backward.fused_input_grad_kernel, row, (row_blocks(h, row.blocks["BLOCK_R"]),), dh, *given, ACC=acc
+        )
         return
     row = select(VIEWS[view], "hidden_backward", h.dtype, h.shape[2])
     grid = row_blocks(h, row.blocks["BLOCK_R"]) * triton.cdiv(weights.inner, row.blocks["BLOCK_F"])

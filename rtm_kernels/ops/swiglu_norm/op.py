@@ -33,7 +33,8 @@ def forward(
         return y, rstd
     with torch.cuda.device_of(x):
         weights = pack(gate_up_weight, down_weight, x.dtype)
-        if launchers.is_fused(down_weight.shape[0], x.dtype, mixed):
+        features = down_weight.shape[0]
+        if launchers.is_fused(features, x.numel() // features, x.dtype, mixed):
             terms = launchers.foldable(x, injection)
         else:
             terms = [launchers.injected(x, injection)]

@@ -27,7 +27,7 @@ def _blocks(
 
 
 TABLE = tuned("persistent", (
-    LaunchRow(KERNEL, "hopper", 16, 128, _blocks(128, (16, 64), (64, 32, 64), (64, 16, 128)), 8, 3),
+    LaunchRow(KERNEL, "hopper", 16, 128, _blocks(128, (16, 64), (64, 32, 128), (64, 32, 128)), 4, 3),
     LaunchRow(KERNEL, "hopper", 16, 256, _blocks(256, (16, 32), (64, 32, 64), (64, 16, 128)), 8, 3),
     LaunchRow(KERNEL, "hopper", 32, 128, _blocks(128, (16, 16), (64, 32, 32), (64, 16, 32)), 8, 1),
     LaunchRow(KERNEL, "portable", 16, 128, _blocks(128, (16, 32), (64, 32, 64), (64, 16, 64)), 8, 2,
