@@ -83,8 +83,8 @@ def compile_library(target: Path, folder: Path) -> None:
 
 def cuda_extension() -> tuple[Extension, type[build_ext]] | None:
     """The extension of csrc/cuda and what builds it, where `nvcc` and a PyTorch with CUDA are."""
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    if shutil.which("nvcc", path=f"{home}/bin{os.pathsep}{os.environ.get('PATH', '')}") is None:
+    home = os.environ.get("CUDA_HOME")
+    if not shutil.which("nvcc", path=f"{home}/bin" if home else f"{os.environ.get('PATH', '')}:/usr/local/cuda/bin"):
         return None
     try:
         import torch

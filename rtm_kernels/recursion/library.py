@@ -70,7 +70,7 @@ def loaded() -> ctypes.CDLL:
     library.rtm_symmetric_state.argtypes, library.rtm_symmetric_state.restype = (c_void_p,), c_int64
     library.rtm_symmetric_saved.argtypes = (c_void_p, c_int64, c_int64)
     library.rtm_symmetric_saved.restype = c_int64
-    team = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)  # of the runtime that PyTorch is linked to
+    team = _team()
     if team is not None:
         library.rtm_set_team(team)
     elif sys.platform == "linux":
@@ -78,13 +78,22 @@ def loaded() -> ctypes.CDLL:
     return library
 
 
+def _team() -> Any | None:
+    """GOMP_parallel of the OpenMP runtime whose threads PyTorch uses: as for PyTorch, a preloaded one comes first."""
+    for path in () if sys.platform == "win32" else (None, torch._C.__file__):
+        team = getattr(ctypes.CDLL(path), "GOMP_parallel", None)
+        if team is not None:
+            return team
+    return None
+
+
 class Model:
     """A model that the library holds, freed with this object; `kind` is native or symmetric."""
 
     def __init__(self, kind: str, *arguments: Any, tape: Sequence[TapeStep]) -> None:
         self._library, self._kind, self.handle = loaded(), kind, c_void_p()
-        rows = [[s.dst, s.stack, len(s.state), *s.state, len(s.inject), *s.inject] for s in tape]
-        self._call(f"{kind}_new", *arguments, integers(sum(rows, [])), len(tape), ctypes.byref(self.handle))
+        steps = [n for s in tape for n in (s.dst, s.stack, len(s.state), *s.state, len(s.inject), *s.inject)]
+        self._call(f"{kind}_new", *arguments, integers(steps), len(tape), ctypes.byref(self.handle))
         weakref.finalize(self, getattr(self._library, f"rtm_{kind}_free"), self.handle).atexit = False
 
     def __reduce__(self) -> NoReturn:
@@ -111,7 +120,7 @@ def integers(values: Iterable[int]) -> Any:
 
 
 def pointer(tensor: Tensor, shape: Sequence[int]) -> int:
-    """Where the elements of a tensor lie. Errors: `InputError` unless it is contiguous float32 of `shape` on the CPU."""
+    """The address of a tensor. Errors: `InputError` unless it is contiguous float32 of `shape` on the CPU."""
     fits = tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
     if not fits or tuple(tensor.shape) != tuple(shape):
         raise InputError(

@@ -50,8 +50,9 @@ class Sizes(NamedTuple):
         """Shapes of the ten weights of a layer."""
         F, all_hidden = self.hidden, self.hidden + self.other_hidden
         C, all_channels = self.channels, self.channels + self.other_channels
-        wide = [(2 * F, C), (2 * all_hidden, all_channels), (F, C), (all_hidden, all_channels)]
-        return [(self.copies, 2, 3)] * 3 + [(self.still,)] * 3 + wide
+        kinds, still = (self.copies, 2, 3), (self.still,)
+        wide = (2 * F, C), (2 * all_hidden, all_channels), (F, C), (all_hidden, all_channels)
+        return [kinds, kinds, kinds, still, still, still, *wide]
 
 
 def sizes_of(config: ModelConfig) -> Sizes:
