@@ -191,14 +191,14 @@ def fill(table: Table, dist: Path, temporary: Path) -> None:
     base = temporary / "für Ωμέγα, with spaces"
     base.mkdir()
     needed = {extra: {*required("rtm-kernels", [extra]), "pip"} for extra in ("", "cli")}
-    packages = {extra: linked(names, base / f"extra {extra}") for extra, names in needed.items()}
+    packages = {extra: linked(names, base / f"for {extra or 'none'}") for extra, names in needed.items()}
     script, wheel = (Path(shutil.copy(str(file), base)) for file in (SMOKE, wheels[machine]))  # where all may read
     if user is not None:
         for path in (temporary, base):
             os.chown(path, user, user)
 
     def fresh(check: Callable[[Place, Path, Path], dict[str, Any]], extra: str) -> dict[str, Any]:
-        place = environment(base / f"env {extra}", str(interpreter(version, user)), packages[extra], user)
+        place = environment(base / f"env {extra or 'none'}", str(interpreter(version, user)), packages[extra], user)
         return check(place, wheel, script)
 
     missing = None if interpreter(version, user) else f"another user may start no Python {version} here"
