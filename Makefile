@@ -11,7 +11,7 @@ WORKERS := -n auto --maxprocesses 8 --dist worksteal
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: solve test test-ray check interpret-gate compile-gate compiled-gate gates proof roofline bench soak hostile gpu train profile native dist clean help
+.PHONY: solve test test-ray test-install check interpret-gate compile-gate compiled-gate gates proof roofline bench soak hostile gpu train profile native dist clean help
 
 .venv/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
@@ -30,9 +30,9 @@ GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 
 .venv/.installed: .venv/.environment pyproject.toml setup.py $(CSRC)
 	@echo "installing rtm_kernels into .venv"
-	@rm -f rtm_kernels/_cpu*.so rtm_kernels/_cuda*.so
+	@rm -f rtm_kernels/_cpu.* rtm_kernels/_cuda*.so
 	@$(PIP) --no-build-isolation --no-deps --editable .
-	@ls rtm_kernels/_cpu*.so >/dev/null 2>&1 || echo "note: no native CPU kernels (make native says why); PyTorch serves"
+	@ls rtm_kernels/_cpu.* >/dev/null 2>&1 || echo "note: no native CPU kernels (make native says why); PyTorch serves"
 	@touch $@
 
 solve: .venv/.installed  ## set everything up and solve the bundled example puzzles
@@ -44,6 +44,9 @@ test: .venv/.installed  ## set everything up and run the tests, with a quick loo
 test-ray: .venv/.installed  ## install Ray into .venv (once) and run the tests that need it
 	@$(PY) -c 'import ray' 2>/dev/null || $(LOCKED) -r constraints/ray.txt
 	@$(PYTEST) -n 0 tests/distributed/test_ray.py
+
+test-install: dist  ## the wheels of dist/ installed as users do: no compiler, no HOME, read-only, odd paths, other Pythons
+	@$(PY) -m tests.packaging.installs dist $(ARGS)
 
 check: .venv/.environment  ## lint, format check, types
 	@$(BIN)/ruff check
@@ -95,18 +98,18 @@ train:  ## a full-size Sudoku model on a GPU, a slice of ten minutes at a time: 
 profile: .venv/.installed  ## where the time of one ACT step goes, operator by operator
 	@$(PY) -m benchmarks.profile $(ARGS)
 
-native: .venv/.environment  ## build the native extensions, and fail where they cannot be built
-	@rm -f rtm_kernels/_cpu*.so rtm_kernels/_cuda*.so
+native: .venv/.environment  ## build the C++ library, and fail where it cannot be built
+	@rm -f rtm_kernels/_cpu.* rtm_kernels/_cuda*.so
 	@$(PY) setup.py --quiet build_ext --inplace
-	@$(PY) -c 'import torch, rtm_kernels._cpu as cpu; print("built", cpu.__file__)' 2>/dev/null || \
-	  { echo "error: rtm_kernels._cpu was not built, or does not load; the lines above say why"; exit 1; }
+	@$(PY) -c 'from rtm_kernels.recursion import library; library.loaded(); print("built", library.PATH)' 2>/dev/null || \
+	  { echo "error: rtm_kernels/_cpu was not built, or does not load; the lines above say why"; exit 1; }
 
-dist: .venv/.environment  ## source archive, pure wheel and SBOM in dist/, the same bytes from the same files
+dist: .venv/.environment  ## source archive, wheels and their SBOMs in dist/, the same bytes from the same files
 	@$(PY) -m tests.packaging.build dist
 
 clean:  ## remove what the targets built, .venv included
-	rm -rf .venv .triton build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	rm -f rtm_kernels/_cpu*.so rtm_kernels/_cuda*.so
+	rm -rf .venv .triton .arm64 build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f rtm_kernels/_cpu.* rtm_kernels/_cuda*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list

@@ -1,9 +1,5 @@
 #include "executor.h"
 
-#include <ATen/Parallel.h>
-
-#include <atomic>
-
 namespace rtm {
 
 namespace {
@@ -42,7 +38,7 @@ template <class F>
 void Executor::split(const Sample& s, i64 n, const F& f) {
   const auto& scratch = s.workspace.scratch;
   if (s.team)
-    at::parallel_for(0, n, 1, [&](i64 first, i64 last) { f(first, last, scratch[at::get_thread_num()].get()); });
+    parallel_for(s.workspace.threads, n, [&](i64 first, i64 last, i64 i) { f(first, last, scratch[i].get()); });
   else
     f(0, n, scratch[s.thread].get());
 }
@@ -131,27 +127,28 @@ void Executor::run_sample(const Sample& s, i64 begin, i64 end) const {
 
 // f(sample, b) for every sample: one thread each as long as all threads have one, then the team for the rest.
 template <class F>
-void Executor::for_each_sample(const std::vector<float*>& latents, const float* x, i64 B, i64 L, const F& f) const {
-  const i64 threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+void Executor::for_each_sample(const std::vector<float*>& latents, const float* x, i64 B, i64 L, i64 threads,
+                               const F& f) const {
   auto workspace = lease(L, threads);
   const i64 alone = B / threads * threads;
   std::atomic<i64> next{0};
-  at::parallel_for(0, alone ? threads : 0, 1, [&](i64 first, i64 last) {
-    for (i64 slot = first; slot < last; ++slot)
-      for (i64 b = next++; b < alone; b = next++)
-        f(Sample{latents, x, b * L * D_, L, false, static_cast<int>(slot), *workspace}, b);
+  parallel_for(threads, alone ? threads : 0, [&](i64, i64, i64 slot) {
+    for (i64 b = next++; b < alone; b = next++)
+      f(Sample{latents, x, b * L * D_, L, false, static_cast<int>(slot), *workspace}, b);
   });
   for (i64 b = alone; b < B; ++b) f(Sample{latents, x, b * L * D_, L, true, 0, *workspace}, b);
   give_back(std::move(workspace));
 }
 
-void Executor::run(const std::vector<float*>& latents, const float* x, i64 B, i64 L, i64 begin, i64 end) const {
-  for_each_sample(latents, x, B, L, [&](const Sample& s, i64) { run_sample(s, begin, end); });
+void Executor::run(const std::vector<float*>& latents, const float* x, i64 B, i64 L, i64 begin, i64 end,
+                   i64 threads) const {
+  for_each_sample(latents, x, B, L, threads, [&](const Sample& s, i64) { run_sample(s, begin, end); });
 }
 
-void Executor::act_step(const std::vector<float*>& latents, const float* x, i64 B, i64 L, const Seen& seen) const {
+void Executor::act_step(const std::vector<float*>& latents, const float* x, i64 B, i64 L, const Seen& seen,
+                        i64 threads) const {
   const i64 positions = heads_.tokens ? L - heads_.prefix : 0;
-  for_each_sample(latents, x, B, L, [&](const Sample& s, i64 b) {
+  for_each_sample(latents, x, B, L, threads, [&](const Sample& s, i64 b) {
     step_sample(s, {seen.logits + b * L * heads_.N, seen.answers + b * positions, seen.finite + b, seen.change + b});
   });
 }

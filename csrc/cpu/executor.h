@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "pack.h"
+#include "parallel.h"
 
 namespace rtm {
 
@@ -61,15 +62,15 @@ class Executor {
   const PackedHeads& heads() const { return heads_; }
 
   // Steps [begin, end) of the tape for B samples in place: latents[i] and x are [B, L, D].
-  void run(const std::vector<float*>& latents, const float* x, i64 B, i64 L, i64 begin, i64 end) const;
+  void run(const std::vector<float*>& latents, const float* x, i64 B, i64 L, i64 begin, i64 end, i64 threads) const;
 
   // The whole tape, then the heads.
-  void act_step(const std::vector<float*>& latents, const float* x, i64 B, i64 L, const Seen& seen) const;
+  void act_step(const std::vector<float*>& latents, const float* x, i64 B, i64 L, const Seen& seen, i64 threads) const;
 
  private:
   struct Sample;
   template <class F>
-  void for_each_sample(const std::vector<float*>& latents, const float* x, i64 B, i64 L, const F& f) const;
+  void for_each_sample(const std::vector<float*>& latents, const float* x, i64 B, i64 L, i64 threads, const F& f) const;
   void step_sample(const Sample& sample, const Seen& seen) const;
   void read_heads(const Sample& sample, float* logits) const;
   void run_sample(const Sample& sample, i64 begin, i64 end) const;

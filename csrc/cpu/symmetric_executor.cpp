@@ -1,10 +1,5 @@
 #include "symmetric_executor.h"
 
-#include <ATen/Parallel.h>
-
-#include <algorithm>
-#include <atomic>
-
 namespace rtm {
 
 namespace {
@@ -93,10 +88,10 @@ void SymmetricExecutor::set_layer(i64 stack, i64 index, const SymmetricTensors& 
       {start(12), 2 * (F + s), S / W}, {start(13), C, z.Fp / W},      {start(14), C + r, T / W}};
 }
 
-void SymmetricExecutor::sort(const float* x, i64 B, float* sorted) const {
+void SymmetricExecutor::sort(const float* x, i64 B, float* sorted, i64 threads) const {
   const SymmetricSizes& z = z_;
   const i64 D = z.n * z.C + z.r;
-  at::parallel_for(0, B, 1, [&](i64 first, i64 last) {
+  parallel_for(threads, B, [&](i64 first, i64 last, i64) {
     for (i64 b = first; b < last; ++b) {
       float* out = sorted + b * z.state();
       float* rest = out + z.L * z.n * z.Cp;
@@ -111,10 +106,10 @@ void SymmetricExecutor::sort(const float* x, i64 B, float* sorted) const {
   });
 }
 
-void SymmetricExecutor::unsort(const float* sorted, i64 B, float* x) const {
+void SymmetricExecutor::unsort(const float* sorted, i64 B, float* x, i64 threads) const {
   const SymmetricSizes& z = z_;
   const i64 D = z.n * z.C + z.r;
-  at::parallel_for(0, B, 1, [&](i64 first, i64 last) {
+  parallel_for(threads, B, [&](i64 first, i64 last, i64) {
     for (i64 b = first; b < last; ++b) {
       const float* from = sorted + b * z.state();
       const float* rest = from + z.L * z.n * z.Cp;
@@ -136,43 +131,42 @@ i64 SymmetricExecutor::saved_size(i64 begin, i64 end) const {
 }
 
 void SymmetricExecutor::forward(const std::vector<float*>& latents, const float* x, i64 B, i64 begin, i64 end,
-                                float* saved) const {
+                                float* saved, i64 threads) const {
   const i64 state = z_.state(), per_sample = saved ? saved_size(begin, end) : 0;
   std::atomic<i64> next{0};
-  at::parallel_for(0, std::min<i64>(B, at::get_num_threads()), 1, [&](i64 first, i64 last) {
+  parallel_for(threads, std::min(B, threads), [&](i64, i64, i64) {
     std::vector<float> scratch(kernels_->scratch_size(z_)), own(saved ? 0 : 2 * state), injected(state);
-    for (i64 slot = first; slot < last; ++slot)
-      for (i64 b = next++; b < B; b = next++) {
-        const auto pointer = [&](i64 i) { return (i == latents_ ? x : latents[i]) + b * state; };
-        float* at = saved ? saved + b * per_sample : nullptr;
-        for (i64 i = begin; i < end; ++i) {
-          const Step& step = tape_[i];
-          float* in = saved ? at : own.data();
-          const auto sum = [&](const std::vector<i64>& terms, float* out) {  // from left to right
-            std::copy_n(pointer(terms[0]), state, out);
-            for (std::size_t t = 1; t < terms.size(); ++t) add(pointer(terms[t]), state, out);
-          };
-          sum(step.state, in);
-          if (!step.inject.empty()) {
-            sum(step.inject, injected.data());
-            add(injected.data(), state, in);
-          }
-          float* dst = latents[step.dst] + b * state;
-          const float* source = in;
-          for (const Packed& packed : stacks_[step.stack]) {
-            float* mid = saved ? at + state : own.data() + state;
-            float* out = saved ? at + 2 * state : dst;
-            float* token_rstd = saved ? at + 3 * state : nullptr;
-            float* channel_rstd = saved ? token_rstd + z_.lanes() : nullptr;
-            kernels_->forward(z_, packed.layer, source, mid, out, token_rstd, channel_rstd, scratch.data());
-            if (saved) at += layer_size();
-            source = out;
-          }
-          if (!saved) continue;
-          std::copy_n(source, state, dst);
-          at += state;
+    for (i64 b = next++; b < B; b = next++) {
+      const auto pointer = [&](i64 i) { return (i == latents_ ? x : latents[i]) + b * state; };
+      float* at = saved ? saved + b * per_sample : nullptr;
+      for (i64 i = begin; i < end; ++i) {
+        const Step& step = tape_[i];
+        float* in = saved ? at : own.data();
+        const auto sum = [&](const std::vector<i64>& terms, float* out) {  // from left to right
+          std::copy_n(pointer(terms[0]), state, out);
+          for (std::size_t t = 1; t < terms.size(); ++t) add(pointer(terms[t]), state, out);
+        };
+        sum(step.state, in);
+        if (!step.inject.empty()) {
+          sum(step.inject, injected.data());
+          add(injected.data(), state, in);
         }
+        float* dst = latents[step.dst] + b * state;
+        const float* source = in;
+        for (const Packed& packed : stacks_[step.stack]) {
+          float* mid = saved ? at + state : own.data() + state;
+          float* out = saved ? at + 2 * state : dst;
+          float* token_rstd = saved ? at + 3 * state : nullptr;
+          float* channel_rstd = saved ? token_rstd + z_.lanes() : nullptr;
+          kernels_->forward(z_, packed.layer, source, mid, out, token_rstd, channel_rstd, scratch.data());
+          if (saved) at += layer_size();
+          source = out;
+        }
+        if (!saved) continue;
+        std::copy_n(source, state, dst);
+        at += state;
       }
+    }
   });
 }
 
@@ -195,39 +189,38 @@ SymmetricGradients SymmetricExecutor::gradients(float* at) const {
 }
 
 void SymmetricExecutor::backward(const std::vector<float*>& d, float* dx, const float* saved, i64 B, i64 begin, i64 end,
-                                 const std::vector<SymmetricTensors>& grads) const {
+                                 const std::vector<SymmetricTensors>& grads, i64 threads) const {
   const SymmetricSizes& z = z_;
   const i64 state = z.state(), per_sample = saved_size(begin, end), size = gradient_size(), count = layers();
   const i64 groups = std::min(B, kGroups);
   std::vector<float> sums(groups * count * size);
   std::atomic<i64> next{0};
-  at::parallel_for(0, std::min<i64>(groups, at::get_num_threads()), 1, [&](i64 first, i64 last) {
+  parallel_for(threads, std::min(groups, threads), [&](i64, i64, i64) {
     std::vector<float> scratch(kernels_->scratch_size(z_)), g(state);
-    for (i64 slot = first; slot < last; ++slot)
-      for (i64 group = next++; group < groups; group = next++)
-        for (i64 b = part(B, groups, group); b < part(B, groups, group + 1); ++b) {
-          const float* at = saved + (b + 1) * per_sample;
-          for (i64 i = end - 1; i >= begin; --i) {
-            const Step& step = tape_[i];
-            const auto& stack = stacks_[step.stack];
-            const i64 depth = static_cast<i64>(stack.size());
-            at -= state + depth * layer_size();
-            float* own = d[step.dst] + b * state;
-            std::copy_n(own, state, g.data());
-            std::fill_n(own, state, 0.0f);
-            for (i64 l = depth - 1; l >= 0; --l) {
-              const float* here = at + state + l * layer_size();
-              const float* input = l ? here - layer_size() + state : at;
-              const float* token_rstd = here + 2 * state;
-              float* sum = sums.data() + (group * count + first_layer(step.stack) + l) * size;
-              kernels_->backward(z_, stack[l].layer, input, here, here + state, token_rstd, token_rstd + z.lanes(),
-                                 g.data(), gradients(sum), scratch.data());
-            }
-            const auto give = [&](i64 n) { add(g.data(), state, (n == latents_ ? dx : d[n]) + b * state); };
-            for (i64 n : step.state) give(n);
-            for (i64 n : step.inject) give(n);
+    for (i64 group = next++; group < groups; group = next++)
+      for (i64 b = part(B, groups, group); b < part(B, groups, group + 1); ++b) {
+        const float* at = saved + (b + 1) * per_sample;
+        for (i64 i = end - 1; i >= begin; --i) {
+          const Step& step = tape_[i];
+          const auto& stack = stacks_[step.stack];
+          const i64 depth = static_cast<i64>(stack.size());
+          at -= state + depth * layer_size();
+          float* own = d[step.dst] + b * state;
+          std::copy_n(own, state, g.data());
+          std::fill_n(own, state, 0.0f);
+          for (i64 l = depth - 1; l >= 0; --l) {
+            const float* here = at + state + l * layer_size();
+            const float* input = l ? here - layer_size() + state : at;
+            const float* token_rstd = here + 2 * state;
+            float* sum = sums.data() + (group * count + first_layer(step.stack) + l) * size;
+            kernels_->backward(z_, stack[l].layer, input, here, here + state, token_rstd, token_rstd + z.lanes(),
+                               g.data(), gradients(sum), scratch.data());
           }
+          const auto give = [&](i64 n) { add(g.data(), state, (n == latents_ ? dx : d[n]) + b * state); };
+          for (i64 n : step.state) give(n);
+          for (i64 n : step.inject) give(n);
         }
+      }
   });
   const i64 W = kernels_->width, S = z.Cp + z.Rp;
   for (i64 l = 0; l < count; ++l) {

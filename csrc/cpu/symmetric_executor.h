@@ -27,17 +27,18 @@ class SymmetricExecutor {
   void set_layer(i64 stack, i64 layer, const SymmetricTensors& weights);
 
   // B samples [L, D] into the layout of the kernels, and back.
-  void sort(const float* x, i64 B, float* sorted) const;
-  void unsort(const float* sorted, i64 B, float* x) const;
+  void sort(const float* x, i64 B, float* sorted, i64 threads) const;
+  void unsort(const float* sorted, i64 B, float* x, i64 threads) const;
 
   // Floats of one sample that `backward` reads again of steps [begin, end).
   i64 saved_size(i64 begin, i64 end) const;
   // Steps [begin, end) in place for B samples; saved [B, saved_size] may be null.
-  void forward(const std::vector<float*>& latents, const float* x, i64 B, i64 begin, i64 end, float* saved) const;
+  void forward(const std::vector<float*>& latents, const float* x, i64 B, i64 begin, i64 end, float* saved,
+               i64 threads) const;
   // d: gradients of the latents after the steps become those before them, and dx is added to; weight gradients, layer
   // by layer in the order of the stacks, are written.
   void backward(const std::vector<float*>& d, float* dx, const float* saved, i64 B, i64 begin, i64 end,
-                const std::vector<SymmetricTensors>& grads) const;
+                const std::vector<SymmetricTensors>& grads, i64 threads) const;
 
  private:
   struct Packed {

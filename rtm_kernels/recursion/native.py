@@ -7,7 +7,6 @@ products unless `precision` says otherwise; no autograd.
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,27 +17,28 @@ from torch import Tensor, nn
 
 from rtm_kernels.errors import BackendUnavailable, InputError, one_of, require
 from rtm_kernels.program import INPUT, Program
+from rtm_kernels.recursion import library
+from rtm_kernels.recursion.library import Layer, Model, empty, pointer, pointers
 from rtm_kernels.recursion.reference import ActStep
 from rtm_kernels.recursion.sources import digest
 from rtm_kernels.recursion.tape import encode
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc" / "cpu"
-"""Where the sources of the extension lie in a checkout; an installed package has none."""
+"""Where the sources of the library lie in a checkout; an installed package has none."""
 
 
 @functools.cache
 def why_not() -> str | None:
     """What keeps the native executor from running here, or None when it can."""
+    name = f"the library rtm_kernels/{library.PATH.name}"
+    if not library.PATH.exists():
+        return f"{name} is not compiled (that needs a C++ compiler when the package is installed)"
     try:
-        extension = importlib.import_module("rtm_kernels._cpu")
-    except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "rtm_kernels._cpu":
-            return (
-                "the extension rtm_kernels._cpu is not compiled (it needs a C++ compiler when the package is installed)"
-            )
-        return f"the extension rtm_kernels._cpu does not load: {error}"
-    if CSRC.is_dir() and getattr(extension, "sources", None) != digest(CSRC):
-        return f"the extension rtm_kernels._cpu is older or newer than {CSRC} (`make native` builds it anew)"
+        sources = library.loaded().rtm_sources().decode()
+    except (OSError, AttributeError) as error:
+        return f"{name} does not load: {error}"
+    if CSRC.is_dir() and sources != digest(CSRC):
+        return f"{name} is older or newer than {CSRC} (`make native` builds it anew)"
     return None
 
 
@@ -56,11 +56,13 @@ def isas(precision: str = "float32") -> tuple[str, ...]:
     """Instruction sets of this processor that compute in `precision`, the fastest first.
 
     Of `avx512`, `avx2` and `portable` for float32, `avx512_bf16` for bfloat16, `avx512_vnni` for int8.
-    Errors: `BackendUnavailable` without the compiled extension.
+    Errors: `BackendUnavailable` without the compiled library.
     """
     one_of("precision", precision, PRECISIONS)
-    _load()
-    return tuple(torch.ops.rtm_kernels_native.isas(precision))
+    reason = why_not()
+    if reason is not None:
+        raise BackendUnavailable(f"the native executor cannot run: {reason}")
+    return tuple(library.loaded().rtm_isas(precision.encode()).decode().split(",")[:-1])
 
 
 def why_not_precision(precision: str) -> str | None:
@@ -70,12 +72,6 @@ def why_not_precision(precision: str) -> str | None:
     if reason is None and not isas(precision):
         reason = f"precision={precision!r} needs the {INSTRUCTIONS[precision]} instructions, which this processor lacks"
     return reason
-
-
-def _load() -> None:
-    reason = why_not()
-    if reason is not None:
-        raise BackendUnavailable(f"the native executor cannot run: {reason}")
 
 
 MLP_MIXER = ("mlp_t.gate_up_proj.weight", "mlp_t.down_proj.weight")
@@ -123,7 +119,7 @@ class NativeExecutor:
     `heads` read the output latent after an ACT step; a program without steps has them alone. `isa` names an
     instruction set of `isas(precision)`, or `auto` for the fastest; `precision` is one of `PRECISIONS`. Several threads
     may call at once.
-    Errors: `BackendUnavailable` without the compiled extension or the instructions that `precision` needs,
+    Errors: `BackendUnavailable` without the compiled library or the instructions that `precision` needs,
     `InputError` for weights that do not fit together.
     """
 
@@ -150,42 +146,53 @@ class NativeExecutor:
         blocks = [block for stack in stacks.values() for block in stack.get_submodule("layers").children()]
         self.hidden_size = int(blocks[0].get_parameter(CHANNEL[1]).shape[0]) if blocks else self.heads.width
         self.seq_len: int | None = None
-        self._model = torch.classes.rtm_kernels_native.NativeModel(
-            self.isa, precision, self.hidden_size, len(self.names)
-        )
+        sizes = self.hidden_size, len(self.names)
+        self._model = Model("native", self.isa.encode(), precision.encode(), *sizes, tape=encode(program))
         for number, name in enumerate(program.stacks):
             for block in stacks[name].get_submodule("layers").children():
                 self._add_layer(number, name, block)
         weight, bias, self._tokens = self.heads.stacked(self.hidden_size)
-        self._model.set_heads(self.names.index(program.output), self._tokens, self.heads.prefix, weight, bias)
-        for step in encode(program):
-            self._model.add_step(*step)
+        rows, output = len(weight), self.names.index(program.output)
+        heads_at = pointer(weight, (rows, self.hidden_size)), pointer(bias, (rows,))
+        self._model("set_heads", output, rows, self._tokens, self.heads.prefix, *heads_at)
 
     def _add_layer(self, number: int, stack: str, block: Any) -> None:
         width, heads, reduced = self.hidden_size, block.num_heads, self.precision != "float32"
         channel = _swiglu_weights(block, CHANNEL, stack, width)
-        conv = [] if block.channel_mixer == "swiglu" else [float32(block.get_parameter(name)) for name in CONV]
+        weights = dict(zip(("gate_up", "down"), channel, strict=True))
+        inner, taps = channel[1].shape[1], 0
+        if block.channel_mixer != "swiglu":
+            weights["conv"], weights["conv_bias"] = (float32(block.get_parameter(name)) for name in CONV)
+            taps = weights["conv"].shape[-1]
+            shapes = [tuple(weights[name].shape) for name in ("conv", "conv_bias")]
+            wanted = (inner, 1, taps, taps) if block.channel_mixer == "conv2d" else (inner, 1, taps)
+            require(shapes == [wanted, (inner,)], f"{stack}: {CONV[0]}.shape", shapes, f"{wanted} and ({inner},)")
         if block.mixer == "none":
-            require(bool(conv), "channel_mixer", block.channel_mixer, "conv or conv2d without a mixer")
-            self._model.add_conv_layer(number, *channel, *conv, block.prefix_len, block.eps)
-            return
-        if block.mixer == "mlp":
-            require(not conv, "channel_mixer", block.channel_mixer, "swiglu with the MLP mixer")
+            require(taps > 0, "channel_mixer", block.channel_mixer, "conv or conv2d without a mixer")
+        elif block.mixer == "mlp":
+            require(taps == 0, "channel_mixer", block.channel_mixer, "swiglu with the MLP mixer")
             self._fix_length(stack, int(block.get_parameter(MLP_MIXER[1]).shape[0]))
             mixer = _swiglu_weights(block, MLP_MIXER, stack, self.seq_len or 0)
-            self._model.add_mlp_layer(number, *mixer, *channel, block.norm_axis == "hidden", block.eps, reduced)
-            return
-        attention = _checked(block, ATTENTION, stack, ((3 * width, width), (width, width)))
-        tables = self._tables
-        if tables:
-            shapes, wanted = [tuple(table.shape) for table in tables], (len(tables[0]), width // heads)
-            require(shapes == [wanted] * 2, "cos_sin", shapes, f"two tables [L, head_dim={width // heads}]")
-            require(wanted[1] % 2 == 0, "head_dim", wanted[1], "even with rotary positions")
-            self._fix_length(stack, wanted[0])
-        self._model.add_attention_layer(
-            number, *attention, *channel, heads, block.causal, block.qk_norm, *(tables or (None, None)),
-            *(conv or (None, None)), block.prefix_len, block.eps, reduced,
+            weights |= zip(("mixer_gate_up", "mixer_down"), mixer, strict=True)
+        else:
+            attention = _checked(block, ATTENTION, stack, ((3 * width, width), (width, width)))
+            weights |= zip(("qkv", "out"), attention, strict=True)
+            if self._tables:
+                self._check_tables(stack, width // heads)
+                weights |= zip(("cos", "sin"), self._tables, strict=True)
+        layer = Layer(
+            **{name: weight.data_ptr() for name, weight in weights.items()}, F=inner, L=self.seq_len or 0,
+            mixer_F=weights["mixer_down"].shape[1] if block.mixer == "mlp" else 0, heads=heads, conv_width=taps,
+            prefix=block.prefix_len, eps=block.eps, causal=block.causal, qk_norm=block.qk_norm,
+            conv_grid=block.channel_mixer == "conv2d", norm_hidden=block.norm_axis == "hidden", reduced=reduced,
         )  # fmt: skip
+        self._model("add_layer", number, layer)
+
+    def _check_tables(self, stack: str, head_dim: int) -> None:
+        shapes, wanted = [tuple(table.shape) for table in self._tables], (len(self._tables[0]), head_dim)
+        require(shapes == [wanted] * 2, "cos_sin", shapes, f"two tables [L, head_dim={head_dim}]")
+        require(head_dim % 2 == 0, "head_dim", head_dim, "even with rotary positions")
+        self._fix_length(stack, wanted[0])
 
     def _fix_length(self, stack: str, length: int) -> None:
         known = self.seq_len
@@ -203,7 +210,9 @@ class NativeExecutor:
         end = len(self.program) if end is None else end
         require(0 <= begin <= end <= len(self.program), "begin, end", (begin, end), f"0 to {len(self.program)}")
         buffers, new = self._buffers(self.program[begin:end], latents, x)
-        self._model.run(buffers, x.contiguous(), begin, end)
+        x = x.contiguous()
+        at = pointers(buffers, [x.shape] * len(buffers)), pointer(x, x.shape), *x.shape[:2]
+        self._model("run", *at, begin, end, torch.get_num_threads())
         return {**latents, **new}
 
     def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
@@ -214,7 +223,13 @@ class NativeExecutor:
         buffers, new = self._buffers(self.program, latents, x)
         prefix, tokens = self.heads.prefix, self._tokens
         require(prefix <= x.shape[1], "prefix", prefix, f"at most L={x.shape[1]}")
-        logits, answers, finite, change = self._model.act_step(buffers, x.contiguous())  # logits [B, L, V + K]
+        x, (B, L) = x.contiguous(), x.shape[:2]
+        width = tokens + (0 if self.heads.halting is None else len(self.heads.halting[0]))
+        logits, answers = empty(B, L, width), empty(B, L - prefix if tokens else 0, dtype=torch.int32)
+        finite, change = empty(B, dtype=torch.bool), empty(B)
+        at = pointers(buffers, [x.shape] * len(buffers)), pointer(x, x.shape), B, L
+        seen = (t.data_ptr() for t in (logits, answers, finite, change))
+        self._model("act_step", *at, *seen, torch.get_num_threads())
         q = None if self.heads.halting is None else logits[..., tokens:]
         moved = change if self.program.output in self.program.carried else None
         first = None if q is None else q[:, 0]

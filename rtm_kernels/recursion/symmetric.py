@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rtm_kernels.program import Program
 from rtm_kernels.recursion import native
+from rtm_kernels.recursion.library import Model, empty, integers, pointer, pointers
 from rtm_kernels.recursion.symmetric_weights import SIDES, Sizes, layer_weights, sizes_of, why_not_symmetric
 from rtm_kernels.recursion.tape import encode, why_not_program
 
@@ -52,14 +53,14 @@ def why_not(model: Any) -> str | None:
 
 
 class SymmetricProgram:
-    """One program over symmetric stacks. Errors: `BackendUnavailable` without the compiled extension."""
+    """One program over symmetric stacks. Errors: `BackendUnavailable` without the compiled library."""
 
     def __init__(self, program: Program, sizes: Sizes, eps: float, isa: str = "auto") -> None:
         self.isa = native.isas()[0] if isa == "auto" else isa
-        self.program, self.names = program, program.latents
-        self.model = torch.classes.rtm_kernels_native.SymmetricModel(self.isa, list(sizes), len(self.names), eps)
-        for step in encode(program):
-            self.model.add_step(*step)
+        self.program, self.names, self.sizes = program, program.latents, sizes
+        first = self.isa.encode(), integers(sizes), len(self.names), eps
+        self.model = Model("symmetric", *first, tape=encode(program))
+        self.state = self.model.count("state")
         self.first = next((i for i, step in enumerate(program.steps) if step.grad), len(program))
         """The first step with a gradient."""
 
@@ -67,19 +68,20 @@ class SymmetricProgram:
         """The weights (`layer_weights`) of every layer of every stack, in the order of `Program.stacks`."""
         for i, layers in enumerate(stacks):
             for j, weights in enumerate(layers):
-                self.model.set_layer(i, j, [w.detach() for w in weights])
+                self.model("set_layer", i, j, pointers([w.detach() for w in weights], self.sizes.shapes))
 
     def run(self, latents: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
         """The whole program from `latents` with input embedding `x`, all [B, L, D]; without gradient."""
-        values, x = self._sorted(latents, x)
-        self.model.forward(values, x, 0, len(self.program), False)
+        values, x = self._inputs(latents, x)
+        self._forward(values, x, 0, len(self.program))
         return self._results(values)
 
     def run_saving(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The same, and what `gradients` needs of the steps with gradient."""
-        values, x = self._sorted(latents, x)
-        self.model.forward(values, x, 0, self.first, False)
-        saved = self.model.forward(values, x, self.first, len(self.program), True)
+        values, x = self._inputs(latents, x)
+        self._forward(values, x, 0, self.first)
+        saved = empty(len(x), self.model.count("saved", self.first, len(self.program)))
+        self._forward(values, x, self.first, len(self.program), saved)
         return self._results(values), saved
 
     def gradients(
@@ -87,23 +89,42 @@ class SymmetricProgram:
     ) -> tuple[dict[str, Tensor], Tensor, list[Tensor]]:
         """Gradients of the latents before the first step with gradient, of x, and of all weights, shaped `like`."""
         shape = next(iter(outputs.values()))
-        given = [self.model.sorted(outputs.get(name, torch.zeros_like(shape)).contiguous()) for name in self.names]
-        x, weights = torch.zeros_like(given[0]), [torch.empty(w.shape, dtype=torch.float32, device="cpu") for w in like]
-        layers = [weights[i : i + 10] for i in range(0, len(weights), 10)]
-        self.model.backward(given, x, saved, self.first, len(self.program), layers)
-        back = {name: self.model.unsorted(value) for name, value in zip(self.names, given, strict=True)}
-        return back, self.model.unsorted(x), weights
+        given = [self._sorted(outputs.get(name, torch.zeros_like(shape))) for name in self.names]
+        x, weights = torch.zeros_like(given[0]), [empty(*w.shape) for w in like]
+        layers, steps = len(weights) // 10, (self.first, len(self.program))
+        into = pointers(weights, self.sizes.shapes * layers)
+        states = pointers(given, [x.shape] * len(given)), pointer(x, x.shape)
+        kept = pointer(saved, (len(x), self.model.count("saved", *steps)))
+        self.model("backward", *states, kept, len(x), *steps, into, layers, torch.get_num_threads())
+        back = {name: self._unsorted(value) for name, value in zip(self.names, given, strict=True)}
+        return back, self._unsorted(x), weights
 
-    def _sorted(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[list[Tensor], Tensor]:
-        x = self.model.sorted(x.detach().contiguous())
+    def _inputs(self, latents: Mapping[str, Tensor], x: Tensor) -> tuple[list[Tensor], Tensor]:
+        x = self._sorted(x)
         values = [latents.get(name) for name in self.names]
-        found = [torch.zeros_like(x) if v is None else self.model.sorted(v.detach().contiguous()) for v in values]
-        return found, x
+        return [torch.zeros_like(x) if v is None else self._sorted(v) for v in values], x
+
+    def _forward(self, values: Sequence[Tensor], x: Tensor, begin: int, end: int, saved: Tensor | None = None) -> None:
+        states = pointers(values, [x.shape] * len(values)), pointer(x, x.shape)
+        kept = None if saved is None else saved.data_ptr()
+        self.model("forward", *states, len(x), begin, end, kept, torch.get_num_threads())
+
+    def _sorted(self, x: Tensor) -> Tensor:
+        """[B, L, D] in the layout of the kernels, [B, state]."""
+        x, out = x.detach().contiguous(), empty(len(x), self.state)
+        at = pointer(x, (len(x), self.sizes.length, self.sizes.width))
+        self.model("sort", at, len(x), out.data_ptr(), torch.get_num_threads())
+        return out
+
+    def _unsorted(self, x: Tensor) -> Tensor:
+        out = empty(len(x), self.sizes.length, self.sizes.width)
+        self.model("unsort", pointer(x, (len(x), self.state)), len(x), out.data_ptr(), torch.get_num_threads())
+        return out
 
     def _results(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
         written = {step.dst for step in self.program.steps}
         named = zip(self.names, values, strict=True)
-        return {name: self.model.unsorted(value) for name, value in named if name in written}
+        return {name: self._unsorted(value) for name, value in named if name in written}
 
 
 class TrainingRun:

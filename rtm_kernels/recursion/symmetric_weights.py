@@ -35,6 +35,25 @@ class Sizes(NamedTuple):
     copies: int
     still: int
 
+    @property
+    def length(self) -> int:
+        """L, the cells of the board."""
+        return self.side**2
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.side * self.channels + self.other_channels
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the ten weights of a layer."""
+        F, all_hidden = self.hidden, self.hidden + self.other_hidden
+        C, all_channels = self.channels, self.channels + self.other_channels
+        kinds, still = (self.copies, 2, 3), (self.still,)
+        wide = (2 * F, C), (2 * all_hidden, all_channels), (F, C), (all_hidden, all_channels)
+        return [kinds, kinds, kinds, still, still, still, *wide]
+
 
 def sizes_of(config: ModelConfig) -> Sizes:
     """The sizes of a model for boards of `seq_len` cells."""
@@ -44,7 +63,7 @@ def sizes_of(config: ModelConfig) -> Sizes:
 
 
 def layer_weights(layer: Mapping[str, Tensor], z: Sizes) -> list[Tensor]:
-    """The ten weights of a layer that `SymmetricModel.set_layer` takes, contiguous float32."""
+    """The ten weights of a layer that `SymmetricProgram.set_weights` takes, contiguous float32."""
     gates, ups = layer[MLP_MIXER[0]].chunk(2)
     parts = [_units(weight, z) for weight in (gates, ups, layer[MLP_MIXER[1]].t())]
     rows = [blocks(weight, z.side, z.hidden, z.channels) for weight in layer[CHANNEL[0]].chunk(2)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import math
 import os
@@ -24,6 +23,7 @@ from rtm_kernels.engine.solver import Solver
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.files import new_file
 from rtm_kernels.model import RecursiveReasoner, tensor_specs
+from rtm_kernels.recursion import library
 from rtm_kernels.trace.schema import MAX_BATCH, MAX_BYTES, MAX_PUZZLES, SCHEMA, End
 
 Record = dict[str, Any]
@@ -162,9 +162,8 @@ def find_layout(task: Task) -> dict[str, Any] | None:
 
 
 def versions() -> dict[str, str]:
-    """What may change rounding: packages, interpreter, processor, the build of the compiled extension."""
-    extension = importlib.util.find_spec("rtm_kernels._cpu")
-    built = None if extension is None or extension.origin is None else Path(extension.origin).read_bytes()
+    """What may change rounding: packages, interpreter, processor, the build of the C++ library."""
+    built = library.PATH.read_bytes() if library.PATH.exists() else None
     return {
         "rtm_kernels": rtm_kernels.__version__,
         "torch": torch.__version__,

@@ -1,4 +1,5 @@
-"""Source and binary distributions hold what they should, and an install without a compiler works and says so."""
+"""Source and binary distributions hold what they should, with the C++ library where a compiler is, and say so where
+none is. `make test-install` installs them as users do."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import pytest
 
 import rtm_kernels
 from tests.packaging import sbom
-from tests.packaging.build import NO_COMPILER, build, release, unpack
+from tests.packaging.build import NO_COMPILER, TAGS, build, compiler_for, native_wheel, release, unpack
 from tests.packaging.sbom import ROOT, requirements
 
 FOLDERS = ("rtm_kernels", "csrc", "constraints", "tests", "benchmarks")
@@ -104,7 +105,7 @@ def test_two_builds_have_the_same_bytes(source: Path, archive: Path, wheel: tupl
         path.chmod(0o700 if path.is_dir() else 0o600)
     before = os.umask(0o077)
     try:
-        built = release(again, tmp_path / "out")
+        built = release(again, tmp_path / "out", machines=())
     finally:
         os.umask(before)
     assert [path.name for path in built] == [archive.name, wheel[0].name, f"{wheel[0].stem}.cdx.json"]
@@ -146,16 +147,29 @@ def test_the_wheel_computes_and_names_the_extra_that_rtm_needs(wheel: tuple[Path
     assert done.stderr.endswith("error: rtm needs typer and rich: pip install 'rtm-kernels[cli]'\n")
 
 
-@pytest.mark.parametrize(
-    ("compiler", "note"), [("c++", "PyTorch is not importable here"), ("false", "the build failed")]
-)
-def test_an_install_that_cannot_compile_is_pure(
-    compiler: str, note: str, unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As pip builds by itself, in an environment of setuptools alone; and with a compiler that fails."""
-    if compiler == "c++":
-        (tmp_path / "torch.py").write_text("raise ImportError('not in this environment')")
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    archive, printed = build("wheel", unpacked, tmp_path / "out", compiler)
-    assert f"note: rtm_kernels._cpu is not built: {note}" in printed
+def test_an_install_with_a_compiler_that_fails_has_no_library_and_says_so(unpacked: Path, tmp_path: Path) -> None:
+    archive, printed = build("wheel", unpacked, tmp_path / "out", "false")
+    assert "note: rtm_kernels._cpu is not built: the build failed: false: exit status 1" in printed
     assert not [n for n in zipfile.ZipFile(archive).namelist() if n.endswith(".so")]
+
+
+@pytest.mark.slow
+def test_wheels_with_the_library_have_the_same_bytes_twice_and_run_on_old_systems(
+    unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pip builds in an environment of setuptools alone, which has no PyTorch."""
+    pytest.importorskip("auditwheel", reason="reads what a wheel asks of a system")
+    machines = [machine for machine in TAGS if compiler_for(machine)]
+    if not machines:
+        pytest.skip("needs g++")
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden/torch.py").write_text("raise ImportError('not in this environment')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hidden"))
+    monkeypatch.setenv("CXXFLAGS", "-O0")  # compiles in less time, and optimising changes neither
+    again = tmp_path / "elsewhere"
+    shutil.copytree(unpacked, again)
+    for machine in machines:
+        first, second = (native_wheel(f, tmp_path / f"{f.name} out", machine) for f in (unpacked, again))
+        assert first is not None and second is not None and first.read_bytes() == second.read_bytes()
+        assert first.name == f"rtm_kernels-{rtm_kernels.__version__}-py3-none-manylinux_2_28_{machine}.whl"
+        assert "rtm_kernels/_cpu.so" in zipfile.ZipFile(first).namelist() and first.stat().st_size < 6 * 2**20

@@ -1,8 +1,6 @@
 // Every layer kind at hostile sizes in exactly sized heap blocks, for a build with -fsanitize=address,undefined.
 // The instruction sets must agree with each other, those of the reduced formats to their rounding, or the exit status
-// is 1.
-#include <ATen/Parallel.h>
-
+// is 1. Threads are std::thread's, as where PyTorch brings no OpenMP runtime.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -15,7 +13,7 @@
 namespace {
 
 // Latents y and z of 3 samples, and the logits of the heads, after one ACT step of TRM.
-Floats step(const rtm::Kernels& k, const Case& c, const Weights& w, Floats y, Floats z, const Floats& x) {
+Floats step(const rtm::Kernels& k, const Case& c, const Weights& w, Floats y, Floats z, const Floats& x, i64 threads) {
   rtm::Executor executor(&k, c.D, 2);
   executor.add_layer(0, pack(k, c, w));
   executor.add_layer(0, pack(k, c, w));
@@ -27,7 +25,7 @@ Floats step(const rtm::Kernels& k, const Case& c, const Weights& w, Floats y, Fl
   std::vector<std::int32_t> answers(3 * (c.L - 1));
   std::array<bool, 3> finite;
   executor.act_step({y.data(), z.data()}, x.data(), 3, c.L,
-                    {logits.data(), answers.data(), finite.data(), change.data()});
+                    {logits.data(), answers.data(), finite.data(), change.data()}, threads);
   y.insert(y.end(), z.begin(), z.end());
   y.insert(y.end(), logits.begin(), logits.end());
   return y;
@@ -46,7 +44,7 @@ const std::vector<rtm::SymmetricSizes> kBoards{{4, 2, 16, 4, 0, 9, 0, 2, 0}, {9,
 
 // Latents y and z of 3 samples after TRM with two layers, then gradients of both, of x and of the weights.
 Floats differentiate(const char* isa, const rtm::SymmetricSizes& sizes, const std::vector<Floats>& weights,
-                     const Floats& y, const Floats& z, const Floats& x) {
+                     const Floats& y, const Floats& z, const Floats& x, i64 threads) {
   rtm::SymmetricExecutor executor(rtm::symmetric_kernels(isa, sizes.n), sizes, 2, 1e-5f);
   const auto tensors = [](std::vector<Floats>& w) {
     return rtm::SymmetricTensors{w[0].data(), w[1].data(), w[2].data(), w[3].data(), w[4].data(),
@@ -58,21 +56,21 @@ Floats differentiate(const char* isa, const rtm::SymmetricSizes& sizes, const st
   executor.add_step({0, 0, {0}, {1}});
   const i64 state = executor.sizes().state();
   std::vector<Floats> sorted(3, Floats(3 * state));
-  executor.sort(y.data(), 3, sorted[0].data());
-  executor.sort(z.data(), 3, sorted[1].data());
-  executor.sort(x.data(), 3, sorted[2].data());
+  executor.sort(y.data(), 3, sorted[0].data(), threads);
+  executor.sort(z.data(), 3, sorted[1].data(), threads);
+  executor.sort(x.data(), 3, sorted[2].data(), threads);
   std::vector<Floats> plain = sorted;
-  executor.forward({plain[0].data(), plain[1].data()}, plain[2].data(), 3, 0, 2, nullptr);
+  executor.forward({plain[0].data(), plain[1].data()}, plain[2].data(), 3, 0, 2, nullptr, threads);
   Floats saved(3 * executor.saved_size(0, 2)), dx(3 * state);
-  executor.forward({sorted[0].data(), sorted[1].data()}, sorted[2].data(), 3, 0, 2, saved.data());
+  executor.forward({sorted[0].data(), sorted[1].data()}, sorted[2].data(), 3, 0, 2, saved.data(), threads);
   Floats out(y.size()), all;
   const auto keep = [&](const Floats& from) {
-    executor.unsort(from.data(), 3, out.data());
+    executor.unsort(from.data(), 3, out.data(), threads);
     all.insert(all.end(), out.begin(), out.end());
   };
   keep(plain[0]), keep(plain[1]), keep(sorted[0]), keep(sorted[1]);
   executor.backward({sorted[0].data(), sorted[1].data()}, dx.data(), saved.data(), 3, 0, 2,
-                    {tensors(first), tensors(second)});
+                    {tensors(first), tensors(second)}, threads);
   keep(sorted[0]), keep(sorted[1]), keep(dx);
   for (const auto* grads : {&first, &second})
     for (const Floats& g : *grads) all.insert(all.end(), g.begin(), g.end());
@@ -100,8 +98,7 @@ int check_boards() {
     Floats expected;
     for (const rtm::Kernels* k : rtm::supported_kernels(rtm::Format::float32))
       for (int threads : {1, 2}) {
-        at::set_num_threads(threads);
-        const Floats value = differentiate(k->name, z, w, y, zs, x);
+        const Floats value = differentiate(k->name, z, w, y, zs, x, threads);
         if (expected.empty()) expected = value;
         const double off = distance(value, expected);
         if (off < 1e-3) continue;
@@ -122,8 +119,7 @@ int main() {
     Floats expected;
     for (const rtm::Kernels* k : all_kernels())
       for (int threads : {1, 2}) {
-        at::set_num_threads(threads);
-        const Floats value = step(*k, c, w, y, z, x);
+        const Floats value = step(*k, c, w, y, z, x, threads);
         if (expected.empty()) expected = value;
         const double off = distance(value, expected);
         if (off < (k->format == rtm::Format::float32 ? 1e-4 : 0.3)) continue;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from torch import Tensor
 from rtm_kernels import program as programs
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.ops.halting.reference import relative_change
-from rtm_kernels.recursion import native
+from rtm_kernels.recursion import library, native
 from rtm_kernels.recursion.native import HeadWeights
 from tests.recursion.native_support import (
     ATTENTION,
@@ -243,31 +242,37 @@ def test_bad_input_is_named() -> None:
 
 @pytest.fixture
 def look_again() -> Iterator[None]:
-    """What is known of the extension is forgotten, and forgotten again."""
+    """What is known of the library is forgotten, and forgotten again."""
     native.why_not.cache_clear()
     yield
     native.why_not.cache_clear()
+    library.loaded.cache_clear()
 
 
-def test_without_the_extension_the_reason_is_named(monkeypatch: pytest.MonkeyPatch, look_again: None) -> None:
-    monkeypatch.setitem(sys.modules, "rtm_kernels._cpu", None)
-    with pytest.raises(BackendUnavailable, match=r"rtm_kernels\._cpu"):
+def test_without_the_library_the_reason_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, look_again: None
+) -> None:
+    monkeypatch.setattr(library, "PATH", tmp_path / "_cpu.so")
+    with pytest.raises(BackendUnavailable, match=r"the library rtm_kernels/_cpu\.so is not compiled"):
+        native.isas()
+    library.PATH.write_text("no library")
+    native.why_not.cache_clear()
+    library.loaded.cache_clear()
+    with pytest.raises(BackendUnavailable, match=r"the library rtm_kernels/_cpu\.so does not load: .*_cpu\.so"):
         native.isas()
 
 
 @needs_native
-def test_an_extension_of_other_sources_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, look_again: None
-) -> None:
-    (tmp_path / "binding.cpp").write_text("// changed since")
+def test_a_library_of_other_sources_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, look_again: None) -> None:
+    (tmp_path / "interface.cpp").write_text("// changed since")
     monkeypatch.setattr(native, "CSRC", tmp_path)
-    with pytest.raises(BackendUnavailable, match=r"rtm_kernels\._cpu is older or newer than .*make native"):
+    with pytest.raises(BackendUnavailable, match=r"_cpu\.so is older or newer than .*make native"):
         native.isas()
     monkeypatch.setattr(native, "CSRC", tmp_path / "none")  # as installed from a wheel
     native.why_not.cache_clear()
     assert native.why_not() is None and "portable" in native.isas()
 
 
-def test_an_extension_that_is_here_is_of_these_sources() -> None:
+def test_a_library_that_is_here_is_of_these_sources() -> None:
     reason = native.why_not()
     assert reason is None or "is not compiled" in reason, reason

@@ -1,4 +1,4 @@
-"""The extension as an sdist compiles it, and the CPU kernels without Python: against float64, and under sanitizers."""
+"""The library as an sdist compiles it, and the CPU kernels without Python: against float64, and under sanitizers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.packaging.build import build, unpack
 from tests.packaging.test_distributions import source
@@ -38,9 +37,9 @@ def test_an_sdist_installed_for_editing_compiles_and_solves(source: Path, tmp_pa
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     _, printed = build("editable", folder, tmp_path / "editable", compiler)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert "_cpu is not built" not in printed and len(list(folder.glob("rtm_kernels/_cpu*.so"))) == 1, printed
+    assert "_cpu is not built" not in printed and (folder / "rtm_kernels/_cpu.so").exists(), printed
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert seconds < 120, f"{seconds:.0f} s of processor time, and a single core should do it in two minutes"
+    assert seconds < 90, f"{seconds:.0f} s of processor time, and a single core should do it in a minute and a half"
     done = subprocess.run([sys.executable, "-c", CODE], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     where, reason, executor, status = json.loads(done.stdout)
@@ -50,7 +49,7 @@ def test_an_sdist_installed_for_editing_compiles_and_solves(source: Path, tmp_pa
     done = subprocess.run([sys.executable, "-W", "always", "-c", CODE], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "older or newer" in json.loads(done.stdout)[1] and json.loads(done.stdout)[2] == "reference"
-    assert "using the slower PyTorch executor: the extension rtm_kernels._cpu is older or newer" in done.stderr
+    assert "using the slower PyTorch executor: the library rtm_kernels/_cpu.so is older or newer" in done.stderr
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +69,7 @@ def built(compiler: str, folder: Path, driver: str, sources: list[Path], *flags:
 
 
 def against_float64(compiler: str, folder: Path, *flags: str) -> Path:
-    sources = [*sorted(CPU.glob("kernels_*.cpp")), CPU / "dispatch.cpp", CPU / "pack.cpp"]  # these need no torch
+    sources = [*sorted(CPU.glob("kernels_*.cpp")), CPU / "dispatch.cpp", CPU / "pack.cpp"]
     return built(compiler, folder, "native_float64.cpp", sources, "-O1", *flags)
 
 
@@ -102,9 +101,7 @@ def test_address_and_undefined_behaviour_sanitizers_find_nothing(tmp_path: Path)
     probe = ["g++", sanitize, "-x", "c++", "-", "-o", tmp_path / "probe"]
     if subprocess.run(probe, input="int main() {}", text=True, capture_output=True).returncode:
         pytest.skip("g++ has no sanitizers here")
-    sources = [source for source in sorted(CPU.glob("*.cpp")) if source.name != "binding.cpp"]
-    home = Path(torch.__file__).parent
-    libraries = [f"-I{home}/include", f"-L{home}/lib", f"-Wl,-rpath,{home}/lib", "-ltorch_cpu", "-lc10"]
-    flags = [sanitize, "-O0", "-fopenmp", "-fno-sanitize-recover=all"]
-    program = built("g++", tmp_path, "native_sanitize.cpp", sources, *flags, *libraries)
+    sources = [source for source in sorted(CPU.glob("*.cpp")) if source.name != "interface.cpp"]
+    flags = [sanitize, "-O0", "-DRTM_STD_THREADS", "-pthread", "-fno-sanitize-recover=all"]
+    program = built("g++", tmp_path, "native_sanitize.cpp", sources, *flags)
     assert "7 cases, 3 boards" in printed(program, ASAN_OPTIONS="detect_leaks=0")
