@@ -133,9 +133,11 @@ def weight_grad_kernel(
     blocks_r = tl.cdiv(R, BLOCK_R)
     share = tl.cdiv(B * blocks_r, SPLITS)
     acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
-    for block in range(split * share, tl.minimum((split + 1) * share, B * blocks_r)):
+    # at least once, as the compiler sees: zeros past a loop that may not run at all make products wait for each other
+    for i in range(0, tl.maximum(share, 1)):
+        block = split * share + i
         batch, offs_r = row_block(block, R, BLOCK_R)
-        mask_r = offs_r < R
+        mask_r = (offs_r < R) & (block < B * blocks_r)
         z_ptrs = z_ptr + (batch * R + offs_r)[None, :] * P + offs_p[:, None]
         z = tl.load(z_ptrs, mask=mask_p[:, None] & mask_r[None, :], other=0.0)  # [BP, BR]
         h_offs = batch * h_stride_b + offs_r[:, None] * h_stride_r + h_cols

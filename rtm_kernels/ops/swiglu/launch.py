@@ -30,7 +30,7 @@ ROWS: tuple[LaunchRow, ...] = (
         "gate_up", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 128}, 4, 2, view="sequence", rows=FEW
     ),
     LaunchRow("gate_up", "hopper", 16, ANY, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 64}, 4, 4, rows=ONE),
-    LaunchRow("gate_up", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 64}, 8, 3),
+    LaunchRow("gate_up", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 128, "BLOCK_N": 64}, 8, 3),
     LaunchRow("gemm_norm", "hopper", 16, 128, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 64}, 8, 3, view="hidden"),
     LaunchRow("gemm_norm", "hopper", 16, 256, {"BLOCK_R": 128, "BLOCK_N": 256, "BLOCK_K": 64}, 8, 3, view="hidden"),
     LaunchRow("gemm", "hopper", 16, ANY, {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_K": 32}, 4, 2, view="odd"),
