@@ -164,7 +164,9 @@ def _slots(x: Tensor, gate_up: Tensor, down: Tensor, mixed: str, *options: Any) 
 
     rows = x.numel() // down.shape[0]
     shape = tuple(x.shape) if mixed == "sequence" else (rows, x.shape[-1])
-    return [shape, shape, *((rows, width) for width in launchers.hidden_widths(PackedWeights(gate_up, down), mixed))]
+    with torch.cuda.device_of(x):
+        widths = launchers.hidden_widths(PackedWeights(gate_up, down), mixed)
+    return [shape, shape, *((rows, width) for width in widths)]
 
 
 SHARED = SharedOp(

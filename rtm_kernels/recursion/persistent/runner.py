@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -69,7 +68,7 @@ def _why_not_here(device: torch.device, dtype: torch.dtype, length: int) -> str 
 
 
 def _row(device: torch.device, dtype: torch.dtype, length: int) -> LaunchRow:
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+    with torch.cuda.device_of(torch.empty(0, device=device)):
         return select(TABLE, KERNEL, dtype, length)
 
 
