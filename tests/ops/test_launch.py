@@ -17,9 +17,9 @@ from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.impl import launches
 from rtm_kernels.ops import launch
 from rtm_kernels.ops.launch import LaunchRow, entries, find, select, tuned
+from rtm_kernels.ops.shared import shared_weights
 from rtm_kernels.ops.swiglu import launchers
 from rtm_kernels.ops.swiglu.launch import TABLE as SWIGLU
-from rtm_kernels.ops.shared import shared_weights
 from tests.cases import small_cases
 from tests.cases.case import run
 from tests.ops.support import half_layer, preferring
@@ -54,7 +54,7 @@ def test_first_row_that_fits(
 
 
 def test_the_family_is_that_of_the_tensors_device_wherever_the_current_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows are looked up where the device of the tensors is the current one, forward, backward and for shared weights."""
+    """Rows are looked up where the tensors' device is the current one: forward, backward, for shared weights."""
     inside, asked = list[torch.device](), list[bool]()
 
     @contextmanager

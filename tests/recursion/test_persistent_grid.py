@@ -10,7 +10,6 @@ pytest.importorskip("triton")
 
 import triton
 import triton.language as tl
-
 from triton.runtime import interpreter
 
 from rtm_kernels import program as programs

@@ -1,8 +1,8 @@
 """The attention between attention_norm's kernels and its gradients, with the same bits in every run and in any batch.
 
-On a GPU it is PyTorch's memory-efficient kernel, asked for by name. One program takes a block of queries of one head and
-reads all keys in order; the backward keeps that order with `num_splits_key=1`. `scaled_dot_product_attention` would choose
-among kernels instead: flash splits the keys by how many samples there are and adds gradients in any order.
+On a GPU it is PyTorch's memory-efficient kernel, asked for by name. One program takes a block of queries of one head
+and reads all keys in order; the backward keeps that order with `num_splits_key=1`. `scaled_dot_product_attention` would
+choose among kernels instead: flash splits the keys by how many samples there are and adds gradients in any order.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def measured_batch(
 ) -> int:
     """The most samples [B, L, D] whose ACT step this kernel was measured to do faster than a graph on this very GPU.
 
-    0 where `ops/tuned.json` says nothing of this GPU, dtype, L and D: `python -m benchmarks.choose --write` measures it.
+    0 where `ops/tuned.json` says nothing of this GPU, dtype, L and D; `python -m benchmarks.choose --write` measures.
     """
     if device.type != "cuda":
         return 0
