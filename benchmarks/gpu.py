@@ -2,10 +2,10 @@
 
 The stages are ordered by worth: the headline figures of our own kernels, whether the kernels are right, the same
 figures of others, which path is faster, sanitizers, and the rest. A call goes on where the last one stopped or was
-killed, until every stage is ok at this commit; what failed is tried again when nothing else is left. `--stage NAME` runs
-one alone: `fuzz`, `tune` and `energy` run no other way. Nothing is downloaded: what is missing is named and counts
-against the stage that needs it. `--pack FILE` keeps one archive of results, state and logs up to date; unpacked over the
-checkout, it lets another machine go on.
+killed, until every stage is ok at this commit; what failed is tried again when nothing else is left. `--stage NAME`
+runs one alone: `fuzz`, `tune` and `energy` run no other way. Nothing is downloaded: what is missing is named and counts
+against the stage that needs it. `--pack FILE` keeps one archive of results, state and logs up to date; unpacked over
+the checkout, it lets another machine go on.
 """
 
 from __future__ import annotations

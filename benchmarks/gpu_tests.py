@@ -67,7 +67,7 @@ def run_file(file: str, log: Path, until: float, known: dict[str, Any], fuzz: bo
                              "-p", "tests.gpu.evidence", file)  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     log.with_suffix(".passed").write_text("\n".join(passed))
-    environment["RTM_GPU_TESTS_PASSED"] = str(log.with_suffix(".passed"))
+    environment |= {"RTM_GPU_TESTS_PASSED": str(log.with_suffix(".passed")), "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=machine.ROOT, stdout=output, stderr=output, env=environment)
         try:

@@ -37,7 +37,7 @@ def groups(who: str) -> list[list[Provider]]:
 
 
 class Cuts:
-    """How often a run ended within a group, in a file beside the results: such a group comes last, and twice at most."""
+    """How often a run ended within a group, in a file beside the results: such a one comes last, and twice at most."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.counts = path, dict[str, int]()

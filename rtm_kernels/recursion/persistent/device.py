@@ -9,7 +9,7 @@ GRID_LIMIT = tl.constexpr(1 << 16)
 """Programs per launch stay below this; each barrier adds exactly this much to the counter."""
 
 POLLS = tl.constexpr(1 << 23)
-"""How often a program looks whether a barrier has opened before it gives up: seconds, and a phase takes microseconds."""
+"""How often a program looks whether a barrier has opened before it gives up: seconds; a phase takes microseconds."""
 
 
 @triton.jit
