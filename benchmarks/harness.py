@@ -45,7 +45,9 @@ def _run_case(problem: Problem, providers: Sequence[Provider], seconds: float, e
         row = rows[provider.name]
         if row.reason:
             continue
-        row.reason = refusal(provider, problem) or ""
+        if provider.name not in problem.memory:
+            problem.memory[provider.name] = refusal(provider, problem) or ""
+        row.reason = problem.memory[provider.name]
         row.status = "refused" if row.reason else "measured"
         if row.status == "measured":
             try:

@@ -97,20 +97,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     work = [(case, group) for case in wanted for group in groups(args.who)]
     for case, group in sorted(work, key=lambda one: cuts.of(*one)):
         known = {row.impl for row in found if row.case == case.name}
-        if known.issuperset(p.name for p in group):
+        if known.issuperset(p.name for p in group) or (args.who != "all" and group[-1].name in known):
             continue
         if time.monotonic() - begin > args.limit:
             left += 1
             continue
-        if cuts.of(case, group) < 2:
-            problem = problem if problem and problem.case == case else make(case)
+        problem = problem if problem and problem.case == case else make(case)
+        reason = "the run was cut off in it twice" if cuts.of(case, group) > 1 else None
+        if args.who != "all":
+            reason = reason or group[-1].why_not(problem)
+        if reason is None:
             with cuts.noted(case, group):
                 new = _measure(problem, group, args.seconds)
         else:
-            new = [
-                Row(case.name, p.name, "not run", "the run was cut off in it twice", facts={"commit": machine.commit()})
-                for p in group
-            ]
+            new = [Row(case.name, group[-1].name, "not run", reason, facts={"commit": machine.commit()})]
         found += [row for row in new if row.impl not in known]
         rows.write(file, found)
         # whatever ends this run, what is measured is there
@@ -118,8 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if device == "cuda" and lost():
             print(f"the GPU failed in {case.name} {group[-1].name}; the others need a new process")
             return UNFINISHED
-    measured = sum(row.status == "measured" for row in found)
-    refused = sum(row.status == "refused" for row in found)
+    asked = {(case.name, group[-1].name if args.who != "all" else p.name) for case, group in work for p in group}
+    mine = [row for row in found if (row.case, row.impl) in asked]
+    measured, refused = (sum(row.status == status for row in mine) for status in ("measured", "refused"))
     if measured:
         report.write(found, folder)
         print("\n".join(report.table(rows.summary(found))))

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,8 +74,8 @@ def test_choose_measures_both_paths_and_prints_rows(
     monkeypatch.setattr(choose, "TUNED", table)
     monkeypatch.setattr(choose, "_earlier", lambda path: {1: both, 2: both, 4: both | {"persistent": both["graph"]}})
     assert choose.main([*arguments[:-4], "--batch", "1", "--write"]) == 0
-    measured = json.loads(table.read_text())
-    here, config = torch.device("cuda", 0), cases.MODELS["sudoku"]
+    measured = [entry | {"bits": 32} for entry in json.loads(table.read_text())]
+    here, config = SimpleNamespace(type="cuda"), cases.MODELS["sudoku"]
     for name, width, most in (("Simulated GPU", 16, 2), ("another", 16, 0), ("Simulated GPU", 32, 0)):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_, name=name: name)
         assert measured_batch(here, torch.float32, config.latent_len, width, measured) == most
@@ -86,7 +87,7 @@ def test_choose_measures_both_paths_and_prints_rows(
         ("headlines", "act_step",
          {"rtm_triton", "rtm_triton_graph", "rtm_graph_runner", "rtm_persistent", "rtm_persistent_graph"}),
         ("bench", "train_step", {"rtm_triton", "rtm_triton_graph", "rtm_reference"}),
-        ("peers", "train_step",
+        ("peers", "act_step",
          {"official_eager", "official_compiled", "official_autotuned_graph", "rtm_triton_graph"}),
     ],
 )  # fmt: skip
@@ -94,7 +95,7 @@ def test_the_stages_measure_every_way(
     device: None, name: str, task: str, wanted: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cases, "GPU_SIZES", {"sudoku": {task: (2,)}})
-    monkeypatch.setattr(peers, "COMPILED", (("sudoku", "train_step", 2),))
+    monkeypatch.setattr(peers, "COMPILED", (("sudoku", "act_step", 2),))
     (stage,) = [s for s in gpu.stages(tmp_path) if s.name == name]
     given = ["300" if part == gpu.SECONDS else part for part in stage.command[2:]]
     assert run.main([*given, "--only", "sudoku", "--seconds", "0", "--results", str(tmp_path / "r.json")]) == 0

@@ -120,7 +120,7 @@ import pytest, torch, triton, triton.language as tl
 @triton.jit
 def one(x_ptr):
     tl.store(x_ptr, 1)
-@pytest.mark.gpu
+@GPU
 def test_kernel():
     one[(1,)](torch.zeros(1))
 """
@@ -129,17 +129,17 @@ import pytest, sys, time
 from pathlib import Path
 from triton import knobs
 slow = Path(__file__).with_name("slow")
-@pytest.mark.gpu
+@GPU
 def test_kernel():
     knobs.runtime.launch_enter_hook(None)  # as a launch of a compiled kernel does
-@pytest.mark.gpu
+@GPU
 def test_that_hangs_once():
     knobs.runtime.launch_enter_hook(None)
     if not slow.exists():
         slow.touch()
         sys.stdout.flush()
         time.sleep(60)
-@pytest.mark.gpu
+@GPU
 def test_random_configurations():
     raise AssertionError("left to --fuzz")
 """
@@ -162,13 +162,13 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_file_whose_kernels_did_not_run_on_the_gpu_fails(text: str, ended: str, checkout: Path) -> None:
-    (checkout / "test_here.py").write_text(text)
+    (checkout / "test_here.py").write_text(text.replace("GPU", "pytest.mark." + "gpu"))
     found = gpu_tests.run(["test_here.py"], checkout / "logs", 100.0, 1, checkout / "tests.json")["test_here.py"]
     assert found["ended"] == ended and list(found["tests"].values()) == ["passed"]
 
 
 def test_tests_that_passed_are_not_run_again_after_a_time_out(checkout: Path) -> None:
-    (checkout / "test_here.py").write_text(COMPILED)
+    (checkout / "test_here.py").write_text(COMPILED.replace("GPU", "pytest.mark." + "gpu"))
     begin, name = time.monotonic(), "test_here.py"
 
     def tested(limit: float) -> dict[str, object]:

@@ -41,7 +41,8 @@ def attention_norm(
     to x's; `cos_sin` two tables [L, D / num_heads] for RoPE, or None. `qk_norm` normalises q and k over each head.
     The RMSNorms have no weight. Under autocast x takes the autocast dtype. The forward attention runs on PyTorch's
     memory-efficient kernel ("sdpa") or on the flash_attn package, by name or, with `attention="auto"`, as
-    `why_not_flash` says. Memory: the backward keeps h, y and one scale per row, and recomputes q, k, v and the attention.
+    `why_not_flash` says.
+    Memory: the backward keeps h, y and one scale per row, and recomputes q, k, v and the attention.
 
     Errors: `InputError` naming the argument that does not fit; `BackendUnavailable` for an `impl` or `attention`
     asked for by name that cannot run here.
