@@ -122,7 +122,6 @@ class PersistentRecursion:
         self.tape = layer_rows(program, weights.stack_layers).to(device)
         self.normed = torch.tensor([self.number[n] for n in self.written], dtype=torch.int32, device="cpu").to(device)
         self.failed = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda")
-        self._failed = self.failed.numpy()
         self.head = None
         if head is not None:
             weight, bias = (t.detach().contiguous() for t in head)
@@ -149,8 +148,8 @@ class PersistentRecursion:
 
         Errors: `BackendUnavailable`, once for each time.
         """
-        if self._failed[0]:
-            self._failed[0] = 0
+        if int(self.failed):  # in memory of the host
+            self.failed.zero_()
             raise BackendUnavailable(
                 "the persistent kernel gave up: a program of its grid did not arrive at a barrier; use executor='graph'"
             )
