@@ -32,7 +32,7 @@ def groups(who: str) -> list[list[Provider]]:
     """What is timed in turns, in order; of a group that begins with `BEST` the peer's row counts."""
     own = [p for p in PROVIDERS if p.name.startswith("rtm_")]
     if who == "own":
-        return [[p] for p in sorted(own, key=lambda p: (not p.graph, p is REFERENCE))]
+        return [[p] for p in sorted(own, key=lambda p: (not p.graph, p.name == REFERENCE.name))]
     return [[BEST, p] for p in PROVIDERS if p not in own] if who == "peers" else [list(PROVIDERS)]
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -196,7 +197,9 @@ def test_a_figure_is_kept_when_the_run_dies_in_the_next_one(tmp_path: Path, monk
         return [Row(problem.case.name, p.name, "measured", "", p.name, 1.0, (1.0, 1.0), 1.0, (1.0, 1.0), facts=facts)
                 for p in group]  # fmt: skip
 
-    monkeypatch.setattr(run, "cases", lambda device: [(Case("small", "act_step", 1, "float32", "cpu"), None)])
+    able = tuple(replace(p, unable=lambda problem: None) for p in run.PROVIDERS)
+    monkeypatch.setattr(run, "PROVIDERS", able)
+    monkeypatch.setattr(run, "cases", lambda device: [(Case("small", "act_step", 1, "float32", "cuda"), None)])
     monkeypatch.setattr(run, "make", lambda case: Problem(case, None, []))  # type: ignore[arg-type]
     monkeypatch.setattr(run, "_measure", measure)
     arguments = ["--results", str(tmp_path / "r.json"), "--folder", str(tmp_path), "--who"]
