@@ -1,27 +1,33 @@
 """python -m benchmarks.choose: the persistent kernel or the graph, measured in every batch bucket.
 
-Writes choice.json: the times of both paths per bucket, and the entry that follows for `PERSISTENT_BATCH` in
-`rtm_kernels/engine/executor.py`, which is printed too. A bucket that choice.json holds for this commit is not measured
-again.
+Writes choice.json: the times of both paths per bucket, and the entry that follows for `rtm_kernels/ops/tuned.json`, by
+which `executor="auto"` takes the persistent kernel on this GPU; `--write` puts it there. It stops after the graph has
+won in two buckets. A bucket that choice.json holds for this commit is not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks import machine, report
-from benchmarks.cases import Case, dtype_on
+from benchmarks import machine, report, rows
+from benchmarks.cases import MODELS, Case, dtype_on
 from benchmarks.harness import run_case
 from benchmarks.providers import PROVIDERS, Provider
 from benchmarks.rows import Row
-from rtm_kernels.ops.launch import family
+from benchmarks.run import UNFINISHED
+from benchmarks.tune import merge
+from rtm_kernels.ops.launch import TUNED, entries, family, select
 from rtm_kernels.recursion.graph import BUCKETS
+from rtm_kernels.recursion.persistent.runner import KERNEL, TABLE
 
 PROVIDER_OF = {"graph": "rtm_triton_graph", "persistent": "rtm_persistent_graph"}
 """Path -> the provider that measures it, both as one CUDA graph around the whole ACT step."""
@@ -52,16 +58,34 @@ def largest(winners: dict[int, str]) -> int:
     return max(won, default=0)
 
 
-def _write(path: Path, found: Found, device: str) -> dict[str, int]:
-    winners = {batch: best for batch, both in found.items() if (best := winner(both)) is not None}
-    chosen = {family(): largest(winners)}
+def entry(found: Found, model: str, device: str) -> dict[str, Any] | None:
+    """The entry of `ops/tuned.json` that says up to which batch the persistent kernel was faster here, or None."""
+    winners = _winners(found)
+    most = largest(winners)
+    if most == 0:
+        return None
+    config, ratio = MODELS[model], found[most]["persistent"].ratio_interval or (0.0, 0.0)
+    row = replace(select(TABLE, KERNEL, getattr(torch, dtype_on(device)), config.latent_len), family=family())
+    measured = {
+        "gpu": machine.device_name(device), "shape": [config.latent_len, config.hidden_size], "batch": most,
+        "use": f"{model}-act_step", "ratio": found[most]["persistent"].ratio, "low": ratio[0],
+        "commit": machine.commit(), "versions": machine.versions(),
+    }  # fmt: skip
+    return {"op": "persistent", **asdict(row), "measured": measured}
+
+
+def _winners(found: Found) -> dict[int, str]:
+    return {batch: best for batch, both in found.items() if (best := winner(both)) is not None}
+
+
+def _write(path: Path, found: Found, model: str, device: str) -> None:
+    winners = _winners(found)
     measured = [
         row.as_dict() | {"path": name, "batch": batch, "chosen": winners.get(batch) == name}
         for batch, both in found.items()
         for name, row in both.items()
     ]
-    report.save(path, device, persistent_batch=chosen, rows=measured)
-    return chosen
+    report.save(path, device, entry=entry(found, model, device), rows=measured)
 
 
 def _earlier(path: Path) -> Found:
@@ -79,28 +103,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, action="append", help="buckets (default: all)")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds after which no bucket begins")
     parser.add_argument("--seconds", type=float, default=1.0, help="seconds of timed rounds per bucket")
+    parser.add_argument("--write", action="store_true", help="put the entry into rtm_kernels/ops/tuned.json")
     parser.add_argument("--folder", type=Path, help="folder to write to (default: profiles/<gpu>)")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("PyTorch finds no CUDA device here")
     device, begin = "cuda", time.monotonic()
     path = (args.folder or report.default_folder(device)) / "choice.json"
-    found, chosen = _earlier(path), dict[str, int]()
-    wanted = args.batch or BUCKETS
-    for batch in wanted:
-        if batch in found:
+    found, left = _earlier(path), 0
+    for batch in args.batch or BUCKETS:
+        if batch in found or list(_winners(found).values()).count("graph") > 1:
             continue
         if time.monotonic() - begin > args.limit:
-            break
+            left += 1
+            continue
         found[batch] = measure(Case(args.model, "act_step", batch, dtype_on(device), device), args.seconds)
-        chosen = _write(path, found, device)
+        _write(path, found, args.model, device)
         print(f"B{batch}: " + ", ".join(_told(name, row) for name, row in found[batch].items()), flush=True)
-    print(f"PERSISTENT_BATCH: {chosen}, {machine.device_name(device)} at {machine.commit()}")
-    both = [b for b, rows_ in found.items() if all(row.status == "measured" for row in rows_.values())]
-    first = min(found, default=0)
-    told = ", ".join(_told(name, row) for name, row in found[first].items()) if found else "nothing"
-    print(f"{len(both)} of {len(wanted)} buckets measured; B{first}: {told}")
-    return int(len(both) < len(wanted))
+    new = entry(found, args.model, device)
+    if args.write and new is not None:
+        rows.replace(TUNED, json.dumps(merge(entries(), [new]), indent=1) + "\n")
+    wrong = [b for b, both in found.items() if not all(row.status == "measured" for row in both.values())]
+    most = new["measured"]["batch"] if new else 0
+    told = f"persistent up to B = {most}, {len(found)} buckets, {left} left, not measured: {wrong}"
+    print(f"{told}, {machine.device_name(device)} at {machine.commit()}")
+    return int(bool(wrong) or not found) or (UNFINISHED if left else 0)
 
 
 def _told(path: str, row: Row) -> str:

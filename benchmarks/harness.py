@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,9 +18,13 @@ from benchmarks.timing import Call, Clock, interleave, median_interval, speedup
 
 
 def run_case(
-    case: Case, providers: Sequence[Provider] = PROVIDERS, *, seconds: float = 3.0, energy_seconds: float = 0.0
-) -> list[Row]:
-    """One row per provider. `seconds` bounds the timed rounds; with `energy_seconds` each window lasts that long."""
+    case: Case, providers: Sequence[Provider] = PROVIDERS, *, seconds: float = 3.0, energy_seconds: float = 0.0,
+    problem: Problem | None = None,
+) -> list[Row]:  # fmt: skip
+    """One row per provider. `seconds` bounds the timed rounds; with `energy_seconds` each window lasts that long.
+
+    `problem` is that of `case`, where several calls share what its check works out.
+    """
     before = torch.get_num_threads()
     try:
         if case.device == "cpu":
@@ -27,20 +32,22 @@ def run_case(
             if busy is not None:
                 return [_row(case, p.name, busy) for p in providers]
             torch.set_num_threads(case.threads)
-        return _run_case(case, providers, seconds, energy_seconds)
+        return _run_case(problem or make(case), providers, seconds, energy_seconds)
     finally:
         torch.set_num_threads(before)
 
 
-def _run_case(case: Case, providers: Sequence[Provider], seconds: float, energy_seconds: float) -> list[Row]:
-    problem = make(case)
+def _run_case(problem: Problem, providers: Sequence[Provider], seconds: float, energy_seconds: float) -> list[Row]:
+    case = problem.case
     rows = {p.name: _row(case, p.name, p.why_not(problem) or "") for p in providers}
     calls: dict[str, Call] = {}
     for provider in providers:
         row = rows[provider.name]
         if row.reason:
             continue
-        row.reason = refusal(provider, problem) or ""
+        if provider.name not in problem.memory:
+            problem.memory[provider.name] = refusal(provider, problem) or ""
+        row.reason = problem.memory[provider.name]
         row.status = "refused" if row.reason else "measured"
         if row.status == "measured":
             try:
@@ -135,7 +142,8 @@ def _extras(call: Call, case: Case, energy_seconds: float) -> dict[str, Any]:
     """Launches of one call (of a GPU), and joules; None for what cannot be read here."""
     found: dict[str, Any] = {"launches": None, "energy": None, "joules": None}
     if case.device == "cuda":
-        found["launches"] = _launches(call)
+        with contextlib.suppress(RuntimeError):  # a profiler that does not start takes no figure with it
+            found["launches"] = _launches(call)
     if energy_seconds > 0:
         found["energy"] = machine.energy(call, case.device, energy_seconds)
         found["joules"] = found["energy"] and found["energy"]["joules_per_call"]

@@ -183,6 +183,7 @@ def _graphed(provider: Provider) -> Provider:
 BASELINE = _official("official_eager", peers.why_not_official)
 REFERENCE = _ours("rtm_reference", lambda problem: None, impl="reference")
 TRITON = _ours("rtm_triton", _why_not_ours, impl="triton")
+BEST = _graphed(TRITON)
 PERSISTENT = _executor("rtm_persistent", "persistent")
 NATIVE = _executor("rtm_native", "native", _native_layer)
 
@@ -199,7 +200,7 @@ PROVIDERS: tuple[Provider, ...] = (
     REFERENCE,
     TRITON,
     _ours("rtm_triton_flash", _why_not_flash, impl="triton", attention="flash"),
-    _graphed(TRITON),
+    BEST,
     _executor("rtm_graph_runner", "graph"),
     PERSISTENT,
     _graphed(PERSISTENT),

@@ -58,9 +58,9 @@ def page(found: Sequence[Mapping[str, Any]], folder: Path) -> str:
         f"Every figure on this page is generated from [summary.json](summary.json): commit {commits}, {versions}, "
         + (f"{clocks[0]} to {clocks[-1]} MHz." if clocks else "clock not read."), "",
         NOTES[device], "",
-        "`ratio` is the time of the case's baseline, its first row, over the time of the row. `of limit` is the larger "
-        "of two fractions: useful FLOP/s over those of a large matrix product, and the bytes that must move over "
-        "those of a copy, both measured in the same run; a small case that stays in cache can pass 1. "
+        "`ratio` is the time of the case's baseline, a row without an interval, over the time of the row. `of limit` "
+        "is the larger of two fractions: useful FLOP/s over those of a large matrix product, and the bytes that must "
+        "move over those of a copy, both measured in the same run; a small case that stays in cache can pass 1. "
         "Every row's answer was held to the error budget before it was timed (ONNX Runtime to four times of it). "
         "What was refused or not run, and why: [not_run.json](not_run.json).", "",
         *table(found), "",

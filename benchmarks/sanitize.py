@@ -1,4 +1,8 @@
-"""python -m benchmarks.sanitize: compute-sanitizer over tiny shapes, after it has found two planted defects."""
+"""python -m benchmarks.sanitize: compute-sanitizer over tiny shapes, after it has found two planted defects.
+
+Every test of `tests/gpu/test_tiny.py` runs under every tool, each pair in a process of its own, the 16-bit kernels with
+wgmma first. A pair that was clean at this commit is not run again.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,21 @@ import argparse
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from benchmarks import machine, report
 from benchmarks.gpu_tests import pytest_command
+from benchmarks.run import UNFINISHED
 
 FOUND = 9
 """Exit status of compute-sanitizer when it has found something."""
+LATE = -99
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+TINY = "tests/gpu/test_tiny.py"
 PLANTED = """
 __global__ void beyond(int* out) { out[threadIdx.x + 1] = 1; }
 __global__ void race(int* out) {
@@ -35,8 +43,17 @@ int main(int argc, char**) {
 """Writes one element beyond a buffer, or with an argument reads shared memory without a barrier."""
 
 
+def cases() -> list[str]:
+    """The tests of `TINY` by their ids, those in bfloat16 first."""
+    done = subprocess.run(
+        pytest_command("--collect-only", "-q", TINY), cwd=machine.ROOT, capture_output=True, text=True, check=True
+    )
+    found = [line for line in done.stdout.splitlines() if line.startswith(TINY)]
+    return sorted(found, key=lambda name: "bfloat16" not in name)
+
+
 def sanitizer(tool: str, command: list[str], seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
-    """Run `command` under a tool of compute-sanitizer; exit status -1 when it takes longer."""
+    """Run `command` under a tool of compute-sanitizer; exit status `LATE` when it takes longer."""
     options = ["--tool", tool, "--error-exitcode", str(FOUND), "--target-processes", "all"]
     # else the caching allocator hides accesses beyond a tensor and reads of memory that nothing has written
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
@@ -44,7 +61,7 @@ def sanitizer(tool: str, command: list[str], seconds: float = 60.0) -> subproces
     try:
         return subprocess.run(whole, cwd=machine.ROOT, env=environment, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(whole, -1, "", f"not done after {seconds:.0f} s")
+        return subprocess.CompletedProcess(whole, LATE, "", f"not done after {seconds:.0f} s")
 
 
 def self_test() -> list[str]:
@@ -61,31 +78,43 @@ def self_test() -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The self-test, then every tool over tests/gpu/test_tiny.py, side by side; 0 when none of them found anything."""
+    """The self-test, then every case under every tool, side by side; 0 when none of them found anything."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sanitize", description=__doc__)
-    parser.add_argument("--folder", type=Path, help="folder to write sanitizer.json to")
-    parser.add_argument("--seconds", type=float, default=80.0, help="seconds that a tool may take")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of sanitizer.json")
+    parser.add_argument("--limit", type=float, default=220.0, help="seconds")
     args = parser.parse_args(argv)
-    missed = self_test()
-    found = {f"self-test: {one}": False for one in missed}
+    until, write = time.monotonic() + args.limit, args.folder / "sanitizer.json"
+    clean = {name: ok for name, ok in (report.earlier(write) or {"clean": {}})["clean"].items() if ok}
+    missed = [] if "self-test" in clean else self_test()
+    clean["self-test"] = not missed
+    report.save(write, "cuda", clean=clean)
     print("; ".join(missed) or "the planted defects are found", flush=True)
-    command = pytest_command("-q", "-x", "tests/gpu/test_tiny.py")
+    if missed:
+        return 1
+    wanted = [(case, tool) for case in cases() for tool in TOOLS if f"{tool} {case}" not in clean]
+
+    def run(case: str, tool: str) -> subprocess.CompletedProcess[str] | None:
+        left = until - time.monotonic()
+        return sanitizer(tool, pytest_command("-q", "-x", case), left) if left > 0 else None
+
+    left = 0
     with ThreadPoolExecutor(len(TOOLS)) as pool:
-        running = {pool.submit(sanitizer, tool, command, args.seconds): tool for tool in TOOLS if not missed}
+        running = {pool.submit(run, *one): one for one in wanted}
         for one in as_completed(running):
-            done, tool = one.result(), running[one]
+            (case, tool), done = running[one], one.result()
+            if done is None or done.returncode == LATE:
+                left += 1
+                continue
             text = (done.stdout + done.stderr).strip()
             summary = [line for line in text.splitlines() if "ERROR SUMMARY" in line or "RACECHECK SUMMARY" in line]
             last = " ".join((summary or text.splitlines())[-1:])
-            told = f"{tool}: exit {done.returncode}: {last}"
+            told = f"{tool} {case}: exit {done.returncode}: {last}"
             print(told + (f"\n{text[-3000:]}" if done.returncode else ""), flush=True)
-            found[tool] = done.returncode == 0
-            if args.folder is not None:
-                report.save(args.folder / "sanitizer.json", "cuda", clean=found)
-    wrong = [name for name, clean in found.items() if not clean]
-    told = f"{len(found) - len(wrong)} of {len(TOOLS)} tools find nothing"
-    print(told + (f"; not {', '.join(wrong)}" if wrong else ""))
-    return int(bool(wrong) or not found)
+            clean[f"{tool} {case}"] = done.returncode == 0
+            report.save(write, "cuda", clean=clean)
+    wrong = [name for name, ok in clean.items() if not ok]
+    print(f"{len(clean) - len(wrong)} clean, {left} left" + (f"; not clean: {', '.join(wrong)}" if wrong else ""))
+    return int(bool(wrong)) or (UNFINISHED if left else 0)
 
 
 if __name__ == "__main__":

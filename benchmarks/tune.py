@@ -23,6 +23,7 @@ from torch import Tensor
 
 from benchmarks import machine, rows
 from benchmarks.harness import capture
+from benchmarks.run import UNFINISHED
 from benchmarks.timing import Clock, interleave, speedup
 from rtm_kernels.impl import launches
 from rtm_kernels.ops import launch
@@ -33,6 +34,8 @@ from tests.cases.case import Tuned, as_dtype, check, gradients, upstream_of
 from tests.compiled.ptx import parse
 from tests.gates.hazards import hazards
 
+SHARE = 60.0
+"""Seconds that one use may take."""
 MARGIN = 1.02
 """The lower end of a winner's interval must be above this ratio."""
 
@@ -238,24 +241,28 @@ def merge(before: Sequence[Any], winners: Sequence[dict[str, Any]]) -> list[dict
 
 def tune(
     chosen: Sequence[Tuned],
-    begin: float,
-    limit: float,
+    until: float,
     timer: Timer,
+    write: Callable[[str, list[Found]], None],
     replay: Any = lambda run: run,
     device: str = "cuda",
-) -> list[Found]:
-    """Climb from every row that the uses launch; each use gets an equal share of the time that is left."""
-    found: list[Found] = []
+) -> list[Tuned]:
+    """Climb from every row that the uses launch, `SHARE` seconds at most for each, until the monotonic time `until`.
+
+    `write` gets the name of a use and what was found as soon as it is done. Returns the uses that are left.
+    """
     seen: list[LaunchRow] = []
     for i, use in enumerate(chosen):
-        share = (begin + limit - time.monotonic()) / (len(chosen) - i)
-        until = time.monotonic() + max(0.0, share)
-        work = work_of(use, device)
+        if time.monotonic() > until:
+            return list(chosen[i:])
+        found: list[Found] = []
+        end, work = min(until, time.monotonic() + SHARE), work_of(use, device)
         for row in rows_used(work.run):
             if all(row is not other for other in seen):
                 seen.append(row)
-                found += climb(use.name, work, row, until, timer, replay)
-    return found
+                found += climb(use.name, work, row, end, timer, replay)
+        write(use.name, found)
+    return []
 
 
 def _gpu_timer(now: Replay, after: Replay) -> tuple[float, float, float]:
@@ -281,15 +288,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not torch.cuda.is_available():
         parser.error("PyTorch finds no CUDA device here")
-    found = tune(chosen, time.monotonic(), args.limit, _gpu_timer, lambda run: capture(lambda _: run(), None))
-    return report(found, args.folder or machine.ROOT / "profiles" / machine.slug("cuda"), args.write)
+    folder = args.folder or machine.ROOT / "profiles" / machine.slug("cuda")
+    found, done = earlier(folder / "tuned.json")
+
+    def add(use: str, new: list[Found]) -> None:
+        found.extend(new)
+        done.append(use)
+        report(found, folder, write=False, done=done)
+
+    left = tune([use for use in chosen if use.name not in done], time.monotonic() + args.limit, _gpu_timer, add,
+                lambda run: capture(lambda _: run(), None))  # fmt: skip
+    code = report(found, folder, args.write, done=done)
+    print(f"{len(done)} uses done, {len(left)} left")
+    return UNFINISHED if left else code
 
 
-def report(found: Sequence[Found], folder: Path, write: bool, path: Path = launch.TUNED) -> int:
+def earlier(path: Path) -> tuple[list[Found], list[str]]:
+    """What an interrupted run of this very commit found, and the uses it was done with."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if known.get("commit") != machine.commit() or machine.commit().endswith("+"):
+        return [], []
+    made = (Found(**f | {name: LaunchRow(**f[name]) for name in ("row", "candidate")}) for f in known["found"])
+    return list(made), list(known.get("done", ()))
+
+
+def report(
+    found: Sequence[Found], folder: Path, write: bool, path: Path = launch.TUNED, done: Sequence[str] = ()
+) -> int:
     """Write what was found, and with `write` the winners to the data file of the tables; 1 if nothing was tried."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     facts = {"gpu": machine.device_name(device), "commit": machine.commit(), "versions": machine.versions()}
-    rows.replace(folder / "tuned.json", json.dumps({**facts, "found": [asdict(f) for f in found]}, indent=1) + "\n")
+    content = {**facts, "done": list(done), "found": [asdict(f) for f in found]}
+    rows.replace(folder / "tuned.json", json.dumps(content, indent=1) + "\n")
     winners = [f for f in found if f.status == "winner"]
     for f in winners:
         print(f"{f.use}: {f.ratio:.3f} with {f.candidate} instead of {f.row}")

@@ -15,11 +15,11 @@ from rtm_kernels.errors import BackendUnavailable, one_of, require
 from rtm_kernels.impl import warn_once
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.reference import peak
-from rtm_kernels.ops.launch import FALLBACKS, choose, family
+from rtm_kernels.ops.launch import choose
 from rtm_kernels.ops.shared import Recursion, shared_weights
 from rtm_kernels.ranges import ranged
 from rtm_kernels.recursion import graph, native, reference, symmetric
-from rtm_kernels.recursion.persistent.runner import PersistentExecutor
+from rtm_kernels.recursion.persistent.runner import PersistentExecutor, measured_batch
 from rtm_kernels.recursion.persistent.runner import why_not as why_not_persistent
 from rtm_kernels.recursion.reference import Act, ActStep
 from rtm_kernels.recursion.tape import why_not_program
@@ -30,25 +30,15 @@ class Executor:
     """Runs ACT steps of one model.
 
     `step` takes one; `recorded` is the same as launches that a CUDA graph may record, or None when the host takes part.
-    `batch_invariant`: a sample's bits are the same in batches of any size.
+    `batch_invariant`: a sample's bits are the same in batches of any size. `check`, called when the host has waited for
+    steps, raises where one of them failed on the device.
     """
 
     name: str
     step: Act
     recorded: Act | None = None
     batch_invariant: bool = False
-
-
-PERSISTENT_BATCH = {"hopper": 4, "portable": 2}
-"""GPU family -> largest batch whose ACT steps the persistent kernel takes; the graph takes the rest. Not measured yet:
-the byte model of `recursion/persistent/README.md` says so, in which the traffic with L2 grows with the batch and the
-barriers do not. `python -m benchmarks.choose` measures both and prints the entry of the GPU it ran on."""
-
-
-def path_of(batch: int) -> str:
-    """`persistent` or `graph`, for ACT steps of `batch` samples on this GPU."""
-    limits = [PERSISTENT_BATCH[name] for name in FALLBACKS[family()] if name in PERSISTENT_BATCH]
-    return "persistent" if limits and batch <= limits[0] else "graph"
+    check: Callable[[], None] = lambda: None
 
 
 class Backend(NamedTuple):
@@ -146,15 +136,16 @@ def replayed(model: RecursiveReasoner, capture: graph.CudaGraphs | None = None) 
     return Executor("graph", step, recorded=act)
 
 
-def by_batch(paths: Mapping[str, Executor]) -> Executor:
-    """`auto` on a GPU: each batch goes to the path that `path_of` names for its size, while it is recorded too."""
+def by_batch(small: Executor, large: Executor, most: int) -> Executor:
+    """`auto` on a GPU: batches of at most `most` samples go to `small`, the others to `large`, while recorded too."""
 
-    def chosen(acts: Mapping[str, Act]) -> Act:
-        return lambda latents, x: acts[path_of(len(x))](latents, x)
+    def chosen(first: Act, second: Act) -> Act:
+        return lambda latents, x: (first if len(x) <= most else second)(latents, x)
 
-    recorded = {name: path.recorded for name, path in paths.items() if path.recorded is not None}
-    steps = {name: path.step for name, path in paths.items()}
-    return Executor("auto", chosen(steps), chosen(recorded) if len(recorded) == len(paths) else None)
+    recorded = None
+    if small.recorded is not None and large.recorded is not None:
+        recorded = chosen(small.recorded, large.recorded)
+    return Executor("auto", chosen(small.step, large.step), recorded, check=small.check)
 
 
 def _persistent(model: RecursiveReasoner) -> Executor:
@@ -167,7 +158,7 @@ def _persistent(model: RecursiveReasoner) -> Executor:
         logits = model.token_logits(values[model.program.output])
         return ActStep(values, logits, None if q is None else q[:, 0], change=change, token_q=q)
 
-    return Executor("persistent", step, recorded=step)
+    return Executor("persistent", step, recorded=step, check=kernel.check)
 
 
 def _symmetric(model: RecursiveReasoner) -> Executor:
@@ -267,9 +258,9 @@ def with_precision(name: str, precision: str) -> str:
 def executor(name: str, model: RecursiveReasoner, batch_size: int | None = None) -> Executor:
     """The executor `name` for `model`.
 
-    `auto` takes the best that can run it on its device. On a GPU that is, for each batch, the persistent kernel or the
-    graph, as the launch table says; `batch_size` pins the choice to that size, for callers whose results must not
-    depend on how a batch shrinks. What it could not take it says once.
+    `auto` takes the best that can run it on its device. On a GPU that is the graph, or for small batches the persistent
+    kernel where `ops/tuned.json` holds that this GPU was faster so (`measured_batch`); `batch_size` pins the choice to
+    that size, for callers whose results must not depend on how a batch shrinks. What it could not take it says once.
 
     Errors: `InputError` for an unknown name, `BackendUnavailable` for a named one that cannot run here.
     """
@@ -297,6 +288,7 @@ def _auto(model: RecursiveReasoner, batch_size: int | None) -> Executor:
         warn_once(f"using the slower PyTorch executor: {reasons['triton']}", 5)
     if runnable[:2] != ["persistent", "graph"]:
         return _build(runnable[0], model)
-    if batch_size is not None:
-        return _build(path_of(batch_size), model)
-    return by_batch({path: _build(path, model) for path in runnable[:2]})
+    most = measured_batch(model.device, model.dtype, model.config.latent_len, model.config.hidden_size)
+    if most == 0 or batch_size is not None:
+        return _build("persistent" if batch_size is not None and batch_size <= most else "graph", model)
+    return by_batch(_build("persistent", model), _build("graph", model), most)

@@ -194,6 +194,7 @@ class Slots:
             active = self.active - len(self._waiting)
             smaller = max(bucket for bucket in (0, *self._queue.buckets) if bucket < active)
             counts = self._queue.launch(active, floor=smaller if self.free else self.capacity - 1)
+            self.executor.check()
             self._entered(counts.waiting)
             return self._finish(self._results[: counts.finished].cpu()) if counts.finished else []
 
@@ -234,6 +235,7 @@ class Slots:
     def _take(self, leaving: Tensor, reason: str | None = None) -> list[Finished]:
         """Empty the slots where bool leaving [n] holds; the host waits for it."""
         slots = leaving.nonzero()[:, 0]
+        self.executor.check()
         if not len(slots):
             return []
         rows = self.states.rows[slots].cpu()

@@ -146,7 +146,8 @@ def _insert(rows: list[LaunchRow], new: LaunchRow, op: str) -> None:
 
 
 def family() -> str:
-    """The family of the GPU that Triton would launch on now, or `interpreter`."""
+    """The family of the current GPU, on which Triton would launch now, or `interpreter`: ask it where the device of the
+    tensors is the current one."""
     if triton_interpreted():
         return "interpreter"
     from triton.runtime import driver

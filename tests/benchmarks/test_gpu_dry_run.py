@@ -11,16 +11,19 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import cases, choose, energy, gpu, gpu_tests, harness, machine, peers, profile, run, tune
 from benchmarks.problem import make
+from benchmarks.rows import Row
 from benchmarks.timing import interleave
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.energy import EnergyCounter
 from rtm_kernels.engine.executor import EXECUTORS
+from rtm_kernels.recursion.persistent.runner import measured_batch
 from tests.cases import small_cases
 from tests.cases.case import Tuned
 from tests.recursion.simulated_cuda import OnCpu, simulate
@@ -63,28 +66,42 @@ def test_choose_measures_both_paths_and_prints_rows(
     assert [(r["case"].split("-")[2], r["path"], r["status"]) for r in found["rows"]] == [
         ("B3", path, "measured") for path in choose.PROVIDER_OF
     ]
-    assert list(found["persistent_batch"].values()) in ([0], [3])
+    assert found["entry"] is None or found["entry"]["measured"]["batch"] == 3
     assert "Simulated GPU at abc" in capsys.readouterr().out
+    faster = found["rows"][1] | {"status": "measured", "ratio": 1.5, "ratio_interval": [1.4, 1.6]}
+    both = {"graph": Row.of(found["rows"][0]), "persistent": Row.of(faster)}
+    table = tmp_path / "tuned.json"
+    monkeypatch.setattr(choose, "TUNED", table)
+    monkeypatch.setattr(choose, "_earlier", lambda path: {1: both, 2: both, 4: both | {"persistent": both["graph"]}})
+    assert choose.main([*arguments[:-4], "--batch", "1", "--write"]) == 0
+    measured = [entry | {"bits": 32} for entry in json.loads(table.read_text())]
+    here, config = SimpleNamespace(type="cuda"), cases.MODELS["sudoku"]
+    for name, width, most in (("Simulated GPU", 16, 2), ("another", 16, 0), ("Simulated GPU", 32, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_, name=name: name)
+        assert measured_batch(here, torch.float32, config.latent_len, width, measured) == most
 
 
 @pytest.mark.parametrize(
-    ("task", "wanted"),
+    ("name", "task", "wanted"),
     [
-        ("act_step", {"rtm_triton", "rtm_triton_graph", "rtm_graph_runner", "rtm_persistent", "rtm_persistent_graph"}),
-        ("train_step", {"official_compiled", "official_autotuned_graph", "rtm_triton", "rtm_triton_graph"}),
+        ("headlines", "act_step",
+         {"rtm_triton", "rtm_triton_graph", "rtm_graph_runner", "rtm_persistent", "rtm_persistent_graph"}),
+        ("bench", "train_step", {"rtm_triton", "rtm_triton_graph", "rtm_reference"}),
+        ("peers", "act_step",
+         {"official_eager", "official_compiled", "official_autotuned_graph", "rtm_triton_graph"}),
     ],
-)
-def test_the_stages_bench_and_train_measure_every_way(
-    device: None, task: str, wanted: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+)  # fmt: skip
+def test_the_stages_measure_every_way(
+    device: None, name: str, task: str, wanted: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cases, "GPU_SIZES", {"sudoku": {task: (2,)}})
-    monkeypatch.setattr(peers, "COMPILED", (("sudoku", "train_step", 2),))
-    (stage,) = [s for s in gpu.stages(tmp_path) if s.name == {"act_step": "bench", "train_step": "train"}[task]]
-    arguments = [*stage.command[2:], "--seconds", "0", "--results", str(tmp_path / "r.json")]
-    assert run.main(arguments) == 0
+    monkeypatch.setattr(peers, "COMPILED", (("sudoku", "act_step", 2),))
+    (stage,) = [s for s in gpu.stages(tmp_path) if s.name == name]
+    given = ["300" if part == gpu.SECONDS else part for part in stage.command[2:]]
+    assert run.main([*given, "--only", "sudoku", "--seconds", "0", "--results", str(tmp_path / "r.json")]) == 0
     found = json.loads((tmp_path / "summary.json").read_text())
     for metric in ("latency", "peak_memory_bytes"):
-        assert wanted | {"official_eager"} <= {r["impl"] for r in found if r["metric"] == metric}
+        assert wanted <= {r["impl"] for r in found if r["metric"] == metric}
     assert all(row["gpu"] == "Simulated GPU" for row in found)
 
 

@@ -17,7 +17,7 @@ from rtm_kernels.ops.launch import select
 from rtm_kernels.program import Program
 from rtm_kernels.recursion import reference
 from rtm_kernels.recursion.persistent.pack import PackedLayers
-from rtm_kernels.recursion.persistent.runner import KERNEL, TABLE, PersistentExecutor, PersistentRecursion
+from rtm_kernels.recursion.persistent.runner import KERNEL, TABLE, Loaded, PersistentExecutor, PersistentRecursion
 from tests.cases.case import HALVES, MOST, SIZES, Case, Op, Tensors, Tuned, latent_shape
 from tests.ops.support import swiglu_weights
 
@@ -108,8 +108,7 @@ def _launches(norm_axis: str, program: Program, t: Tensors) -> Callable[[], Tens
     def step() -> Tensor:
         row = select(TABLE, KERNEL, x.dtype, x.shape[1])  # another one where the tuner tries it
         if str(row) not in made:
-            made[str(row)] = PersistentRecursion(program, weights, len(x), row=row)
-            made[str(row)].load(_latents(t), x)
+            made[str(row)] = PersistentRecursion(program, weights, row=row).load(_latents(t), x)
         made[str(row)].step()
         return made[str(row)].latents
 
@@ -128,17 +127,18 @@ def persistent(batch: int, length: int, width: int, inner: tuple[int, int], norm
 def launch_persistent(
     batch: int, length: int, axis: str, headed: bool = True, dtype: torch.dtype = torch.float32,
     program: Program | None = None, layers: int = 1, grid: int | None = 1, launch: bool = True,
-) -> PersistentRecursion:  # fmt: skip
+) -> Loaded:  # fmt: skip
     """One ACT step at D = 512 on meta tensors."""
     program = program or programs.transformer()
     with torch.device("meta"):
         stack = Stack([FusedTRMBlock(512, length, norm_axis=axis) for _ in range(layers)])
         head = (torch.empty(2, 512), torch.empty(2)) if headed else None
     weights = PackedLayers({name: stack for name in program.stacks}, dtype)
-    recursion = PersistentRecursion(program, weights, batch, head=head, grid=grid)
+    x = torch.empty(batch, length, 512, dtype=dtype, device="meta")
+    loaded = PersistentRecursion(program, weights, head=head, grid=grid).load(dict.fromkeys(program.carried, x), x)
     if launch:
-        recursion.step()
-    return recursion
+        loaded.step()
+    return loaded
 
 
 def draw(rng: random.Random) -> tuple[Case, torch.dtype]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ from rtm_kernels.engine import Solver, executor
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.reference import relative_change
+from rtm_kernels.ops.launch import entries
+from rtm_kernels.recursion.persistent import runner
+from rtm_kernels.recursion.persistent.runner import TABLE
 from tests.engine.fakes import TASK, ScriptedExecutor, config, model
 from tests.recursion.support import Recorder
 
@@ -154,7 +158,7 @@ def test_the_graph_replays_the_whole_act_step_in_any_mode_and_splits_what_is_too
 
 
 class Named:
-    recorded = None
+    recorded, check = None, None
 
     def __init__(self, name: str) -> None:
         self.name, self.sizes = name, list[int]()
@@ -168,7 +172,7 @@ class Named:
 def cuda_model(monkeypatch: pytest.MonkeyPatch) -> RecursiveReasoner:
     """A model that says it is on a Hopper GPU, where every executor but the native one can be built."""
     monkeypatch.setattr(RecursiveReasoner, "device", property(lambda self: torch.device("cuda", 0)))
-    monkeypatch.setattr(executor, "family", lambda: "hopper")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
     for name in executor.EXECUTORS:
         reason = "the model is on cuda" if name == "native" else None
         backend = executor.Backend(lambda model, name=name: Named(name), lambda model, reason=reason: reason)
@@ -177,14 +181,41 @@ def cuda_model(monkeypatch: pytest.MonkeyPatch) -> RecursiveReasoner:
     return RecursiveReasoner(config())
 
 
-def test_auto_on_a_gpu_takes_the_path_of_the_launch_table(cuda_model: RecursiveReasoner) -> None:
+ROW = next(row for row in TABLE if row.family == "hopper" and row.bits == 32)
+HERE = {"gpu": "GPU 0", "shape": [4, 16], "batch": 4}
+
+
+@pytest.mark.parametrize(
+    ("measured", "bits", "most"),
+    [
+        (HERE, 32, 4),
+        (HERE | {"batch": 0}, 32, 0),
+        (HERE, 16, 0),
+        (HERE | {"gpu": "GPU 1"}, 32, 0),
+        (HERE | {"shape": [97, 16]}, 32, 0),
+        ({"gpu": "GPU 0", "ratio": 1.2}, 32, 0),
+        (None, 32, 0),
+    ],
+)
+def test_auto_on_a_gpu_takes_the_persistent_kernel_only_where_it_was_measured(
+    cuda_model: RecursiveReasoner, measured: dict[str, object] | None, bits: int, most: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    rows = [{"op": "persistent", **asdict(ROW), "bits": bits, "measured": measured}] if measured else []
+    monkeypatch.setattr(runner, "entries", lambda: rows)
     auto = executor.executor("auto", cuda_model)
-    assert auto.name == "auto"
-    took = [auto.step({}, torch.zeros(n)) for n in (1, 4, 5, 768, 2000)]
-    assert took == ["persistent", "persistent", "graph", "graph", "graph"]
+    assert auto.name == ("auto" if most else "graph")
+    took = [auto.step({}, torch.zeros(n)) for n in (1, 4, 5, 768)]
+    assert took == (["persistent"] * 2 if most else ["graph"] * 2) + ["graph"] * 2
     for size in (1, 64):
         pinned = executor.executor("auto", cuda_model, batch_size=size)
-        assert pinned.name == ("persistent" if size == 1 else "graph")
+        assert pinned.name == ("persistent" if size <= most else "graph")
+
+
+def test_no_row_of_the_package_names_a_path_that_was_not_measured() -> None:
+    for entry in entries():
+        if entry["op"] == "persistent":
+            assert {"gpu", "commit", "ratio", "versions"} <= set(entry["measured"])
 
 
 def test_auto_on_a_gpu_takes_what_is_left_and_says_so(

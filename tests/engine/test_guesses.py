@@ -42,7 +42,7 @@ class Unsure:
     It does so for as many steps as its latents count, which a run exceeds that does not come back.
     """
 
-    name, batch_invariant = "unsure", True
+    name, batch_invariant, check = "unsure", True, staticmethod(lambda: None)
 
     def __init__(self, model: RecursiveReasoner) -> None:
         self.new = model.initial_latents(1)["z_H"][0, 0, 0]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from rtm_kernels.engine import HaltingPolicy, Solver, Step
 from rtm_kernels.engine.executor import Executor, executor
 from rtm_kernels.engine.samples import Sample
 from rtm_kernels.engine.slots import Slots
-from rtm_kernels.errors import InputError
+from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.mixture import halting_update, initial_state
 from rtm_kernels.ops.halting.reference import halting_logits
@@ -45,6 +45,22 @@ def test_every_result_is_that_of_solving_alone_eager_or_captured(text: str, floo
             assert [told(s) for s in found] == [told(alone[p]) for p in order]
     assert len({s.steps for s in alone.values()}) > 1 or text == "fixed"
     assert "non_finite" in {s.status for s in alone.values()}
+
+
+@pytest.mark.parametrize("place", [lambda solver: solver, captured], ids=["eager", "captured"])
+def test_a_step_that_failed_on_the_device_gives_no_answer(place: Callable[[Solver], Solver]) -> None:
+    solver, checks = scripted("q", batch_size=2), list[int]()
+
+    def check() -> None:
+        checks.append(1)
+        if len(checks) == 2:
+            raise BackendUnavailable("the kernel gave up")
+
+    solver.executor.check = check  # type: ignore[method-assign]
+    found = place(solver).stream(["0100", "0300"])
+    assert next(found)[0] == 0
+    with pytest.raises(BackendUnavailable, match="gave up"):
+        list(found)
 
 
 @pytest.mark.parametrize("policy", ["cumulative_token", "cumulative", "q=0.3+verified"])

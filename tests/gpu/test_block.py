@@ -35,15 +35,20 @@ def outputs(block: nn.Module, impl: str, x: Tensor, terms: tuple[Tensor, ...], u
     return [y, *torch.autograd.grad(y, [*leaves, *block.parameters()], upstream)]
 
 
-def check_budget(block: FusedTRMBlock, batch: int, length: int, width: int, dtype: torch.dtype) -> None:
-    """Error of output and gradients against float64: at most twice the reference's in this dtype, plus one band."""
+def check_budget(
+    block: FusedTRMBlock, batch: int, length: int, width: int, dtype: torch.dtype, reference: str | None = None
+) -> None:
+    """Error of output and gradients against float64: at most twice the reference's in this dtype, plus one band.
+
+    The reference runs on the block's device, or on `reference`.
+    """
     device = next(block.parameters()).device
     values = [draw(batch, length, width, dtype, device, seed) for seed in range(4)]
-    x, terms, upstream = values[0], tuple(values[1:3]), values[3]
-    got = outputs(block, "triton", x, terms, upstream)
-    base = outputs(block, "reference", x, terms, upstream)
-    double = make_block(length, width, block.mixer, block.norm_axis, device).double()
-    truth = outputs(double, "reference", x.double(), tuple(t.double() for t in terms), upstream.double())
+    got = [t.to(reference or device) for t in outputs(block, "triton", values[0], tuple(values[1:3]), values[3])]
+    x, *terms, upstream = (t.to(reference or device) for t in values)
+    plain = make_block(length, width, block.mixer, block.norm_axis, x.device)
+    base = outputs(plain, "reference", x, tuple(terms), upstream)
+    truth = outputs(plain.double(), "reference", x.double(), tuple(t.double() for t in terms), upstream.double())
     eps = torch.finfo(dtype).eps
     for i, (mine, theirs, true) in enumerate(zip(got, base, truth, strict=True)):
         for size in (lambda t: t.abs().max(), torch.linalg.vector_norm):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,9 +64,9 @@ def test_what_auto_chose_is_what_runs(chosen: str, monkeypatch: pytest.MonkeyPat
     """The package flash_attn and a device for it are stand-ins; what is called is counted."""
     calls: list[bool] = []
 
-    def flash(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    def flash(qkv: Tensor, causal: bool) -> Tensor:
         calls.append(causal)
-        return attention.sdpa(query, key, value, causal)
+        return attention.sdpa(qkv, causal)
 
     monkeypatch.setattr(attention, "flash", flash)
     monkeypatch.setattr(api, "why_not_flash", lambda x, heads: None if x.shape[1] < 9 else "long")
@@ -74,6 +75,60 @@ def test_what_auto_chose_is_what_runs(chosen: str, monkeypatch: pytest.MonkeyPat
         leaves = inputs(2, length, 16)
         assert torch.equal(op(*leaves, attention=chosen), op(*leaves, attention="sdpa"))
     assert len(calls) == {"auto": 1, "sdpa": 0, "flash": 2}[chosen]
+
+
+class MemoryEfficient:
+    """PyTorch's memory-efficient kernels in plain tensors, called as their schemas say; notes the calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        schema = getattr(torch.ops.aten, name).default._schema
+        names = [argument.name for argument in schema.arguments]
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            given = dict(zip(names, args, strict=False)) | kwargs
+            assert len(given) == len(args) + len(kwargs) and set(given) <= set(names)
+            assert all(given[role].shape[-1] % 8 == 0 for role in ("query", "key", "value"))
+            self.calls.append({"name": name, **given})
+            return self.compute(given)
+
+        return call
+
+    @staticmethod
+    def compute(given: dict[str, Any]) -> Any:
+        q, k, v = (given[name].transpose(1, 2) for name in ("query", "key", "value"))
+        scores = given["scale"] * q @ k.mT
+        if given["custom_mask_type"] == 1:  # from the upper left corner
+            scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
+        p = scores.softmax(-1)
+        if "grad_out_" not in given:
+            return (p @ v).transpose(1, 2), *map(torch.empty, (1, 2, 3)), 7, 7
+        assert [given[name].numel() for name in ("logsumexp", "philox_seed", "philox_offset")] == [1, 2, 3]
+        assert torch.equal(given["out"], (p @ v).transpose(1, 2)) and not given["bias_requires_grad"]
+        assert given["max_seqlen_q"] == given["max_seqlen_k"] == 7
+        d = given["grad_out_"].transpose(1, 2)
+        d_scores = given["scale"] * p * (d @ v.mT - (d * (p @ v)).sum(-1, keepdim=True))
+        return *(t.transpose(1, 2) for t in (d_scores @ k, d_scores.mT @ q, p.mT @ d)), None
+
+
+@pytest.mark.parametrize(("head_dim", "causal"), [(8, True), (5, False)])
+def test_on_a_gpu_one_kernel_is_pinned_and_no_flag_of_the_process_is_touched(
+    head_dim: int, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaves = inputs(2, 7, 2 * head_dim)
+    wanted = gradients(op(*leaves, causal=causal), leaves)
+    kernels = MemoryEfficient()
+    monkeypatch.setattr(attention, "aten", kernels)
+    monkeypatch.setattr(attention, "_on_gpu", lambda t: True)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", None)
+    monkeypatch.setattr(torch, "set_num_threads", None)
+    for mine, right in zip(gradients(op(*leaves, causal=causal), leaves), wanted, strict=True):
+        torch.testing.assert_close(mine, right)
+    forward, again, backward = kernels.calls
+    assert forward["name"] == again["name"] == "_efficient_attention_forward"
+    assert backward["name"] == "_efficient_attention_backward" and backward["num_splits_key"] == 1
 
 
 def test_flash_never_falls_back() -> None:

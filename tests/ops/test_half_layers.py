@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rtm_kernels.block import FusedTRMBlock
 from rtm_kernels.impl import launches
-from tests.ops.support import gradients, half_layer, to
+from tests.ops.support import LAYOUTS, gradients, half_layer, laid_out, to
 
 pytest.importorskip("triton")
 
@@ -109,6 +109,21 @@ def test_bfloat16_is_interpreted_and_rounded_as_the_hardware_rounds_it(name: str
     leaves = to(leaves, torch.bfloat16)
     error, base = ((call(*leaves, impl=impl).double() - truth).norm() for impl in ("triton", "reference"))
     assert error <= 2 * base
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+@pytest.mark.parametrize("name", ["channel", "mixer", "attention"])
+def test_the_strides_of_an_injection_change_no_bit(name: str, layout: str) -> None:
+    shape = (2, 5, 16)
+    call, leaves = half_layer(name, shape, terms=2)
+    x, *weights, first, _ = to(leaves, torch.bfloat16)
+    wide = laid_out(shape, layout, torch.Generator().manual_seed(1)).detach()
+    memory = torch.empty(0).set_(wide.untyped_storage()).bfloat16()
+    second = memory.as_strided(shape, wide.stride(), wide.storage_offset())
+    dense = second.clone(memory_format=torch.contiguous_format)
+    assert layout == "offset" or second.stride() != dense.stride()
+    found = [(*gradients(y, (x, *weights)), y) for y in (call(x, *weights, first, t) for t in (second, dense))]
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("mixer", ["mlp", "attention"])

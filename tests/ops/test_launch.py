@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.impl import launches
 from rtm_kernels.ops import launch
 from rtm_kernels.ops.launch import LaunchRow, entries, find, select, tuned
+from rtm_kernels.ops.shared import shared_weights
 from rtm_kernels.ops.swiglu import launchers
 from rtm_kernels.ops.swiglu.launch import TABLE as SWIGLU
+from tests.cases import small_cases
+from tests.cases.case import run
 from tests.ops.support import half_layer, preferring
+from tests.proof.launching import every_launch
 
 TABLE = (
     LaunchRow("gemm", "hopper", 16, 128, num_warps=1),
@@ -68,6 +74,28 @@ def test_the_first_bucket_that_holds_the_rows(
 def test_a_measured_row_stays_in_its_bucket(place: int) -> None:
     faster = replace(BUCKETS[place], num_stages=5)
     assert tuned("op", BUCKETS, [entry(faster)]) == (*BUCKETS[:place], faster, *BUCKETS[place + 1 :])
+
+
+def test_the_family_is_that_of_the_tensors_device_wherever_the_current_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are looked up where the tensors' device is the current one: forward, backward, for shared weights."""
+    inside, asked = list[torch.device](), list[bool]()
+
+    @contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        inside.append(tensor.device)
+        yield
+        inside.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(launch, "family", lambda: (asked.append(bool(inside)), "interpreter")[1])
+    with every_launch(lambda launch: None) as ran:
+        for case in (c for c in small_cases() if c.op != "queue"):  # its case calls what the queue runs in its guard
+            tensors = case.make(torch.Generator().manual_seed(0))
+            run(case, "triton", tensors)
+            with shared_weights():
+                run(case, "triton", tensors)
+    assert asked and all(asked) and len(set(ran)) > 12
+    assert {name for name in ("recursion_kernel", "halting_kernel", "adam_atan2_kernel")} <= set(ran)
 
 
 def test_what_has_no_row_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,8 @@ _ATTENTION = (
     ("qkv", "a * cos_a + b * sin_b, b * cos_b - a * sin_a", "a * cos_a - b * sin_b, b * cos_b + a * sin_b", CAUSAL),
     ("qkv", "rstd * (a - normed_a * mean[:, None])", "rstd * a", TURNED),
     ("op", "qkv_weight.t(), residual,", "qkv_weight.t(), None,", CAUSAL),
-    ("attention", "is_causal=causal", "is_causal=False", CAUSAL),
+    ("attention", "for t in heads), 0.0, causal", "for t in heads), 0.0, False", CAUSAL),
+    ("attention", "*saved, 0.0, causal, scale", "*saved, 0.0, False, scale", CAUSAL),
 )  # fmt: skip
 
 _HALTING = (

@@ -47,8 +47,8 @@ ALMOST = 2_100_000_000
 """Elements of a tensor with one element per row: the number of rows is still a 32-bit argument, a tile more is not."""
 SMALL = {
     "gate_up_ptr", "down_ptr", "w_ptr", "weight_ptr", "bias_ptr", "cos_ptr", "sin_ptr", "weights_ptr", "head_ptr",
-    "tape_ptr", "written_ptr", "table_ptr", "barrier_ptr", "count_ptr", "out_ptr", "partial_ptr", "ids_ptr",
-    "origin_ptr",
+    "tape_ptr", "written_ptr", "table_ptr", "barrier_ptr", "failed_ptr", "count_ptr", "out_ptr", "partial_ptr",
+    "ids_ptr", "origin_ptr",
 }  # fmt: skip
 """Arguments that do not grow with the batch, or address by 64-bit values that they hold."""
 PER_SAMPLE = {"min_steps_ptr", "alive_ptr", "order_ptr"}
@@ -173,8 +173,9 @@ PERSISTENT = [(46_000, 97, "sequence"), (46_000, 97, "hidden")]
 @pytest.mark.parametrize("sizes", PERSISTENT, ids=str)
 def test_offsets_of_the_persistent_kernel(sizes: tuple[Any, ...]) -> None:
     made = launch_persistent(1, *sizes[1:], launch=False)
-    written = torch.tensor([numbers(made.program)[made.program.output]], dtype=torch.int32)
-    tape = layer_rows(made.program, made.weights.stack_layers)
+    program = made.recursion.program
+    written = torch.tensor([numbers(program)[program.output]], dtype=torch.int32)
+    tape = layer_rows(program, made.recursion.weights.stack_layers)
     with sanitized({"tape_ptr": tape, "written_ptr": written}) as seen:
         launch_persistent(*sizes, grid=65535)
     assert seen == ["recursion_kernel"]

@@ -117,13 +117,17 @@ def run_persistent(
     program: Program, latents: Mapping[str, Tensor], x: Tensor, weights: PackedLayers, **options: Any
 ) -> dict[str, Tensor]:
     """`program` in one launch whose scratch memory holds NaN; `options` are those of `PersistentRecursion`."""
-    recursion = PersistentRecursion(program, weights, len(x), **options)
-    for buffer in (recursion._mixed, recursion._inner, recursion._partials, recursion._mixed_partials):
-        buffer.fill_(torch.nan)
-    recursion.load(latents, x)
-    recursion.step()
-    found = recursion.values(latents)
-    return found | {name: t for name, t in (("q", recursion.q), ("change", recursion.change)) if t is not None}
+    recursion = PersistentRecursion(program, weights, **options)
+    loaded = recursion.load(latents, x)
+    for buffer in (loaded._mixed, loaded._inner, loaded._partials, loaded._mixed_partials, loaded.q, loaded.change):
+        if buffer is not None:
+            buffer.fill_(torch.nan)
+    loaded.step()
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    recursion.check()
+    found = loaded.values(latents)
+    return found | {name: t for name, t in (("q", loaded.q), ("change", loaded.change)) if t is not None}
 
 
 def bits(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:

@@ -74,9 +74,9 @@ def test_loading_the_persistent_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         weights = PackedLayers({"L_level": Stack([FusedTRMBlock(24, 9)])}, torch.float32)
         latents, x = {name: torch.empty(3, 9, 24) for name in program.carried}, torch.empty(3, 9, 24)
         head = (torch.empty(2, 24), torch.empty(2))
-    recursion = runner.PersistentRecursion(program, weights, 4, head=head)
+    recursion = runner.PersistentRecursion(program, weights, head=head)
     with OneDevice():
-        recursion.load(latents, x)
-        recursion.step()
-        values = recursion.values(latents)
+        loaded = recursion.load(latents, x)
+        loaded.step()
+        values = loaded.values(latents)
     assert launched == [runner.KERNEL] and all(len(t) == 3 for t in values.values())

@@ -76,19 +76,19 @@ def test_bits_do_not_depend_on_the_grid_and_250_runs_agree(norm_axis: str) -> No
 def test_replays_of_a_captured_launch_equal_launches() -> None:
     program = programs.trm(1, 2)
     weights = PackedLayers(make_stacks(program, "sequence"), torch.bfloat16)
-    recursion = PersistentRecursion(program, weights, 2)
-    recursion.load(*make_state(program, 2, torch.bfloat16))
-    recursion.step()
+    recursion = PersistentRecursion(program, weights)
+    latents, x = make_state(program, 2, torch.bfloat16)
+    recursion.load(latents, x).step()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        recursion.step()
+        loaded = recursion.load(latents, x)
+        loaded.step()
     for _ in range(1000):
-        latents = {name: torch.randn_like(recursion.latents[0]) for name in program.carried}
-        x = torch.randn_like(recursion.latents[0])
-        recursion.load(latents, x)
+        for t in (*latents.values(), x):
+            t.normal_()
         graph.replay()
         expected = run_persistent(program, latents, x, weights)
-        assert bits({**recursion.values(latents), "change": recursion.change}) == bits(expected)
+        assert bits({**loaded.values(latents), "change": loaded.change}) == bits(expected)
 
 
 def test_the_head_in_bfloat16() -> None:

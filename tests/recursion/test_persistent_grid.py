@@ -10,10 +10,12 @@ pytest.importorskip("triton")
 
 import triton
 import triton.language as tl
+from triton.runtime import interpreter
 
 from rtm_kernels import program as programs
+from rtm_kernels.errors import BackendUnavailable
 from rtm_kernels.program import Program
-from rtm_kernels.recursion.persistent import kernel
+from rtm_kernels.recursion.persistent import device, kernel
 from rtm_kernels.recursion.persistent.device import arrival, has_opened
 from rtm_kernels.recursion.persistent.pack import PackedLayers
 from tests.recursion.interleave import interleave
@@ -74,9 +76,28 @@ def test_programs_that_take_turns_give_the_bits_of_one_program(
     assert len(launches) == 1 and launches[0].handovers > 2 * grid
 
 
+@pytest.mark.parametrize("case", CASES, ids=["trm", "rtm"])
+def test_where_a_program_never_arrives_all_leave_and_the_host_raises(
+    case: tuple[Program, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interpreted one after the other, no program of several finds that the next ones have arrived."""
+    monkeypatch.setattr(device, "POLLS", tl.constexpr(7))
+    looks: list[int] = []
+    add = interpreter.interpreter_builder.create_atomic_rmw
+    monkeypatch.setattr(
+        interpreter.interpreter_builder, "create_atomic_rmw", lambda *args: (looks.append(1), add(*args))[1]
+    )
+    with pytest.raises(BackendUnavailable, match="did not arrive at a barrier; use executor='graph'"):
+        result(*case, 3)
+    barriers = 3 * len(case[0]) + 1
+    assert len(looks) <= 3 * (barriers + 7), "who gave up once waits no more"
+    assert result(*case, 1), "what failed once works again"
+
+
 @triton.jit
-def no_barrier(barrier_ptr):
+def no_barrier(barrier_ptr, failed_ptr, B):
     tl.atomic_add(barrier_ptr, 0, sem="relaxed")
+    return B
 
 
 def test_without_its_barriers_the_kernel_is_found_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,9 +39,10 @@ def attention_norm(
 
     x and each injection term [B, L, D] of one dtype; qkv_weight [3D, D] and o_weight [D, D] of any float dtype, cast
     to x's; `cos_sin` two tables [L, D / num_heads] for RoPE, or None. `qk_norm` normalises q and k over each head.
-    The RMSNorms have no weight. Under autocast x takes the autocast dtype. The forward attention runs on PyTorch's SDPA
-    or on the flash_attn package, by name or, with `attention="auto"`, as `why_not_flash` says.
-    Memory: the backward keeps h, y and one scale per row, and recomputes q, k, v and the attention through SDPA.
+    The RMSNorms have no weight. Under autocast x takes the autocast dtype. The forward attention runs on PyTorch's
+    memory-efficient kernel ("sdpa") or on the flash_attn package, by name or, with `attention="auto"`, as
+    `why_not_flash` says.
+    Memory: the backward keeps h, y and one scale per row, and recomputes q, k, v and the attention.
 
     Errors: `InputError` naming the argument that does not fit; `BackendUnavailable` for an `impl` or `attention`
     asked for by name that cannot run here.
@@ -88,7 +89,7 @@ def _check(
 
 
 def why_not_flash(x: Tensor, num_heads: int) -> str | None:
-    """Why `attention="auto"` runs the attention of x [B, L, D] on PyTorch's SDPA, or None where it takes flash_attn.
+    """Why `attention="auto"` runs the attention of x [B, L, D] on PyTorch's kernel, or None where it takes flash_attn.
 
     It takes flash_attn where that is installed, x is float16 or bfloat16 on CUDA, and the shape is in
     `launch.FLASH_KEYS`; never by the batch.

@@ -1,78 +1,92 @@
-"""The attention between attention_norm's kernels, by PyTorch or the package flash_attn, and its gradients."""
+"""The attention between attention_norm's kernels and its gradients, with the same bits in every run and in any batch.
+
+On a GPU it is PyTorch's memory-efficient kernel, asked for by name. One program takes a block of queries of one head
+and reads all keys in order; the backward keeps that order with `num_splits_key=1`. `scaled_dot_product_attention` would
+choose among kernels instead: flash splits the keys by how many samples there are and adds gradients in any order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+aten: Any = torch.ops.aten
 
-def sdpa(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
-    """`softmax(q k^T / sqrt(head_dim)) v`; [B, heads, L, head_dim]."""
-    with _one_thread(query.device):
-        return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+MULTIPLE = 8
+"""The memory-efficient kernel reads heads of a multiple of 16 bytes in every dtype; others are padded with zeros."""
 
 
-def flash(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+def sdpa(qkv: Tensor, causal: bool) -> Tensor:
+    """`softmax(q k^T / sqrt(head_dim)) v` [B, L, heads, head_dim] of qkv [B, L, 3, heads, head_dim]."""
+    return _attend(_heads(qkv), qkv.shape[-1], causal)[0][..., : qkv.shape[-1]]
+
+
+def flash(qkv: Tensor, causal: bool) -> Tensor:
     """The same by the kernels of the flash_attn package."""
     from flash_attn import flash_attn_func
 
-    mixed: Tensor = flash_attn_func(*(t.transpose(1, 2) for t in (query, key, value)), causal=causal)
-    return mixed.transpose(1, 2)
+    mixed: Tensor = flash_attn_func(*qkv.unbind(2), causal=causal)
+    return mixed
 
 
-def heads_of(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v [B, heads, L, head_dim] as views of qkv [B, L, 3, heads, head_dim]."""
-    query, key, value = qkv.permute(2, 0, 3, 1, 4)
-    return query, key, value
+def sdpa_grad(qkv: Tensor, d_mixed: Tensor, causal: bool) -> tuple[Tensor, list[Tensor]]:
+    """`sdpa`, and from the gradient of its output those of q, k and v, all [B, L, heads, head_dim]."""
+    heads, size, length = _heads(qkv), qkv.shape[-1], qkv.shape[1]
+    mixed, saved = _attend(heads, size, causal)
+    d_padded = _padded(d_mixed)
+    if _on_gpu(qkv):
+        found = aten._efficient_attention_backward(
+            d_padded, *heads, None, mixed, None, None, length, length, saved[0], 0.0, *saved[1:], int(causal), False,
+            scale=size**-0.5, num_splits_key=1,
+        )[:3]  # fmt: skip
+    else:
+        given = (t.transpose(1, 2) for t in (d_padded, *heads, mixed))
+        with _one_thread():
+            found = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                *given, *saved, 0.0, causal, scale=size**-0.5
+            )
+        found = [t.transpose(1, 2) for t in found]
+    return mixed[..., :size], [t[..., :size] for t in found]
 
 
-def attention_grad(qkv: Tensor, d_mixed: Tensor, causal: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """SDPA's output and its gradients of q, k and v, all [B, heads, L, head_dim], deterministic."""
-    with _recording(), _deterministic(), _one_thread(qkv.device):
-        query, key, value = (t.detach().requires_grad_() for t in heads_of(qkv))
-        mixed = sdpa(query, key, value, causal)
-        return mixed.detach(), torch.autograd.grad(mixed, (query, key, value), d_mixed)
+def _attend(heads: Sequence[Tensor], size: int, causal: bool) -> tuple[Tensor, Sequence[Tensor]]:
+    """The output for padded q, k and v [B, L, heads, head_dim], padded too, and what its backward reads besides."""
+    if _on_gpu(heads[0]):
+        mixed, *saved = aten._efficient_attention_forward(
+            *heads, *[None] * 5, 0.0, int(causal), compute_log_sumexp=True, scale=size**-0.5
+        )[:4]
+        return mixed, saved
+    with _one_thread():
+        mixed, *saved = aten._scaled_dot_product_flash_attention_for_cpu(
+            *(t.transpose(1, 2) for t in heads), 0.0, causal, scale=size**-0.5
+        )
+    return mixed.transpose(1, 2), saved
+
+
+def _on_gpu(t: Tensor) -> bool:
+    return t.device.type == "cuda"
+
+
+def _heads(qkv: Tensor) -> list[Tensor]:
+    return [_padded(t) for t in qkv.unbind(2)]
+
+
+def _padded(t: Tensor) -> Tensor:
+    missing = -t.shape[-1] % MULTIPLE
+    return F.pad(t, (0, missing)) if missing else t
 
 
 @contextmanager
-def _recording() -> Iterator[None]:
-    """Record gradients within a registered op, below which PyTorch leaves autograd out."""
-    keys = torch._C.DispatchKey
-    with ExitStack() as stack:
-        for key in (keys.AutogradFunctionality, keys.ADInplaceOrView):
-            stack.enter_context(torch._C._SetExcludeDispatchKeyGuard(key, False))
-        stack.enter_context(torch.enable_grad())
-        yield
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """PyTorch's deterministic kernels, without its filling of new memory where that was not asked for."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    memory: Any = torch.utils.deterministic
-    filling = memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    memory.fill_uninitialized_memory = before[0] and filling
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        memory.fill_uninitialized_memory = filling
-
-
-@contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     """On a CPU, where the interpreter runs, PyTorch would split the sums of a product by the number of its threads."""
     before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        if device.type == "cpu":
-            torch.set_num_threads(before)
+        torch.set_num_threads(before)

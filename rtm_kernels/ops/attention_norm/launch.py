@@ -15,7 +15,7 @@ FEW_HALVES = (32, 128)
 """The sizes that float32 is padded to."""
 FLASH_KEYS = {64: 256, 128: 128, 256: 64}
 """Largest head -> longest sequence that flash_attn reads as one block of keys. A longer one it may split, by a rule
-that counts the batch, so that a sample's bits would depend on its batch: `attention="auto"` then stays with SDPA."""
+that counts the batch, so that a sample's bits would depend on its batch: `attention="auto"` then takes PyTorch's."""
 
 
 def _qkv(family: str, bits: int, rows: int, lanes: int, k: int, warps: int, stages: int) -> Iterator[LaunchRow]:

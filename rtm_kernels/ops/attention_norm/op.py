@@ -36,8 +36,8 @@ def forward(
         h = launchers.injected(x.contiguous(), [term.contiguous() for term in injection], kept if injection else None)
         qkv = x.new_empty(batch, length, 3, num_heads, width // num_heads)
         project_qkv(qkv, None, h, pad_rows(qkv_weight, x.dtype), _tables(cos, sin), eps, qk_norm)
-        mixed = (attention.flash if use_flash else attention.sdpa)(*attention.heads_of(qkv), causal)
-        rows, o_weight = mixed.transpose(1, 2).reshape(-1, width), pad_rows(o_weight, x.dtype)
+        mixed = (attention.flash if use_flash else attention.sdpa)(qkv, causal)
+        rows, o_weight = mixed.reshape(-1, width), pad_rows(o_weight, x.dtype)
         if missing := o_weight.shape[1] - width:
             rows = functional.pad(rows, (0, missing))
         view = _view(width)
@@ -69,15 +69,14 @@ def input_grad(
     launchers.norm_backward(residual, dy, y, rstd, eps, view)
     d_mixed = torch.empty_like(h)
     launchers.gemm(launchers.split(d_mixed, view), ds, o_weight.t(), None, view)
-    heads = d_mixed.view(batch, length, num_heads, -1).transpose(1, 2)
-    mixed, gradients = attention.attention_grad(qkv, heads, causal)
-    mixed_rows.view(batch, length, num_heads, -1).copy_(mixed.transpose(1, 2))
+    mixed, gradients = attention.sdpa_grad(qkv, d_mixed.view(batch, length, num_heads, -1), causal)
+    mixed_rows.view(mixed.shape).copy_(mixed)
 
     d_qkv = d_qkv_rows.view(qkv.shape)
     for i in range(2):
         scale = None if qk_rstd is None else qk_rstd[:, :, i]
-        turn_backward(d_qkv[:, :, i], gradients[i], qkv[:, :, i], scale, cos_sin)
-    d_qkv[:, :, 2].copy_(gradients[2].transpose(1, 2))
+        turn_backward(d_qkv[:, :, i], gradients[i].transpose(1, 2), qkv[:, :, i], scale, cos_sin)
+    d_qkv[:, :, 2].copy_(gradients[2])
     dh = torch.empty_like(h)
     launchers.gemm(launchers.split(dh, view), d_qkv_rows, qkv_weight.t(), residual, view)
     return dh, rows

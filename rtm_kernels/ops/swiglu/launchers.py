@@ -44,13 +44,15 @@ def count_rows(x: Tensor) -> int:
 
 
 def foldable(x: Tensor, injection: Sequence[Tensor]) -> list[Tensor]:
-    """x and at most two injection terms in x's own layout; other injections are summed before the kernel."""
+    """x and at most two injection terms in one layout, copied where they differ: the kernel rounds their sum once.
+
+    Of more than two terms the first are summed before.
+    """
     terms = list(injection)
     while len(terms) > 2:
         terms[:2] = [terms[0] + terms[1]]
-    if all(_strides(term) == _strides(x) for term in terms):
-        return [x, *terms]
-    return [x + sum(terms[1:], start=terms[0])]
+    alike = all(_strides(term) == _strides(x) for term in terms)
+    return [x, *terms] if alike else [t.contiguous() for t in (x, *terms)]
 
 
 def _strides(x: Tensor) -> list[int]:

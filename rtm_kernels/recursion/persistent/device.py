@@ -8,6 +8,9 @@ import triton.language as tl
 GRID_LIMIT = tl.constexpr(1 << 16)
 """Programs per launch stay below this; each barrier adds exactly this much to the counter."""
 
+POLLS = tl.constexpr(1 << 23)
+"""How often a program looks whether a barrier has opened before it gives up: seconds; a phase takes microseconds."""
+
 
 @triton.jit
 def arrival(program, n_programs):
@@ -22,19 +25,25 @@ def has_opened(before, now):
 
 
 @triton.jit
-def grid_barrier(barrier_ptr):
+def grid_barrier(barrier_ptr, failed_ptr, B):
     """Wait until every program of the launch has arrived; what any of them stored before is visible to all after.
 
     The bit GRID_LIMIT of the int64 counter flips when the last program arrives. The counter only grows and nothing
     is ever reset: not between barriers, not between launches or graph replays, and launches of other grid sizes may
-    share it.
+    share it. Returns B, the number of samples that the caller has to do. Where a program does not arrive within POLLS
+    looks the launch has failed: `failed_ptr` is set, nobody has anything to do any more, and nobody waits again.
     """
     share = arrival(tl.program_id(0), tl.num_programs(0))
     tl.debug_barrier()  # the stores of all warps come before the release
     before = tl.atomic_add(barrier_ptr, share, sem="release", scope="gpu")
-    while has_opened(before, tl.atomic_add(barrier_ptr, 0, sem="acquire", scope="gpu")) == 0:
-        pass
+    looks = tl.where(B > 0, POLLS, 0)
+    opened = B < 0
+    while looks > 0:
+        opened = has_opened(before, tl.atomic_add(barrier_ptr, 0, sem="acquire", scope="gpu"))
+        looks = tl.where(opened, 0, looks - 1)
     tl.debug_barrier()  # no warp loads before the acquire
+    tl.store(failed_ptr, 1, mask=opened == 0)
+    return tl.where(opened, B, 0)
 
 
 @triton.jit

@@ -12,13 +12,16 @@ from rtm_kernels.recursion.persistent.token_mix import token_mix_phase
 
 
 @triton.jit
-def layer_phases(latents_ptr, partials_ptr, mixed_ptr, mixed_partials_ptr, inner_ptr, barrier_ptr,
+def layer_phases(latents_ptr, partials_ptr, mixed_ptr, mixed_partials_ptr, inner_ptr, barrier_ptr, failed_ptr,
                  weights_ptr, row_ptr, B, eps, L: tl.constexpr, D: tl.constexpr, INNER_L: tl.constexpr,
                  INNER_D: tl.constexpr, MIX_DOWN_AT: tl.constexpr, GATE_UP_AT: tl.constexpr, DOWN_AT: tl.constexpr,
                  LAYER_SIZE: tl.constexpr, MAX_TERMS: tl.constexpr, NORM_HIDDEN: tl.constexpr, BLOCK_L: tl.constexpr,
                  MIX_D: tl.constexpr, MIX_I: tl.constexpr, UP_M: tl.constexpr, UP_I: tl.constexpr, UP_K: tl.constexpr,
                  DOWN_M: tl.constexpr, DOWN_D: tl.constexpr, DOWN_K: tl.constexpr):  # fmt: skip
-    """One row of the tape, (dst, layer, n_state, n_inject, state terms, inject terms): latent[dst] <- layer(sum)."""
+    """One row of the tape, (dst, layer, n_state, n_inject, state terms, inject terms): latent[dst] <- layer(sum).
+
+    Returns B, or 0 as `grid_barrier` does.
+    """
     N_PARTS: tl.constexpr = (D + DOWN_D - 1) // DOWN_D
     N_MIXED_PARTS: tl.constexpr = (D + MIX_D - 1) // MIX_D
     dst_row = tl.load(row_ptr).to(tl.int64) * B * L
@@ -26,14 +29,14 @@ def layer_phases(latents_ptr, partials_ptr, mixed_ptr, mixed_partials_ptr, inner
     token_mix_phase(mixed_ptr, mixed_partials_ptr, latents_ptr, partials_ptr, layer_ptr,
                     row_ptr + 4, tl.load(row_ptr + 2), row_ptr + 4 + MAX_TERMS, tl.load(row_ptr + 3), B, eps,
                     L, D, INNER_L, MIX_DOWN_AT, N_PARTS, NORM_HIDDEN, BLOCK_L, MIX_D, MIX_I)  # fmt: skip
-    grid_barrier(barrier_ptr)
+    B = grid_barrier(barrier_ptr, failed_ptr, B)
     gate_up_phase(inner_ptr, mixed_ptr, mixed_partials_ptr, layer_ptr + GATE_UP_AT, B, eps,
                   L, D, INNER_D, N_MIXED_PARTS, NORM_HIDDEN, UP_M, UP_I, UP_K)  # fmt: skip
-    grid_barrier(barrier_ptr)
+    B = grid_barrier(barrier_ptr, failed_ptr, B)
     down_phase(latents_ptr + dst_row * D, partials_ptr + dst_row * N_PARTS, inner_ptr, mixed_ptr, mixed_partials_ptr,
                layer_ptr + DOWN_AT, B, eps, L, D, INNER_D, N_MIXED_PARTS, NORM_HIDDEN,
                DOWN_M, DOWN_D, DOWN_K)  # fmt: skip
-    grid_barrier(barrier_ptr)
+    return grid_barrier(barrier_ptr, failed_ptr, B)
 
 
 @triton.jit
@@ -88,7 +91,7 @@ def change_tiles(change_ptr, y_ptr, previous_ptr, B, L: tl.constexpr, D: tl.cons
 
 @triton.jit(do_not_specialize=["B", "n_rows", "n_written", "output"])
 def recursion_kernel(
-    latents_ptr, q_ptr, change_ptr, partials_ptr, mixed_ptr, mixed_partials_ptr, inner_ptr, barrier_ptr,
+    latents_ptr, q_ptr, change_ptr, partials_ptr, mixed_ptr, mixed_partials_ptr, inner_ptr, barrier_ptr, failed_ptr,
     weights_ptr, tape_ptr, written_ptr, previous_ptr, head_weight_ptr, head_bias_ptr,
     B, n_rows, n_written, output, eps,
     L: tl.constexpr, D: tl.constexpr, INNER_L: tl.constexpr, INNER_D: tl.constexpr,
@@ -100,18 +103,19 @@ def recursion_kernel(
 ):  # fmt: skip
     """One ACT step: the tape of n_rows rows over latents [n, B, L, D] in place, then the head of latent `output`.
 
-    q [B, L, 2] float32 is written with HAS_HEAD, and with HAS_CHANGE change [B], from `previous` [B, L, D].
+    q [B, L, 2] float32 is written with HAS_HEAD, and with HAS_CHANGE change [B], from `previous` [B, L, D]; `failed`
+    is set where a barrier did not open.
     """
     N_PARTS: tl.constexpr = (D + DOWN_D - 1) // DOWN_D
     ROW: tl.constexpr = 4 + 2 * MAX_TERMS
     for i in tl.range(0, n_rows, disable_licm=True):  # hoisted offsets of all phases would fill the registers
-        layer_phases(latents_ptr, partials_ptr, mixed_ptr, mixed_partials_ptr, inner_ptr, barrier_ptr, weights_ptr,
-                     tape_ptr + i * ROW, B, eps, L, D, INNER_L, INNER_D, MIX_DOWN_AT, GATE_UP_AT, DOWN_AT, LAYER_SIZE,
-                     MAX_TERMS, NORM_HIDDEN, BLOCK_L, MIX_D, MIX_I, UP_M, UP_I, UP_K,
-                     DOWN_M, DOWN_D, DOWN_K)  # fmt: skip
+        B = layer_phases(latents_ptr, partials_ptr, mixed_ptr, mixed_partials_ptr, inner_ptr, barrier_ptr, failed_ptr,
+                         weights_ptr, tape_ptr + i * ROW, B, eps, L, D, INNER_L, INNER_D, MIX_DOWN_AT, GATE_UP_AT,
+                         DOWN_AT, LAYER_SIZE, MAX_TERMS, NORM_HIDDEN, BLOCK_L, MIX_D, MIX_I, UP_M, UP_I, UP_K,
+                         DOWN_M, DOWN_D, DOWN_K)  # fmt: skip
     norm_phase(latents_ptr, partials_ptr, written_ptr, n_written, B, eps, L, D, N_PARTS, NORM_R)
     if HAS_HEAD or HAS_CHANGE:
-        grid_barrier(barrier_ptr)
+        B = grid_barrier(barrier_ptr, failed_ptr, B)
         y_ptr = latents_ptr + output.to(tl.int64) * B * L * D
         if HAS_HEAD:
             head_tiles(q_ptr, y_ptr, head_weight_ptr, head_bias_ptr, B, L, D, NORM_R)

@@ -1,16 +1,16 @@
-"""The persistent executor: a whole ACT step, or any program, in one launch, and the buffers of that launch."""
+"""The persistent executor: a whole ACT step, or any program, in one launch with buffers of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable, InputError, require
 from rtm_kernels.impl import why_not_triton
-from rtm_kernels.ops.launch import LaunchRow, launch, multiprocessors, select, tuned
+from rtm_kernels.ops.launch import LaunchRow, entries, launch, multiprocessors, select, tuned
 from rtm_kernels.program import INPUT, Program
 from rtm_kernels.ranges import ranged
 from rtm_kernels.recursion.persistent.pack import PackedLayers, Stacks, why_not_stacks
@@ -61,23 +61,39 @@ def _why_not_here(device: torch.device, dtype: torch.dtype, length: int) -> str 
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"the persistent kernel does not compute {dtype}"
     try:
-        select(TABLE, KERNEL, dtype, length)
+        _row(device, dtype, length)
     except BackendUnavailable as error:
         return str(error)
     return None
 
 
-class PersistentRecursion:
-    """Buffers and launch of the persistent kernel for one program and set of packed weights.
+def _row(device: torch.device, dtype: torch.dtype, length: int) -> LaunchRow:
+    with torch.cuda.device_of(torch.empty(0, device=device)):
+        return select(TABLE, KERNEL, dtype, length)
 
-    `latents` [n, B, L, D] of the batch loaded last are updated in place. A launch also writes `q` [B, L, 2] float32,
-    the halting head at every position of the output latent, and `change` [B] float32, |dy| / |y| of that latent;
-    `q` is None without a head, and `change` where the program does not carry its output. All buffers are static, so a
-    launch can be captured in a CUDA graph. The bits of a sample's result depend neither on the rest of the batch nor
-    on the grid size. Inference only. On the meta device nothing runs: the compile gate uses it.
+
+def measured_batch(
+    device: torch.device, dtype: torch.dtype, length: int, width: int, found: Sequence[Mapping[str, Any]] | None = None
+) -> int:
+    """The most samples [B, L, D] whose ACT step this kernel was measured to do faster than a graph on this very GPU.
+
+    0 where `ops/tuned.json` says nothing of this GPU, dtype, L and D; `python -m benchmarks.choose --write` measures.
+    """
+    if device.type != "cuda":
+        return 0
+    where = {"gpu": torch.cuda.get_device_name(device), "shape": [length, width], "bits": 8 * dtype.itemsize}
+    rows = (e for e in (entries() if found is None else found) if e["kernel"] == KERNEL and "batch" in e["measured"])
+    return max((e["measured"]["batch"] for e in rows if where.items() <= {**e, **e["measured"]}.items()), default=0)
+
+
+class PersistentRecursion:
+    """The persistent kernel for one program and set of packed weights, and what its launches only read.
+
+    `load` makes the buffers of a batch. The bits of a sample's result depend neither on the rest of the batch nor on
+    the grid size. Inference only. On the meta device nothing runs: the compile gate uses it.
 
     Args:
-        batch: the most samples that `load` takes. head: the halting head.
+        head: the halting head.
         row: launch row, by default that of the table. grid: number of programs, all resident at once; by default
             one per multiprocessor, and one in the interpreter, where none can wait.
 
@@ -89,7 +105,6 @@ class PersistentRecursion:
         self,
         program: Program,
         weights: PackedLayers,
-        batch: int,
         *,
         head: Head | None = None,
         row: LaunchRow | None = None,
@@ -99,95 +114,101 @@ class PersistentRecursion:
         reason = _why_not_here(device, dtype, layout.length) if device.type != "meta" else None
         if reason is not None:
             raise BackendUnavailable(f"the persistent kernel cannot run: {reason}")
-        require(batch >= 0, "batch", batch, "at least 0")
-        self.program, self.weights, self.batch = program, weights, batch
-        self.row = select(TABLE, KERNEL, dtype, layout.length) if row is None else row
+        self.program, self.weights = program, weights
+        self.row = _row(device, dtype, layout.length) if row is None else row
         self.grid = multiprocessors(device, 1) if grid is None else grid
-        self._number = numbers(program)
-        self._written = tuple(dict.fromkeys(step.dst for step in program.steps))
+        self.number = numbers(program)
+        self.written = tuple(dict.fromkeys(step.dst for step in program.steps))
         self.tape = layer_rows(program, weights.stack_layers).to(device)
-        self.normed = torch.tensor([self._number[n] for n in self._written], dtype=torch.int32, device="cpu").to(device)
-        self._barrier = torch.zeros(1, dtype=torch.int64, device=device)
-        self._allocate(head)
-        self._view(batch)
-
-    def _allocate(self, head: Head | None) -> None:
-        data, blocks, batch, layout = self.weights.data, self.row.blocks, self.batch, self.weights.layout
-        rows, width = batch * layout.length, layout.width
-        self._memory = data.new_empty(len(self._number) * rows * width)
-        self._mixed = data.new_empty(rows * width)
-        self._inner = data.new_empty(rows * layout.inner_width)
-        parts = len(self._number) * -(width // -blocks["DOWN_D"])
-        self._partials = data.new_empty(rows * parts, dtype=torch.float32)
-        self._mixed_partials = data.new_empty(rows * -(width // -blocks["MIX_D"]), dtype=torch.float32)
-        self._carries_output = self.program.output in self.program.carried
-        self._previous = data.new_empty(batch if self._carries_output else 0, layout.length, width)
-        self._change = data.new_empty(batch, dtype=torch.float32)
-        self._q = data.new_empty(0 if head is None else batch, layout.length, 2, dtype=torch.float32)
-        self._head = None
+        self.normed = torch.tensor([self.number[n] for n in self.written], dtype=torch.int32, device="cpu").to(device)
+        self.failed = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda")
+        self.head = None
         if head is not None:
             weight, bias = (t.detach().contiguous() for t in head)
             shapes = (tuple(weight.shape), tuple(bias.shape))
-            require(shapes == ((2, width), (2,)), "head", shapes, f"[2, D={width}] and [2]")
-            self._head = weight, bias
+            require(shapes == ((2, layout.width), (2,)), "head", shapes, f"[2, D={layout.width}] and [2]")
+            self.head = weight, bias
 
-    def _view(self, samples: int) -> None:
-        shape = (len(self._number), samples, self.weights.layout.length, self.weights.layout.width)
-        self.latents = self._memory[: shape[0] * shape[1] * shape[2] * shape[3]].view(shape)
-
-    @property
-    def q(self) -> Tensor | None:
-        """The halting head at every position, [B, L, 2]; overwritten by the next launch."""
-        return None if self._head is None else self._q[: self.latents.shape[1]]
-
-    @property
-    def change(self) -> Tensor | None:
-        """|dy| / |y| of the output latent, [B]; overwritten by the next launch."""
-        return self._change[: self.latents.shape[1]] if self._carries_output else None
-
-    def load(self, latents: Mapping[str, Tensor], x: Tensor) -> None:
-        """Copy latents and input x [B, L, D] in, for at most `batch` samples.
+    def load(self, latents: Mapping[str, Tensor], x: Tensor) -> Loaded:
+        """Buffers that hold latents and input x [B, L, D]; nothing that is given is modified.
 
         Errors: `InputError` for a tensor of another shape, or a latent that is missing and read before it is written.
         """
         missing = sorted(set(self.program.carried) - set(latents))
         if missing:
             raise InputError(f"latents={sorted(latents)} is not allowed: {', '.join(missing)} is read and not given")
-        require(x.shape[0] <= self.batch, "batch", x.shape[0], f"at most {self.batch}")
-        self._view(x.shape[0])
-        shape = tuple(self.latents.shape[1:])
-        for name, value in {**latents, INPUT: x}.items():
-            if name in self._number:
-                require(tuple(value.shape) == shape, name, tuple(value.shape), f"[B, L, D] = {shape}")
-                self.latents[self._number[name]].copy_(value)
-        if self._carries_output:
-            self._previous[: len(x)].copy_(latents[self.program.output])
+        shape = (x.shape[0], self.weights.layout.length, self.weights.layout.width)
+        given = {name: t for name, t in {**latents, INPUT: x}.items() if name in self.number}
+        for name, value in given.items():
+            require(tuple(value.shape) == shape, name, tuple(value.shape), f"[B, L, D] = {shape}")
+        return Loaded(self, given)
+
+    def check(self) -> None:
+        """Refuse the results of launches that the host has waited for where one of them gave up; waits for nothing.
+
+        Errors: `BackendUnavailable`, once for each time.
+        """
+        if int(self.failed):  # in memory of the host
+            self.failed.zero_()
+            raise BackendUnavailable(
+                "the persistent kernel gave up: a program of its grid did not arrive at a barrier; use executor='graph'"
+            )
+
+
+class Loaded:
+    """A batch in buffers of its own, which no other call shares, and the launch over it.
+
+    `latents` [n, B, L, D] are updated in place. A launch also writes `q` [B, L, 2] float32, the halting head at every
+    position of the output latent, and `change` [B] float32, |dy| / |y| of that latent; `q` is None without a head, and
+    `change` where the program does not carry its output.
+    """
+
+    @torch.inference_mode(False)
+    def __init__(self, recursion: PersistentRecursion, given: Mapping[str, Tensor]) -> None:
+        self.recursion, program, number = recursion, recursion.program, recursion.number
+        data, blocks, layout = recursion.weights.data, recursion.row.blocks, recursion.weights.layout
+        batch, length, width = len(given[INPUT]), layout.length, layout.width
+        rows, names = batch * length, len(number)
+        self.latents = data.new_empty(names, batch, length, width)
+        for name, value in given.items():
+            self.latents[number[name]].copy_(value)
+        self._mixed = data.new_empty(rows * width)
+        self._inner = data.new_empty(rows * layout.inner_width)
+        self._partials = data.new_empty(rows * names * -(width // -blocks["DOWN_D"]), dtype=torch.float32)
+        self._mixed_partials = data.new_empty(rows * -(width // -blocks["MIX_D"]), dtype=torch.float32)
+        self._barrier = data.new_zeros(1, dtype=torch.int64)
+        changes = program.output in program.carried
+        self._previous = given[program.output].to(data.dtype).contiguous() if changes else data.new_empty(0)
+        self.change = data.new_empty(batch, dtype=torch.float32) if changes else None
+        self.q = None if recursion.head is None else data.new_empty(batch, length, 2, dtype=torch.float32)
 
     def values(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The latents `given` to `load` and those written since, by name; views [B, L, D] of those on the tape."""
-        names = dict.fromkeys((*given, *self._written))
-        return {name: self.latents[self._number[name]] if name in self._number else given[name] for name in names}
+        number, names = self.recursion.number, dict.fromkeys((*given, *self.recursion.written))
+        return {name: self.latents[number[name]] if name in number else given[name] for name in names}
 
-    @ranged(lambda self: f"recursion {self.program.name}, persistent")
+    @ranged(lambda self: f"recursion {self.recursion.program.name}, persistent")
     def step(self) -> None:
         """One launch: the whole program, the halting head and the change of the output latent."""
         from rtm_kernels.recursion.persistent.kernel import recursion_kernel
 
-        batch, layout = self.latents.shape[1], self.weights.layout
+        made, batch = self.recursion, self.latents.shape[1]
+        layout, nothing = made.weights.layout, self._mixed_partials
         if batch == 0:
             return
         _, mix_down, gate_up, down, layer_size = layout.offsets
-        weight, bias = self._head or (self._q, self._q)
+        weight, bias = made.head or (nothing, nothing)
         with torch.cuda.device_of(self.latents):
             launch(
-                recursion_kernel, self.row, (self.grid,),
-                self.latents, self._q, self._change, self._partials, self._mixed, self._mixed_partials, self._inner,
-                self._barrier, self.weights.data, self.tape, self.normed, self._previous, weight, bias,
-                batch, len(self.tape), len(self.normed), self._number[self.program.output], self.weights.eps,
+                recursion_kernel, made.row, (made.grid,),
+                self.latents, nothing if self.q is None else self.q, nothing if self.change is None else self.change,
+                self._partials, self._mixed, self._mixed_partials, self._inner, self._barrier, made.failed,
+                made.weights.data, made.tape, made.normed, self._previous, weight, bias,
+                batch, len(made.tape), len(made.normed), made.number[made.program.output], made.weights.eps,
                 L=layout.length, D=layout.width, INNER_L=layout.inner_len, INNER_D=layout.inner_width,
                 MIX_DOWN_AT=mix_down, GATE_UP_AT=gate_up, DOWN_AT=down, LAYER_SIZE=layer_size, MAX_TERMS=MAX_TERMS,
-                NORM_HIDDEN=self.weights.norm_axis == "hidden", HAS_HEAD=self._head is not None,
-                HAS_CHANGE=self._carries_output,
+                NORM_HIDDEN=made.weights.norm_axis == "hidden", HAS_HEAD=self.q is not None,
+                HAS_CHANGE=self.change is not None,
                 launch_cooperative_grid=True,
             )  # fmt: skip
 
@@ -207,8 +228,8 @@ class PersistentExecutor:
     """`recursion.reference.run` for one program and its stacks, then the halting head, one launch per call.
 
     Weights are packed when it is built, in `dtype` (by default that of the weights); the head is read where it lies.
-    Buffers are allocated for powers of two of samples when they are first needed. Inference only: results carry no
-    gradient.
+    Each call has buffers of its own, so calls of several threads and streams do not meet. Inference only: results carry
+    no gradient. `check` refuses results where a launch gave up.
 
     Errors: `InputError` for a stack that is missing; `BackendUnavailable`, see `why_not`.
     """
@@ -222,9 +243,9 @@ class PersistentExecutor:
         reason = why_not_program(program)
         if reason is not None:
             raise BackendUnavailable(f"the persistent kernel cannot run: {reason}")
-        self.program, self._head = program, head
-        self.weights = PackedLayers({name: stacks[name] for name in program.stacks}, dtype)
-        self._by_size: dict[int, PersistentRecursion] = {}
+        weights = PackedLayers({name: stacks[name] for name in program.stacks}, dtype)
+        self.recursion = PersistentRecursion(program, weights, head=head)
+        self.check = self.recursion.check
 
     def run(self, latents: Mapping[str, Tensor], x: Tensor) -> Launched:
         """One pass of the program from latents and input x [B, L, D]; nothing that is given is modified.
@@ -233,11 +254,6 @@ class PersistentExecutor:
         """
         if torch.is_grad_enabled() and any(t.requires_grad for t in (*latents.values(), x)):
             raise InputError("requires_grad=True is not allowed: the persistent kernel has no backward; use no_grad()")
-        size = 1 << (len(x) - 1).bit_length() if len(x) else 0
-        if size not in self._by_size:
-            self._by_size[size] = PersistentRecursion(self.program, self.weights, size, head=self._head)
-        recursion = self._by_size[size]
-        recursion.load(latents, x)
-        recursion.step()
-        values = {name: value.clone() for name, value in recursion.values(latents).items()}
-        return Launched(values, *(None if t is None else t.clone() for t in (recursion.q, recursion.change)))
+        loaded = self.recursion.load(latents, x)
+        loaded.step()
+        return Launched(loaded.values(latents), loaded.q, loaded.change)
