@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ class Buffer:
         self.low, self.high = extent(tensor)
         array = np.frombuffer((ctypes.c_uint8 * storage.nbytes()).from_address(self.start), np.uint8)
         self.as_width = {w: array[: len(array) // w * w].view(f"u{w}") for w in (1, 2, 4, 8)}
-        self.shadow: Any = None
+        self.before, self.shadow = array.copy(), None  # type: Array, Any
 
 
 def extent(tensor: Tensor) -> tuple[int, int]:
@@ -42,6 +41,11 @@ class Memory:
 
     def __init__(self) -> None:
         self.buffers: list[Buffer] = []
+
+    def fill(self, bytes_of: Sequence[Array]) -> None:
+        """Forget what a run left in the buffers, for another run."""
+        for buffer, kept in zip(self.buffers, bytes_of, strict=True):
+            buffer.as_width[1][:], buffer.shadow = kept, None
 
     def add(self, tensor: Tensor, name: str) -> None:
         """A tensor that the kernel may touch; views of one storage share a buffer."""

@@ -74,7 +74,7 @@ def take_turns(case: Case, dtype: torch.dtype, executor: Executor) -> list[str]:
     wanted, _ = run(case, "triton", made, dtype)
     try:
         for programs, executor.seed in TURNS:
-            runner.multiprocessors = lambda device, n=programs: n  # type: ignore[misc]
+            runner.multiprocessors = lambda device, otherwise, n=programs: n  # type: ignore[misc]
             got, _ = run(case, "triton", made, dtype)
             if not all(map(torch.equal, got, wanted)):
                 found.append(f"other bits with {programs} programs in order {executor.seed}")
