@@ -14,6 +14,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from tests.compiled import threads
@@ -24,6 +25,8 @@ from tests.compiled.ptx import Fault
 from tests.compiled.races import Watch
 from tests.compiled.shared import TensorMap
 from tests.gates.hazards import hazards
+from tests.gates.precision import imprecise
+from tests.gates.source import interpret, unlike
 
 THREADS = 2048
 """Threads of independent programs that run together."""
@@ -33,7 +36,7 @@ class Launch:
     """One launch of a kernel on the buffers of `memory`, which `run` executes, perhaps in another version."""
 
     def __init__(self, name: str, binary: Any, function: Any, given: tuple[Any, ...], kwargs: Any, grid: Any) -> None:
-        self.name, self.binary = name, binary
+        self.name, self.binary, self.function, self.given, self.kwargs = name, binary, function, given, kwargs
         grid = grid({**dict(zip(function.arg_names, given, strict=False)), **kwargs}) if callable(grid) else grid
         self.grid = (*grid, *(1,) * (3 - len(grid)))
         self.programs = [p[::-1] for p in product(*(range(n) for n in self.grid[::-1]))]
@@ -69,38 +72,61 @@ class Launch:
                         after(self.name, self.binary, made)
         return watch.found
 
+    def by_source(self) -> list[Any]:
+        """What its source leaves in the buffers; nothing for programs that wait for each other."""
+        if self.cooperative and len(self.programs) > 1:
+            return []
+        self.memory.fill([])
+        interpret(self.function, self.given, self.kwargs, self.grid)
+        return self.memory.state()
+
+    def unlike(self, wanted: list[Any]) -> dict[str, None]:
+        """Which buffers do not hold what is wanted."""
+        texts = {
+            b.name: unlike(*(torch.from_numpy(bits).view(b.dtype) for bits in (b.as_width[1], other)))
+            for b, other in zip(self.memory.buffers, wanted, strict=False) if b.dtype is not None
+        }  # fmt: skip
+        return {f"{name}: {text}": None for name, text in texts.items() if text}
+
 
 @dataclass
 class Executor:
     """What a launch does, and what was found.
 
     seed: of the order in which the programs of a cooperative launch take turns. most_programs: of a launch, the first
-    ones alone. after(name, binary, machine) sees what ran. alter: another version of a kernel to run. judge(launch,
-    code) sees each launch after it, and may run it again.
+    ones alone. after(name, binary, machine) sees what ran. checks: whether results are held to the kernels' source.
+    judge(launch, code) sees each launch after it, and may run it again.
     """
 
     seed: int = 0
     most_programs: int | None = None
     after: Callable[[str, Any, Machine], None] | None = None
-    alter: Callable[[Program], Program] = lambda code: code
+    checks: bool = False
     judge: Callable[[Launch, Program], None] | None = None
     launches: Counter[str] = field(default_factory=Counter)
     found: dict[str, None] = field(default_factory=dict)
     known: dict[str, Program] = field(default_factory=dict)
 
-    def program(self, name: str, text: str) -> Program:
+    def program(self, name: str, binary: Any) -> Program:
+        text = binary.asm["ptx"]
         if text not in self.known:
             self.known[text] = Program(text)
-            self.found.update({f"{name}: {hazard}": None for hazard in hazards(self.known[text].kernel)})
+            wrong = *hazards(self.known[text].kernel), *imprecise(binary.asm["ttir"])
+            self.found.update({f"{name}: {what}": None for what in wrong})
         return self.known[text]
 
     def launch(self, binary: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], grid: Any) -> None:
         launch = Launch(function.__name__, binary, function, args, kwargs, grid)
         launch.programs = launch.programs[: self.most_programs]
         self.launches[launch.name] += 1
-        code = self.program(launch.name, binary.asm["ptx"])
-        found = launch.run(self.alter(code), self.after, self.seed)
+        code = self.program(launch.name, binary)
+        found = launch.run(code, self.after, self.seed)
         code.keep()
+        if self.checks:
+            left = launch.memory.state()
+            wanted = launch.by_source()
+            launch.memory.fill(left)
+            found |= launch.unlike(wanted)
         self.found.update({f"{launch.name}: {what}": None for what in found})
         if self.judge is not None:
             self.judge(launch, code)

@@ -10,9 +10,10 @@
    of st.shared also before a `fence.proxy.async`. Nothing writes there before the wait.
 5. Nobody reads shared memory that nobody wrote.
 6. Between programs, a release publishes what its program did in earlier epochs and what it knew of others, and an
-   acquire of the same address brings that to its program from the next epoch on.
+   acquire of the same address brings that to its program from the next epoch on. What another program wrote is not
+   loaded by way of L1 (`ld.global` without `.cg`), though the acquire would do on a GPU that keeps to its manual.
 
-Not followed: races between lanes of one warp, proxy fences of TMA and of cp.async, stale lines of an L1 cache.
+Not followed: races between lanes of one warp, proxy fences of TMA and of cp.async, cp.async.ca and its L1.
 """
 
 from __future__ import annotations
@@ -181,11 +182,15 @@ class Watch:
         own = (then < epoch) | (s.warp[g] == warp)
         return (writer == NOBODY) | np.where(writer == program, own, then < self.clock[program, writer])
 
-    def read_global(self, m: Any, buffer: Any, at: Array, size: int, threads: Array, line: int) -> None:
+    def read_global(
+        self, m: Any, buffer: Any, at: Array, size: int, threads: Array, line: int, by_l1: bool = False
+    ) -> None:
         s, g, program, warp, epoch = self.elements(m, buffer, at, size, threads)
         self.report(
             f"read of {buffer.name} not ordered", line, s.line[g], ~self._after_write(s, g, program, warp, epoch)
         )
+        others = by_l1 & (s.program[g] != NOBODY) & (s.program[g] != program)
+        self.report(f"read of {buffer.name} through L1 after another program's write", line, s.line[g], others)
         if len(s.reader):
             again = (s.read_epoch[program, g] == epoch) & (s.reader[program, g] != warp)
             reader = np.where(again, MANY, warp)

@@ -3,9 +3,10 @@
     python -m tests.gates.compiled_gate [--arch 90] [--dtype bfloat16] [--jobs 2] [FILTER ...]
 
 Every case runs forward and backward in each dtype of its op. It fails where an error against float64 is above the
-budget of `tests/cases`, where accesses race, are out of bounds, not aligned or to what nobody wrote, where a copy or a
-product is used before it is waited for, and where new memory (NaN) reaches a result. The persistent kernel also runs as
-1, 2 and 5 programs that take turns at random; its bits must not depend on that. `tests/compiled` is how.
+budget of `tests/cases`, where a launch leaves other results than its source does in Triton's interpreter, where
+accesses race, are out of bounds, not aligned or to what nobody wrote, where a copy or a product is used before it is
+waited for, and where new memory (NaN) reaches a result. The persistent kernel also runs as 1, 2 and 5 programs that
+take turns at random; its bits must not depend on that. `tests/compiled` is how.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ def execute(job: tuple[str, str, int]) -> Executed:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # new memory is NaN
     with installed(arch) as executor:
+        executor.checks = True
         try:
             outcome = check(case, getattr(torch, dtype))
             result.forward, result.backward, result.failures = outcome.forward, outcome.backward, outcome.failures

@@ -21,7 +21,7 @@ PRODUCTS = {
 }  # fmt: skip
 """Kernels with a dot."""
 SEEDED = ("token_loss", "halting-[5")
-"""Cases of the seeded defects that run here; `python -m tests.compiled.defects` runs all, which takes an hour."""
+"""Cases of the seeded defects that run here; `python -m tests.proof.defects` runs all, which takes an hour."""
 IN_BFLOAT16 = (*DIFFERENTIABLE, "persistent")
 """Ops whose tensors may be bfloat16."""
 
@@ -56,7 +56,7 @@ def test_executed_as_compiled(cells: Callable[[int], None]) -> None:
 @pytest.mark.proof("compiled")
 @pytest.mark.parametrize("arch", ["90", "80"])
 def test_defects_of_compiled_code_are_found(arch: str, cells: Callable[[int], None]) -> None:
-    printed = process("-m", "tests.compiled.defects", "--arch", arch, *SEEDED, interpret=False)
+    printed = process("-m", "tests.proof.defects", "--arch", arch, *SEEDED, interpret=False)
     cells(int(re.findall(r"(\d+) defects,", printed)[-1]))
 
 
