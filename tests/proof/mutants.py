@@ -9,7 +9,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Mutant:
     """`find` occurs once in `file`; `kill` is an op and a part of the case's name; `how` is the dtype in which Triton's
-    interpreter runs it, or "compiled": executed as compiled for sm_90, in bfloat16."""
+    interpreter runs it, "compiled": executed as compiled for sm_90, in bfloat16, or "refused": by the compile gate."""
 
     file: str
     find: str
@@ -263,10 +263,10 @@ DOT = 'out_dtype=ACC, input_precision="ieee")'
 COMPILED = (
     # sums that are rounded on their way, and products that are not IEEE products
     ("ops/swiglu/forward", f"acc = tl.dot(a, w, acc, {DOT}", f"acc = tl.dot(a, w, acc, {DOT}.to(a.dtype).to(ACC)",
-     DOWN_NORM),
-    ("ops/swiglu/forward", f"z = tl.dot(h, w, z, {DOT}", f"z = tl.dot(h, w, z, {DOT}.to(h.dtype).to(ACC)", LONG),
+     WIDE),
+    ("ops/swiglu/forward", f"z = tl.dot(h, w, z, {DOT}", f"z = tl.dot(h, w, z, {DOT}.to(h.dtype).to(ACC)", WIDE),
     ("ops/swiglu/backward", "tl.store(out_ptrs, acc,", "tl.store(out_ptrs, acc.to(z_ptr.dtype.element_ty).to(ACC),",
-     LONG),
+     WIDE),
     ("ops/attention_norm/qkv", f"acc = tl.dot(h, w, acc, {DOT}", f"acc = tl.dot(h, w, acc, {DOT}.to(h.dtype).to(ACC)",
      CAUSAL),
     ("ops/swiglu/forward", f"z = tl.dot(h, w_gate_up, {DOT}", f"z = tl.dot(h, w_gate_up, {DOT.replace('ieee', 'tf32')}",
@@ -293,7 +293,7 @@ TOO_EARLY = Mutant(
                 scale = row_scale(mixed_partials_ptr, rows, mask_rows, eps, D, N_MIXED_PARTS)
                 x = (x.to(tl.float32) * scale[:, None]).to(x.dtype)
             w_ptrs = weights_ptr + offs_i[None, :] * STRIDE_D""",
-    PERSISTENT_HIDDEN, "compiled",
+    ("persistent", "persistent L=97 bfloat16 hidden head"), "refused",
 )  # fmt: skip
 """A in registers that the loop writes while products read it, as this kernel had it before commit 1094013."""
 
