@@ -137,46 +137,64 @@ def tail_masks(kernel: Kernel) -> set[str]:
     return found
 
 
-def meets(kernel: Kernel, d: Defect, back: bool, touches: str, until: str) -> bool:
-    """Whether a path from a defect, forwards or back, comes to an opcode that `touches` before one that is `until`."""
+def around(kernel: Kernel, d: Defect, back: bool, until: str) -> list[Instruction]:
+    """All that paths from a defect, forwards or back, come to before an opcode that matches `until`."""
     blocks = kernel.blocks
     onward = {n: kernel.successors(n) for n in range(len(blocks))}
     edges = {n: [m for m in onward if n in onward[m]] for n in onward} if back else onward
-
-    def first(some: Sequence[Instruction]) -> bool | None:
-        for i in reversed(some) if back else some:
-            text = f"{i.op} {i.args[0].value}" if i.op.startswith("wgmma.wait") else i.op
-            if re.match(until, text):
-                return False
-            if re.match(touches, text):
-                return True
-        return None
-
-    todo, seen = [(d.n, blocks[d.n][: d.k] if back else blocks[d.n][d.k + 1 :])], set[int]()
+    todo = [(d.n, blocks[d.n][: d.k][::-1] if back else blocks[d.n][d.k + 1 :])]
+    found, seen = [], set[int]()
     while todo:
         n, some = todo.pop()
-        found = first(some)
-        if found:
-            return True
-        if found is None:
-            todo += [(m, blocks[m]) for m in edges[n] if m not in seen]
+        for i in some:
+            if re.match(until, f"{i.op} {i.args[0].value}" if i.op.startswith("wgmma.wait") else i.op):
+                break
+            found.append(i)
+        else:
+            todo += [(m, blocks[m][::-1] if back else blocks[m]) for m in edges[n] if m not in seen]
             seen.update(edges[n])
-    return False
+    return found
+
+
+ACCESSES = {
+    "shared r": r"ld\.shared|ldmatrix|wgmma\.(mma|wait)",
+    "shared w": r"st\.shared|stmatrix|mbarrier|cp\.async\.bulk",
+    "global r": r"ld\.global|cp\.async\.c|atom",
+    "global w": r"st\.global|atom|red\.",
+}
+"""Space, read or write -> opcodes. A copy writes from its issue, for whoever comes before it, to its wait."""
+
+
+def conflict(before: Sequence[Instruction], after: Sequence[Instruction]) -> bool:
+    """Whether a barrier between these instructions may order any two of them."""
+    found = [
+        {kind for kind, ops in ACCESSES.items() if any(re.match(ops, i.op) for i in side)}
+        | ({"shared w"} if any(i.op.startswith(copies) for i in side) else set())
+        for side, copies in ((before, "cp.async.wait"), (after, ("cp.async.ca", "cp.async.cg")))
+    ]
+    pairs = (("w", "r"), ("w", "w"), ("r", "w"))
+    return any(f"{s} {a}" in found[0] and f"{s} {b}" in found[1] for s in ("shared", "global") for a, b in pairs)
 
 
 def needless(kernel: Kernel, changed: Kernel, d: Defect) -> bool:
-    """Whether on no path of the kernel there is anything that what was removed could order."""
-    access = r"(ld|st|atom|red|cp)\.(?!param)|ldmatrix|stmatrix|mbarrier|wgmma\.(mma|wait)|fence"
+    """Whether on no path of the kernel there is anything that a defect could change."""
+
+    def comes_to(back: bool, ops: str, until: str) -> bool:
+        return any(re.match(ops, i.op) for i in around(kernel, d, back, until))
+
     if d.kind == "barrier":
-        return any(not meets(kernel, d, back, access, r"bar\.sync") for back in (False, True))
+        return not conflict(*(around(kernel, d, back, r"bar\.sync") for back in (True, False)))
     if d.kind == "wgmma fence":
         return not hazards(changed)
     if d.kind == "wgmma wait":  # another one follows before what the products read is written
         written = r"st\.shared|stmatrix|cp\.async|bar\.sync|ret"
-        return not meets(kernel, d, False, written, r"wgmma\.wait\S* 0") and not hazards(changed)
+        return not comes_to(False, written, r"wgmma\.wait\S* 0") and not hazards(changed)
     if d.kind == "proxy fence":
-        return not meets(kernel, d, True, r"st\.shared|stmatrix", r"fence\.proxy")
-    return d.kind == "cp.async wait" and not meets(kernel, d, True, r"cp\.async\.(ca|cg)", r"cp\.async\.wait_group")
+        return not comes_to(True, r"st\.shared|stmatrix", r"fence\.proxy")
+    if d.kind == "16-bit sum":  # it is rounded to 16 bits anyway, and nothing else is done with it
+        sums = {r for i in d.block[d.k + 1 : d.k + 1 + len(d.block) - len(kernel.blocks[d.n])] for r in i.writes}
+        return all(i.op.startswith("cvt.rn.bf16") for i in around(kernel, d, False, "ret") if sums & {*i.reads})
+    return d.kind == "cp.async wait" and not comes_to(True, r"cp\.async\.c[ag]", r"cp\.async\.wait_group")
 
 
 @dataclass(frozen=True)

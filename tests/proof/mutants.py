@@ -166,13 +166,13 @@ _HALTING = (
     *(("kernel", "(total >= 1)", "(total > 1)", case) for case in (TOKEN, TOKEN_CONTINUE)),
     *(("kernel", "logit.to(tl.float64) > THRESHOLD", "logit.to(tl.float64) >= THRESHOLD", case)
       for case in (FIRST, CONTINUE)),
-    ("kernel", "tl.load(row + STABLE) >= settle_steps", "tl.load(row + STABLE) > settle_steps", BROKEN_APART),
-    ("kernel", "(steps >= min_steps) & (first", "(steps > min_steps) & (first", FIRST),
+    ("kernel", "tl.load(row + STABLE) >= settle_steps", "tl.load(row + STABLE) > settle_steps", VERIFIES),
+    ("kernel", "(steps >= min_steps) & (first", "(steps > min_steps) & (first", SUM),
     ("kernel", "tl.load(row + STEPS) + 1 >= min_steps", "tl.load(row + STEPS) + 1 > min_steps", TOKEN),
     # strides of two tensors
     ("kernel", "previous_ptr, y_stride_l, y_stride_d, previous_stride_l,",
      "previous_ptr, y_stride_l, y_stride_d, y_stride_l,", BROKEN_APART),
-    ("kernel", "other_stride_b, other_stride_l, other", "other_stride_b, y_stride_l, other", BROKEN_APART),
+    ("kernel", "sample * other_stride_b, other_stride_l,", "sample * other_stride_b, y_stride_l,", BROKEN_APART),
     ("kernel", "wrong += broken(y_ptr, y_stride_l", "wrong += broken(y_ptr, previous_stride_l", BROKEN_APART),
 )  # fmt: skip
 
