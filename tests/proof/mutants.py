@@ -280,7 +280,6 @@ COMPILED = (
      "mask, other=0.0)\n    is_pending", PERSISTENT),
     ("ops/halting/kernel", "total = tl.load(doubles + ACCUMULATED)\n    tl.debug_barrier()\n",
      "total = tl.load(doubles + ACCUMULATED)\n", TOKEN),
-    ("ops/halting/kernel", "(may & (total >= 1))\n        tl.debug_barrier()\n", "(may & (total >= 1))\n", TOKEN),
     ("ops/halting/kernel", "    tl.debug_barrier()\n    tl.store(answers_ptr + S", "    tl.store(answers_ptr + S",
      FIRST),
     ("ops/halting/kernel", "        tl.debug_barrier()\n    if DECIDES", "    if DECIDES", MOVING),
