@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.interpreter import take_loop_bounds
+from tests.interpreter import prepare
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read once, when triton is first imported
-    take_loop_bounds()
+    prepare()
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)

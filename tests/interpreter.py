@@ -1,7 +1,4 @@
-"""Triton's interpreter as these tests need it, in two places.
-
-Triton 3.6 with numpy 2.4: a loop bound that a kernel computes is a one-element array there, which numpy no longer turns
-into an integer. Triton 3.7 and later take the element; so does this.
+"""Triton's interpreter as these tests need it: the package's own patch of it, and sums in one order.
 
 Its products are numpy's, whose BLAS sums a row in an order that follows the row's place in the tile on some processors,
 and shares a product between threads. Here each row is multiplied by itself, so that bits show what the kernel does.
@@ -15,19 +12,17 @@ from typing import Any
 import numpy as np
 
 
-def take_loop_bounds() -> None:
-    """Let interpreted kernels loop up to a computed bound, and multiply row by row. Call it before the first launch."""
+def prepare() -> None:
+    """Prepare the interpreter, and let it multiply row by row. Call it before the first launch."""
     if importlib.util.find_spec("triton") is None:
         return
     from triton.runtime import interpreter
 
-    tl, patch, patch_all = interpreter.tl, interpreter._patch_lang_tensor, interpreter._patch_lang
-    if getattr(patch, "takes_loop_bounds", False):
-        return
+    from rtm_kernels.ops import interpreted
 
-    def patch_and_take(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+    tl, patch_all = interpreter.tl, interpreter._patch_lang
+    if getattr(patch_all, "once", False):
+        return
 
     def dot(self: Any, a: Any, b: Any, d: Any, *precision: Any) -> Any:
         rows, columns = (t.data.astype(d.data.dtype, copy=False) for t in (a, b))
@@ -39,6 +34,7 @@ def take_loop_bounds() -> None:
         fresh = not langs or any(tl.core.is_builtin(part.load) for part in (*langs, tl))
         return patch_all(fn) if fresh else interpreter._LangPatchScope()
 
-    patch_and_take.takes_loop_bounds = True  # type: ignore[attr-defined]
-    interpreter._patch_lang_tensor, interpreter._patch_lang = patch_and_take, patch_once
-    interpreter.InterpreterBuilder.create_dot = dot
+    assert not interpreted.prepare.cache_info().currsize, "a kernel was interpreted before its products were replaced"
+    patch_once.once = True  # type: ignore[attr-defined]
+    interpreter._patch_lang, interpreter.InterpreterBuilder.create_dot = patch_once, dot
+    interpreted.prepare()  # after the products, which it gives bfloat16 as float32

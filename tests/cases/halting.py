@@ -63,12 +63,24 @@ def _make(shape: tuple[int, ...], text: str, layout: str, g: torch.Generator) ->
     logits = torch.randint(0, 3, (batch, length, VOCABULARY), generator=g).float()  # with equals
     answered = logits[::2, length - states.seq_len :]
     answered.copy_(torch.nn.functional.one_hot(at.answers[::2].long(), VOCABULARY))  # unchanged
+    q, bias = torch.randn(batch, 2, generator=g), torch.tensor([0.5, 0.25])
+    weight = torch.randn(2, width, generator=g) / width**0.5
+    # every third sample at the thresholds: a logit of 0, a sum that it makes 1, enough steps just now
+    compares = "continue" in text
+    q[::3, 0] = q[::3, 1] if compares else 0
+    at.accumulated[::3] = at.token_accumulated[::3, ::2] = 0.5
+    at.steps[::3], at.stable[::3], at.token_halted[::3] = 1, 1, 0
+    weight[:, 0] = torch.tensor([1.0, 0.0])
+    if layout != "expanded":
+        y[::3, ::2] = 0
+        y[::3, ::2, 0] = (bias[1] if compares else 0) - bias[0]
+        y[2:3, -1, -1] = torch.inf
     broken = torch.randn(shape, generator=g)
     broken[1:2] = torch.inf
     return {
-        "y": y, "rows": states.rows, "logits": logits, "q": torch.randn(batch, 2, generator=g), "other": broken,
+        "y": y, "rows": states.rows, "logits": logits, "q": q, "other": broken,
         "previous": y + 0.1 * torch.rand(batch, 1, 1, generator=g) * torch.randn(shape, generator=g),
-        "weight": torch.randn(2, width, generator=g) / width**0.5, "bias": 0.1 * torch.randn(2, generator=g),
+        "weight": weight, "bias": bias,
         "confirmed": torch.rand(batch, generator=g) < 0.3,
     }  # fmt: skip
 

@@ -37,6 +37,8 @@ CHANNEL = (  # shape of x, F, injection terms, layout
     ((0, 97, 64), 256, 1, "plain"),
     ((2, 3, 5, 64), 256, 1, "transposed"),
     ((4, 9, 20), 31, 2, "expanded"),
+    ((2, 7, 24), 40, 2, "opposite"),
+    ((2, 5, 136), 24, 0, "large"),
     ((5, 27, 100), 100, 0, "plain", "tma"),
     ((1, 70, 136), 96, 1, "plain", "tma"),
 )
@@ -60,6 +62,7 @@ MIXER = (  # B, L, D, F, norm axis, injection terms, layout of x
     (3, 1, 24, 16, "hidden", 0, "strided"),
     (0, 97, 64, 256, "sequence", 1, "plain"),
     (4, 9, 20, 31, "hidden", 2, "expanded"),
+    (9, 72, 5, 72, "hidden", 1, "plain", "tma"),
     (1, 130, 70, 80, "hidden", 2, "plain", "tma"),
     (2, 130, 24, 64, "sequence", 1, "strided", "tma"),
 )
@@ -82,9 +85,18 @@ MIXER_LAUNCHES = (  # L, D, F, norm axis, injection terms, dtype; Sudoku's L = 9
 def _make(
     shape: tuple[int, ...], mixed: int, inner: int, terms: int, layout: str, g: torch.Generator
 ) -> dict[str, Tensor]:
-    tensors = {"x": laid_out(shape, layout, g)}
-    tensors |= {f"i{i}": laid_out(shape, layout if i else "plain", g) for i in range(terms)}
-    return tensors | swiglu_weights(shape[mixed], inner, g)
+    how = layout if layout in LAYOUTS else "plain"
+    tensors = {"x": laid_out(shape, how, g)}
+    tensors |= {f"i{i}": laid_out(shape, how if i else "plain", g) for i in range(terms)}
+    weights = swiglu_weights(shape[mixed], inner, g)
+    with torch.no_grad():
+        if layout == "opposite":  # two terms of which little is left
+            tensors["i0"] *= 1000
+            tensors["i1"] -= tensors["i0"]
+        if layout == "large":  # squares beyond the range of float16
+            tensors["x"] *= 400
+            weights["gate_up_weight"] /= 400
+    return tensors | weights
 
 
 def _given(t: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -224,7 +224,8 @@ class Writer:
         if i.parts[1].startswith("shared"):
             loaded = self.let(f"M.load_shared({self.address(address, 'u32')}, {how})")
         else:
-            loaded = self.let(f"M.load_global({self.address(address, 'u64')}, {how}, {'acquire' in i.parts})")
+            by_l1 = not {"cg", "acquire", "relaxed", "volatile"} & set(i.parts)
+            loaded = self.let(f"M.load_global({self.address(address, 'u64')}, {how}, {'acquire' in i.parts}, {by_l1})")
         for k, register in enumerate(targets):
             signed = kind if kind[0] == "s" else f"u{8 * width(kind)}"
             self.define(register, signed, f"{loaded}[{k}]" + (f".view('{NUMPY[kind]}')" if kind[0] == "s" else ""))

@@ -14,92 +14,136 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from tests.compiled import threads
 from tests.compiled.memory import Memory
 from tests.compiled.products import Machine
 from tests.compiled.program import Program
 from tests.compiled.ptx import Fault
 from tests.compiled.races import Watch
 from tests.compiled.shared import TensorMap
-from tests.compiled.threads import MOST_STEPS
 from tests.gates.hazards import hazards
+from tests.gates.precision import imprecise
+from tests.gates.source import interpret, unlike
 
 THREADS = 2048
 """Threads of independent programs that run together."""
+
+
+class Launch:
+    """One launch of a kernel on the buffers of `memory`, which `run` executes, perhaps in another version."""
+
+    def __init__(self, name: str, binary: Any, function: Any, given: tuple[Any, ...], kwargs: Any, grid: Any) -> None:
+        self.name, self.binary, self.function, self.given, self.kwargs = name, binary, function, given, kwargs
+        grid = grid({**dict(zip(function.arg_names, given, strict=False)), **kwargs}) if callable(grid) else grid
+        self.grid = (*grid, *(1,) * (3 - len(grid)))
+        self.programs = [p[::-1] for p in product(*(range(n) for n in self.grid[::-1]))]
+        self.memory, self.values, self.maps = arguments(binary, function, given, kwargs)
+        self.cooperative = bool(kwargs.get("launch_cooperative_grid"))
+
+    def run(self, code: Program, after: Any = None, seed: int = 0, stop: bool = False) -> dict[str, None]:
+        """What was found; `after(name, binary, machine)` sees what ran. With `stop` a `Fault` says it first."""
+        if len(self.values) != len(code.kernel.params):
+            raise Fault(f"{self.name}: {len(self.values)} arguments for {len(code.kernel.params)} parameters")
+        parameters = dict(zip(code.kernel.params, self.values, strict=True))
+        watch, self.ran = Watch(code.kernel, len(self.programs), stop), Counter[int]()
+
+        def machine(some: list[tuple[int, ...]]) -> Machine:
+            made = Machine(code, parameters, self.binary.metadata.shared, some, self.grid, watch)
+            made.memory, made.tensor_maps = self.memory, self.maps
+            made.start()
+            return made
+
+        with np.errstate(all="ignore"):
+            if self.cooperative:
+                machines = [machine([p]) for p in self.programs]
+                take_turns(machines, seed)
+                for made in machines:
+                    self.ran += made.ran
+            else:
+                at_once = max(1, THREADS // code.kernel.threads)
+                for n in range(0, len(self.programs), at_once):
+                    made = machine(self.programs[n : n + at_once])
+                    made.run()
+                    self.ran += made.ran
+                    if after is not None:
+                        after(self.name, self.binary, made)
+        return watch.found
+
+    def by_source(self) -> list[Any]:
+        """What its source leaves in the buffers; nothing for programs that wait for each other."""
+        if self.cooperative and len(self.programs) > 1:
+            return []
+        self.memory.fill([])
+        interpret(self.function, self.given, self.kwargs, self.grid)
+        return self.memory.state()
+
+    def unlike(self, wanted: list[Any]) -> dict[str, None]:
+        """Which buffers do not hold what is wanted."""
+        texts = {
+            b.name: unlike(*(torch.from_numpy(bits).view(b.dtype) for bits in (b.as_width[1], other)))
+            for b, other in zip(self.memory.buffers, wanted, strict=False) if b.dtype is not None
+        }  # fmt: skip
+        return {f"{name}: {text}": None for name, text in texts.items() if text}
 
 
 @dataclass
 class Executor:
     """What a launch does, and what was found.
 
-    seed: of the order in which the programs of a cooperative launch take turns. edit: changes the PTX of a kernel, by
-    name, before it runs. most_programs: of a launch, the first ones alone. after(name, binary, machine) sees what ran.
+    seed: of the order in which the programs of a cooperative launch take turns. most_programs: of a launch, the first
+    ones alone. after(name, binary, machine) sees what ran. checks: whether results are held to the kernels' source.
+    judge(launch, code) sees each launch after it, and may run it again.
     """
 
     seed: int = 0
-    edit: Callable[[str, str], str] | None = None
     most_programs: int | None = None
     after: Callable[[str, Any, Machine], None] | None = None
+    checks: bool = False
+    judge: Callable[[Launch, Program], None] | None = None
     launches: Counter[str] = field(default_factory=Counter)
     found: dict[str, None] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)
     known: dict[str, Program] = field(default_factory=dict)
 
-    def program(self, name: str, text: str) -> Program:
-        if self.edit is not None:
-            text = self.edit(name, text)
+    def program(self, name: str, binary: Any) -> Program:
+        text = binary.asm["ptx"]
         if text not in self.known:
             self.known[text] = Program(text)
-            self.found.update({f"{name}: {hazard}": None for hazard in hazards(self.known[text].kernel)})
+            wrong = *hazards(self.known[text].kernel), *imprecise(binary.asm["ttir"])
+            self.found.update({f"{name}: {what}": None for what in wrong})
         return self.known[text]
 
     def launch(self, binary: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], grid: Any) -> None:
-        name = function.__name__
-        self.launches[name] += 1
-        self.texts.setdefault(name, binary.asm["ptx"])
-        code = self.program(name, binary.asm["ptx"])
-        grid = grid({**dict(zip(function.arg_names, args, strict=False)), **kwargs}) if callable(grid) else grid
-        grid = (*grid, *(1,) * (3 - len(grid)))
-        memory, values, maps = arguments(binary, function, args, kwargs)
-        if len(values) != len(code.kernel.params):
-            raise Fault(f"{name}: {len(values)} arguments for {len(code.kernel.params)} parameters")
-        parameters = dict(zip(code.kernel.params, values, strict=True))
-        programs = [p[::-1] for p in product(*(range(n) for n in grid[::-1]))][: self.most_programs]
-        watch = Watch(code.kernel, len(programs))
+        launch = Launch(function.__name__, binary, function, args, kwargs, grid)
+        launch.programs = launch.programs[: self.most_programs]
+        self.launches[launch.name] += 1
+        code = self.program(launch.name, binary)
+        found = launch.run(code, self.after, self.seed)
+        code.keep()
+        if self.checks:
+            left = launch.memory.state()
+            wanted = launch.by_source()
+            launch.memory.fill(left)
+            found |= launch.unlike(wanted)
+        self.found.update({f"{launch.name}: {what}": None for what in found})
+        if self.judge is not None:
+            self.judge(launch, code)
 
-        def machine(some: list[tuple[int, ...]]) -> Machine:
-            made = Machine(code, parameters, binary.metadata.shared, some, grid, watch)
-            made.memory, made.tensor_maps = memory, maps
-            made.start()
-            return made
 
-        with np.errstate(all="ignore"):
-            if kwargs.get("launch_cooperative_grid"):
-                self.take_turns([machine([p]) for p in programs])
-            else:
-                at_once = max(1, THREADS // code.kernel.threads)
-                for n in range(0, len(programs), at_once):
-                    made = machine(programs[n : n + at_once])
-                    made.run()
-                    if self.after is not None:
-                        self.after(name, binary, made)
-        if self.edit is None:
-            code.keep()
-        self.found.update({f"{name}: {what}": None for what in watch.found})
-
-    def take_turns(self, machines: list[Machine]) -> None:
-        """Programs that wait for each other, a random few blocks of a random one at a time."""
-        rng = np.random.default_rng(self.seed)
-        left = MOST_STEPS
-        while live := [m for m in machines if not m.finished]:
-            chosen = live[rng.integers(len(live))]
-            for _ in range(int(rng.integers(1, 40))):
-                if not chosen.finished:
-                    chosen.step()
-                    left -= 1
-            if left < 0:
-                raise Fault("the programs of a cooperative launch wait for ever")
+def take_turns(machines: list[Machine], seed: int) -> None:
+    """Programs that wait for each other, a random few blocks of a random one at a time."""
+    rng = np.random.default_rng(seed)
+    left = threads.MOST_STEPS
+    while live := [m for m in machines if not m.finished]:
+        chosen = live[rng.integers(len(live))]
+        for _ in range(int(rng.integers(1, 40))):
+            if not chosen.finished:
+                chosen.step()
+                left -= 1
+        if left < 0:
+            raise Fault("the programs of a cooperative launch wait for ever")
 
 
 def arguments(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,10 +21,12 @@ class Buffer:
     def __init__(self, tensor: Tensor, name: str) -> None:
         storage = tensor.untyped_storage()
         self.name, self.start, self.cell = name, storage.data_ptr(), tensor.element_size()
+        self.dtype: torch.dtype | None = tensor.dtype
+        """None: tensors of several share the memory."""
         self.low, self.high = extent(tensor)
         array = np.frombuffer((ctypes.c_uint8 * storage.nbytes()).from_address(self.start), np.uint8)
         self.as_width = {w: array[: len(array) // w * w].view(f"u{w}") for w in (1, 2, 4, 8)}
-        self.shadow: Any = None
+        self.before, self.shadow = array.copy(), None  # type: Array, Any
 
 
 def extent(tensor: Tensor) -> tuple[int, int]:
@@ -43,6 +44,15 @@ class Memory:
     def __init__(self) -> None:
         self.buffers: list[Buffer] = []
 
+    def state(self) -> list[Array]:
+        """What is in the buffers."""
+        return [b.as_width[1].copy() for b in self.buffers]
+
+    def fill(self, kept: Sequence[Array]) -> None:
+        """Make the buffers what they were, for another run: the first as kept, others as before they were touched."""
+        for n, buffer in enumerate(self.buffers):
+            buffer.as_width[1][:], buffer.shadow = kept[n] if n < len(kept) else buffer.before, None
+
     def add(self, tensor: Tensor, name: str) -> None:
         """A tensor that the kernel may touch; views of one storage share a buffer."""
         if not tensor.untyped_storage().nbytes():
@@ -52,6 +62,7 @@ class Memory:
                 low, high = extent(tensor)
                 buffer.low, buffer.high = min(buffer.low, low), max(buffer.high, high)
                 buffer.cell = min(buffer.cell, tensor.element_size())
+                buffer.dtype = buffer.dtype if buffer.dtype == tensor.dtype else None
                 return
         self.buffers.append(Buffer(tensor, name))
 
@@ -89,7 +100,7 @@ class GlobalMemory(Threads):
     memory: Memory
 
     def load_global(
-        self, address: Array, size: int, count: int, mask: Mask, line: int, acquire: bool = False
+        self, address: Array, size: int, count: int, mask: Mask, line: int, acquire: bool = False, by_l1: bool = False
     ) -> list[Array]:
         """`count` values of `size` bytes per thread."""
         threads = self.chosen(mask)
@@ -100,7 +111,7 @@ class GlobalMemory(Threads):
         for buffer, inside in self.memory.parts(address, size * count, line):
             at = ((address[inside] - np.uint64(buffer.start)) // np.uint64(size)).astype(np.int64)
             if not acquire:
-                self.watch.read_global(self, buffer, at * size, size * count, threads[inside], line)
+                self.watch.read_global(self, buffer, at * size, size * count, threads[inside], line, by_l1)
             for k in range(count):
                 out[k, inside] = buffer.as_width[size][at + k]
         return [self.spread(threads, row) for row in out]

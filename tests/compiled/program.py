@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import hashlib
 import marshal
 import tempfile
@@ -14,7 +16,7 @@ import numpy as np
 
 from tests.compiled import arithmetic
 from tests.compiled.codegen import SPECIAL, Writer
-from tests.compiled.ptx import Kernel, parse
+from tests.compiled.ptx import Instruction, Kernel, parse
 
 CACHE = Path(tempfile.gettempdir()) / "rtm_kernels_compiled_gate"
 """Where generated code is kept between runs."""
@@ -53,6 +55,15 @@ class Program:
             exec(self.code[n, masked], names)
             self.functions[n, masked] = names["block"]  # type: ignore[assignment]
         return self.functions[n, masked]
+
+    def changed(self, n: int, block: list[Instruction]) -> Program:
+        """The kernel with another block n, which shares the functions of the rest."""
+        other = copy.copy(self)
+        blocks = [*self.kernel.blocks[:n], block, *self.kernel.blocks[n + 1 :]]
+        other.kernel = dataclasses.replace(self.kernel, blocks=blocks)
+        other.code = {k: code for k, code in self.code.items() if k[0] != n}
+        other.functions = {k: function for k, function in self.functions.items() if k[0] != n}
+        return other
 
     def keep(self) -> None:
         """Write the generated code where the next process finds it."""

@@ -102,7 +102,11 @@ def test_warps_exchange_values() -> None:
     assert execute(SEND, RECEIVE, OUT) == (wanted, ["read without a barrier"])
     assert execute(RECEIVE)[1] == ["read of what nobody wrote"]
     assert execute(SEND, BARRIER, RECEIVE, SEND.replace("%r1", "%r2"))[1] == ["write without a barrier since a read"]
-    assert execute(SEND, BARRIER, RECEIVE, SEND)[1] == []  # the same value again
+    assert execute(SEND, BARRIER, RECEIVE, SEND)[1] == ["write without a barrier since a read"]  # of the same value too
+    assert execute(SEND, "xor.b32 %r1, %r1, 32;", SEND.replace("%r4", "%r6"))[1] == [
+        "write without a barrier since a write"
+    ]
+    assert execute(SEND.replace("[%r4], %r1", "[%r3], 5"))[1] == []  # replicated threads of one instruction
 
 
 def test_copies_land_when_they_are_waited_for() -> None:
@@ -119,6 +123,19 @@ def test_stores_of_several_threads() -> None:
     assert execute("mov.b32 %r7, 5;", "st.global.b32 [%rd1], %r7;")[1] == []
     other = ("mov.u32 %r7, %ctaid.x;", "st.global.b32 [%rd1], %r7;")
     assert "threads of one store write different values to one place" in execute(*other, programs=2)[1]
+
+
+def test_what_another_program_wrote_is_not_loaded_through_l1() -> None:
+    """Program 1 sees with .cg what program 0 released."""
+    said = "atom.global.gpu.release.add.u32 %r8, [%rd1+128], 1;"
+    heard = ("$L2:", "ld.global.gpu.acquire.b32 %r8, [%rd1+128];", "setp.eq.u32 %p2, %r8, 132;", "@%p2 bra $L2;")
+    for load, wanted in (
+        ("ld.global.cg", []),
+        ("ld.global", ["read of tensor through L1 after another program's write"]),
+    ):
+        lines = ("mov.u32 %r7, %ctaid.x;", "setp.ne.u32 %p1, %r7, 0;", "@%p1 bra $L2;", "st.global.b32 [%rd1], 7;",
+                 BARRIER, said, "ret;", *heard, BARRIER, f"{load}.b32 %r7, [%rd1];", "ret;")  # fmt: skip
+        assert execute(*lines, programs=2)[1] == wanted
 
 
 def test_branches_part_threads_and_join_them() -> None:

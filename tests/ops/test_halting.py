@@ -13,6 +13,7 @@ from torch import Tensor
 from rtm_kernels.errors import InputError
 from rtm_kernels.impl import launches
 from rtm_kernels.ops.halting.api import halting_step_
+from rtm_kernels.ops.halting.mixture import halting_update, initial_state
 from rtm_kernels.ops.halting.policy import HaltingPolicy
 from rtm_kernels.ops.halting.reference import Outputs, SlotState, SlotStates, relative_change, sigmoid
 
@@ -89,6 +90,17 @@ def test_thresholds_at_equality(impl: str, above: float, reason: int) -> None:
     for _ in range(2):
         at = advance(states, 1, replace(seen, q=torch.tensor([[0.0, 0.0]])), impl)
     assert at.accumulated.item() == 1.0 and at.reason.item() == 3, "cumulative: a sum of 1 is enough"
+
+
+@pytest.mark.parametrize("policy", ["q", "q_continue", "cumulative", "cumulative_token"])
+def test_thresholds_at_equality_in_training(policy: str) -> None:
+    """The same rule: a logit of 0 is not enough, a sum of 1 is."""
+    state, logits = initial_state(1, 2), torch.tensor([[[0.0, 0.0], [0.5, 0.5]]])
+    if policy == "q":
+        logits[0, 1] = 0.0
+    for step in (1, 2):
+        state = halting_update(state, policy, logits, max_steps=9)
+        assert state.active.tolist() == [[policy.startswith("q") or step == 1] * 2], step
 
 
 @pytest.mark.parametrize("min_steps", [1, 3])

@@ -8,14 +8,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mutant:
-    """`find` occurs once in `file`; `kill` is the start of an op's name and a part of its shape."""
+    """`find` occurs once in `file`; `kill` is an op and a part of the case's name; `how` is the dtype in which Triton's
+    interpreter runs it, "compiled": executed as compiled for sm_90, in bfloat16, or "refused": by the compile gate."""
 
     file: str
     find: str
     replace: str
     kill: tuple[str, str]
+    how: str = "float32"
 
 
+OPPOSITE, LARGE, FUSED_APART, APART, GROUPED = (
+    ("swiglu_norm", "F=40 terms=2 opposite"), ("swiglu_norm", "F=24 terms=0 large"),
+    ("swiglu_norm", "F=64 terms=0 transposed"), ("mixer_norm", "[1, 131, 17]"), ("mixer_norm", "[9, 72, 5]"),
+)  # fmt: skip
 FUSED, DOWN_NORM, LONG, WIDE = (
     ("swiglu_norm", "[3, 7, 24] F=40 terms=2"), ("swiglu_norm", "[2, 11, 70] F=33"),
     ("swiglu_norm", "[2, 9, 70] F=24 terms=1"), ("swiglu_norm", "[1, 5, 136]"),
@@ -28,10 +34,10 @@ TURNED, CAUSAL, ODD, OUT_WIDE, MANY_ROWS = (
     ("attention_norm", "[3, 7, 24]"), ("attention_norm", "[2, 9, 32]"), ("attention_norm", "[1, 5, 130]"),
     ("attention_norm", "[1, 6, 144]"), ("attention_norm", "[2, 97, 64]"),
 )  # fmt: skip
-FIRST, CONTINUE, TOKEN, TOKEN_CONTINUE, SUM, MOVING, VERIFIES = (
+FIRST, CONTINUE, TOKEN, TOKEN_CONTINUE, SUM, MOVING, VERIFIES, BROKEN_APART = (
     ("halting", "[5, 9, 70] q"), ("halting", "q_continue strided"), ("halting", "cumulative_token"),
     ("halting", "q_continue+cumulative_token"), ("halting", "cumulative offset"), ("halting", "settle=2/0.06+q"),
-    ("halting", "verified"),
+    ("halting", "verified"), ("halting", "cumulative+settle=2 strided"),
 )  # fmt: skip
 ALONG, GRID = ("conv_swiglu_norm", "[2, 13, 32, 40]"), ("conv_swiglu_norm", "[2, 67, 12, 33]")
 STABLEMAX, SOFTMAX, SOFTMAX_TILES = (
@@ -96,6 +102,18 @@ _SWIGLU = (
     ("fused_backward", "dz_ptrs += BLOCK_F", "dz_ptrs += BLOCK_F // 2", MIXER),
     ("fused_backward", "mask = (offs_r < R)[:, None] & below(offs_n, N, BLOCK_N)",
      "mask = (offs_r < R - 1)[:, None] & below(offs_n, N, BLOCK_N)", MIXER),
+    # another association of three terms
+    ("tiles", "total += tl.load(second_ptr + offsets, mask=mask, other=0.0).to(ACC)",
+     "h, total = h.to(ACC) + total, tl.load(second_ptr + offsets, mask=mask, other=0.0).to(ACC)", OPPOSITE),
+    # strides of two tensors, and the last group of tiles
+    ("forward", "offs_r[:, None] * y_stride_r + offs_n.to(tl.int64)[None, :] * y_stride_n\n    tl.store",
+     "offs_r[:, None] * x_stride_r + offs_n.to(tl.int64)[None, :] * x_stride_n\n    tl.store", FUSED_APART),
+    ("forward", "y_offs = batch * y_stride_b + offs_r[:, None] * y_stride_r + wide_n * y_stride_n",
+     "y_offs = batch * y_stride_b + offs_r[:, None] * h_stride_r + wide_n * h_stride_n", APART),
+    ("backward", "offs_r[:, None] * dr_stride_r + wide_n * dr_stride_n",
+     "offs_r[:, None] * h_stride_r + wide_n * h_stride_n", APART),
+    ("tma", "size = tl.minimum(blocks_r - first, GROUP)", "size = tl.minimum(blocks_r, GROUP)", GROUPED),
+    ("tma", "first + inside % size, inside // size", "first + inside % GROUP, inside // GROUP", GROUPED),
 )  # fmt: skip
 
 _ATTENTION = (
@@ -108,6 +126,12 @@ _ATTENTION = (
     ("qkv", "in_head = lane_e + lanes % 2 * half", "in_head = lane_e + (1 - lanes % 2) * half", CAUSAL),
     ("qkv", "a * cos_a + b * sin_b, b * cos_b - a * sin_a", "a * cos_a - b * sin_b, b * cos_b + a * sin_b", CAUSAL),
     ("qkv", "rstd * (a - normed_a * mean[:, None])", "rstd * a", TURNED),
+    # units and heads
+    ("qkv", "(lane_head * HEAD_DIM + in_head)", "(lane_head * HEADS + in_head)", TURNED),
+    ("qkv", "column = (head * HEAD_DIM)[:, None]", "column = (head * HEADS)[:, None]", CAUSAL),
+    ("qkv", "rows[:, None] * 2 * HEADS + heads[None, :], rstd", "rows[:, None] * HEADS + heads[None, :], rstd", TURNED),
+    ("qkv", "head * dq_stride_h + position * dq_stride_l", "head * dq_stride_l + position * dq_stride_h", CAUSAL),
+    ("qkv", "position[:, None] * HEAD_DIM + offs_e", "position[:, None] * HEADS + offs_e", CAUSAL),
     ("op", "qkv_weight.t(), residual,", "qkv_weight.t(), None,", CAUSAL),
     ("attention", "for t in heads), 0.0, causal", "for t in heads), 0.0, False", CAUSAL),
     ("attention", "*saved, 0.0, causal, scale", "*saved, 0.0, False, scale", CAUSAL),
@@ -140,6 +164,19 @@ _HALTING = (
     ("signals", "first += tl.load(bias_ptr).to(tl.float32)", "first -= tl.load(bias_ptr).to(tl.float32)", TOKEN),
     ("signals", "l + rows < L, D)\n            before", "l + rows < L - 1, D)\n            before", MOVING),
     ("signals", "tl.where(x < 0, small, 1.0 - small)", "tl.where(x < 0, 1.0 - small, small)", SUM),
+    # at equality
+    ("kernel", "tl.load(doubles + ACCUMULATED) >= 1", "tl.load(doubles + ACCUMULATED) > 1", SUM),
+    *(("kernel", "(total >= 1)", "(total > 1)", case) for case in (TOKEN, TOKEN_CONTINUE)),
+    *(("kernel", "logit.to(tl.float64) > THRESHOLD", "logit.to(tl.float64) >= THRESHOLD", case)
+      for case in (FIRST, CONTINUE)),
+    ("kernel", "tl.load(row + STABLE) >= settle_steps", "tl.load(row + STABLE) > settle_steps", VERIFIES),
+    ("kernel", "(steps >= min_steps) & (first", "(steps > min_steps) & (first", SUM),
+    ("kernel", "tl.load(row + STEPS) + 1 >= min_steps", "tl.load(row + STEPS) + 1 > min_steps", TOKEN),
+    # strides of two tensors
+    ("kernel", "previous_ptr, y_stride_l, y_stride_d, previous_stride_l,",
+     "previous_ptr, y_stride_l, y_stride_d, y_stride_l,", BROKEN_APART),
+    ("kernel", "sample * other_stride_b, other_stride_l,", "sample * other_stride_b, y_stride_l,", BROKEN_APART),
+    ("kernel", "wrong += broken(y_ptr, y_stride_l", "wrong += broken(y_ptr, previous_stride_l", BROKEN_APART),
 )  # fmt: skip
 
 _LOSS = (
@@ -210,8 +247,64 @@ FOLDERS = {
 }  # fmt: skip
 
 
+IN_16_BITS = (
+    ("ops/swiglu/forward", "        squares += y * y\n",
+     "        squares += (y * y).to(y_ptr.dtype.element_ty).to(ACC)\n", LARGE, "float16"),
+    ("ops/swiglu/forward", "act = silu_gate(gate, up).to(h.dtype)", "act = gate.to(h.dtype)", FUSED, "bfloat16"),
+    ("ops/swiglu/forward", "        squares += y * y\n", "        squares += tl.abs(y)\n", WIDE, "bfloat16"),
+    ("ops/swiglu/backward", "tl.store(dz_ptrs + F, d_up.to", "tl.store(dz_ptrs + F, d_gate.to", LONG, "bfloat16"),
+    ("ops/attention_norm/qkv", "squares / HEAD_DIM", "squares / BLOCK_E", TURNED, "bfloat16"),
+    ("ops/token_loss/kernels", "(-scale * own_slope * rest)", "(scale * own_slope * rest)", SOFTMAX, "bfloat16"),
+    ("ops/conv_swiglu_norm/kernels", "(row < SIDE)", "(row <= SIDE)", GRID, "bfloat16"),
+    ("recursion/persistent/device", "(x.to(tl.float32) * scale[:, None]).to(x.dtype).to(tl.float32)",
+     "x.to(tl.float32)", PERSISTENT, "bfloat16"),
+    ("recursion/persistent/token_mix", "y = (h.to(tl.float32) + mlp).to(h.dtype)", "y = mlp.to(h.dtype)",
+     PERSISTENT, "bfloat16"),
+)  # fmt: skip
+"""What the interpreter must notice in 16 bits: sums that overflow, and some of the above once more."""
+DOT = 'out_dtype=ACC, input_precision="ieee")'
+COMPILED = (
+    # sums that are rounded on their way, and products that are not IEEE products
+    ("ops/swiglu/forward", f"acc = tl.dot(a, w, acc, {DOT}", f"acc = tl.dot(a, w, acc, {DOT}.to(a.dtype).to(ACC)",
+     WIDE),
+    ("ops/swiglu/forward", f"z = tl.dot(h, w, z, {DOT}", f"z = tl.dot(h, w, z, {DOT}.to(h.dtype).to(ACC)", WIDE),
+    ("ops/swiglu/backward", "tl.store(out_ptrs, acc,", "tl.store(out_ptrs, acc.to(z_ptr.dtype.element_ty).to(ACC),",
+     WIDE),
+    ("ops/attention_norm/qkv", f"acc = tl.dot(h, w, acc, {DOT}", f"acc = tl.dot(h, w, acc, {DOT}.to(h.dtype).to(ACC)",
+     CAUSAL),
+    ("ops/swiglu/forward", f"z = tl.dot(h, w_gate_up, {DOT}", f"z = tl.dot(h, w_gate_up, {DOT.replace('ieee', 'tf32')}",
+     FUSED),
+    # races
+    ("recursion/persistent/device", "    tl.debug_barrier()  # the stores of all warps come before the release\n", "",
+     PERSISTENT),
+    ("recursion/persistent/device", 'sem="release"', 'sem="relaxed"', PERSISTENT),
+    ("recursion/persistent/device", 'sem="acquire"', 'sem="relaxed"', PERSISTENT),
+    ("recursion/persistent/device", 'mask, other=0.0, cache_modifier=".cg")\n    is_pending',
+     "mask, other=0.0)\n    is_pending", PERSISTENT),
+    ("ops/halting/kernel", "total = tl.load(doubles + ACCUMULATED)\n    tl.debug_barrier()\n",
+     "total = tl.load(doubles + ACCUMULATED)\n", TOKEN),
+    ("ops/halting/kernel", "    tl.debug_barrier()\n    tl.store(answers_ptr + S", "    tl.store(answers_ptr + S",
+     FIRST),
+    ("ops/halting/kernel", "        tl.debug_barrier()\n    if DECIDES", "    if DECIDES", MOVING),
+)  # fmt: skip
+"""What the interpreter cannot see and compiled code must show, or its IR."""
+TOO_EARLY = Mutant(
+    "rtm_kernels/recursion/persistent/channel.py",
+    """            w_ptrs = weights_ptr + offs_i[None, :] * STRIDE_D""",
+    """            if NORM_HIDDEN:
+                scale = row_scale(mixed_partials_ptr, rows, mask_rows, eps, D, N_MIXED_PARTS)
+                x = (x.to(tl.float32) * scale[:, None]).to(x.dtype)
+            w_ptrs = weights_ptr + offs_i[None, :] * STRIDE_D""",
+    ("persistent", "persistent L=97 bfloat16 hidden head"), "refused",
+)  # fmt: skip
+"""A in registers that the loop writes while products read it, as this kernel had it before commit 1094013."""
+
+
 def mutants() -> Iterator[Mutant]:
     """All of them."""
     for folder, rows in FOLDERS.items():
         for file, find, replace, kill in rows:
             yield Mutant(f"rtm_kernels/{folder}/{file}.py", find, replace, kill)
+    for file, find, replace, kill, how in (*IN_16_BITS, *((*row, "compiled") for row in COMPILED)):
+        yield Mutant(f"rtm_kernels/{file}.py", find, replace, kill, how)
+    yield TOO_EARLY

@@ -52,8 +52,8 @@ def test_the_same_bits_in_every_run(op: str, cells: Callable[[int], None]) -> No
 
 FRESH = """
 import sys
-from tests.interpreter import take_loop_bounds
-take_loop_bounds()
+from tests.interpreter import prepare
+prepare()
 import torch
 from tests.cases import small_cases
 from tests.proof.test_bits import digest, training_step

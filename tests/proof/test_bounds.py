@@ -23,7 +23,7 @@ from rtm_kernels.ops.adam_atan2.kernels import adam_atan2
 from rtm_kernels.ops.adam_atan2.reference import scalars
 from tests.cases import small_cases
 from tests.cases.case import run
-from tests.interpreter import take_loop_bounds
+from tests.interpreter import prepare
 from tests.proof.launching import Launch, every_launch, kernel_names, process
 from tests.proof.memory import mapped
 from tests.proof.tiles import tiles
@@ -92,7 +92,7 @@ def test_a_planted_access_beyond_the_fence_ends_the_process(side: str) -> None:
 
 
 if __name__ == "__main__":
-    take_loop_bounds()
+    prepare()
     torch.set_num_threads(1)  # a forked process has no threads of its pool
     for side in sys.argv[1:]:
         pid = os.fork()

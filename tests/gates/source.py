@@ -1,0 +1,55 @@
+"""What a launch computes by its source: Triton's interpreter runs it in place, on the buffers that compiled code uses.
+
+Compiled code may sum in another order, but rounds where the source does. So of results in 16 bits it changes few, those
+where a sum lies between two numbers, and of wider ones their last bits. A sum that is rounded once more on its way
+changes about half of them, however small its error is against float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rtm_kernels.ops import interpreted
+
+OTHERS = 0.03
+"""Share of 16-bit results that may be other numbers than the interpreter's."""
+LAST_BITS = 2.0**-15
+"""Largest difference of wider results, relative to the largest of them."""
+
+
+def interpret(function: Any, args: Sequence[Any], kwargs: dict[str, Any], grid: tuple[int, ...]) -> None:
+    """Run a compiled kernel's source with the arguments of a launch; it may call other kernels' functions."""
+    from triton import language as tl
+    from triton.runtime.interpreter import GridExecutor, InterpretedFunction, _patch_lang
+    from triton.runtime.jit import JITFunction
+
+    interpreted.prepare()
+    scope = _patch_lang(FunctionType(interpret.__code__, {"tl": tl, "core": tl.core}))
+    real = JITFunction.__call__
+    JITFunction.__call__ = lambda self, *a, **k: InterpretedFunction(self.fn).rewrite()(*a, **k)  # type: ignore[method-assign]
+    try:
+        source = InterpretedFunction(function.fn)
+        GridExecutor(source.rewrite(), source.arg_names, grid)(*args, **kwargs)
+    finally:
+        JITFunction.__call__ = real  # type: ignore[method-assign]
+        scope.restore()
+
+
+def unlike(compiled: Tensor, source: Tensor) -> str:
+    """What is wrong with a result of compiled code, if it is not that of the source; "" if nothing is."""
+    if not compiled.is_floating_point():
+        count = int((compiled != source).sum())
+        return f"{count} integers are not those of the source" if count else ""
+    if bool((compiled.isnan() != source.isnan()).any()):
+        return "other values than those of the source are NaN"
+    a, b = compiled.nan_to_num().double(), source.nan_to_num().double()
+    if compiled.dtype.itemsize == 2:
+        share = float((a != b).double().mean())
+        return f"{share:.1%} of the results are not those of the source" if share > OTHERS else ""
+    worst = float((a - b).abs().max() / b.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
+    return f"a result is {worst:.1e} of the largest off the source's" if worst > LAST_BITS else ""

@@ -1,0 +1,326 @@
+"""Defects seeded in the compiled code of every kernel, one at a time: each must be found when a small case runs.
+
+    python -m tests.proof.defects [--arch 90] [--jobs 2] [CASE ...]
+
+A defect is found when an access, a race, a hazard or a hang is reported in one of the launches of its case, or when
+results are not those of the kernel's source. Whatever is not found is shown to change nothing by a rule over all paths
+of the kernel (`needless`), or is argued in `ARGUED`, where nothing stands in vain.
+"""
+
+from __future__ import annotations
+
+import os
+
+if __name__ == "__main__":
+    os.environ.pop("TRITON_INTERPRET", None)
+
+import argparse
+import linecache
+import multiprocessing
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rtm_kernels.ops.token_loss.api import LOSSES
+from rtm_kernels.program import rtm, trm
+from rtm_kernels.recursion.persistent import runner
+from tests.cases import name_of, small_cases
+from tests.cases.attention_norm import attention
+from tests.cases.case import run
+from tests.cases.conv import conv
+from tests.cases.halting import halting
+from tests.cases.persistent import persistent
+from tests.cases.queue import queue
+from tests.cases.swiglu import channel, mixer
+from tests.cases.token_loss import loss
+from tests.compiled import threads
+from tests.compiled.launching import Launch, installed
+from tests.compiled.program import Program
+from tests.compiled.ptx import Fault, Instruction, Kernel, Number
+from tests.gates.hazards import hazards
+
+ROOT = Path(__file__).resolve().parents[2]
+REMOVED = {
+    "barrier": "bar.sync",
+    "wgmma wait": "wgmma.wait_group",
+    "wgmma fence": "wgmma.fence",
+    "cp.async wait": "cp.async.wait_group",
+    "proxy fence": "fence.proxy.async",
+}
+"""Instructions that are removed: name -> start of the opcode."""
+RELAXED = {"release": ".release.", "acquire": ".acquire.", "acq_rel": ".acq_rel."}
+"""Orders that are taken from an instruction: name -> part of the opcode."""
+CASES = {
+    name_of(case): case for case in (
+        channel((3, 350, 24), 120, 2, "plain"), channel((4, 97, 136), 200, 1, "plain", "tma"),
+        mixer(3, 190, 70, 150, "hidden", 2, "plain"), attention((4, 97, 256), 4, 2, "plain", "rope qk_norm"),
+        conv((2, 67, 12, 70), (3, 3), 3, "strided", 1), queue(300, 300, 330, (3, 400)),
+        *(halting((3, 40, 170), c.name.split()[-2], "plain") for c in small_cases() if c.op == "halting"),
+        *(loss((2, 3, 1100), "plain", 3.0, 0.3, which) for which in LOSSES),
+        persistent(2, 120, 72, (70, 72), "sequence", trm(1, 1)), persistent(2, 120, 72, (70, 72), "hidden", rtm(1)),
+    )
+}  # fmt: skip
+"""Together they run every kernel that synchronises, and every loop of it more than once."""
+Place = tuple[str, str, str, str]
+"""Part of a case's name, kernel, kind of defect, line of the source."""
+ARGUED: dict[Place, tuple[int, str]] = {
+    ("", "plan_kernel", "barrier", "tl.debug_barrier()  # the samples just stored are read by other threads"):
+        (1, "the two sums after the last store of a sample have barriers, and the loads of samples come after them"),
+    ("token", "halting_kernel", "barrier", "tl.debug_barrier() halt_tokens(row, doubles, y_ptr, weight_ptr, bias_ptr, "
+     "y_stride_l, y_stride_d, D, may, P, S, HAS_BIAS,"):
+        (1, "halt_tokens loads nothing that observe stores, and has a barrier of its own before it stores"),
+    ("token", "halting_kernel", "barrier", "tl.debug_barrier() tl.store(answers_ptr + S, answers, mask=mask & better)"):
+        (1, "with a flag for each token, the sum of the flags has barriers after the last load of what is stored"),
+    ("persistent", "recursion_kernel", "barrier", "tl.debug_barrier()  # no warp loads before the acquire"):
+        (4, "what ends the spin reaches the other threads by way of shared memory, behind barriers after the acquire"),
+    ("swiglu_norm-[3", "fused_kernel", "barrier", "for f in range(0, F, BLOCK_F):"):
+        (1, "behind the loop each warp stores only where copies of its own have landed"),
+    ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier", "for f in range(0, F, BLOCK_F):"):
+        (1, "behind the loop each warp stores only where copies of its own have landed"),
+    ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier",
+     "tl.store(dh_ptr + dr_offs, (acc + dr.to(ACC)).to(dh_ptr.dtype.element_ty), mask=mask)"):
+        (1, "each thread overwrites only what it has itself read"),
+    ("_norm", "weight_grad_kernel", "barrier",
+     "z = tl.load(z_ptrs, mask=mask_p[:, None] & mask_r[None, :], other=0.0)  # [BP, BR]"):
+        (2, "the part that is not copied is stored before a third barrier, which orders the copies as well"),
+    ("mixer", "hidden_backward_kernel", "barrier",
+     "w = tl.load(w_ptrs, mask=mask_rows & below(n + offs_n, N_PAD, BLOCK_N)[:, None], other=0.0)  # [BN, 2 BF]"):
+        (2, "the part that is not copied is stored before a third barrier, which orders the copies as well"),
+}  # fmt: skip
+"""Place -> how many defects there are not found in a kernel, and why they change nothing."""
+
+
+@dataclass
+class Defect:
+    """Another block `n` of a kernel, from its instruction k on. `why`: what was reported."""
+
+    kind: str
+    line: int
+    n: int
+    k: int
+    block: list[Instruction]
+    why: str = ""
+
+
+def defects(kernel: Kernel) -> Iterator[Defect]:
+    """Every defect of a kernel."""
+    sums: tuple[str, ...] = ()
+    masks = tail_masks(kernel)
+    for n, block in enumerate(kernel.blocks):
+        stores = [i for i in block if i.op.startswith("st.global") and i.guard and i.guard.name in masks]
+        last = max((i.line for i in block if i.op.startswith("mma.sync")), default=0)
+        for k, i in enumerate(block):
+            for kind, now in altered(i):
+                yield Defect(kind, i.line, n, k, [*block[:k], now, *block[k + 1 :]])
+            if [i] == stores[:1]:
+                yield Defect("mask", i.line, n, k, [*block[:k], replace(i, guard=None), *block[k + 1 :]])
+            if i.accumulates or i.line == last:
+                sums = i.args[0].items
+            if sums and (i.line == last or (i.op.startswith("wgmma.wait") and not i.args[0].value)):
+                rounded = [Instruction(i.line, "cvt.rn.bf16x2.f32", [r, r, Number(0)]) for r in sums]
+                yield Defect("16-bit sum", i.line, n, k, [*block[: k + 1], *rounded, *block[k + 1 :]])
+
+
+def altered(i: Instruction) -> Iterator[tuple[str, Instruction]]:
+    nothing = Instruction(i.line, "bar.warp.sync", [])
+    yield from ((kind, nothing) for kind, op in REMOVED.items() if i.op.startswith(op))
+    if i.parts[0] == "bra" and i.args[0].name.startswith("waitLoop"):
+        yield "mbarrier wait", nothing
+    for kind, part in RELAXED.items():
+        if part in i.op:
+            yield kind, replace(i, op=i.op.replace(part, ".relaxed."))
+    if i.op in ("or.b64", "add.s64") and any(isinstance(a, Number) and a.value >> 61 == 2 for a in i.args):
+        # of a descriptor: rows of 64 bytes, not of 128
+        args = [Number(a.value ^ 3 << 62) if isinstance(a, Number) else a for a in i.args]
+        yield "swizzle", replace(i, args=args)
+
+
+def tail_masks(kernel: Kernel) -> set[str]:
+    """Predicates that compare with a size."""
+    found: set[str] = set()
+    for i in (i for block in kernel.blocks for i in block):
+        if i.op.startswith("setp.lt.s") or (i.op.startswith("and.pred") and found.intersection(i.reads)):
+            found.update(i.writes)
+    return found
+
+
+def around(kernel: Kernel, d: Defect, back: bool, until: str) -> list[Instruction]:
+    """All that paths from a defect, forwards or back, come to before an opcode that matches `until`."""
+    blocks = kernel.blocks
+    onward = {n: kernel.successors(n) for n in range(len(blocks))}
+    edges = {n: [m for m in onward if n in onward[m]] for n in onward} if back else onward
+    todo = [(d.n, blocks[d.n][: d.k][::-1] if back else blocks[d.n][d.k + 1 :])]
+    found, seen = [], set[int]()
+    while todo:
+        n, some = todo.pop()
+        for i in some:
+            if re.match(until, f"{i.op} {i.args[0].value}" if i.op.startswith("wgmma.wait") else i.op):
+                break
+            found.append(i)
+        else:
+            todo += [(m, blocks[m][::-1] if back else blocks[m]) for m in edges[n] if m not in seen]
+            seen.update(edges[n])
+    return found
+
+
+ACCESSES = {
+    "shared r": r"ld\.shared|ldmatrix|wgmma\.(mma|wait)",
+    "shared w": r"st\.shared|stmatrix|mbarrier|cp\.async\.bulk",
+    "global r": r"ld\.global|cp\.async\.c|atom",
+    "global w": r"st\.global|atom|red\.",
+}
+"""Space, read or write -> opcodes. A copy writes from its issue, for whoever comes before it, to its wait."""
+
+
+def conflict(before: Sequence[Instruction], after: Sequence[Instruction]) -> bool:
+    """Whether a barrier between these instructions may order any two of them."""
+    found = [
+        {kind for kind, ops in ACCESSES.items() if any(re.match(ops, i.op) for i in side)}
+        | ({"shared w"} if any(i.op.startswith(copies) for i in side) else set())
+        for side, copies in ((before, "cp.async.wait"), (after, ("cp.async.ca", "cp.async.cg")))
+    ]
+    pairs = (("w", "r"), ("w", "w"), ("r", "w"))
+    return any(f"{s} {a}" in found[0] and f"{s} {b}" in found[1] for s in ("shared", "global") for a, b in pairs)
+
+
+def needless(kernel: Kernel, changed: Kernel, d: Defect) -> bool:
+    """Whether on no path of the kernel there is anything that a defect could change."""
+
+    def comes_to(back: bool, ops: str, until: str) -> bool:
+        return any(re.match(ops, i.op) for i in around(kernel, d, back, until))
+
+    if d.kind == "barrier":
+        return not conflict(*(around(kernel, d, back, r"bar\.sync") for back in (True, False)))
+    if d.kind == "wgmma fence":
+        return not hazards(changed)
+    if d.kind == "wgmma wait":  # another one follows before what the products read is written
+        written = r"st\.shared|stmatrix|cp\.async|bar\.sync|ret"
+        return not comes_to(False, written, r"wgmma\.wait\S* 0") and not hazards(changed)
+    if d.kind == "proxy fence":
+        return not comes_to(True, r"st\.shared|stmatrix", r"fence\.proxy")
+    if d.kind == "16-bit sum":  # it is rounded to 16 bits anyway, and nothing else is done with it
+        sums = {r for i in d.block[d.k + 1 : d.k + 1 + len(d.block) - len(kernel.blocks[d.n])] for r in i.writes}
+        return all(i.op.startswith("cvt.rn.bf16") for i in around(kernel, d, False, "ret") if sums & {*i.reads})
+    return d.kind == "cp.async wait" and not comes_to(True, r"cp\.async\.c[ag]", r"cp\.async\.wait_group")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one defect: kernel, kind, source line, PTX line, what found it ("": nothing), whether it is `needless`,
+    and which of the compiled kernels it is in."""
+
+    kernel: str
+    kind: str
+    source: str
+    line: int
+    why: str
+    needless: bool
+
+    text: str
+
+    def argued(self, case: str) -> Place | None:
+        """The key of its argument."""
+        own = (self.kernel, self.kind, self.source)
+        return next((key for key in ARGUED if key[0] in case and key[1:] == own), None)
+
+
+@dataclass
+class Seeder:
+    """Runs every launch of a case again with each defect of its kernel that has not been found yet."""
+
+    every: dict[str, list[Defect]] = field(default_factory=dict)
+    kernels: dict[str, tuple[Launch, Program]] = field(default_factory=dict)
+
+    def __call__(self, launch: Launch, code: Program) -> None:
+        left, key = launch.memory.state(), code.path.name
+        wanted = launch.by_source() or left
+        self.kernels[key] = launch, code
+        for d in self.every.setdefault(key, list(defects(code.kernel))):
+            if not d.why:
+                launch.memory.fill([])
+                d.why = self.seed(launch, code.changed(d.n, d.block), wanted, d.kind.startswith("wgmma"))
+        launch.memory.fill(left)
+
+    def seed(self, launch: Launch, code: Program, wanted: list[np.ndarray], products: bool) -> str:
+        try:
+            found = [*map(str, hazards(code.kernel))] if products else []
+            return next(iter(found or launch.run(code, stop=True) or launch.unlike(wanted)), "")
+        except Fault as error:
+            return str(error)
+
+    def verdicts(self) -> Iterator[Verdict]:
+        for key, (launch, code) in self.kernels.items():
+            text = launch.binary.asm["ptx"].splitlines()
+            for d in self.every[key]:
+                nothing = not d.why and needless(code.kernel, code.changed(d.n, d.block).kernel, d)
+                yield Verdict(launch.name, d.kind, source_line(text, d.line), d.line, d.why, nothing, key)
+
+
+def source_line(text: Sequence[str], line: int) -> str:
+    """The line of the package that a line of PTX comes from; of a bare barrier also the one that follows."""
+    paths = re.findall(r'\.file\s+\d+ ".*?(rtm_kernels/.*/(.*))"', "\n".join(text))
+    files = {name: str(ROOT / path) for path, name in paths}
+    for place in (p for t in reversed(text[:line]) if ".loc" in t for p in re.findall(r"(\w+\.py):(\d+):", t)):
+        if place[0] in files and int(place[1]):
+            found, following = (linecache.getline(files[place[0]], int(place[1]) + n).strip() for n in (0, 1))
+            return f"{found} {following}" if found == "tl.debug_barrier()" else found
+    return ""
+
+
+def judge(job: tuple[str, str, int]) -> tuple[str, float, list[Verdict]]:
+    """A case (name, dtype, architecture), what its judgement took in seconds of a processor, and the verdicts."""
+    name, dtype, arch = job
+    start, case, seeder = time.process_time(), CASES[name], Seeder()
+    threads.MOST_STEPS = 20_000
+    runner.multiprocessors = lambda device, otherwise: 3  # type: ignore[assignment]
+    torch.set_num_threads(1)
+    with installed(arch) as executor:
+        executor.judge = seeder
+        run(case, "triton", case.make(torch.Generator().manual_seed(0)), getattr(torch, dtype))
+    assert not executor.found, executor.found
+    return name, time.process_time() - start, list(seeder.verdicts())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="seed defects in compiled kernels")
+    parser.add_argument("filters", nargs="*", help="keep cases whose name contains one of these")
+    parser.add_argument("--arch", type=int, default=90)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args(argv)
+    names = [name for name in CASES if not options.filters or any(f in name for f in options.filters)]
+    count, bad, seconds, reached = Counter[tuple[str, str, str]](), [], 0.0, set()
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for name, took, verdicts in pool.map(judge, [(name, options.dtype, options.arch) for name in names]):
+            print(f"{name}: {len(verdicts)} defects, {took:.0f} s", flush=True)
+            seconds += took
+            lost = Counter((v.text, v.argued(name)) for v in verdicts if not v.why and not v.needless)
+            for v in verdicts:
+                place = v.argued(name)
+                argued = place is not None and lost[v.text, place] == ARGUED[place][0]
+                outcome = "found" if v.why else "needless" if v.needless else "argued" if argued else "lost"
+                count[v.kernel, v.kind, outcome] += 1
+                reached |= {place} if outcome == "argued" else set()
+                if outcome == "lost":
+                    bad.append(f"{v.kernel}: {v.kind} in line {v.line}, {v.source}: not found")
+                    print(bad[-1], flush=True)
+    columns = ("found", "needless", "argued", "lost")
+    print(f"{'kernel':26} {'kind':14}", *(f"{column:>8}" for column in columns))
+    for kernel, kind in sorted({key[:2] for key in count}):
+        print(f"{kernel:26} {kind:14}", *(f"{count[kernel, kind, column]:8}" for column in columns))
+    if not options.filters:
+        bad += [f"argued in vain: {key}" for key in ARGUED.keys() - reached]
+    print(*bad, f"{count.total()} defects, {len(bad)} lost or argued in vain, {seconds:.0f} s of processors", sep="\n")
+    return 1 if bad or not count else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
