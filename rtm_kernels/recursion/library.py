@@ -11,9 +11,9 @@ import functools
 import sys
 import weakref
 from collections.abc import Iterable, Sequence
-from ctypes import POINTER, c_bool, c_char_p, c_double, c_int64, c_void_p
+from ctypes import c_bool, c_char_p, c_double, c_int64, c_void_p
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,38 +38,11 @@ class Layer(ctypes.Structure):
     )
 
 
-I64S, POINTERS, OUT = POINTER(c_int64), POINTER(c_void_p), POINTER(c_void_p)
-RUN = (c_void_p, POINTERS, c_void_p)  # model, latents, x
-
-SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "native_new": (c_char_p, c_char_p, c_int64, c_int64, I64S, c_int64, OUT),
-    "native_add_layer": (c_void_p, c_int64, POINTER(Layer)),
-    "native_set_heads": (c_void_p, c_int64, c_int64, c_int64, c_int64, c_void_p, c_void_p),
-    "native_run": (*RUN, c_int64, c_int64, c_int64, c_int64, c_int64),
-    "native_act_step": (*RUN, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p, c_int64),
-    "symmetric_new": (c_char_p, I64S, c_int64, c_double, I64S, c_int64, OUT),
-    "symmetric_set_layer": (c_void_p, c_int64, c_int64, POINTERS),
-    "symmetric_sort": (c_void_p, c_void_p, c_int64, c_void_p, c_int64),
-    "symmetric_unsort": (c_void_p, c_void_p, c_int64, c_void_p, c_int64),
-    "symmetric_forward": (*RUN, c_int64, c_int64, c_int64, c_void_p, c_int64),
-    "symmetric_backward": (*RUN, c_void_p, c_int64, c_int64, c_int64, POINTERS, c_int64, c_int64),
-}
-"""Parameters of the functions that return what is wrong, or NULL."""
-
-
 @functools.cache
 def loaded() -> ctypes.CDLL:
     """The library. Errors: `OSError` where it is missing or does not load."""
     library = ctypes.CDLL(str(PATH))
-    for name, parameters in SIGNATURES.items():
-        function = getattr(library, f"rtm_{name}")
-        function.argtypes, function.restype = parameters, c_char_p
     library.rtm_sources.restype = library.rtm_isas.restype = c_char_p
-    library.rtm_isas.argtypes = (c_char_p,)
-    library.rtm_native_free.argtypes = library.rtm_symmetric_free.argtypes = (c_void_p,)
-    library.rtm_symmetric_state.argtypes, library.rtm_symmetric_state.restype = (c_void_p,), c_int64
-    library.rtm_symmetric_saved.argtypes = (c_void_p, c_int64, c_int64)
-    library.rtm_symmetric_saved.restype = c_int64
     team = _team()
     if team is not None:
         library.rtm_set_team(team)
@@ -91,48 +64,47 @@ class Model:
     """A model that the library holds, freed with this object; `kind` is native or symmetric."""
 
     def __init__(self, kind: str, *arguments: Any, tape: Sequence[TapeStep]) -> None:
-        self._library, self._kind, self.handle = loaded(), kind, c_void_p()
+        self._library, self._kind, self._handle = loaded(), kind, c_void_p()
         steps = [n for s in tape for n in (s.dst, s.stack, len(s.state), *s.state, len(s.inject), *s.inject)]
-        self._call(f"{kind}_new", *arguments, integers(steps), len(tape), ctypes.byref(self.handle))
-        weakref.finalize(self, getattr(self._library, f"rtm_{kind}_free"), self.handle).atexit = False
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a model of the C++ library is not copied or pickled; build it anew from its weights")
+        self._call("new", *arguments, steps, len(tape), ctypes.byref(self._handle))
+        weakref.finalize(self, getattr(self._library, f"rtm_{kind}_free"), self._handle).atexit = False
 
     def __call__(self, function: str, *arguments: Any) -> None:
         """Calls a function of this kind of model. Errors: `InputError` for what the library says."""
-        self._call(f"{self._kind}_{function}", self.handle, *arguments)
+        self._call(function, self._handle, *arguments)
 
-    def count(self, what: str, *arguments: int) -> int:
+    def count(self, what: str, *steps: int) -> int:
         """Floats of one sample: its `state`, or what is `saved` of steps [begin, end)."""
-        return int(getattr(self._library, f"rtm_{self._kind}_{what}")(self.handle, *arguments))
+        function = getattr(self._library, f"rtm_{self._kind}_{what}")
+        function.restype = c_int64
+        return int(function(self._handle, *map(c_int64, steps)))
 
     def _call(self, name: str, *arguments: Any) -> None:
-        error = getattr(self._library, f"rtm_{name}")(*arguments)
+        function = getattr(self._library, f"rtm_{self._kind}_{name}")
+        function.restype = c_char_p
+        error = function(*map(_argument, arguments))
         if error is not None:
-            raise InputError(f"{name}: {error.decode()}")
+            raise InputError(f"{self._kind}_{name}: {error.decode()}")
 
 
-def integers(values: Iterable[int]) -> Any:
-    """An array of int64."""
-    listed = list(values)
-    return (c_int64 * len(listed))(*listed)
+def _argument(value: Any) -> Any:
+    """int64, double, or an array of int64; bytes, addresses, structures and None are passed as they are."""
+    if isinstance(value, list):
+        return (c_int64 * len(value))(*value)
+    return c_int64(value) if isinstance(value, int) else c_double(value) if isinstance(value, float) else value
 
 
-def pointer(tensor: Tensor, shape: Sequence[int]) -> int:
-    """The address of a tensor. Errors: `InputError` unless it is contiguous float32 of `shape` on the CPU."""
-    fits = tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
-    if not fits or tuple(tensor.shape) != tuple(shape):
-        raise InputError(
-            f"a tensor of shape {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}, is not allowed: "
-            f"contiguous float32 of shape {tuple(shape)} on cpu"
-        )
-    return tensor.data_ptr()
+def address(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> c_void_p:
+    """Where the elements of a tensor lie. Errors: `InputError` unless it is contiguous, of `shape`, on the CPU."""
+    if tensor.dtype != dtype or tensor.device.type != "cpu" or not tensor.is_contiguous() or tensor.shape != shape:
+        found = f"{tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}"
+        raise InputError(f"a tensor {found} is not allowed: contiguous {tuple(shape)}, {dtype} on cpu")
+    return c_void_p(tensor.data_ptr())
 
 
-def pointers(tensors: Sequence[Tensor], shapes: Iterable[Sequence[int]]) -> Any:
-    """An array of `pointer`s."""
-    return (c_void_p * len(tensors))(*(pointer(t, shape) for t, shape in zip(tensors, shapes, strict=True)))
+def addresses(tensors: Sequence[Tensor], shapes: Iterable[Sequence[int]]) -> Any:
+    """An array of `address`es."""
+    return (c_void_p * len(tensors))(*(address(t, shape) for t, shape in zip(tensors, shapes, strict=True)))
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

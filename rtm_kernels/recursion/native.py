@@ -6,6 +6,7 @@ products unless `precision` says otherwise; no autograd.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from rtm_kernels.errors import BackendUnavailable, InputError, one_of, require
 from rtm_kernels.program import INPUT, Program
 from rtm_kernels.recursion import library
-from rtm_kernels.recursion.library import Layer, Model, empty, pointer, pointers
+from rtm_kernels.recursion.library import Layer, Model, address, addresses, empty
 from rtm_kernels.recursion.reference import ActStep
 from rtm_kernels.recursion.sources import digest
 from rtm_kernels.recursion.tape import encode
@@ -153,8 +154,8 @@ class NativeExecutor:
                 self._add_layer(number, name, block)
         weight, bias, self._tokens = self.heads.stacked(self.hidden_size)
         rows, output = len(weight), self.names.index(program.output)
-        heads_at = pointer(weight, (rows, self.hidden_size)), pointer(bias, (rows,))
-        self._model("set_heads", output, rows, self._tokens, self.heads.prefix, *heads_at)
+        read = address(weight, (rows, self.hidden_size)), address(bias, (rows,))
+        self._model("set_heads", output, rows, self._tokens, self.heads.prefix, *read)
 
     def _add_layer(self, number: int, stack: str, block: Any) -> None:
         width, heads, reduced = self.hidden_size, block.num_heads, self.precision != "float32"
@@ -162,11 +163,10 @@ class NativeExecutor:
         weights = dict(zip(("gate_up", "down"), channel, strict=True))
         inner, taps = channel[1].shape[1], 0
         if block.channel_mixer != "swiglu":
-            weights["conv"], weights["conv_bias"] = (float32(block.get_parameter(name)) for name in CONV)
-            taps = weights["conv"].shape[-1]
-            shapes = [tuple(weights[name].shape) for name in ("conv", "conv_bias")]
-            wanted = (inner, 1, taps, taps) if block.channel_mixer == "conv2d" else (inner, 1, taps)
-            require(shapes == [wanted, (inner,)], f"{stack}: {CONV[0]}.shape", shapes, f"{wanted} and ({inner},)")
+            taps = block.get_parameter(CONV[0]).shape[-1]
+            kernel = (taps, taps) if block.channel_mixer == "conv2d" else (taps,)
+            conv = _checked(block, CONV, stack, ((inner, 1, *kernel), (inner,)))
+            weights |= zip(("conv", "conv_bias"), conv, strict=True)
         if block.mixer == "none":
             require(taps > 0, "channel_mixer", block.channel_mixer, "conv or conv2d without a mixer")
         elif block.mixer == "mlp":
@@ -186,7 +186,7 @@ class NativeExecutor:
             prefix=block.prefix_len, eps=block.eps, causal=block.causal, qk_norm=block.qk_norm,
             conv_grid=block.channel_mixer == "conv2d", norm_hidden=block.norm_axis == "hidden", reduced=reduced,
         )  # fmt: skip
-        self._model("add_layer", number, layer)
+        self._model("add_layer", number, ctypes.byref(layer))
 
     def _check_tables(self, stack: str, head_dim: int) -> None:
         shapes, wanted = [tuple(table.shape) for table in self._tables], (len(self._tables[0]), head_dim)
@@ -211,7 +211,7 @@ class NativeExecutor:
         require(0 <= begin <= end <= len(self.program), "begin, end", (begin, end), f"0 to {len(self.program)}")
         buffers, new = self._buffers(self.program[begin:end], latents, x)
         x = x.contiguous()
-        at = pointers(buffers, [x.shape] * len(buffers)), pointer(x, x.shape), *x.shape[:2]
+        at = addresses(buffers, [x.shape] * len(buffers)), address(x, x.shape), *x.shape[:2]
         self._model("run", *at, begin, end, torch.get_num_threads())
         return {**latents, **new}
 
@@ -227,8 +227,8 @@ class NativeExecutor:
         width = tokens + (0 if self.heads.halting is None else len(self.heads.halting[0]))
         logits, answers = empty(B, L, width), empty(B, L - prefix if tokens else 0, dtype=torch.int32)
         finite, change = empty(B, dtype=torch.bool), empty(B)
-        at = pointers(buffers, [x.shape] * len(buffers)), pointer(x, x.shape), B, L
-        seen = (t.data_ptr() for t in (logits, answers, finite, change))
+        at = addresses(buffers, [x.shape] * len(buffers)), address(x, x.shape), B, L
+        seen = (address(t, t.shape, t.dtype) for t in (logits, answers, finite, change))
         self._model("act_step", *at, *seen, torch.get_num_threads())
         q = None if self.heads.halting is None else logits[..., tokens:]
         moved = change if self.program.output in self.program.carried else None
@@ -273,7 +273,7 @@ def _swiglu_weights(block: nn.Module, names: Sequence[str], stack: str, width: i
     return _checked(block, names, stack, ((2 * inner, width), (width, inner)))
 
 
-def _checked(block: nn.Module, names: Sequence[str], stack: str, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+def _checked(block: nn.Module, names: Sequence[str], stack: str, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     """Weights of a layer in float32, contiguous on the CPU. Errors: `InputError` for another shape."""
     weights = [block.get_parameter(name) for name in names]
     for name, weight, shape in zip(names, weights, shapes, strict=True):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rtm_kernels.program import Program
 from rtm_kernels.recursion import native
-from rtm_kernels.recursion.library import Model, empty, integers, pointer, pointers
+from rtm_kernels.recursion.library import Model, address, addresses, empty
 from rtm_kernels.recursion.symmetric_weights import SIDES, Sizes, layer_weights, sizes_of, why_not_symmetric
 from rtm_kernels.recursion.tape import encode, why_not_program
 
@@ -58,9 +58,10 @@ class SymmetricProgram:
     def __init__(self, program: Program, sizes: Sizes, eps: float, isa: str = "auto") -> None:
         self.isa = native.isas()[0] if isa == "auto" else isa
         self.program, self.names, self.sizes = program, program.latents, sizes
-        first = self.isa.encode(), integers(sizes), len(self.names), eps
+        first = self.isa.encode(), list(sizes), len(self.names), eps
         self.model = Model("symmetric", *first, tape=encode(program))
-        self.state = self.model.count("state")
+        self._board = sizes.side**2, sizes.side * sizes.channels + sizes.other_channels  # L, D
+        self._state = (self.model.count("state"),)
         self.first = next((i for i, step in enumerate(program.steps) if step.grad), len(program))
         """The first step with a gradient."""
 
@@ -68,7 +69,7 @@ class SymmetricProgram:
         """The weights (`layer_weights`) of every layer of every stack, in the order of `Program.stacks`."""
         for i, layers in enumerate(stacks):
             for j, weights in enumerate(layers):
-                self.model("set_layer", i, j, pointers([w.detach() for w in weights], self.sizes.shapes))
+                self.model("set_layer", i, j, addresses([w.detach() for w in weights], self.sizes.shapes))
 
     def run(self, latents: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
         """The whole program from `latents` with input embedding `x`, all [B, L, D]; without gradient."""
@@ -92,9 +93,9 @@ class SymmetricProgram:
         given = [self._sorted(outputs.get(name, torch.zeros_like(shape))) for name in self.names]
         x, weights = torch.zeros_like(given[0]), [empty(*w.shape) for w in like]
         layers, steps = len(weights) // 10, (self.first, len(self.program))
-        into = pointers(weights, self.sizes.shapes * layers)
-        states = pointers(given, [x.shape] * len(given)), pointer(x, x.shape)
-        kept = pointer(saved, (len(x), self.model.count("saved", *steps)))
+        states = addresses(given, [x.shape] * len(given)), address(x, x.shape)
+        kept = address(saved, (len(x), self.model.count("saved", *steps)))
+        into = addresses(weights, self.sizes.shapes * layers)
         self.model("backward", *states, kept, len(x), *steps, into, layers, torch.get_num_threads())
         back = {name: self._unsorted(value) for name, value in zip(self.names, given, strict=True)}
         return back, self._unsorted(x), weights
@@ -105,20 +106,21 @@ class SymmetricProgram:
         return [torch.zeros_like(x) if v is None else self._sorted(v) for v in values], x
 
     def _forward(self, values: Sequence[Tensor], x: Tensor, begin: int, end: int, saved: Tensor | None = None) -> None:
-        states = pointers(values, [x.shape] * len(values)), pointer(x, x.shape)
-        kept = None if saved is None else saved.data_ptr()
+        states = addresses(values, [x.shape] * len(values)), address(x, x.shape)
+        kept = None if saved is None else address(saved, saved.shape)
         self.model("forward", *states, len(x), begin, end, kept, torch.get_num_threads())
 
     def _sorted(self, x: Tensor) -> Tensor:
         """[B, L, D] in the layout of the kernels, [B, state]."""
-        x, out = x.detach().contiguous(), empty(len(x), self.state)
-        at = pointer(x, (len(x), self.sizes.length, self.sizes.width))
-        self.model("sort", at, len(x), out.data_ptr(), torch.get_num_threads())
-        return out
+        return self._moved("sort", x.detach().contiguous(), self._board, self._state)
 
     def _unsorted(self, x: Tensor) -> Tensor:
-        out = empty(len(x), self.sizes.length, self.sizes.width)
-        self.model("unsort", pointer(x, (len(x), self.state)), len(x), out.data_ptr(), torch.get_num_threads())
+        return self._moved("unsort", x, self._state, self._board)
+
+    def _moved(self, function: str, x: Tensor, shape: Sequence[int], into: Sequence[int]) -> Tensor:
+        out = empty(len(x), *into)
+        at = address(x, (len(x), *shape)), len(x), address(out, out.shape)
+        self.model(function, *at, torch.get_num_threads())
         return out
 
     def _results(self, values: Sequence[Tensor]) -> dict[str, Tensor]:

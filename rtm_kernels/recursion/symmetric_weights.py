@@ -36,16 +36,6 @@ class Sizes(NamedTuple):
     still: int
 
     @property
-    def length(self) -> int:
-        """L, the cells of the board."""
-        return self.side**2
-
-    @property
-    def width(self) -> int:
-        """D."""
-        return self.side * self.channels + self.other_channels
-
-    @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Shapes of the ten weights of a layer."""
         F, all_hidden = self.hidden, self.hidden + self.other_hidden
