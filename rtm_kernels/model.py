@@ -163,7 +163,7 @@ class RecursiveReasoner(Pretrained):
         c = self.config
         x = rows("inputs", self.embed_tokens.embedding_weight.to(self.dtype), inputs)
         if c.prefix_len > 0:
-            x = torch.cat((self._prefix(len(x), puzzle_identifiers), x), dim=-2)  # [B, L, D]
+            x = torch.cat((self._prefix(x.shape[0], puzzle_identifiers), x), dim=-2)  # [B, L, D]
         if c.pos_encodings == "learned":
             x = 0.707106781 * (x + self.embed_pos.embedding_weight.to(self.dtype))
         return math.sqrt(c.hidden_size) * x
