@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests import hub_server
+from tests.test_docs import block
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,6 +50,9 @@ found["absent"] = [refusal(load, "me/absent"), refusal(load, "me/tiny", revision
 with torch.no_grad():
     first.lm_head.weight[0, 0] = torch.inf
 found["bad"] = refusal(first.push_to_hub, "me/bad")
+names = {}
+exec(sys.argv[1], names)
+found["documented"] = names["model"].config.seq_len
 print(json.dumps(found))
 """
 
@@ -63,7 +67,12 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], hub_
             "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-c", USE], cwd=folder, env=env, capture_output=True, text=True, timeout=600
+            [sys.executable, "-c", USE, block("push_to_hub(")],
+            cwd=folder,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), hub, folder
@@ -76,7 +85,7 @@ def test_what_was_pushed_is_loaded_at_any_revision(used: tuple[dict[str, Any], h
     assert (folder / "saved" / "config.json").exists() and (folder / "cache").is_dir()
     first = hub.repos["me/tiny"][found["first"].rsplit("/", 1)[1]]
     assert sorted(first) == ["README.md", "config.json", "manifest.json", "model.safetensors"]
-    assert hub.private == {"me/tiny": True}
+    assert hub.private == {"me/tiny": True, "you/my-sudoku": True} and found["documented"] == 81
     assert ("POST", "/api/repos/create", "Bearer secret") in hub.asked
 
 

@@ -69,8 +69,8 @@ def export(model: RecursiveReasoner, path: StrPath) -> dict[str, list[str]]:
     """Write one ACT step of `model` (`ActStep`), weights and initial latents included, to a file for any batch size.
 
     The ending of `path` says the format: `.onnx` (operators of opset 20, the config as JSON under the metadata key
-    `rtm_kernels`), or `.pt2` (`torch.export.load(path).module()({"inputs": ..., ...})`). The file appears complete or not at
-    all. Returns the names of the inputs and outputs.
+    `rtm_kernels`), or `.pt2` (`torch.export.load(path).module()({"inputs": ..., ...})`). The file appears complete or
+    not at all. Returns the names of the inputs and outputs.
 
     Errors: `InputError` for another ending and for a model that cannot be exported; `BackendUnavailable` for `.onnx`
     without onnx and onnxscript.
