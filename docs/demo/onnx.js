@@ -71,7 +71,6 @@ class Model {
     for (const entry of (graph[5] ?? []).map(message)) this.constants[text(entry[8][0])] = this.constant(entry);
     const nodes = (graph[1] ?? []).map(message).map((node) => ({
       op: text(node[4][0]), inputs: (node[1] ?? []).map(text), outputs: node[2].map(text),
-      attributes: Object.fromEntries((node[5] ?? []).map(message).map((a) => [text(a[1][0]), a[8] ?? a[3]?.[0]])),
     }));
     const wanted = new Set((graph[12] ?? []).map((value) => text(message(value)[1][0])).filter((name) => name !== "q"));
     this.outputs = [...wanted];
@@ -129,14 +128,14 @@ class Model {
 
   apply(node, values) {
     if (!(node.op in OPERATORS)) throw new Error(`this page does not run the operator ${node.op}`);
-    const made = OPERATORS[node.op](this, node.inputs.map((name) => values[name]), node.attributes);
+    const made = OPERATORS[node.op](this, node.inputs.map((name) => values[name]));
     [made].flat().forEach((value, i) => values[node.outputs[i]] = value);
   }
 
   /** A [.., k] times B [k, n], B constant: packed once into panels of eight columns, of which the last two overlap. */
   matmul(a, b) {
     const [k, n] = b.shape, m = a.data.length / k, out = this.float([...a.shape.slice(0, -1), n]);
-    if (m < 4 || n < 8) throw new Error(`this page does not multiply ${m} rows by ${n} columns`);
+    if (b.shape.length !== 2 || m < 4 || n < 8) throw new Error(`this page does not multiply ${a.shape} by ${b.shape}`);
     b.panels ??= Array.from({length: Math.ceil(n / 8)}, (_, panel) => {
       const start = Math.min(8 * panel, n - 8), packed = this.float([k, 8]).data;
       for (let i = 0; i < packed.length; i++) packed[i] = b.data[(i >> 3) * n + start + (i & 7)];
@@ -214,6 +213,10 @@ const OPERATORS = {
     return out;
   },
   MatMul: (model, [a, b]) => model.matmul(a, b),
-  Reshape: (model, [a]) => ({shape: [1, 1, 1], data: Array.from(a.data)}),
+  Reshape(model, [a]) { // of what says whether the sample starts
+    const out = model.float([1, 1, 1]);
+    out.data.set(a.data);
+    return out;
+  },
   Where: (model, [condition, a, b]) => each((x) => x)(model, [condition.data[0] ? a : b]),
 };

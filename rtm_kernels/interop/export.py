@@ -15,14 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rtm_kernels.errors import BackendUnavailable, InputError, require
+from rtm_kernels.errors import BackendUnavailable, require
 from rtm_kernels.files import StrPath, flush
 from rtm_kernels.model import RecursiveReasoner
 
 FORMATS = (".onnx", ".pt2")
 OPSET = 20
 """Version of the ONNX operators."""
-NEXT = "next_"
 
 
 class ActStep(nn.Module):
@@ -52,7 +51,7 @@ class ActStep(nn.Module):
         x = self.model.embed(given["inputs"], given.get("puzzle_identifiers"))
         values, logits, q = self.model.act_step(latents, x)
         found = {"logits": logits} if q is None else {"logits": logits, "q": q}
-        return found | {NEXT + name: values[name] for name in names}
+        return found | {f"next_{name}": values[name] for name in names}
 
     def example(self, size: int = 2) -> dict[str, Tensor]:
         """Inputs of a batch that starts."""
@@ -77,6 +76,7 @@ def export(model: RecursiveReasoner, path: StrPath) -> dict[str, list[str]]:
     """
     target = Path(path)
     require(target.suffix in FORMATS, "path", str(path), f"a name that ends with {' or '.join(FORMATS)}")
+    require(target.parent.is_dir(), "path", str(path), "a file in a folder that exists")
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if target.suffix == ".onnx" and missing:
         raise BackendUnavailable(f"ONNX needs {' and '.join(missing)}: pip install 'rtm-kernels[onnx]'")
@@ -87,7 +87,7 @@ def export(model: RecursiveReasoner, path: StrPath) -> dict[str, list[str]]:
     with torch.no_grad(), _quiet():
         outputs = list(step(example))
         program = torch.export.export(step, (example,), dynamic_shapes=(shapes,))
-        with tempfile.TemporaryDirectory(dir=_existing(target.parent), prefix=f".{target.name}.") as folder:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
             aside = Path(folder) / target.name
             if target.suffix == ".pt2":
                 torch.export.save(program, aside)
@@ -104,26 +104,13 @@ def _onnx(program: torch.export.ExportedProgram, inputs: list[str], outputs: lis
     )
     assert exported is not None
     proto = exported.model_proto
-    for part in (
-        proto,
-        proto.graph,
-        *proto.graph.node,
-        *proto.graph.input,
-        *proto.graph.output,
-        *proto.graph.value_info,
-    ):
+    del proto.graph.value_info[:]
+    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output):
         del part.metadata_props[:]  # what the exporter notes about PyTorch's graph: a quarter of the file
         part.doc_string = ""
-    del proto.graph.value_info[:]
     proto.metadata_props.add(key="rtm_kernels", value=config)
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
-
-
-def _existing(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such folder")
-    return folder
 
 
 @contextmanager
