@@ -77,8 +77,6 @@ function say(line, kind = "") {
   at("status").className = kind;
 }
 
-const read = () => cells.map((cell) => /[1-9]/.test(cell.value) ? cell.value : ".").join("");
-
 /** Show a puzzle, or the answer after a step of its history, in which cells that changed are marked. */
 function draw(step) {
   const answer = step ? history[step - 1] : puzzle, before = step > 1 ? history[step - 2] : puzzle;
@@ -103,7 +101,7 @@ function take(text) {
 }
 
 async function start() {
-  if (!history.length) puzzle = read();
+  if (!model) return;
   const wrong = repeated(puzzle), own = ++running, begin = performance.now();
   history = [];
   draw(0);
@@ -134,9 +132,9 @@ for (let i = 0; i < 81; i++) {
   cell.setAttribute("aria-label", `row ${Math.floor(i / 9) + 1}, column ${i % 9 + 1}`);
   cell.addEventListener("focus", () => cell.select());
   cell.addEventListener("input", () => {
-    const typed = cell.value.replace(/[^1-9]/g, "").slice(-1), changed = read();
-    take(changed.slice(0, i) + (typed || ".") + changed.slice(i + 1));
-    if (typed && i < 80) cells[i + 1].focus();
+    const typed = cell.value.replace(/[^1-9]/g, "").slice(-1);
+    take(puzzle.slice(0, i) + (typed || ".") + puzzle.slice(i + 1));
+    if (typed) cells[i + 1]?.focus();
   });
   cell.addEventListener("keydown", (event) => {
     const next = {ArrowLeft: i - 1, ArrowRight: i + 1, ArrowUp: i - 9, ArrowDown: i + 9}[event.key];
@@ -145,12 +143,9 @@ for (let i = 0; i < 81; i++) {
     event.preventDefault();
     cells[next]?.focus();
   });
+  if (i % 9 === 0) at("board").append(document.createElement("div"));
+  at("board").lastChild.append(cell);
   cells.push(cell);
-}
-for (let r = 0; r < 9; r++) {
-  const row = document.createElement("div");
-  row.append(...cells.slice(9 * r, 9 * r + 9));
-  at("board").append(row);
 }
 document.addEventListener("paste", (event) => {
   const pasted = event.clipboardData.getData("text"), found = parse(pasted);
@@ -175,7 +170,6 @@ at("step").addEventListener("input", () => draw(Number(at("step").value)));
   try {
     model = await load();
     at("solve").disabled = false;
-    document.querySelectorAll("#examples button").forEach((button) => button.disabled = false);
     if (asked) await start();
   } catch (error) {
     say(`This browser cannot run the model: ${error.message}`, "bad");
