@@ -107,7 +107,7 @@ dist: .venv/.environment  ## source archive, pure wheel and SBOM in dist/, the s
 
 docs: .venv/.installed  ## the documentation as a site in site/, with the browser demo; installs mkdocs into .venv (once)
 	@$(PY) -c 'import material, mkdocstrings' 2>/dev/null || $(LOCKED) -r constraints/docs.txt
-	@$(PY) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 	@echo "site/index.html, site/docs/demo/index.html"
 
 clean:  ## remove what the targets built, .venv included
