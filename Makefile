@@ -11,7 +11,7 @@ WORKERS := -n auto --maxprocesses 8 --dist worksteal
 GPU_PYTHON ?= $(if $(wildcard $(PY)),$(PY),$(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: solve test test-ray test-install check interpret-gate compile-gate compiled-gate gates proof roofline bench soak hostile gpu train profile native dist clean help
+.PHONY: solve test test-ray test-install check interpret-gate compile-gate compiled-gate gates proof roofline bench soak hostile gpu train profile native dist docs clean help
 
 .venv/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
@@ -106,9 +106,15 @@ native: .venv/.environment  ## build the C++ library, and fail where it cannot b
 
 dist: .venv/.environment  ## source archive, wheels and their SBOMs in dist/, the same bytes from the same files
 	@$(PY) -m tests.packaging.build dist
+	@$(PY) -m tests.packaging.hub_kernels dist
+
+docs: .venv/.installed  ## the documentation as a site in site/, with the browser demo; installs mkdocs into .venv (once)
+	@$(PY) -c 'import material, mkdocstrings' 2>/dev/null || $(LOCKED) -r constraints/docs.txt
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "site/index.html, site/docs/demo/index.html"
 
 clean:  ## remove what the targets built, .venv included
-	rm -rf .venv .triton .arm64 build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .triton .arm64 build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -f rtm_kernels/_cpu.* rtm_kernels/_cuda*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rtm_kernels import pretrained
 from rtm_kernels.block import (
     Adapter,
     Embedding,
@@ -32,6 +29,7 @@ from rtm_kernels.errors import require
 from rtm_kernels.names import drop_official_prefixes, init_name
 from rtm_kernels.ops.attention_norm.reference import rope_tables, rope_tables_2d
 from rtm_kernels.ops.halting.reference import halt_logit
+from rtm_kernels.pretrained import Pretrained, shapes
 from rtm_kernels.program import ADAPTER, Program
 from rtm_kernels.ranges import ranged
 from rtm_kernels.recursion import reference
@@ -41,16 +39,7 @@ Run = Callable[[Program, Mapping[str, Tensor], Tensor], dict[str, Tensor]]
 """Runs a program: latents and x [B, L, D] to the new latents, as `recursion.reference.run` does."""
 
 
-def tensor_specs(config: ModelConfig) -> dict[str, Tensor]:
-    """The tensors that a saved model of `config` holds, by name, as meta tensors (shape and dtype, no memory).
-
-    A tied lm_head is left out: it is the token embedding.
-    """
-    with torch.device("meta"):
-        return RecursiveReasoner(config).tensors()
-
-
-class RecursiveReasoner(nn.Module):
+class RecursiveReasoner(Pretrained):
     """A recursive reasoning model of any architecture of `rtm_kernels.program`, with the official parameter names.
 
     An official state dict loads unchanged: the prefixes `_orig_mod.`, `model.` and `inner.` are dropped.
@@ -90,44 +79,13 @@ class RecursiveReasoner(nn.Module):
         self._rank, self._world_size = 0, 1
         self.register_load_state_dict_pre_hook(drop_official_prefixes)
 
-    @classmethod
-    def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str], *, impl: str = "auto", attention: str = "auto",
-        revision: str | None = None,
-    ) -> RecursiveReasoner:  # fmt: skip
-        """The saved model of that name, in evaluation mode on the CPU, its parameters in float32.
-
-        `name_or_path`: a bundled name, a folder, or a hub id `owner/name` (fetched at `revision`). A bundled name wins
-        over a folder of that name; write `./name` for the folder.
-
-        Errors: `InputError` for an unknown name, and for a folder whose files are missing, truncated, altered since
-        they were saved, or do not fit its config; `BackendUnavailable` for a hub id without huggingface_hub.
-        """
-        with torch.device("cpu"), torch.inference_mode(False):  # whatever the caller's default is
-            config, state = pretrained.load(name_or_path, tensor_specs, revision)
-            model = cls(config, impl=impl, attention=attention)
-            model.load_state_dict(state)
-        return model.eval()
-
-    def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write weights, config and checksums to `folder`, which appears complete or not at all; returns its path.
-
-        Errors: `InputError` when the folder is not empty (without `overwrite`), is a file, or a weight is not finite.
-        """
-        return pretrained.save(self.config, self.tensors(), folder, overwrite=overwrite)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors that a saved model holds, by name: the state dict without a tied lm_head."""
-        state = self.state_dict()
-        return {k: v for k, v in state.items() if not (self.config.tied_lm_head and k == "lm_head.weight")}
-
     def set_depth(self, config: ModelConfig) -> None:
         """Go on with the cycles and the cap on ACT steps of `config`, all of whose weights the model has.
 
         Errors: `InputError` for a config with other weights.
         """
-        own = pretrained.shapes(self.state_dict())
-        fits = pretrained.shapes(tensor_specs(config)).items() <= own.items()
+        own = shapes(self.state_dict())
+        fits = shapes(self.specs(config)).items() <= own.items()
         require(fits, "config", config, "one whose weights the model has")
         self.config, self.program = config, config.program
 
@@ -205,7 +163,7 @@ class RecursiveReasoner(nn.Module):
         c = self.config
         x = rows("inputs", self.embed_tokens.embedding_weight.to(self.dtype), inputs)
         if c.prefix_len > 0:
-            x = torch.cat((self._prefix(len(x), puzzle_identifiers), x), dim=-2)  # [B, L, D]
+            x = torch.cat((self._prefix(x.shape[0], puzzle_identifiers), x), dim=-2)  # [B, L, D]
         if c.pos_encodings == "learned":
             x = 0.707106781 * (x + self.embed_pos.embedding_weight.to(self.dtype))
         return math.sqrt(c.hidden_size) * x

@@ -7,21 +7,22 @@ allocated, and no format that can hold code is read.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
+from rtm_kernels import hub
 from rtm_kernels.config import ModelConfig
-from rtm_kernels.errors import BackendUnavailable, InputError
+from rtm_kernels.errors import InputError, require
 from rtm_kernels.files import new_folder, read_parsed
 
 WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "manifest.json"
@@ -35,12 +36,102 @@ MAX_JSON = 1 << 16
 DTYPES = ("F32", "BF16", "F16")
 """Dtypes of weights by their safetensors name; F64 is allowed only where the model itself keeps float64."""
 
+Model = TypeVar("Model", bound="Pretrained")
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def known_models() -> tuple[str, ...]:
     """Names of the bundled models, sorted."""
     return tuple(sorted(path.parent.name for path in MODELS.glob(f"*/{CONFIG}")))
+
+
+class Pretrained(nn.Module):
+    """A model that is saved and loaded, in folders and on the hub, with the calls of `huggingface_hub`'s own mixin.
+
+    It is made from its config (`Model(config, impl=..., attention=...)`).
+    """
+
+    config: ModelConfig
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model], name_or_path: str | os.PathLike[str], *, impl: str = "auto", attention: str = "auto",
+        revision: str | None = None, token: str | bool | None = None, cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False, local_files_only: bool = False,
+    ) -> Model:  # fmt: skip
+        """The saved model of that name, in evaluation mode on the CPU, its parameters in float32.
+
+        `name_or_path`: a bundled name, a folder, or a hub id `owner/name`. A bundled name wins over a folder of that
+        name; write `./name` for the folder. A hub id is fetched at `revision` (branch, tag or commit), with `token`,
+        into `cache_dir`, as in `huggingface_hub`.
+
+        Errors: `InputError` for an unknown name, and for a folder whose files are missing, truncated, altered since
+        they were saved, or do not fit its config; `BackendUnavailable` for a hub id without huggingface_hub.
+        """
+        fetching = {
+            "revision": revision, "token": token, "cache_dir": cache_dir, "force_download": force_download,
+            "local_files_only": local_files_only,
+        }  # fmt: skip
+        with torch.device("cpu"), torch.inference_mode(False):  # whatever the caller's default is
+            config, state = load(name_or_path, cls.specs, fetching)
+            model = cls(config, impl=impl, attention=attention)
+            model.load_state_dict(state)
+        return model.eval()
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, overwrite: bool = False, push_to_hub: bool = False,
+        repo_id: str | None = None, **push: Any,
+    ) -> Path:  # fmt: skip
+        """Write weights, config and checksums to `folder`, which appears complete or not at all; returns its path.
+
+        With `push_to_hub` the model also goes to the hub as `repo_id`, with the options of `push_to_hub`.
+
+        Errors: `InputError` when the folder is not empty (without `overwrite`), is a file, or a weight is not finite;
+        those of `push_to_hub`.
+        """
+        require(push_to_hub or not (push or repo_id), "push_to_hub", push_to_hub, "True, where its options are given")
+        require(not push_to_hub or HUB_ID.fullmatch(repo_id or "") is not None, "repo_id", repo_id, "owner/name")
+        path = save(self.config, self.tensors(), folder, overwrite=overwrite)
+        if repo_id is not None:
+            self.push_to_hub(repo_id, **push)
+        return path
+
+    def push_to_hub(
+        self, repo_id: str, *, commit_message: str = "Push model using rtm_kernels.", private: bool | None = None,
+        token: str | bool | None = None, branch: str | None = None, create_pr: bool | None = None,
+    ) -> str:  # fmt: skip
+        """Put the saved model into the hub repository `repo_id`, in one commit; returns the address of the commit.
+
+        A repository that has no model card gets one that says what the config says. The arguments are those of
+        `huggingface_hub.PyTorchModelHubMixin.push_to_hub`.
+
+        Errors: `BackendUnavailable` without huggingface_hub; `InputError` for what the hub refuses, and for a weight
+        that is not finite.
+        """
+        require(HUB_ID.fullmatch(repo_id) is not None, "repo_id", repo_id, "owner/name")
+        parameters = sum(value.numel() for value in self.parameters())
+        fields = {"name": repo_id.split("/")[1], "parameters": f"{parameters:,}", "steps": len(self.config.program)}
+        with tempfile.TemporaryDirectory() as folder:
+            path = save(self.config, self.tensors(), Path(folder) / "model")
+            return hub.upload(
+                path, repo_id, vars(self.config) | fields, token=token, private=private, branch=branch,
+                create_pr=create_pr, commit_message=commit_message,
+            )  # fmt: skip
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that a saved model holds, by name: the state dict without a tied lm_head."""
+        state = self.state_dict()
+        return {k: v for k, v in state.items() if not (self.config.tied_lm_head and k == "lm_head.weight")}
+
+    @classmethod
+    def specs(cls, config: ModelConfig) -> dict[str, Tensor]:
+        """The tensors that a saved model of `config` holds, by name, as meta tensors (shape and dtype, no memory).
+
+        A tied lm_head is left out: it is the token embedding.
+        """
+        with torch.device("meta"):
+            return cls(config).tensors()
 
 
 def save(
@@ -67,13 +158,13 @@ def save(
 
 def load(
     name_or_path: str | os.PathLike[str], specs: Callable[[ModelConfig], Mapping[str, Tensor]],
-    revision: str | None = None,
+    fetching: Mapping[str, Any],
 ) -> tuple[ModelConfig, dict[str, Tensor]]:  # fmt: skip
     """The config and the tensors on the CPU of a saved model, named as in `RecursiveReasoner.from_pretrained`.
 
-    `specs` gives the tensors that a config asks for, as meta tensors.
+    `specs` gives the tensors that a config asks for, as meta tensors; `fetching` are the options of `hub.download`.
     """
-    folder = _resolve(name_or_path, revision)
+    folder = _resolve(name_or_path, fetching)
     manifest = _read_json(folder / MANIFEST)
     digests = manifest.get("sha256")
     if not isinstance(digests, dict):
@@ -82,30 +173,16 @@ def load(
     return config, _read_weights(folder / WEIGHTS, specs(config), digests)
 
 
-def _resolve(name_or_path: str | os.PathLike[str], revision: str | None) -> Path:
+def _resolve(name_or_path: str | os.PathLike[str], fetching: Mapping[str, Any]) -> Path:
     name = os.fspath(name_or_path)
     if name in known_models():
         return MODELS / name
     if Path(name).is_dir():
         return Path(name)
     if isinstance(name_or_path, str) and HUB_ID.fullmatch(name):
-        return _download(name, revision)
+        return hub.download(name, tuple(KINDS), **fetching)
     known = ", ".join(known_models()) or "none"
     raise InputError(f"unknown model {name!r}; bundled: {known}; or give an existing folder or a hub id owner/name")
-
-
-def _download(hub_id: str, revision: str | None) -> Path:
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise BackendUnavailable(
-            f"{hub_id!r} is no folder here, and fetching it from the hub needs the package huggingface_hub"
-        )
-    import huggingface_hub
-
-    try:
-        path = huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=[WEIGHTS, CONFIG, MANIFEST])
-    except Exception as error:
-        raise InputError(f"hub model {hub_id!r} cannot be fetched: {error}".splitlines()[0]) from error
-    return Path(path)
 
 
 def _verified(path: Path, limit: int, digests: Mapping[str, Any] | None, parse: Callable[[bytes], Any]) -> Any:

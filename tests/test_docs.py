@@ -1,6 +1,7 @@
 """README, docs, cards: their Python runs as it stands there, each command line, link and figure is right.
 
-The Ray block of docs/distributed.md runs in `tests/distributed/test_ray.py`, the curl line in `tests/serve`.
+The Ray block of docs/distributed.md runs in `tests/distributed/test_ray.py`, that of docs/sharing.md in
+`tests/test_hub.py`, the curl line in `tests/serve`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def run(part: str, **names: Any) -> dict[str, Any]:
 
 def test_every_block_is_run_by_a_test() -> None:
     parts = ("block = FusedTRMBlock", "accelerate(official_model)", "from_official(", "solution.steps",
-             "program import", "LatinSquare", "import ray")  # fmt: skip
+             "program import", "LatinSquare", "import ray", "push_to_hub(")  # fmt: skip
     assert sorted(map(block, parts)) == sorted(BLOCKS)
 
 

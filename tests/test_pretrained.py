@@ -6,14 +6,12 @@ import json
 import os
 import shutil
 import struct
-import sys
-import types
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rtm_kernels import pretrained
+from rtm_kernels import hub, pretrained
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.model import RecursiveReasoner
 from tests.small_models import ARCHS, make
@@ -131,28 +129,23 @@ def test_unknown_names_list_the_known_ones(saved, monkeypatch) -> None:
     assert pretrained.known_models() == ("another", "model")
     refused("sudok", "bundled: another, model;")
     assert RecursiveReasoner.from_pretrained("model").config.seq_len == 5
+    monkeypatch.chdir("/")
     refused("../model", "unknown model")
 
 
-def test_hub_ids(saved, monkeypatch) -> None:
-    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda name: None)
+def test_hub_ids_without_huggingface_hub(saved, monkeypatch) -> None:
+    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BackendUnavailable, match=r"'owner/name' is no folder here.*needs the package huggingface_hub"):
         RecursiveReasoner.from_pretrained("owner/name")
+    with pytest.raises(BackendUnavailable, match=r"pushing to 'owner/name' needs .*pip install 'rtm-kernels\[hub\]'"):
+        small().push_to_hub("owner/name")
     monkeypatch.undo()
-
-    asked = []
-
-    def snapshot_download(repo_id, *, revision, allow_patterns):
-        asked.append((repo_id, revision, sorted(allow_patterns)))
-        if repo_id == "owner/absent":
-            raise OSError("404: not found\nmore")
-        return str(saved)
-
-    module = types.SimpleNamespace(snapshot_download=snapshot_download, __spec__=types.SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
-    assert RecursiveReasoner.from_pretrained("owner/name", revision="v1").config.seq_len == 5
-    assert asked == [("owner/name", "v1", ["config.json", "manifest.json", "model.safetensors"])]
-    refused("owner/absent", "hub model 'owner/absent' cannot be fetched: 404: not found")
+    for options in ({"push_to_hub": True}, {"push_to_hub": True, "repo_id": "name"}):
+        with pytest.raises(InputError, match=r"repo_id=.* is not allowed: owner/name"):
+            small().save_pretrained(saved.parent / "new", **options)
+    with pytest.raises(InputError, match=r"push_to_hub=False is not allowed: True, where its options are given"):
+        small().save_pretrained(saved.parent / "new", private=True)
+    assert os.listdir(saved.parent) == ["model"]
 
 
 @pytest.mark.parametrize("name", [pretrained.WEIGHTS, pretrained.CONFIG, pretrained.MANIFEST])

@@ -9,6 +9,7 @@ import typer
 from rtm_kernels import __version__
 from rtm_kernels.cli.data import data
 from rtm_kernels.cli.evaluate import evaluate
+from rtm_kernels.cli.export import export
 from rtm_kernels.cli.group import Group, group_of
 from rtm_kernels.cli.info import info
 from rtm_kernels.cli.mcp import mcp
@@ -45,6 +46,7 @@ app.command(context_settings={"ignore_unknown_options": True, "allow_intersperse
 app.add_typer(data, name="data")
 app.add_typer(trace, name="trace")
 app.command()(convert)
+app.command()(export)
 app.command()(mcp)
 app.command()(serve)
 app.command()(info)

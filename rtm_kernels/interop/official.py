@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import InputError, one_of, require
-from rtm_kernels.model import RecursiveReasoner, tensor_specs
+from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.names import bare_name
 from rtm_kernels.ops.launch import FLOATING
 from rtm_kernels.pretrained import check_fits, shapes
@@ -203,7 +203,7 @@ def check_state(state: Mapping[str, Any], config: ModelConfig) -> None:
 
     Errors: `InputError`, one line that names the keys: missing, unexpected, of a wrong shape or kind.
     """
-    specs = tensor_specs(config)
+    specs = RecursiveReasoner.specs(config)
     head, table = "lm_head.weight", "embed_tokens.embedding_weight"
     if config.tied_lm_head and head in state:
         specs[head] = specs[table]

@@ -22,7 +22,7 @@ from rtm_kernels.engine.samples import Sample, Solution, Step
 from rtm_kernels.engine.solver import Solver
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.files import new_file
-from rtm_kernels.model import RecursiveReasoner, tensor_specs
+from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.recursion import library
 from rtm_kernels.trace.schema import MAX_BATCH, MAX_BYTES, MAX_PUZZLES, SCHEMA, End
 
@@ -178,7 +178,7 @@ def versions() -> dict[str, str]:
 def model_sha256(model: RecursiveReasoner) -> dict[str, str]:
     """sha256 of the config and of the weights, as `save_pretrained` writes them."""
     state = model.state_dict()
-    weights = save({name: state[name].detach().cpu().contiguous() for name in tensor_specs(model.config)})
+    weights = save({name: state[name].detach().cpu().contiguous() for name in RecursiveReasoner.specs(model.config)})
     return {
         "config_sha256": hashlib.sha256(model.config.to_json().encode()).hexdigest(),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),

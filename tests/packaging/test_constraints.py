@@ -26,7 +26,7 @@ def test_everything_but_torch_has_hashes() -> None:
 
 @pytest.mark.parametrize("python", PYTHONS)
 def test_one_version_of_each_project_for_each_python(python: str) -> None:
-    for files in (("test.txt", "torch.txt", "triton.txt"), ("ray.txt",)):
+    for files in (("test.txt", "torch.txt", "triton.txt"), ("ray.txt",), ("docs.txt",)):
         names = [normalized(pin.name) for pin in PINS if pin.file in files and applies(pin, python)]
         assert len(names) == len(set(names))
         others = {normalized(pin.name) for pin in PINS if pin.file in files}
@@ -46,7 +46,7 @@ def test_the_pins_satisfy_what_the_project_asks_for() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 has the reader of pyproject.toml")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"]]
-    for extra in ("cli", "serve", "mcp", "test", "bench", "profile"):
+    for extra in ("cli", "serve", "mcp", "test", "bench", "profile", "hub", "onnx"):
         wanted += project["optional-dependencies"][extra]
     for requirement in map(Requirement, wanted):
         versions = [pin.version for pin in PINS if normalized(pin.name) == normalized(requirement.name)]
