@@ -32,7 +32,7 @@ from rtm_kernels.errors import require
 from rtm_kernels.names import drop_official_prefixes, init_name
 from rtm_kernels.ops.attention_norm.reference import rope_tables, rope_tables_2d
 from rtm_kernels.ops.halting.reference import halt_logit
-from rtm_kernels.program import ADAPTER, Program
+from rtm_kernels.program import ADAPTER, SEED, Program
 from rtm_kernels.ranges import ranged
 from rtm_kernels.recursion import reference
 from rtm_kernels.recursion.noise import truncated_normal
@@ -227,7 +227,7 @@ class RecursiveReasoner(nn.Module):
         c = self.config
         if c.random_latents:
             if seeds is None:
-                seeds = torch.randint(1 << 31, (batch_size,), device=self.device)
+                seeds = self._seeds(batch_size)
             shape = (c.latent_len, c.hidden_size)
             return {
                 name: truncated_normal(seeds, number, shape).to(self.dtype)
@@ -236,6 +236,11 @@ class RecursiveReasoner(nn.Module):
         return {
             name: self.get_buffer(init_name(name)).expand(batch_size, c.latent_len, -1) for name in self.program.carried
         }
+
+    def _seeds(self, batch_size: int) -> Tensor:
+        """A seed for each sample from torch's generator; every rank draws for the whole batch and takes its own."""
+        seeds = torch.randint(1 << 31, (batch_size * self._world_size,), device=self.device)
+        return seeds[self._rank * batch_size :][:batch_size]
 
     def token_logits(self, output: Tensor) -> Tensor:
         """Logits [B, seq_len, V] of the output latent [B, L, D]."""
@@ -256,6 +261,8 @@ class RecursiveReasoner(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
         """One ACT step: run the program, read the heads. Returns (latents, logits, q logits), latents attached."""
         program = program or self.program
+        if self.config.noise and SEED not in latents:
+            latents = {**latents, SEED: self._seeds(len(x))}
         if self.run is not None:
             values = self.run(program, latents, x)
         else:
