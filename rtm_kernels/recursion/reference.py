@@ -57,7 +57,9 @@ def run(
             with torch.set_grad_enabled(step.grad and torch.is_grad_enabled()):
                 new = _apply(step, values, stacks)
                 if step.noise:
-                    new = new + step.noise * normal(seed, seed.new_full(seed.shape, number), x.shape[1:], 0).to(new.dtype)
+                    new = new + step.noise * normal(seed, seed.new_full(seed.shape, number), x.shape[1:], 0).to(
+                        new.dtype
+                    )
                 values[step.dst] = new
     del values[INPUT]
     return values
