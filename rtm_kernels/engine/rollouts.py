@@ -38,7 +38,7 @@ class Rollouts:
 
     One run that guesses tries them one after the other. So under the policy `verified`, where only a confirmed answer
     ends it early, rollout 0 guesses itself, after the first steps, and takes the steps of all: there are no others.
-    All depends on `seed` (that of rollout 0), the puzzle and the number of the rollout alone, so which one is chosen does not depend on
+    All depends on `seed` (that of rollout 0), the puzzle and the number of the rollout, so which one is chosen depends on
     what else is solved, or when.
 
     Errors: `InputError` naming the field, its value and what is allowed.
