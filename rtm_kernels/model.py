@@ -103,7 +103,7 @@ class RecursiveReasoner(nn.Module):
         Errors: `InputError` for an unknown name, and for a folder whose files are missing, truncated, altered since
         they were saved, or do not fit its config; `BackendUnavailable` for a hub id without huggingface_hub.
         """
-        with torch.device("cpu"), torch.inference_mode(False):  # whatever the caller's default is
+        with torch.device("cpu"), torch.inference_mode(False), torch.random.fork_rng([]):  # those of the caller stay
             config, state = pretrained.load(name_or_path, tensor_specs, revision)
             model = cls(config, impl=impl, attention=attention)
             model.load_state_dict(state)
@@ -234,7 +234,8 @@ class RecursiveReasoner(nn.Module):
                 for number, name in enumerate(self.program.carried)
             }
         return {
-            name: self.get_buffer(init_name(name)).expand(batch_size, c.latent_len, -1) for name in self.program.carried
+            name: self.get_buffer(init_name(name)).to(self.dtype).expand(batch_size, c.latent_len, -1)
+            for name in self.program.carried
         }
 
     def _seeds(self, batch_size: int) -> Tensor:
@@ -308,7 +309,7 @@ class RecursiveReasoner(nn.Module):
             outputs["q_halt_logits"] = q[..., 0]
             outputs |= {} if self.config.arch == "eqr" else {"q_continue_logits": q[..., 1]}
         with torch.no_grad():
-            steps = torch.where(halted, 0, carry.steps) + 1
+            steps = carry.steps.masked_fill(halted, 0) + 1
             last = steps >= self.config.halt_max_steps
             now_halted = self._halt(q, steps, last) if self.training else last
             if self.training and self.config.q_continue_target and self.config.halt_max_steps > 1:

@@ -72,13 +72,8 @@ def named(source: str | os.PathLike[str]) -> Iterator[None]:
         raise InputError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def open_text(path: str | os.PathLike[str]) -> IO[str]:
-    """The text of a file, a pipe or standard input, plain, gzipped or the only member of a zip file."""
-    return decoded(open(path, "rb"))
-
-
 def decoded(file: Any) -> IO[str]:
-    """The text of a binary file in UTF-8, 16 or 32, with or without a mark; what is none of them becomes U+FFFD."""
+    """The text of a file or pipe in UTF-8, 16 or 32, plain, gzipped or alone in a zip; what is none becomes U+FFFD."""
     file = file if hasattr(file, "peek") else io.BufferedReader(file)
     head = file.peek(64)
     if head.startswith(b"\x1f\x8b"):

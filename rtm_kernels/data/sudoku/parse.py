@@ -17,6 +17,7 @@ from rtm_kernels.errors import printable
 
 CHUNK = 1024
 MAX_NAME = 80
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d{1,2})?", re.IGNORECASE)
 
 
 def read_puzzles(source: str | Iterable[str], *, size: int = 9, errors: str = "raise") -> Iterator[Puzzle]:
@@ -76,20 +77,17 @@ class _Scanner:
             if ruler and line.lstrip().startswith("|-") and set("".join(self.rows)) == {"."}:
                 self.rows = []  # the empty header of a Markdown table
         elif found is not None and len(found) == self.size:
-            yield from self._grid_row(number, found, dashes="-" in line)
+            self.first_row = self.first_row if self.rows else number
+            self.dashes = "-" in line or self.dashes
+            self.rows.append(found)
+            if len(self.rows) == self.size:
+                yield Puzzle("".join(self.rows), line=self.first_row)
+                self.rows, self.dashes = [], False
         else:
             yield self._with_words(number, line) or self._broken(number, line)
 
     def _cells(self, line: str) -> str | None:
         return forms.cells(line, self.size)
-
-    def _grid_row(self, number: int, found: str, dashes: bool) -> Iterator[Puzzle]:
-        self.first_row = self.first_row if self.rows else number
-        self.rows.append(found)
-        self.dashes = dashes or self.dashes
-        if len(self.rows) == self.size:
-            grid, self.rows, self.dashes = "".join(self.rows), [], False
-            yield Puzzle(grid, line=self.first_row)
 
     def _gap(self, number: int, end: bool = False) -> Iterator[Puzzle]:
         """A blank line, which may separate the bands of a grid, and ends a broken one."""
@@ -109,49 +107,33 @@ class _Scanner:
 
     def _broken(self, number: int, line: str) -> Puzzle:
         started, self.lost, self.rows = bool(self.rows), bool(self.rows), []
-        column = rules.illegal_column(line.rstrip(), self.size, forms.SEPARATORS)
-        if column is not None:
-            return _fault(number, self._illegal(line, column), column)
         count = len(line.translate(str.maketrans(dict.fromkeys(forms.SEPARATORS))))
         expected = f"{self.size} (a row of a grid)" if started else f"{self.size**2} (a puzzle) or {self.size} (a row)"
-        return _fault(number, f"{count} cells, expected {expected}", len(line.rstrip()))
+        return self._wrong(number, line, 0, f"{count} cells, expected {expected}", forms.SEPARATORS)
 
-    def _illegal(self, raw: str, column: int) -> str:
-        return f"illegal character {raw[column - 1]!a}, expected {rules.allowed(self.size)}"
+    def _wrong(self, number: int, text: str, start: int, otherwise: str, extra: str = "") -> Puzzle:
+        """The first character that is no cell of a text that begins after `start`, or else what is said at its end."""
+        text = text.rstrip()
+        column = rules.illegal_column(text, self.size, extra)
+        if column is None:
+            return _fault(number, otherwise, start + len(text))
+        expected = rules.allowed(self.size)
+        return _fault(number, f"illegal character {text[column - 1]!a}, expected {expected}", start + column)
 
     def _row(self, number: int, raw: str, values: dict[str, list[str]]) -> Puzzle:
         """One row of a table, or one value of JSON or XML, whose text is `raw`."""
-        texts: dict[str, str] = {}
+        texts, whole = dict[str, str](), self.size**2
         for name in ("puzzle", "solution"):
             read = [forms.field(text, self.size) for text in values[name]] or [""]
-            fits = [text for text in read if self._whole(text)]
-            text = (fits or read)[0]
+            fits = [text for text in read if len(text) == whole and rules.illegal_column(text, self.size) is None]
+            texts[name] = text = (fits or read)[0]
             if not fits and (text or name == "puzzle"):
-                return self._bad_field(number, raw, name, text)
-            texts[name] = text
+                start = max(raw.find(text) if name == "puzzle" else raw.rfind(text), 0)
+                return self._wrong(number, text, start, f"{name} of {len(text)} cells, expected {whole}")
         rating = "".join(values["rating"][:1]).strip().replace(",", ".")
+        score = float(rating) if NUMBER.fullmatch(rating) else None  # words such as Hard are none
         origin = printable("".join(values["origin"][:1]).strip())[:MAX_NAME] or None
-        return Puzzle(texts["puzzle"], texts["solution"] or None, number, _finite(rating), origin=origin)
-
-    def _whole(self, text: str) -> bool:
-        """Whether a text is the cells of a puzzle, and nothing else."""
-        return len(text) == self.size**2 and rules.illegal_column(text, self.size) is None
-
-    def _bad_field(self, number: int, raw: str, name: str, text: str) -> Puzzle:
-        start = raw.find(text) + 1 if name == "puzzle" else raw.rfind(text) + 1
-        column = rules.illegal_column(text, self.size)
-        if column is not None:
-            return _fault(number, self._illegal(text, column), start + column - 1)
-        return _fault(number, f"{name} of {len(text)} cells, expected {self.size**2}", start + len(text))
-
-
-def _finite(rating: str) -> float | None:
-    """A rating that is a number; words such as Hard are none."""
-    try:
-        value = float(rating)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+        return Puzzle(texts["puzzle"], texts["solution"] or None, number, score, origin=origin)
 
 
 def _fault(number: int, message: str, column: int | None = None) -> Puzzle:
