@@ -90,7 +90,7 @@ class Head(nn.Module):
         try:
             return token_loss(logits, labels, loss=self.loss_type, impl=self.model.impl)
         except (IndexError, RuntimeError):  # on a CPU; on a GPU the kernel stops
-            low, high = labels[labels != IGNORE_INDEX].aminmax()
+            low, high = map(int, labels[labels != IGNORE_INDEX].aminmax())
             allowed = f"0 to {logits.shape[-1] - 1}, or {IGNORE_INDEX}"
             require(low >= 0 and high < logits.shape[-1], "labels", f"{low} to {high}", allowed)
             raise

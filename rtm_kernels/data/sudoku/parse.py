@@ -109,16 +109,16 @@ class _Scanner:
         started, self.lost, self.rows = bool(self.rows), bool(self.rows), []
         count = len(line.translate(str.maketrans(dict.fromkeys(forms.SEPARATORS))))
         expected = f"{self.size} (a row of a grid)" if started else f"{self.size**2} (a puzzle) or {self.size} (a row)"
-        return self._wrong(number, line, 0, f"{count} cells, expected {expected}", forms.SEPARATORS)
+        otherwise = _fault(number, f"{count} cells, expected {expected}", len(line.rstrip()))
+        return self._illegal(number, line.rstrip(), 0, forms.SEPARATORS) or otherwise
 
-    def _wrong(self, number: int, text: str, start: int, otherwise: str, extra: str = "") -> Puzzle:
-        """The first character that is no cell of a text that begins after `start`, or else what is said at its end."""
-        text = text.rstrip()
+    def _illegal(self, number: int, text: str, start: int, extra: str = "") -> Puzzle | None:
+        """The first character that is no cell of a text that begins after column `start`."""
         column = rules.illegal_column(text, self.size, extra)
         if column is None:
-            return _fault(number, otherwise, start + len(text))
-        expected = rules.allowed(self.size)
-        return _fault(number, f"illegal character {text[column - 1]!a}, expected {expected}", start + column)
+            return None
+        said = f"illegal character {text[column - 1]!a}, expected {rules.allowed(self.size)}"
+        return _fault(number, said, start + column)
 
     def _row(self, number: int, raw: str, values: dict[str, list[str]]) -> Puzzle:
         """One row of a table, or one value of JSON or XML, whose text is `raw`."""
@@ -129,7 +129,8 @@ class _Scanner:
             texts[name] = text = (fits or read)[0]
             if not fits and (text or name == "puzzle"):
                 start = max(raw.find(text) if name == "puzzle" else raw.rfind(text), 0)
-                return self._wrong(number, text, start, f"{name} of {len(text)} cells, expected {whole}")
+                said = f"{name} of {len(text)} cells, expected {whole}"
+                return self._illegal(number, text, start) or _fault(number, said, start + len(text) + 1)
         rating = "".join(values["rating"][:1]).strip().replace(",", ".")
         score = float(rating) if NUMBER.fullmatch(rating) else None  # words such as Hard are none
         origin = printable("".join(values["origin"][:1]).strip())[:MAX_NAME] or None
