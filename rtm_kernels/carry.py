@@ -33,15 +33,17 @@ def check_batch(config: ModelConfig, batch: Batch) -> None:
     for name in ("inputs", *(["puzzle_identifiers"] if config.puzzle_emb_ndim else [])):
         if name not in batch:
             raise InputError(f"batch has no {name!r}; it has {sorted(batch)}")
+    for name in ("inputs", "puzzle_identifiers") if "puzzle_identifiers" in batch else ("inputs",):
+        dtype = getattr(batch[name], "dtype", type(batch[name]))
+        require(dtype in INDICES, f"batch[{name!r}].dtype", dtype, f"one of {', '.join(map(str, INDICES))}")
+        dense = batch[name].layout == torch.strided and not batch[name].is_nested
+        require(dense, f"batch[{name!r}]", batch[name].layout, "a dense tensor")
     shape = tuple(batch["inputs"].shape)
     if len(shape) != 2 or shape[1] != config.seq_len:
         raise InputError(f"batch['inputs'] has shape {shape}; expected [B, seq_len={config.seq_len}]")
     ids = tuple(batch["puzzle_identifiers"].shape) if "puzzle_identifiers" in batch else shape[:1]
     if ids != shape[:1]:
         raise InputError(f"batch['puzzle_identifiers'] has shape {ids}; expected [B] = {shape[:1]}")
-    for name in ("inputs", "puzzle_identifiers") if "puzzle_identifiers" in batch else ("inputs",):
-        dtype = batch[name].dtype
-        require(dtype in INDICES, f"batch[{name!r}].dtype", dtype, f"one of {', '.join(map(str, INDICES))}")
 
 
 def check_carry(carry: Carry, batch: Batch) -> None:

@@ -17,7 +17,7 @@ from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.mixture import halting_update, initial_state
 from rtm_kernels.ops.halting.reference import halting_logits, relative_change
 from rtm_kernels.ops.token_loss.api import LOSSES, TokenLoss, token_loss
-from rtm_kernels.ops.token_loss.reference import token_counts
+from rtm_kernels.ops.token_loss.reference import IGNORE_INDEX, token_counts
 
 COSTS = ("continue", "graves")
 """Ponder costs of a unit: the sum of 1 - p over its steps, or their number and the remainder."""
@@ -86,7 +86,14 @@ class Head(nn.Module):
 
     def _score(self, logits: Tensor, data: Batch) -> TokenLoss:
         """Loss and correctness of every answer [B, seq_len] of a batch, in one pass over the logits."""
-        return token_loss(logits, self._labels(data), loss=self.loss_type, impl=self.model.impl)
+        labels = self._labels(data)
+        try:
+            return token_loss(logits, labels, loss=self.loss_type, impl=self.model.impl)
+        except (IndexError, RuntimeError):  # on a CPU; on a GPU the kernel stops
+            low, high = map(int, labels[labels != IGNORE_INDEX].aminmax())
+            allowed = f"0 to {logits.shape[-1] - 1}, or {IGNORE_INDEX}"
+            require(low >= 0 and high < logits.shape[-1], "labels", f"{low} to {high}", allowed)
+            raise
 
     def _total(self, found: TokenLoss, weight: Tensor | None = None) -> Tensor:
         """`found.total`, summed in float64 for stablemax as in the official code."""

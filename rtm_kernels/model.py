@@ -30,7 +30,7 @@ from rtm_kernels.names import drop_official_prefixes, init_name
 from rtm_kernels.ops.attention_norm.reference import rope_tables, rope_tables_2d
 from rtm_kernels.ops.halting.reference import halt_logit
 from rtm_kernels.pretrained import Pretrained, shapes
-from rtm_kernels.program import ADAPTER, Program
+from rtm_kernels.program import ADAPTER, SEED, Program
 from rtm_kernels.ranges import ranged
 from rtm_kernels.recursion import reference
 from rtm_kernels.recursion.noise import truncated_normal
@@ -185,15 +185,21 @@ class RecursiveReasoner(Pretrained):
         c = self.config
         if c.random_latents:
             if seeds is None:
-                seeds = torch.randint(1 << 31, (batch_size,), device=self.device)
+                seeds = self._seeds(batch_size)
             shape = (c.latent_len, c.hidden_size)
             return {
                 name: truncated_normal(seeds, number, shape).to(self.dtype)
                 for number, name in enumerate(self.program.carried)
             }
         return {
-            name: self.get_buffer(init_name(name)).expand(batch_size, c.latent_len, -1) for name in self.program.carried
+            name: self.get_buffer(init_name(name)).to(self.dtype).expand(batch_size, c.latent_len, -1)
+            for name in self.program.carried
         }
+
+    def _seeds(self, batch_size: int) -> Tensor:
+        """A seed for each sample from torch's generator; every rank draws for the whole batch and takes its own."""
+        seeds = torch.randint(1 << 31, (batch_size * self._world_size,), device=self.device)
+        return seeds[self._rank * batch_size :][:batch_size]
 
     def token_logits(self, output: Tensor) -> Tensor:
         """Logits [B, seq_len, V] of the output latent [B, L, D]."""
@@ -214,6 +220,8 @@ class RecursiveReasoner(Pretrained):
     ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
         """One ACT step: run the program, read the heads. Returns (latents, logits, q logits), latents attached."""
         program = program or self.program
+        if self.config.noise and SEED not in latents:
+            latents = {**latents, SEED: self._seeds(len(x))}
         if self.run is not None:
             values = self.run(program, latents, x)
         else:
@@ -259,7 +267,7 @@ class RecursiveReasoner(Pretrained):
             outputs["q_halt_logits"] = q[..., 0]
             outputs |= {} if self.config.arch == "eqr" else {"q_continue_logits": q[..., 1]}
         with torch.no_grad():
-            steps = torch.where(halted, 0, carry.steps) + 1
+            steps = carry.steps.masked_fill(halted, 0) + 1
             last = steps >= self.config.halt_max_steps
             now_halted = self._halt(q, steps, last) if self.training else last
             if self.training and self.config.q_continue_target and self.config.halt_max_steps > 1:

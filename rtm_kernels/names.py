@@ -6,11 +6,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-WRAPPERS = ("module.", "_orig_mod.", "model.", "inner.")
+WRAPPERS = ("module.", "model.", "inner.")
+ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
 def bare_name(key: str) -> str:
-    """A parameter's name without what DDP, torch.compile, the loss head and the ACT wrapper put before it."""
+    """A parameter's name without what DDP, FSDP, torch.compile, checkpointing, loss head and ACT wrapper put in it."""
+    for wrapper in ANYWHERE:
+        key = key.replace(wrapper, "")
     while key.startswith(WRAPPERS):
         key = key.partition(".")[2]
     return key

@@ -73,7 +73,7 @@ class Pretrained(nn.Module):
             "revision": revision, "token": token, "cache_dir": cache_dir, "force_download": force_download,
             "local_files_only": local_files_only,
         }  # fmt: skip
-        with torch.device("cpu"), torch.inference_mode(False):  # whatever the caller's default is
+        with torch.device("cpu"), torch.inference_mode(False), torch.random.fork_rng([]):  # those of the caller stay
             config, state = load(name_or_path, cls.specs, fetching)
             model = cls(config, impl=impl, attention=attention)
             model.load_state_dict(state)

@@ -16,6 +16,9 @@ from rtm_kernels.errors import one_of, require
 INPUT = "x"
 """Reserved name of the injected input embedding; it is read by steps and never written."""
 
+SEED = "seed"
+"""Reserved name beside the latents: whole numbers [B], one per sample, from which an ACT step draws its noise."""
+
 ADAPTER = "adapter_"
 """Prefix of the stacks that are no blocks but a low-rank linear adapter: RINS has one per round."""
 
@@ -52,7 +55,7 @@ class Program:
     def __post_init__(self) -> None:
         require(bool(self.output) and self.output != INPUT, "output", self.output, "a latent other than the input")
         for step in self.steps:
-            require(step.dst != INPUT, "dst", step.dst, "the input embedding is read-only")
+            require(step.dst not in (INPUT, SEED), "dst", step.dst, "the input embedding and the seed are read-only")
             require(len(step.state) > 0, "state", step.state, "at least one latent is summed")
             require(0 <= step.keep < 1, "keep", step.keep, "from 0 to below 1")
 

@@ -25,6 +25,7 @@ from rtm_kernels.interop import to_official
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.pretrained import MODELS, known_models
 from rtm_kernels.trace import read_trace, record
+from rtm_kernels.train.recipe import PRESETS
 from tests.interop import official_structure
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -216,6 +217,8 @@ def test_the_card_states_how_it_learned(name: str) -> None:
     found = json.loads((ROOT / "profiles" / named[1]).read_text())
     assert found["weights_sha256"] == hashlib.sha256((MODELS / name / "model.safetensors").read_bytes()).hexdigest()
     assert len(found["curve"]) > 2
+    recipes = [PRESETS[preset] for preset in re.findall(r"rtm train ([\w-]+)", found["command"])]
+    assert found["steps"] == sum(stage.steps for recipe in recipes for stage in recipe.stages)
     model = RecursiveReasoner.from_pretrained(name)
     assert f"{found['distinct']:,} distinct" in card(name)
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in card(name)

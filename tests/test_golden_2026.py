@@ -12,6 +12,8 @@ from safetensors import safe_open
 
 from rtm_kernels import interop
 from rtm_kernels.carry import Carry
+from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.program import SEED
 from tests.test_golden import GRADIENTS, VALUES, Golden, assert_agrees, assert_gradients, eval_step
 
 FOLDERS = [parent / "shared" / "golden" for parent in Path(__file__).resolve().parents]
@@ -72,11 +74,17 @@ def test_noise_and_first_latents_do_not_depend_on_the_batch() -> None:
     golden = load("eqr_mlp")
     model = golden.model()
     noisy = interop.from_official("eqr", golden.config | {"noise_scale": 0.3}, golden.part("state."))
-    batch, init = golden.part("eval.batch."), golden.part("init.")
-    whole = eval_step(noisy, batch, init)["z_H"]
-    one = eval_step(noisy, {k: v[2:3] for k, v in batch.items()}, {k: v[2:3] for k, v in init.items()})["z_H"]
-    torch.testing.assert_close(one[0], whole[2], rtol=1e-3, atol=1e-3)
-    away = (whole - eval_step(model, batch, init)["z_H"]).std()
+    init, x = golden.part("init."), noisy.embed(golden.part("eval.batch.")["inputs"])
+    seeds = torch.arange(len(x))
+
+    def z_H(rows: slice, seeds: torch.Tensor = seeds, net: RecursiveReasoner = noisy) -> torch.Tensor:
+        with torch.no_grad():
+            return net.act_step({**{k: v[rows] for k, v in init.items()}, SEED: seeds[rows]}, x[rows])[0]["z_H"]
+
+    whole = z_H(slice(None))
+    torch.testing.assert_close(z_H(slice(2, 3))[0], whole[2], rtol=1e-3, atol=1e-3)
+    away = (whole - z_H(slice(None), net=model)).std()
     assert 0.1 < away < 3 and noisy.config == dataclasses.replace(model.config, noise=0.3)
+    assert (z_H(slice(None), seeds + 7) - whole).std() > 0.1
     first, second = (model.initial_latents(4)["z_H"] for _ in range(2))
     assert not torch.equal(first, second) and not torch.equal(first[0], first[1])

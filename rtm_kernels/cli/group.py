@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import warnings
 from typing import Any
 
@@ -18,19 +17,21 @@ ALL_VERIFIED, NOT_ALL_VERIFIED, BAD_INPUT, OUT_OF_TIME, INTERRUPTED = 0, 1, 2, 7
 class Group(TyperGroup):
     """Turns the package's own errors, and files that cannot be read or written, into one line and exit code 2."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def main(self, *args: Any, **options: Any) -> Any:
         warnings.showwarning = lambda message, *_: typer.echo(f"note: {message}", err=True)
         try:
-            return super().invoke(ctx)
-        except RTMError as error:
-            complain(str(error))
-            raise typer.Exit(BAD_INPUT) from None
-        except OSError as error:
-            if error.errno == errno.EPIPE:
+            return super().main(*args, **options)
+        except Exception as error:
+            first = error
+            while inner := getattr(first, "exceptions", None):  # of a group
+                first = inner[0]
+            if isinstance(first, RTMError):
+                complain(str(first))
+            elif isinstance(first, OSError):
+                complain(f"{first.filename}: {first.strerror}" if first.filename else first.strerror or str(first))
+            else:
                 raise
-            place = f"{error.filename}: " if error.filename else ""
-            complain(f"{place}{error.strerror or error}")
-            raise typer.Exit(BAD_INPUT) from None
+            raise SystemExit(BAD_INPUT) from None
 
 
 def group_of(about: str, **options: Any) -> typer.Typer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from typing import Annotated
 
 import typer
@@ -43,9 +44,11 @@ def mcp(
 
     To let a client start it: {"command": "rtm", "args": ["mcp"]}.
     """
-    from rtm_kernels.errors import BackendUnavailable, one_of
+    from rtm_kernels.errors import BackendUnavailable, one_of, require
 
     one_of("transport", transport, ("stdio", "http"))
+    closed = transport == "stdio" and None in (sys.stdin, sys.stdout)
+    require(not closed, "transport", "stdio", "http, because standard input or output is closed")
     if importlib.util.find_spec("mcp") is None:
         raise BackendUnavailable("rtm mcp needs the package mcp: pip install 'rtm-kernels[mcp]'")
     from rtm_kernels.access import Token

@@ -54,7 +54,7 @@ Kind = Annotated[
             "symmetric puzzle is solved instead), noise, or auto (the first of these that the task allows)."),
 ]  # fmt: skip
 Noise = Annotated[float, halting(help="Standard deviation of the noise on latents, whose rms is 1.", metavar="SIGMA")]
-Seed = Annotated[int, halting(help="Seed of further runs.", metavar="SEED")]
+Seed = Annotated[int, halting(help="Seed of further runs, and of what EqR draws.", metavar="SEED")]
 Host = Annotated[str, typer.Option(help="Address; any but loopback needs a token.", metavar="HOST")]
 Port = Annotated[int, typer.Option(help="Port; 0 takes a free one.", metavar="PORT")]
 TokenFile = Annotated[

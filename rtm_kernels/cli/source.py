@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
+from typing import cast
 
 from rtm_kernels.data.examples import example_names, example_puzzles
-from rtm_kernels.data.maze import VOCABULARY
-from rtm_kernels.data.task import Puzzle, Task
-from rtm_kernels.data.text import decoded, named, open_text
+from rtm_kernels.data.task import Puzzle, Task, get_task
+from rtm_kernels.data.text import decoded, named
 from rtm_kernels.errors import InputError, require
 
 MAX_PUZZLES = 100_000
 """Puzzles that one command takes without `--limit`."""
+LOOKED_AT = 100
+"""Mazes that may be wrong before it is no file of mazes."""
 FILE_SUFFIXES = (".csv", ".txt", ".tsv", ".sdk", ".sdm", ".ss", ".json", ".gz", ".zip")
 
 
@@ -38,17 +42,18 @@ def read_all(arguments: list[str], task: Task, limit: int | None) -> list[Puzzle
 
 
 def model_for(arguments: list[str], example: str | None = None) -> str:
-    """The bundled model for the puzzles: that of `example`, `maze` where the first argument holds an S and a G and
-    nothing that no maze holds, else `sudoku`."""
-    if example is not None or not arguments or arguments[0] == "-":
+    """The bundled model for the puzzles: that of `example`, `maze` where the reader of mazes finds one in the first
+    argument, or at the beginning of standard input, else `sudoku`. A named pipe can be read only once."""
+    if example is not None or not arguments:
         return example or "sudoku"
-    text = arguments[0]
-    if os.path.isfile(text):
-        with named(text), open_text(text) as file:
-            text = file.read(1 << 16)
-    lines = [line.split(",")[0] for line in text.splitlines()]
-    cells = "".join(line for line in lines if set(line) <= set(f"{VOCABULARY}."))
-    return "maze" if "S" in cells and "G" in cells else "sudoku"
+    mazes, first = get_task("maze").reader(), arguments[0]
+    with suppress(InputError, EOFError):
+        if first == "-" and sys.stdin is not None:
+            found = mazes.parse(decoded(io.BytesIO(cast(io.BufferedReader, sys.stdin.buffer).peek(1))), errors="report")
+        else:
+            found = mazes.read(first, "report") if os.path.isfile(first) else mazes.parse(first, "report")
+        return "maze" if any(not puzzle.error for puzzle in islice(found, LOOKED_AT)) else "sudoku"
+    return "sudoku"
 
 
 def _examples(task: Task) -> Iterator[Puzzle]:

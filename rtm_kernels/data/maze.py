@@ -7,9 +7,9 @@ from contextlib import suppress
 
 import numpy as np
 
-from rtm_kernels.data.maze_forms import drawn, plain
+from rtm_kernels.data.maze_forms import is_cells, plain, trimmed
 from rtm_kernels.data.task import Pair, Puzzle, Task, Twin, Verdict, register, register_family, reported
-from rtm_kernels.data.text import MAX_LINE, Table, numbered_lines, visible
+from rtm_kernels.data.text import MAX_LINE, records
 from rtm_kernels.errors import InputError, RTMError, require
 
 WALL, OPEN, START, GOAL, PATH = 1, 2, 3, 4, 5  # a path stands on those from START on
@@ -239,18 +239,17 @@ class Maze(Task):
         return found
 
     def parse(self, source: str | Iterable[str], errors: str = "raise") -> Iterator[Puzzle]:
-        """Mazes: csv with a header (`question,answer`), one maze per line, or grids of one line per row."""
+        """Mazes: tables and JSON (`text.records`), one maze per line, or grids of one line per row."""
         return reported((self._checked(*found) for found in self._texts(source)), errors)
 
-    def _checked(self, number: int, text: str, solution: str) -> Puzzle:
+    def _checked(self, number: int, text: str, solution: str, fault: str = "") -> Puzzle:
         try:
-            require(
-                "\n\n" not in text,
-                "maze",
-                "a blank line",
-                "one between mazes, or a row of open cells as wide as the others",
-            )
+            if fault:
+                raise InputError(fault)
             text = plain(text)
+            cells = len(text.replace("\n", ""))
+            allowed = f"{self.name} has {self.seq_len} cells, and not a blank line between its rows"
+            require(cells == self.seq_len, "puzzle length", cells, allowed)
             tokens = self.encode(text)
             require(not (tokens == PATH).any(), "maze", "o", "a puzzle holds no path")
             reason = self.verify(text, solution).reason if solution else ""
@@ -263,29 +262,29 @@ class Maze(Task):
             return Puzzle("", line=number, error=f"line {number}: {error}")
         return Puzzle(self.decode(tokens), solution or None, number)
 
-    def _texts(self, lines: str | Iterable[str]) -> Iterator[tuple[int, str, str]]:
-        """Line number, maze and solution as they stand in the source."""
-        table: Table | None = None
+    def _texts(self, source: str | Iterable[str]) -> Iterator[tuple[int, str, str, str]]:
+        """Line number, maze and solution as they stand in the source, or what is wrong there."""
         rows: list[str] = []
-        numbered = numbered_lines(lines)
-        for number, raw in numbered:
-            line = visible(raw)
-            if not line.strip() and not rows and not self._whole(line):
+        first = 0
+        for number, text, fields, fault in records(source, is_cells):
+            blank = not (text or "").strip()
+            between = text is None or (blank and bool(rows) and len(text) != len(rows[-1]) and not trimmed(rows))
+            if rows and (fields or between or self._complete(rows)):
+                yield first, "\n".join(rows), "", ""
+                rows = []
+            if fields:
+                yield number, "".join(fields["puzzle"][:1]), "".join(fields["solution"][:1]), ""
+            elif fault:
+                yield number, "", "", fault
+            elif text is None or (not rows and blank and not self._whole(text)):
                 continue
-            if table is not None:
-                fields = table.fields(table.joined(line, numbered))
-                yield number, "".join(fields["puzzle"][:1]), "".join(fields["solution"][:1])
-            elif not rows and (table := Table.of(line)):
-                continue
-            elif not rows and self._whole(line):
-                yield number, line[:MAX_LINE], ""
+            elif not rows and self._whole(text):
+                yield number, text[:MAX_LINE], "", ""
             else:
-                rows.append(line)
-                if self._complete(rows):
-                    yield number - len(rows) + 1, drawn(rows, self._least), ""
-                    rows = []
+                first = first if rows else number
+                rows.append(text)
         if rows:
-            yield number - len(rows) + 1, drawn(rows, self._least), ""
+            yield first, "\n".join(rows), "", ""
 
     def _whole(self, line: str) -> bool:
         """Whether a line is a maze, not a row of one."""
@@ -293,11 +292,6 @@ class Maze(Task):
 
     def _complete(self, rows: list[str]) -> bool:
         return len(rows) == self.side
-
-    @property
-    def _least(self) -> int:
-        """The least width of a row."""
-        return self.side
 
     def render(self, puzzle: str, answer: str | None = None, emphasis: Callable[[str], str] = str) -> str:
         cells = [a if a == p else emphasis(a) for p, a in zip(puzzle, answer or puzzle, strict=True)]

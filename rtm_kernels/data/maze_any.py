@@ -25,22 +25,19 @@ class AnyMaze(Maze):
         side = side_of(text)
         return get_task("maze" if side == 30 else f"maze{side}") if side else self
 
-    def _checked(self, number: int, text: str, solution: str) -> Puzzle:
+    def _checked(self, number: int, text: str, solution: str, fault: str = "") -> Puzzle:
         text = plain(text)
         task = self.sized(text)
         assert isinstance(task, Maze)
-        if isinstance(task, AnyMaze):
-            cells = len(text.replace("\n", ""))
-            fault = f"line {number}: puzzle length={cells} is not allowed: a square, of side {SIDES[0]} to {SIDES[-1]}"
-            return Puzzle("", line=number, error=fault)
-        return task._checked(number, text, solution)
+        if isinstance(task, AnyMaze) and not fault:
+            cells, sides = len(text.replace("\n", "")), f"of side {SIDES[0]} to {SIDES[-1]}"
+            fault = f"puzzle length={cells} is not allowed: a square {sides}, and not a blank line between its rows"
+        return Maze._checked(task, number, text, solution, fault)
 
     def _whole(self, line: str) -> bool:
         """A line with S and G of a square length is a maze, others are rows of one; so is an open row of a grid."""
         named = set("SsGgEe") & set(line)
         return len(named) >= 2 and bool(side_of(line))
-
-    _least = 0
 
     def _complete(self, rows: list[str]) -> bool:
         return len(rows) >= max(map(len, rows)) or len(rows) > SIDES[-1]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rtm_kernels.data.text import named, numbered_lines, open_text
+from rtm_kernels.data.text import decoded, named, numbered_lines
 from rtm_kernels.errors import InputError, one_of, printable, require
 
 PAD = 0
@@ -124,7 +124,7 @@ class Task(ABC):
 
     def read(self, path: str | os.PathLike[str], errors: str = "raise") -> Iterator[Puzzle]:
         """Puzzles of a file as `parse` gives them, its name in front of every error."""
-        with named(path), open_text(path) as file:
+        with named(path), decoded(open(path, "rb")) as file:
             for puzzle in self.parse(file, errors):
                 fault = f"{printable(os.fspath(path))[:200]}: {puzzle.error}"
                 yield replace(puzzle, error=fault) if puzzle.error else puzzle

@@ -1,22 +1,27 @@
-"""Reading text of any size: files of any encoding or compression, numbered lines with a bounded length, tables."""
+"""Reading text of any size: files of any encoding or compression, lines of bounded length, tables, JSON, XML."""
 
 from __future__ import annotations
 
 import csv
 import gzip
 import io
+import json
 import os
+import re
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import IO, Any, cast
+from itertools import chain
+from typing import IO, Any, NamedTuple, cast
 
 from rtm_kernels.errors import InputError, printable
 
 MAX_LINE = 65_536
+MAX_JSON = 1 << 26
+MAX_SIDE = 64
+"""Rows of the largest puzzle in a list of JSON."""
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "puzzle": ("puzzle", "puzzles", "quiz", "quizzes", "question", "questions", "sudoku", "unsolved", "puzzle_string",
                "input", "inputs", "maze"),
@@ -27,6 +32,16 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 """What a table holds -> names of its columns met in public."""
 
+COMMENT = ("#", "%", ";", "//")
+TITLE = re.compile(
+    rf"(```|~~~)\w*|(grid|puzzle|sudoku|maze|question|no\.?|nr\.?)s?[\s:#]*\d*:?|sep=.|{'|'.join(COLUMNS['puzzle'])}|"
+    r"([\w\s]+(\[\d*\])*\s*=\s*)?[\[\](){},;]+",
+    re.IGNORECASE,
+)
+"""What stands between puzzles and says nothing of them: titles, fences, a header of one column, brackets of code."""
+SECTION = re.compile(r"\[([A-Za-z]+)\]")
+XML = ("<?xml", "<opensudoku", "<sudoku")
+XML_PUZZLE = re.compile(r"""\b(?:data|givens)\s*=\s*["']([^"']*)["']""")
 
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\x0c\x1a"))
 FRAMES = {
@@ -34,6 +49,15 @@ FRAMES = {
     for code in range(0x2500, 0x2580)
 }
 """Box drawing -> the frame in ASCII."""
+
+
+class Found(NamedTuple):
+    """What stands on a line: `text`, None for a title; with `fields`, by what they hold, of a table or of JSON."""
+
+    number: int
+    text: str | None = None
+    fields: dict[str, list[str]] | None = None
+    fault: str = ""
 
 
 @contextmanager
@@ -48,28 +72,19 @@ def named(source: str | os.PathLike[str]) -> Iterator[None]:
         raise InputError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def open_text(path: str | os.PathLike[str]) -> IO[str]:
-    """The text of a file, a pipe or standard input, plain, gzipped or the only member of a zip file."""
-    return decoded(open(path, "rb"))
-
-
 def decoded(file: Any) -> IO[str]:
-    """The text of a binary file in UTF-8 or UTF-16, with or without a mark; what is neither becomes U+FFFD."""
+    """The text of a file or pipe in UTF-8, 16 or 32, plain, gzipped or alone in a zip; what is none becomes U+FFFD."""
     file = file if hasattr(file, "peek") else io.BufferedReader(file)
     head = file.peek(64)
     if head.startswith(b"\x1f\x8b"):
-        return decoded(io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=file))))
+        return decoded(gzip.GzipFile(fileobj=file))
     if head.startswith(b"PK\x03\x04"):
         archive = zipfile.ZipFile(file if file.seekable() else io.BytesIO(file.read()))
         members = archive.namelist()
         if len(members) != 1:
             raise InputError(f"a zip file of {len(members)} members; expected one")
         return decoded(io.BufferedReader(cast(Any, archive.open(members[0]))))
-    wide = head.startswith((b"\xff\xfe", b"\xfe\xff"))
-    sides = (head[1::2], head[::2])  # ASCII in two bytes has a zero on one side
-    low, high = (bool(head) and not any(side) for side in sides)
-    encoding = "utf-16" if wide else "utf-16-le" if low else "utf-16-be" if high else "utf-8-sig"
-    return io.TextIOWrapper(file, encoding=encoding, errors="replace")
+    return io.TextIOWrapper(file, encoding=json.detect_encoding(head), errors="replace")
 
 
 def numbered_lines(source: str | Iterable[str]) -> Iterator[tuple[int, str]]:
@@ -92,41 +107,114 @@ def visible(line: str) -> str:
     return line.translate(INVISIBLE).rstrip("\r\n")
 
 
-@dataclass(frozen=True)
-class Table:
-    """The columns of a table with a header, and how its fields are separated."""
+def records(source: str | Iterable[str], is_cells: Callable[[str], bool]) -> Iterator[Found]:
+    """The lines of a source, or the rows of the table, the JSON or the XML that it begins with.
 
-    delimiter: str
-    quote: str
-    columns: Mapping[str, tuple[int, ...]]
-
-    @classmethod
-    def of(cls, header: str) -> Table | None:
-        """The table of a header line that names a column of puzzles and another column; None for any other line."""
-        header = header.strip().lstrip("\ufeff")
-        quote = "'" if header.startswith("'") else '"'
-        for delimiter in ",;\t|":
-            names = [name.strip().lower() for name in _split(header, delimiter, quote)]
-            found = {kind: tuple(i for i, n in enumerate(names) if n in known) for kind, known in COLUMNS.items()}
-            if len(names) > 1 and found["puzzle"]:
-                return cls(delimiter, quote, found)
-        return None
-
-    def joined(self, line: str, lines: Iterator[tuple[int, str]]) -> str:
-        """A row with the lines that its quoted fields go on in."""
-        while self.quote == '"' and line.count('"') % 2 and len(line) < MAX_LINE and (following := next(lines, None)):
-            line += "\n" + visible(following[1])
-        return line
-
-    def fields(self, line: str) -> dict[str, list[str]]:
-        """The fields of one row by what they hold, those that are not there left out."""
-        row = _split(line.rstrip("\r\n"), self.delimiter, self.quote)
-        return {kind: [row[i] for i in at if i < len(row)] for kind, at in self.columns.items()}
+    Comments are left out, and `>` before a quoted line. Nothing of this is looked for in a line that `is_cells`.
+    """
+    lines = ((number, visible(raw)) for number, raw in numbered_lines(source))
+    started = False
+    for number, line in lines:
+        bare = line.strip()
+        if len(line) > MAX_LINE:
+            yield Found(number, fault=f"longer than {MAX_LINE} characters")
+        elif not bare or is_cells(line):
+            started = started or bool(bare)
+            yield Found(number, line)
+        elif not bare.startswith(COMMENT):
+            rest = chain([(number, line)], lines)
+            if not started and bare.lower().startswith(XML):
+                texts = ((at, text) for at, line in rest for text in XML_PUZZLE.findall(line))
+                yield from (Found(at, text, _by_kind([("puzzle", text)])) for at, text in texts)
+            elif not started and bare.startswith(("[", "{")) and not SECTION.fullmatch(bare):
+                yield from _values(rest)
+            elif not started and (table := _header(bare)):
+                yield from _rows(number + 1, *table, lines)
+            else:
+                title = TITLE.fullmatch(bare) is not None
+                started = started or not title
+                yield Found(number, None if title else line.removeprefix("> "))
 
 
-def _split(line: str, delimiter: str, quote: str) -> list[str]:
+def _header(line: str) -> tuple[str, str, dict[str, list[int]]] | None:
+    """Delimiter, quote and columns of a table whose header names a column of puzzles and another column."""
+    quote = "'" if line.startswith("'") else '"'
+    for delimiter in ",;\t|":
+        names = next(csv.reader([line], delimiter=delimiter, quotechar=quote))
+        columns = _by_kind((name.strip(), at) for at, name in enumerate(names))
+        if len(names) > 1 and columns["puzzle"]:
+            return delimiter, quote, columns
+    return None
+
+
+def _by_kind(named: Iterable[tuple[str, Any]]) -> dict[str, list[Any]]:
+    """Named values by what they hold."""
+    values = [(name.lower(), value) for name, value in named]
+    return {kind: [value for name, value in values if name in names] for kind, names in COLUMNS.items()}
+
+
+def _rows(
+    first: int, delimiter: str, quote: str, columns: dict[str, list[int]], lines: Iterator[tuple[int, str]]
+) -> Iterator[Found]:
+    taken: list[str] = []
+    texts = (taken.append(text) or f"{text}\n" for _, text in lines)  # type: ignore[func-returns-value]
+    reader = csv.reader(texts, delimiter=delimiter, quotechar=quote)
+    while True:
+        number = first + reader.line_num
+        taken.clear()
+        try:
+            if row := next(reader):
+                fields = {kind: [row[at] for at in places if at < len(row)] for kind, places in columns.items()}
+                yield Found(number, "\n".join(taken), fields)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Found(number, fault=f"no row of a table: {error}")
+
+
+def _values(lines: Iterator[tuple[int, str]]) -> Iterator[Found]:
+    """JSON values, one per line, or one over all lines."""
+    first, text = next(lines)
     try:
-        rows = list(csv.reader(io.StringIO(line, newline=""), delimiter=delimiter, quotechar=quote))
-    except csv.Error:  # what is no csv after all is told as an illegal character of a field
-        return line.split(delimiter)
-    return rows[0] if rows else []
+        json.loads(text)
+    except (ValueError, RecursionError):
+        parts, size = [text], len(text)
+        while size <= MAX_JSON and (more := next(lines, None)):
+            parts.append(more[1])
+            size += len(more[1])
+        text = "\n".join(parts)
+    for number, value in chain([(first, text)], lines):
+        try:
+            yield from _puzzles(number, json.loads(value) if value.strip() else [])
+        except (ValueError, RecursionError) as error:
+            inside = not isinstance(error, json.JSONDecodeError) or error.pos < len(value.rstrip())
+            yield Found(number, fault=f"not JSON: {error}" if inside else "the JSON value has no end")
+
+
+def _puzzles(number: int, value: Any) -> Iterator[Found]:
+    """The puzzles in a JSON value: objects with the columns of a table, texts, lists of rows, and lists of those."""
+    fields = _by_kind([("puzzle", value)])
+    if isinstance(value, dict):
+        fields = _by_kind((key, found) for key, found in value.items() if found not in (None, ""))
+        value = [found for key, found in value.items() if key.lower() not in COLUMNS["solution"]]
+    if any(map(_is_puzzle, fields["puzzle"])):
+        texts = {kind: list(map(_cells, found)) for kind, found in fields.items()}
+        yield Found(number, texts["puzzle"][0], texts)
+    else:
+        yield from (puzzle for found in value for puzzle in _puzzles(number, found))
+
+
+def _is_puzzle(value: Any) -> bool:
+    """Whether a value is a text, or a list of single cells or of as many rows as each has cells."""
+    if not isinstance(value, list):
+        return not isinstance(value, dict)
+    sizes = {len(_cells(found)) for found in value}
+    return sizes == {1} or (sizes == {len(value)} and 0 < len(value) <= MAX_SIDE)
+
+
+def _cells(value: Any) -> str:
+    """The cells of a text, a number or a list of those, one row per line; null and an empty text are blank."""
+    if not isinstance(value, list):
+        return "." if value in (None, "") else str(value)
+    parts = list(map(_cells, value))
+    return ("\n" if any(len(part) > 1 for part in parts) else "").join(parts)

@@ -95,7 +95,8 @@ class Measurement:
 
     def run(self, rows: Iterable[int]) -> None:
         """Solve the puzzles `rows`, each once over all calls, and note how long it took."""
-        samples = (Sample(i, self.inputs[i], int(self.identifiers[i])) for i in rows)
+        seed = self.solver.rollouts.seed
+        samples = (Sample(i, self.inputs[i], int(self.identifiers[i]), seed=seed) for i in rows)
         start = time.perf_counter()
         try:
             for done in self.solver.run(samples, self._step if self.by_step else None):

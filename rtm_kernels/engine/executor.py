@@ -17,6 +17,7 @@ from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.reference import peak
 from rtm_kernels.ops.launch import choose
 from rtm_kernels.ops.shared import Recursion, shared_weights
+from rtm_kernels.program import SEED
 from rtm_kernels.ranges import ranged
 from rtm_kernels.recursion import graph, native, reference, symmetric
 from rtm_kernels.recursion.persistent.runner import PersistentExecutor, measured_batch
@@ -118,16 +119,18 @@ def replayed(model: RecursiveReasoner, capture: graph.CudaGraphs | None = None) 
     act, program, runners = _fused(model), model.program, list[graph.GraphRunner]()
 
     def named(inputs: graph.Tensors) -> graph.Tensors:
-        step = act({name: inputs[name] for name in program.carried}, inputs["x"])
+        step = act({name: inputs[name] for name in names}, inputs["x"])
         return {**step.latents, "logits": step.logits, **({} if step.q is None else {"q": step.q})}
+
+    names = (*program.carried, SEED) if model.config.noise else program.carried
 
     def run(x: Tensor, *carried: Tensor) -> graph.Tensors:
         if not runners or len(x) > runners[0].buckets[-1]:
             runners[:] = [graph.GraphRunner(named, max_batch=max(1, len(x)), capture=capture)]
-        return runners[0]({"x": x, **dict(zip(program.carried, carried, strict=True))})
+        return runners[0]({"x": x, **dict(zip(names, carried, strict=True))})
 
     def step(latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
-        given = (x, *(latents[name] for name in program.carried))
+        given = (x, *(latents[name] for name in names))
         found = [run(*part) for part in zip(*(t.split(graph.BUCKETS[-1]) for t in given), strict=True)]
         whole = found[0] if len(found) == 1 else {name: torch.cat([part[name] for part in found]) for name in found[0]}
         results = dict.fromkeys((*program.carried, program.output))

@@ -17,7 +17,7 @@ from torch import Tensor
 from rtm_kernels.data.task import PAD
 from rtm_kernels.engine.samples import Sample
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.recursion.noise import hashed
+from rtm_kernels.recursion.noise import hashed, normal
 
 FIRST, EVERY, RETURN = 3, 1, 2
 """The ACT step after which a run guesses first, how many steps later again, and how many steps after the first guess it
@@ -91,7 +91,7 @@ class Guesses:
 
 
 class Noise:
-    """Noise on the latents of samples in `capacity` slots: `rows` [capacity, 2] int32, a seed and the deviation."""
+    """Noise on the latents of samples in `capacity` slots: `rows` [capacity, 2] int32, the deviation and a seed."""
 
     def __init__(self, capacity: int, device: torch.device) -> None:
         self.rows = torch.zeros(capacity, 2, dtype=torch.int32, device=device)
@@ -105,24 +105,15 @@ class Noise:
     def fresh(samples: Sequence[Sample]) -> np.ndarray:
         """The rows of new samples."""
         deviations = np.array([s.noise for s in samples], dtype=np.float32).view(np.int32)
-        return np.stack([np.array([s.seed & SEED_MASK for s in samples], dtype=np.int32), deviations], 1)
+        return np.stack([deviations, np.array([s.seed & SEED_MASK for s in samples], dtype=np.int32)], 1)
 
     def added(self, steps: Tensor, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The latents [n, L, D] of the first n slots with noise added, drawn from seed, `steps` [n] taken, and place.
-
-        A draw is the sum of twelve uniform numbers, less their mean: a normal one but for its tails beyond 6, by exact
-        operations alone, so that its bits depend neither on the batch nor on the device.
-        """
-        seed, deviation = self.rows[: len(steps), 0], self.rows[: len(steps), 1].view(torch.float32)
-        found = {}
-        for number, (name, latent) in enumerate(latents.items()):
-            total = torch.zeros((), dtype=torch.int64, device=latent.device)
-            for draw in range(6):
-                h = hashed(seed, steps, latent.shape[1:], 1 + 6 * number + draw)
-                total = total + (h >> 16) + (h & 0xFFFF)
-            normal = (total - 6 * 0xFFFF).double() * 2.0**-16
-            found[name] = latent + (deviation[:, None, None] * normal).to(latent.dtype)
-        return found
+        """The latents [n, L, D] of the first n slots with `recursion.noise.normal` of seed and `steps` [n] added."""
+        deviation, seed = self.rows[: len(steps), 0].view(torch.float32)[:, None, None], self.rows[: len(steps), 1]
+        return {
+            name: latent + (deviation * normal(seed, steps, latent.shape[1:], number)).to(latent.dtype)
+            for number, (name, latent) in enumerate(latents.items())
+        }
 
 
 def _put(rows: Tensor, where: Tensor, values: Tensor) -> None:

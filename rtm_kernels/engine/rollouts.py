@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -39,7 +40,7 @@ class Rollouts:
     One run that guesses tries them one after the other. So under the policy `verified`, where only a confirmed answer
     ends it early, rollout 0 guesses itself, after the first steps, and takes the steps of all: there are no others.
     All depends on `seed`, the puzzle and the number of the rollout alone, so which one is chosen does not depend on
-    what else is solved, or when.
+    what else is solved, or when. What EqR draws in rollout 0 depends on `seed` alone.
 
     Errors: `InputError` naming the field, its value and what is allowed.
     Source: arXiv 2605.19943, which adds noise at every deep recursion step and uses a deviation of 0.3 on Sudoku.
@@ -92,14 +93,16 @@ class Rollouts:
         return replace(made, tokens=twin[0], seed=seed), twin[1]
 
 
-def preference(done: Finished) -> tuple[bool, bool, float, float, int, int]:
+def preference(done: Finished, settled: bool = False) -> tuple[bool, bool, float, float, int, int]:
     """Sorts rollouts best first: confirmed, finite, halting probability, settled latent, fewer steps, lower number.
 
     Confirmed ones count as equally good but for their steps, because a confirmed answer needs no further evidence.
+    With `settled` the latent goes before the probability.
     """
     confidence = 0.0 if done.verified or done.halt_probability is None else done.halt_probability
     residual = 0.0 if done.verified or done.residual is None else done.residual
-    return not done.verified, done.answer is None, -confidence, residual, done.steps, done.rollout
+    first, second = (residual, -confidence) if settled else (-confidence, residual)
+    return not done.verified, done.answer is None, first, second, done.steps, done.rollout
 
 
 class _Puzzle:
@@ -143,9 +146,10 @@ class _Puzzle:
         first = self.done[0]
         return len(self.done) == self.runs or (first.rollout == 0 and first.verified)
 
-    def choice(self) -> Finished:
-        """The best rollout, with the steps of all."""
-        return replace(min(self.done, key=preference), total_steps=sum(d.steps for d in self.done))
+    def choice(self, slots: Slots) -> Finished:
+        """The best rollout, with the steps of all: of a model that draws its first latents the most settled one."""
+        key = partial(preference, settled=slots.model.config.random_latents)
+        return replace(min(self.done, key=key), total_steps=sum(d.steps for d in self.done))
 
 
 class RolloutSlots:
@@ -180,7 +184,7 @@ class RolloutSlots:
             puzzle = self._puzzles[done.key[0]]
             puzzle.ended(done, self.slots)
             if puzzle.decided:
-                chosen.append(self._puzzles.pop(done.key[0]).choice())
+                chosen.append(self._puzzles.pop(done.key[0]).choice(self.slots))
             elif puzzle.started == 1:
                 self._unfinished.append(puzzle)
         return chosen
@@ -203,4 +207,4 @@ class RolloutSlots:
             done = self.slots.evict((key, number), reason)
             if done is not None:
                 puzzle.take(done)
-        return replace(puzzle.choice(), reason=reason)
+        return replace(puzzle.choice(self.slots), reason=reason)

@@ -20,8 +20,10 @@ from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.api import halting_step_
 from rtm_kernels.ops.halting.policy import HaltingPolicy
 from rtm_kernels.ops.halting.reference import STAYS, Outputs, SlotStates, on_host, relative_change
+from rtm_kernels.program import SEED
 from rtm_kernels.recursion import graph
 from rtm_kernels.recursion.graph import BUCKETS, CudaGraphs
+from rtm_kernels.recursion.noise import hashed
 from rtm_kernels.recursion.queue.runner import HaltingQueue
 from rtm_kernels.recursion.queue.schedule import Moved
 from rtm_kernels.recursion.reference import ActStep
@@ -90,7 +92,8 @@ class Slots:
         self._fresh, self._results = (rows(held, *states.rows[0].shape, like=states.rows) for _ in range(2))
         self._entering = states.read(self._fresh)
         self._guesses = Guesses(model, capacity) if kind == "guesses" else None
-        self._noise = Noise(capacity, device) if kind == "noise" else None
+        noisy = kind == "noise" or (config.noise > 0 and kind != "guesses")
+        self._noise = Noise(capacity, device) if noisy else None
         self._kind = self._guesses or self._noise
         drawn = () if self._kind is None else self._kind.buffers  # all but the first are blank in new samples
         new = [rows(1 if i else held, *buffer.shape[1:], like=buffer) for i, buffer in enumerate(drawn)]
@@ -246,7 +249,10 @@ class Slots:
         """An ACT step of the first n slots, and the answers that the verifier has to see, one after the other."""
         latents = {name: t[:n] for name, t in self._latents.items()}
         at = self.states.first(n)
-        step = self._act(latents if self._noise is None else self._noise.added(at.steps, latents), self._x[:n])
+        given = latents if self._noise is None else self._noise.added(at.steps, latents)
+        if self.model.config.noise and self._kind is not None:
+            given = {**given, SEED: hashed(self._kind.rows[:n, 1], at.steps, ())}
+        step = self._act(given, self._x[:n])
         if self._noise is not None:
             step = step._replace(change=None)  # it counts from the latents without noise
         sums = self.observer is not None

@@ -187,7 +187,7 @@ class Solver:
                 read = self._read(read)
             if read.error is not None:
                 raise InputError(read.error)
-            return Sample(key, self.task.encode(read.text))
+            return Sample(key, self.task.encode(read.text), seed=self.rollouts.seed)
         except InputError as error:
             text = puzzle if isinstance(puzzle, str) else puzzle.text
             shown = printable(text[:SHOWN]) + "…" * (len(text) > SHOWN)

@@ -11,6 +11,7 @@ from typing import Any, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from rtm_kernels.block import CosSin, FusedTRMBlock
 from rtm_kernels.config import NORM_AXES
@@ -23,8 +24,6 @@ from rtm_kernels.interop.recognise import (
     holds_blocks,
     is_stack,
     probe_inputs,
-    probe_lengths,
-    training_differs,
     with_values,
 )
 from rtm_kernels.ops.attention_norm.api import ATTENTION
@@ -73,12 +72,9 @@ class AcceleratedBlock(Accelerated):
 
 
 def _hooked(block: nn.Module) -> bool:
-    """Whether a part of the block has a hook of any kind."""
-    for part in block._modules.values():
-        for module in (part, *part._modules.values()):  # type: ignore[union-attr]
-            if any(getattr(module, kind) for kind in HOOKS):
-                return True
-    return False
+    """Whether a part of the block has a hook of any kind, or all modules have one."""
+    parts = (module for module in block.modules() if module is not block)
+    return _has_any_global_hook() or any(getattr(module, kind) for module in parts for kind in HOOKS)
 
 
 class AcceleratedStack(Accelerated):
@@ -143,40 +139,26 @@ def restore(model: Model) -> Model:
 
 
 def _norm_axis(name: str, stack: nn.Module) -> str:
-    """The norm axis with which the fused blocks reproduce the stack's own forward on probe inputs of every length.
+    """The norm axis with which the fused blocks reproduce the stack's own forward on a probe input.
 
-    Errors: `InputError` when none does, or when training mode changes the values.
+    Errors: `InputError` when none does.
     """
-    axes, device = list(NORM_AXES), next(stack.parameters()).device
-    for length in probe_lengths(stack):
-        inputs = probe_inputs(stack, device, length)
-        with torch.no_grad():
+    inputs, weights = probe_inputs(stack), list(stack.parameters())
+    with torch.no_grad(), torch.autocast(weights[0].device.type, enabled=False):
+        try:
+            expected = call(stack, inputs)
+        except Exception as error:
+            raise InputError(f"{name} does not run on a probe input: {error}".splitlines()[0]) from error
+        exact = all(tensor.dtype == torch.float32 for tensor in (expected, *weights))
+        for axis in NORM_AXES:
             try:
-                expected = call(stack, inputs)
-            except Exception as error:
-                raise InputError(f"{name} does not run on a probe input: {error}".splitlines()[0]) from error
-            axes = [axis for axis in axes if _distance(stack, axis, inputs, expected) < _tolerance(stack, expected)]
-        if training_differs(stack, inputs, expected):
-            raise InputError(f"{name} computes something else in training than in evaluation (dropout?)")
-    if not axes:
-        raise InputError(
-            f"{name} computes something else than the official block normalised over {' or '.join(NORM_AXES)}"
-        )
-    return axes[0]
-
-
-def _distance(stack: nn.Module, axis: str, inputs: dict[str, Any], expected: Tensor) -> Tensor:
-    """Relative distance of the stack with fused blocks from `expected`."""
-    try:
-        _swap(stack, axis, "reference", "sdpa")
-        return (call(stack, inputs) - expected).float().norm() / expected.float().norm()
-    finally:
-        restore(stack)
-
-
-def _tolerance(stack: nn.Module, expected: Tensor) -> float:
-    exact = expected.dtype == torch.float32 and all(p.dtype == torch.float32 for p in stack.parameters())
-    return 1e-4 if exact else 5e-2
+                _swap(stack, axis, "reference", "sdpa")
+                distance = (call(stack, inputs) - expected).float().norm() / expected.float().norm()
+            finally:
+                restore(stack)
+            if distance < (1e-4 if exact else 5e-2):
+                return axis
+    raise InputError(f"{name} computes something else than the official block normalised over {' or '.join(NORM_AXES)}")
 
 
 _subclasses: dict[tuple[Any, Any], Any] = {}
@@ -191,7 +173,7 @@ def _subclass(mixin: type[Accelerated], official: type[nn.Module]) -> Any:
 
 
 def _swap(stack: nn.Module, norm_axis: str, impl: str, attention: str) -> None:
-    for layer in stack.layers:  # type: ignore[union-attr]
+    for layer in dict.fromkeys(stack.layers):  # type: ignore[arg-type]
         mixer: Any = getattr(layer, "self_attn", None)
         heads, causal = (1, False) if mixer is None else (mixer.num_heads, bool(mixer.causal))
         values = (norm_axis, heads, False, 0, causal, False, layer.norm_eps, impl, attention)

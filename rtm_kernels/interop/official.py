@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -33,8 +34,8 @@ STACK_LAYERS = {
 """Architecture -> stack of blocks -> official config field that holds its number of layers."""
 
 
-LEFT_OUT = re.compile(r"(.*\.)?(puzzle_emb\.local_(weights|ids)|cos_cached|sin_cached|inv_freq)")
-"""Buffers that official training may leave in a state dict: rows of the last batch, and rotary tables."""
+LEFT_OUT = re.compile(r"(.*\.)?(puzzle_emb\.local_(weights|ids)|cos_cached|sin_cached|inv_freq)|n_averaged")
+"""Buffers that training may leave in a state dict: rows of the last batch, rotary tables, the count of an average."""
 
 REFERENCE = re.compile(r"\$\{[\w.]*?(\w+)\}")
 """A value of a config file that names another field, such as `${.hidden_size}`."""
@@ -50,6 +51,8 @@ def _resolved(config: Mapping[str, Any]) -> dict[str, Any]:
                 values[name] = values[found[1]]
         left = isinstance(values[name], str) and "${" in values[name]
         require(not left, name, values[name], "a value, or a reference to another field of the config")
+        with suppress(TypeError, ValueError):  # in YAML 1e-5 is a text
+            values[name] = float(values[name]) if isinstance(values[name], str) else values[name]
         if isinstance(values[name], float) and values[name].is_integer():
             values[name] = int(values[name])
     return values

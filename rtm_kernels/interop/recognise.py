@@ -21,9 +21,6 @@ LOOKED_FOR = (
 STACKS = (("hidden_states", "input_injection"), ("hidden_states", "injection"), ("hidden_states",))
 """Parameters of the forward of a stack of TRM and HRM, of RSM, and of single-z TRM, cos_sin left out."""
 
-LENGTHS = (6, 257)
-"""Lengths of the probe of an attention stack; the MLP mixer has one."""
-
 VOCABULARY = """
     self_attn mlp mlp_t qkv_proj o_proj gate_up_proj down_proj layers norm_eps config hidden_size head_dim output_size
     num_heads num_key_value_heads causal norm_over_hidden weight bias cos_sin hidden_states injection input_injection
@@ -38,7 +35,7 @@ VOCABULARY = """
 
 def holds_blocks(module: nn.Module) -> bool:
     """Whether `module` has `layers` with at least one block to look at closer."""
-    layers = module._modules.get("layers")  # not getattr: the wrapper of torch.compile passes on what it wraps
+    layers = dict(module.named_children()).get("layers")  # the wrapper of torch.compile passes on other attributes
     if not isinstance(layers, nn.ModuleList):
         return False
     return any(hasattr(layer, "mlp") and (hasattr(layer, "self_attn") or hasattr(layer, "mlp_t")) for layer in layers)
@@ -47,9 +44,9 @@ def holds_blocks(module: nn.Module) -> bool:
 def check_blocks(name: str, stack: nn.Module, taken: tuple[str, ...]) -> None:
     """Refuse a stack whose structure or code differs from the official one; `taken` are attributes it may not have.
 
-    A probe sees neither dropout, nor a window longer than itself, nor a limit that it does not reach. So the code is
-    compared too: each name and number in the forward of a block and its parts has to be one that the official code
-    has.
+    A probe sees neither dropout, nor a window longer than itself, nor a limit that it does not reach, nor what only
+    training does. So the code is compared: each name and number in the forward of a block and its parts has to be one
+    that the official code has.
 
     Errors: `InputError` naming the module and what differs.
     """
@@ -71,20 +68,17 @@ def _difference(layer: Any, taken: tuple[str, ...]) -> str:
     attends = hasattr(layer, "self_attn")
     mixer = ("self_attn.qkv_proj", "self_attn.o_proj") if attends else ("mlp_t.gate_up_proj", "mlp_t.down_proj")
     linears = {"mlp.gate_up_proj", "mlp.down_proj", *mixer}
-    expected = {f"{part}.weight" for part in linears}
+    weights = {f"{part}.weight" for part in linears}
     if hasattr(layer.mlp, "dwconv"):
-        expected |= {"mlp.dwconv.weight", "mlp.dwconv.bias"}
+        weights |= {"mlp.dwconv.weight", "mlp.dwconv.bias"}
         linears |= {f"mlp.{part}" for part in ("dwconv", "act") if hasattr(layer.mlp, part)}
-    differing = sorted(expected ^ {name for name, _ in layer.named_parameters()})
-    if differing:
-        return f"its parameters differ in {', '.join(differing)}"
     parts = {"", *linears, *(part.partition(".")[0] for part in linears)}
     present = {name for name, module in layer.named_modules() if not _does_nothing(module)}
-    if parts != present:
-        return f"its modules differ in {', '.join(sorted(parts ^ present))}"
-    buffers = [name for name, _ in layer.named_buffers()]
-    if buffers:
-        return f"it has the buffers {', '.join(buffers)}"
+    present |= {name for name, _ in (*layer.named_parameters(), *layer.named_buffers())}
+    if differing := sorted((parts | weights) ^ present):
+        return f"its weights and modules differ in {', '.join(differing)}"
+    if kinds := {type(weight).__name__ for weight in layer.parameters()} - {"Parameter", "DTensor"}:
+        return f"its weights are {', '.join(sorted(kinds))}"
     if not isinstance(getattr(layer, "norm_eps", None), float):
         return "it has no norm_eps"
     own = [option for option in taken if hasattr(layer, option)]
@@ -111,6 +105,8 @@ def _odd_code(module: nn.Module) -> list[str]:
     """What the forward of `module` says that no official forward does: names, numbers, or a wrapper."""
     if "forward" in vars(module):
         return ["a forward of its own instance"]
+    if isinstance(module, torch.jit.ScriptModule):
+        return ["a TorchScript graph"]
     if type(module) in (nn.Linear, nn.Conv1d, nn.SiLU):
         return []
     if hasattr(type(module).forward, "__wrapped__"):
@@ -174,13 +170,14 @@ def parameters(stack: nn.Module) -> tuple[str, ...]:
     return tuple(p.name for p in found if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "cos_sin")
 
 
-def probe_inputs(stack: nn.Module, device: torch.device, length: int) -> dict[str, Any]:
+def probe_inputs(stack: nn.Module) -> dict[str, Any]:
     """Random inputs [2, L, D] and rotary tables for a stack; bfloat16 for attention on CUDA, where flash needs it.
 
     Drawn on the CPU whatever the default device: official scripts build their models within `torch.device("cuda")`.
     """
     layer: Any = stack.layers[0]  # type: ignore[index]
-    attends, width = hasattr(layer, "self_attn"), layer.mlp.down_proj.weight.shape[0]
+    attends, weight = hasattr(layer, "self_attn"), layer.mlp.down_proj.weight
+    width, device, length = weight.shape[0], weight.device, 6 if attends else layer.mlp_t.down_proj.weight.shape[0]
     dtype = torch.bfloat16 if attends and device.type == "cuda" else torch.float32
     draw = functools.partial(
         torch.randn, generator=torch.Generator("cpu").manual_seed(0), device="cpu", dtype=torch.float32
@@ -204,26 +201,3 @@ def with_values(stack: nn.Module) -> nn.Module:
     for parameter in made.parameters():
         nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5, generator=generator)
     return made
-
-
-def probe_lengths(stack: Any) -> tuple[int, ...]:
-    """The lengths to probe a stack at."""
-    layer = stack.layers[0]
-    return LENGTHS if hasattr(layer, "self_attn") else (layer.mlp_t.down_proj.weight.shape[0],)
-
-
-def training_differs(stack: nn.Module, inputs: dict[str, Any], expected: Tensor) -> bool:
-    """Whether the stack computes something else in training mode, in either of two runs with other random numbers."""
-    modes = {module: module.training for module in stack.modules()}
-    devices = [] if expected.device.type != "cuda" else [expected.device]
-    try:
-        with torch.random.fork_rng(devices), torch.no_grad():
-            stack.train()
-            for seed in range(2):
-                torch.manual_seed(seed)
-                if not torch.allclose(call(stack, inputs), expected):
-                    return True
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    return False

@@ -38,15 +38,14 @@ def truncated_normal(seed: Tensor, draw: int, shape: Sequence[int]) -> Tensor:
 
 
 @torch.no_grad()
-def normal_like(latent: Tensor, step: int) -> Tensor:
-    """Normal numbers of the shape of `latent` [B, L, D], each a hash of its row's bits, `step` and its place.
+def normal(seed: Tensor, step: Tensor, shape: Sequence[int], number: int) -> Tensor:
+    """Normal numbers [n, *shape] in float64, each a hash of its seed [n], `step` [n] taken, place and `number`.
 
-    A row of other bits (another puzzle, first latent or ACT step) gets other numbers.
+    A draw is the sum of twelve uniform numbers, less their mean: a normal one but for its tails beyond 6, by exact
+    operations alone, so that its bits depend neither on the batch nor on the device.
     """
-    bits = latent.float().view(torch.int32).flatten(1).long() & WORD
-    place = torch.arange(bits.shape[1], device=bits.device) * 2 + 1
-    seed = _hash((bits * place & WORD).sum(1) & WORD)
-    steps = torch.full_like(seed, step)
-    first, second = (hashed(seed, steps, latent.shape[1:], draw).double() + 0.5 for draw in (1, 2))
-    radius = torch.sqrt(-2 * torch.log(first / 2**32))
-    return (radius * torch.cos(2 * math.pi * second / 2**32)).to(latent.dtype)
+    total = torch.zeros((), dtype=torch.int64, device=seed.device)
+    for draw in range(6):
+        h = hashed(seed, step, shape, 1 + 6 * number + draw)
+        total = total + (h >> 16) + (h & 0xFFFF)
+    return (total - 6 * 0xFFFF).double() * 2.0**-16

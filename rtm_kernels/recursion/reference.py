@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from rtm_kernels.ops.shared import shared_weights
-from rtm_kernels.program import INPUT, Program, Step
+from rtm_kernels.program import INPUT, SEED, Program, Step
 from rtm_kernels.ranges import ranged
-from rtm_kernels.recursion.noise import normal_like
+from rtm_kernels.recursion.noise import normal
 
 ApplyStack = Callable[[Tensor, tuple[Tensor, ...]], Tensor]
 """`stack(state, injection) -> latent`: blocks applied in order to `state + (sum of injection)`; [B, L, D]."""
@@ -36,7 +36,7 @@ class ActStep(NamedTuple):
 
 
 Act = Callable[[Mapping[str, Tensor], Tensor], ActStep]
-"""One ACT step from latents and x [B, L, D]; the latents given are not modified."""
+"""One ACT step from latents and x [B, L, D]; the latents given are not modified. `SEED` may stand beside them."""
 
 
 @ranged(lambda program, *_: f"recursion {program.name}")
@@ -46,16 +46,21 @@ def run(
     """Execute `program` from `latents` with input embedding `x`; returns the new latents, all [B, L, D].
 
     Each step computes `latent[dst] <- stack((sum of state) + (sum of inject))`, summing from left to right, or the
-    moving average of it that its `keep` asks for.
+    moving average of it that its `keep` asks for. Its `noise` is drawn from the `SEED` of the latents, 0 without.
     Steps without `grad` run under `no_grad`. Nothing is modified in place. Triton ops share their weights over the
     whole program (`ops.shared`).
     """
     values = {**latents, INPUT: x}
+    seed = values.pop(SEED, torch.zeros(len(x), dtype=torch.int64, device=x.device))
     with shared_weights():
         for number, step in enumerate(program.steps):
             with torch.set_grad_enabled(step.grad and torch.is_grad_enabled()):
                 new = _apply(step, values, stacks)
-                values[step.dst] = new + step.noise * normal_like(new, number) if step.noise else new
+                if step.noise:
+                    new = new + step.noise * normal(seed, seed.new_full(seed.shape, number), x.shape[1:], 0).to(
+                        new.dtype
+                    )
+                values[step.dst] = new
     del values[INPUT]
     return values
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 
 from rtm_kernels import engine
+from rtm_kernels.data.maze import SIDES
 from rtm_kernels.errors import one_line
 
 MAX_FAULTS = 5
@@ -20,7 +21,8 @@ class Limits:
     """Bounds of one server.
 
     Bytes: `body` and `header_block` of a request; `dropped` is what a client may still send after a refusal.
-    A request: `puzzles`, characters of a puzzle (`text`), ACT `steps`. A model: `cells` of a puzzle. At a time:
+    A request: `puzzles`, characters of a puzzle (`text`: cells of the largest maze and what separates them), ACT
+    `steps`. A model: `cells` of a puzzle. At a time:
     `queued` puzzles that wait, `requests` at work, `connections`.
     Seconds: `read` for a body, `request` to solve it (also the largest deadline), `probe` for the golden puzzle,
     `drain` from SIGTERM to the last answer, `keep_alive` of an idle connection.
@@ -30,9 +32,9 @@ class Limits:
     header_block: int = 16 << 10
     dropped: int = 16 << 20
     puzzles: int = 64
-    text: int = 4 << 10
+    text: int = 2 * SIDES[-1] ** 2
     steps: int = 64
-    cells: int = 900
+    cells: int = SIDES[-1] ** 2
     queued: int = 256
     requests: int = 32
     connections: int = 512

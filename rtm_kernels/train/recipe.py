@@ -279,7 +279,7 @@ MAZE_LOCAL = Recipe(
             mix={"side16": 0.1, "side20": 0.15, "side24": 0.2, "side27": 0.2, "side30": 0.35},
         ),
         Stage(
-            steps=1_425, batch_size=24, lr=(0.5, 0.33), halt_max_steps=104,
+            steps=1_425, batch_size=24, lr=(0.5, 0.3325625), halt_max_steps=104,
             mix={"side20": 0.1, "side24": 0.2, "side30": 0.4, "side36": 0.2, "side48": 0.1},
         ),
         Stage(steps=1_000, batch_size=24, lr=(0.3, 0.02), halt_max_steps=40,

@@ -122,7 +122,7 @@ def test_reading() -> None:
     ("text", "message"),
     [
         ("", "the input is empty"),
-        (TEXT + "S....\n", "line 7: puzzle length=6 is not allowed: maze6 has 36 cells"),
+        (TEXT + "S....\n", "line 7: puzzle length=5 is not allowed: maze6 has 36 cells"),
         ("x" * 36, "line 1: column 1: 'x' is not one of '# SGo'"),
         (" " * 35 + "S", "line 1: number of G=0 is not allowed"),
         (SOLVED, "line 1: maze='o' is not allowed: a puzzle holds no path"),

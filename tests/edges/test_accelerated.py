@@ -5,6 +5,8 @@
 | dropout or stochastic depth in a block, as a module, a function or drawn by hand | refused |
 | sliding-window attention, soft caps, clamps, learned scales: values a probe may miss | refused by name |
 | forward replaced on an instance, wrapped in a checkpoint wrapper or a decorator | refused, nothing half done |
+| weights normed, quantised, traced or with a LoRA beside them; code that only training runs | refused by name |
+| one layer twice in a stack; hooks on all modules | works; called |
 | forward and backward hooks on parts of a block, before or after `accelerate` | called, and their values used |
 | `torch.save(model)` of the whole module, `copy`, `pickle` | works |
 """
@@ -20,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from rtm_kernels import accelerate
+from rtm_kernels import accelerate, restore
 from rtm_kernels.errors import InputError
 from rtm_kernels.interop.accelerate import Accelerated
 from tests.interop import official_structure as official
@@ -116,6 +118,43 @@ def wrapped() -> nn.Module:
     return made
 
 
+class Quantised(torch.Tensor):
+    """A weight that stands for another one, as quantising packages make them."""
+
+
+def weight(kind: str) -> nn.Module:
+    made = model()
+    part = made.inner.L_level.layers[1].mlp
+    if kind == "traced":
+        part.down_proj = torch.jit.trace(part.down_proj, torch.randn(1, part.down_proj.weight.shape[1]))
+    elif kind == "normed":
+        torch.nn.utils.parametrizations.weight_norm(part.down_proj)
+    elif kind == "quantised":
+        part.down_proj.weight = nn.Parameter(part.down_proj.weight.detach().as_subclass(Quantised))
+    else:
+        part.down_proj.register_parameter("lora_A", nn.Parameter(torch.zeros(2, 2)))
+    return made
+
+
+class TrainingScale(Variant):
+    def changed(self, h):
+        return self.mlp(h) * 2 if self.training else self.mlp(h)
+
+
+class LayerDrop(official.ReasoningModule):
+    def forward(self, hidden_states, input_injection, **kwargs):
+        hidden_states = hidden_states + input_injection
+        for layer in self.layers[1:] if self.training else self.layers:
+            hidden_states = layer(hidden_states=hidden_states, **kwargs)
+        return hidden_states
+
+
+def layer_drop() -> nn.Module:
+    made = model()
+    made.inner.L_level.__class__ = LayerDrop
+    return made
+
+
 def stack_dropout() -> nn.Module:
     made = model()
     made.inner.L_level.drop = nn.Dropout(0.1)
@@ -140,6 +179,12 @@ REFUSED = {
     "forward of the instance": (lambda: replaced(""), "layers.1 .*a forward of its own instance"),
     "forward of a part": (lambda: replaced("mlp.down_proj"), "layers.1 .*mlp.down_proj has a forward of its own"),
     "a decorated part": (decorated, "layers.1 .*forward of mlp has a decorator"),
+    "a traced part": (lambda: weight("traced"), "layers.1 .*forward of mlp.down_proj has a TorchScript graph"),
+    "weight norm": (lambda: weight("normed"), "layers.1 .*differ in mlp.down_proj.parametrizations"),
+    "quantised weights": (lambda: weight("quantised"), "layers.1 .*its weights are Quantised"),
+    "LoRA": (lambda: weight("lora"), "layers.1 .*differ in mlp.down_proj.lora_A"),
+    "another scale in training": (lambda: model(TrainingScale), "layers.1 .*forward of the block has .*training"),
+    "layers left out in training": (layer_drop, "L_level is not an official stack .it has training"),
     "checkpoint wrapper": (wrapped, "layers.1 .*_checkpoint_wrapped_module"),
 }
 
@@ -189,6 +234,24 @@ def test_hooks_on_parts_are_called_and_change_values(when: str, part: str) -> No
     expected = outputs(plain)
     once = len(seen)
     assert torch.equal(outputs(made), expected) and len(seen) == 2 * once > 0
+
+
+def test_hooks_on_all_modules_are_called() -> None:
+    made, seen = accelerate(model()), []
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module).__name__))
+    try:
+        outputs(made)
+    finally:
+        handle.remove()
+    assert "SwiGLU" in seen
+
+
+def test_one_layer_that_stands_twice_in_a_stack() -> None:
+    made = model()
+    made.inner.L_level.layers[1] = made.inner.L_level.layers[0]
+    expected = outputs(made)
+    torch.testing.assert_close(outputs(accelerate(made, impl="reference")), expected)
+    assert torch.equal(outputs(restore(made)), expected)
 
 
 def test_backward_hooks_on_parts_are_called() -> None:

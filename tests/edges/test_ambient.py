@@ -25,6 +25,7 @@ from rtm_kernels import ModelConfig, RecursiveReasoner, Solver, accelerate
 from rtm_kernels.block import FusedTRMBlock
 from rtm_kernels.errors import InputError
 from rtm_kernels.losses import ACTLossHead
+from rtm_kernels.ops.token_loss.api import LOSSES
 from rtm_kernels.pretrained import known_models
 from tests.interop import official_structure as official
 
@@ -116,6 +117,12 @@ def test_accelerate(name: str) -> None:
         assert torch.equal(logits(model), expected)
 
 
+def test_accelerate_within_autocast() -> None:
+    model = official.models()["trm_att"]
+    with torch.autocast("cpu", torch.bfloat16):
+        accelerate(model)
+
+
 def test_a_fake_pass_leaves_nothing_behind() -> None:
     model = new_model()
     expected = logits(new_model())
@@ -176,6 +183,9 @@ def test_every_whole_number_picks_rows(dtype: torch.dtype) -> None:
         ("puzzle_identifiers", lambda t: t + 1, "puzzle_identifiers are from 1 to 3; allowed are 0 to 2"),
         ("puzzle_identifiers", lambda t: t.bool(), r"batch\['puzzle_identifiers'\].dtype=torch.bool is not allowed"),
         ("inputs", lambda t: t.float(), r"batch\['inputs'\].dtype=torch.float32 is not allowed"),
+        ("inputs", lambda t: t.tolist(), r"batch\['inputs'\].dtype=<class 'list'> is not allowed"),
+        ("inputs", lambda t: t.to_sparse(), r"batch\['inputs'\]=torch.sparse_coo is not allowed"),
+        ("inputs", lambda t: torch.nested.nested_tensor(list(t)), r"batch\['inputs'\]=.* is not allowed"),
     ],
 )
 def test_what_picks_no_row_is_named(name: str, change, message: str) -> None:
@@ -195,3 +205,23 @@ def test_training_with_puzzle_embeddings_is_one_graph() -> None:
         grads.append(head.model.puzzle_emb.local_weights.grad)
         assert torch.equal(head.model.puzzle_emb.local_ids, given["puzzle_identifiers"])
     assert torch.allclose(*grads, rtol=1e-5, atol=1e-6) and grads[0].any()
+
+
+def test_labels_out_of_range_are_named() -> None:
+    head = ACTLossHead(new_model().train())
+    for loss in LOSSES:
+        head.loss_type = loss
+        given = {**batch(), "labels": torch.full((4, 9), 11)}
+        with pytest.raises(InputError, match="labels='11 to 11' is not allowed: 0 to 10, or -100"):
+            head([], carry=head.initial_carry(given), batch=given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_models_of_other_dtypes_compute_in_that_of_their_config(dtype: torch.dtype) -> None:
+    torch.testing.assert_close(logits(new_model().to(dtype)), logits(new_model()), rtol=1e-2, atol=1e-2)
+
+
+def test_loading_draws_nothing_of_the_caller() -> None:
+    before = torch.get_rng_state()
+    RecursiveReasoner.from_pretrained("sudoku")
+    assert torch.equal(torch.get_rng_state(), before)

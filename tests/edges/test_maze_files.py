@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from rtm_kernels.errors import InputError
 GRID = "#     ###\n#   S    \n ###  #  \n  ##    #\n### #    \nG#  #   #\n     #   \n         \n # #    #"
 ROWS = GRID.split("\n")
 LINE = "".join(ROWS)
+DOTS = GRID.replace(" ", ".").split("\n")
 SOLVED = "#     ####   So    ### o#    ## oo #### # o  G#  # o #ooooo#o      ooo   # #    #"
 
 FORMS = {
@@ -32,6 +35,16 @@ FORMS = {
     "table, tabs": f"question\tanswer\n{LINE}\t{SOLVED}",
     "table, cells over lines": f'question,answer\n"{GRID}",{SOLVED}',
     "utf-8 mark": "\ufeff" + GRID,
+    **{f"{name} between": "\n".join(sep.join(row) for row in DOTS) for name, sep in (("spaces", " "), ("tabs", "\t"))},
+    "ones and zeros, spaces between": "\n".join(" ".join(row) for row in DOTS).replace("#", "1").replace(".", "0"),
+    "indented": "\n".join(f"    {row}" for row in DOTS),
+    "Markdown fence": f"```text\n{GRID}\n```",
+    "Markdown quote": "\n".join(f"> {row}" for row in ROWS),
+    "title": f"Maze 1\n{GRID}",
+    "comment": f"// nine by nine\n{GRID}",
+    "JSON rows": json.dumps(ROWS),
+    "JSON cells": json.dumps([list(row) for row in DOTS], indent=1),
+    "JSON lines": json.dumps({"maze": GRID}),
 }  # fmt: skip
 TASKS = {"its side named": lambda: get_task("maze9"), "any side": lambda: get_task("maze").reader()}
 
@@ -51,6 +64,7 @@ REFUSED = {
     "E and G": (GRID.replace("S", "E"), "'E' is not one of"),
     "commas for open cells": (GRID.replace(" ", ","), "',' is not one of"),
     "a blank line between the halves": ("\n".join([*ROWS[:4], "", *ROWS[4:]]), "a blank line"),
+    "a row of dots too short": ("\n".join([DOTS[0][:-1], *DOTS[1:]]), "puzzle length=80"),
     "two starts": (GRID.replace("G", "S"), "number of "),
 }
 
@@ -64,10 +78,28 @@ def test_what_is_no_maze_is_named_by_its_line(name: str, task: str) -> None:
     assert str(caught.value).startswith("line 1: ") and message in str(caught.value)
 
 
+def test_the_others_of_a_file_are_read() -> None:
+    found = list(get_task("maze").reader().parse(f"{GRID}\n\n#S.#\n#.G#\n\n{GRID}\n", errors="report"))
+    assert [(m.line, m.error is None) for m in found] == [(1, True), (11, False), (14, True)]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_a_file_of_mazes_finds_its_model_in_any_encoding(encoding: str, tmp_path: Path) -> None:
-    (tmp_path / "m.txt").write_text(GRID, encoding)
+@pytest.mark.parametrize("name", FORMS)
+def test_a_file_of_mazes_finds_its_model(name: str, encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "m.txt").write_text(FORMS[name], encoding)
     assert model_for([str(tmp_path / "m.txt")]) == "maze"
+
+
+@pytest.mark.parametrize("text", ["." * 81, "puzzle,solution\n", "Sudoku for Gabi", "10" * 40 + "1", "", "nowhere.txt"])
+def test_what_is_no_maze_is_for_the_model_of_sudokus(text: str, tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_text(text)
+    assert model_for([text]) == model_for([str(tmp_path / "s.txt")]) == "sudoku"
+
+
+def test_mazes_on_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, model in ((GRID, "maze"), ("." * 81, "sudoku"), ("", "sudoku")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(text.encode()))))
+        assert model_for(["-"]) == model
 
 
 EXAMPLES = Path(__file__).parents[3] / "shared" / "edges" / "maze"

@@ -4,7 +4,8 @@
 |---|---|
 | state dict of a model in DistributedDataParallel, `module.` first | loads |
 | `puzzle_emb.local_*` and rotary tables saved with the weights | left out |
-| config of a hydra file, with `${.hidden_size}` and 7.0 | read |
+| names of parts wrapped by FSDP, torch.compile or checkpointing; the count of an averaged model | load; left out |
+| config of a hydra file, with `${.hidden_size}`, 7.0 and 1e-5 | read |
 | NaN, float8, meta or integer weights | refused by name |
 """
 
@@ -36,6 +37,14 @@ def logits(config: dict, state: dict) -> torch.Tensor:
     return model(model.initial_carry(batch), batch)[1]["logits"]
 
 
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
+@pytest.mark.parametrize("within", ["inner.", "layers.0.", "mlp."])
+def test_wrappers_within_a_name(wrapper: str, within: str) -> None:
+    config, state = given()
+    written = {name.replace(within, within + wrapper): value for name, value in state.items()}
+    assert torch.equal(logits(config, written | {"n_averaged": torch.tensor(3)}), logits(config, state))
+
+
 @pytest.mark.parametrize("prefix", ["module.", "module.model.", "model.module._orig_mod.", "_orig_mod.module.model."])
 def test_wrappers_in_any_order(prefix: str) -> None:
     config, state = given()
@@ -56,6 +65,7 @@ def test_buffers_of_training_are_left_out() -> None:
 def test_references_and_whole_floats_in_configs() -> None:
     config, state = given()
     written = config | {"puzzle_emb_ndim": "${.hidden_size}", "num_heads": 4.0, "H_cycles": "${arch.L_cycles}"}
+    written["rms_norm_eps"] = "1e-5"  # what YAML makes of 1e-5
     assert torch.equal(logits(written, state), logits(config, state))
 
 

@@ -13,6 +13,10 @@ import subprocess
 import sys
 
 import pytest
+import typer
+from typer.testing import CliRunner
+
+from rtm_kernels.cli.group import Group
 
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 RTM = f"'{sys.executable}' -m rtm_kernels.cli.main"
@@ -42,3 +46,31 @@ def test_closed_streams_and_a_full_disk(streams: str, code: int, said: str) -> N
     result = shell(f"{RTM} solve - --json {streams}")
     assert "Traceback" not in result.stderr and result.stderr.strip() == said
     assert result.returncode == code
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_a_full_disk_while_parsing(option: str) -> None:
+    result = shell(f"{RTM} {option} >/dev/full")
+    assert (result.returncode, result.stderr.strip()) == (2, "error: No space left on device")
+
+
+@pytest.mark.parametrize("streams", ["<&-", "</dev/null >&-"])
+def test_tools_for_agents_need_both_streams(streams: str) -> None:
+    pytest.importorskip("mcp")
+    result = shell(f"{RTM} mcp {streams}")
+    said = "error: transport='stdio' is not allowed: http, because standard input or output is closed"
+    assert (result.returncode, result.stderr.strip()) == (2, said)
+
+
+def test_a_full_disk_in_a_group_of_errors_is_one_line() -> None:
+    class Several(Exception):
+        exceptions = (OSError(28, "No space left on device"),)
+
+    def command() -> None:
+        raise Several
+
+    app = typer.Typer(cls=Group)
+    app.command()(command)
+    app.callback()(lambda: None)
+    result = CliRunner().invoke(app, ["command"])
+    assert (result.exit_code, result.stderr) == (2, "error: No space left on device\n")

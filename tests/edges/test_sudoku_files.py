@@ -73,6 +73,20 @@ FORMS = {
     "table, rating with a decimal comma": f'puzzle,solution,rating\n{P},{S},"2,2"',
     "table, a question in words too": f"question,puzzle,solution\nWhat is it?,{P},{S}",
     "table, two columns of solutions": f"puzzle,solutions,answer\n{P},1,{S}",
+    "table, Excel's line of the separator": f"sep=;\npuzzle;solution\n{P};{S}",
+    "header of one column": f"quizzes\n{P}",
+    "header of Markdown": f"|{' |' * 9}\n|{'-|' * 9}\n" + "\n".join(f"|{'|'.join(r)}|".replace(".", " ") for r in ROWS),
+    "Markdown quote": "\n".join(f"> {row}" for row in ROWS),
+    "another fence": f"~~~\n{GRID}\n~~~",
+    "a name": f"puzzle = '{P}'",
+    "a list of code": f'puzzles = [\n    "{P}",\n]',
+    "rows of code": "board = [\n" + "\n".join(f"    [{', '.join(row.replace('.', '0'))}]," for row in ROWS) + "\n]",
+    "rows of C": "int g[9][9] = {\n" + ",\n".join(f"  {{{','.join(row.replace('.', '0'))}}}" for row in ROWS) + "\n};",
+    "array of NumPy": "[[" + "]\n [".join(" ".join(row.replace(".", "0")) for row in ROWS) + "]]",
+    "a web address": f"https://example.org/?bd={P.replace('.', '0')}",
+    **{f"rows joined by {separator!r}": separator.join(ROWS) for separator in (",", "/", "\\n", "|")},
+    "JSON below other names": json.dumps({"puzzles": [P]}),
+    "JSON nulls": json.dumps({"data": [{"puzzle": [[int(c) if c != "." else None for c in row] for row in ROWS]}]}),
     "no header": f"{P},{S}",
     **{f"table, {puzzle} and {solution}": f"{puzzle},{solution}\n{P},{S}" for puzzle, solution in (
         ("puzzle", "solution"), ("quizzes", "solutions"), ("question", "answer"), ("Sudoku", "Solved"),
@@ -110,6 +124,11 @@ def test_what_is_no_puzzle_is_named_by_its_line(name: str) -> None:
 def test_the_others_of_a_file_are_read() -> None:
     found = list(read_puzzles(f"{P}\nsome words\n{P} # fine\n", errors="report"))
     assert [(p.line, p.error is None) for p in found] == [(1, True), (2, False), (3, True)]
+    good = json.dumps({"puzzle": P})
+    found = list(read_puzzles(f"{good}\n{{bad\n\n{good}\n", errors="report"))
+    assert [(p.line, p.error is None) for p in found] == [(1, True), (2, False), (4, True)]
+    found = list(read_puzzles(f'puzzle,solution\n{P},{S}\n\n"{P},{S}\n', errors="report"))
+    assert [(p.line, p.error is None) for p in found] == [(2, True), (4, False)]
 
 
 def zipped(path: Path, *names: str) -> None:
@@ -123,6 +142,8 @@ ENCODED = {
     "utf-16 with a mark": lambda path: path.write_text(P, "utf-16"),
     "utf-16 without": lambda path: path.write_text(P, "utf-16-le"),
     "utf-16, high byte first": lambda path: path.write_text(P, "utf-16-be"),
+    "utf-32 with a mark": lambda path: path.write_text(P, "utf-32"),
+    "utf-32 without": lambda path: path.write_text(P, "utf-32-le"),
     "carriage returns alone": lambda path: path.write_bytes(f"# one\r{P}\r".encode()),
     "gzip, whatever its name": lambda path: path.write_bytes(gzip.compress(P.encode())),
     "zip of one": lambda path: zipped(path, "p.txt"),

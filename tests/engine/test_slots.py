@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from rtm_kernels.engine import HaltingPolicy, Solver, Step
-from rtm_kernels.engine.executor import Executor, executor
+from rtm_kernels.engine import HaltingPolicy, Rollouts, Solver, Step
+from rtm_kernels.engine.executor import Executor, executor, replayed
 from rtm_kernels.engine.samples import Sample
 from rtm_kernels.engine.slots import Slots
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.mixture import halting_update, initial_state
 from rtm_kernels.ops.halting.reference import halting_logits
+from rtm_kernels.program import SEED
 from tests.engine.fakes import TASK, captured, config, scripted, told
 from tests.recursion.support import Recorder
 
@@ -169,6 +170,30 @@ def test_on_a_gpu_captured_steps_give_the_bits_of_eager_ones(name: str, policy: 
 
 
 TOKENS = ["0123", "7654", "1111", "2053", "6420"]
+
+
+def test_the_noise_of_a_model_depends_on_the_seed_alone() -> None:
+    """EqR draws noise in every step: the same alone, in a batch, captured and by the graph executor; not by a seed."""
+    model = reasoner(arch="eqr", noise=0.5, state_ema=0.1)
+
+    def solve(batch_size: int, seed: int = 3, place: Callable[[Solver], Solver] = lambda solver: solver) -> list[Any]:
+        solver = Solver(
+            model, task=TASK, policy="fixed", max_steps=4, batch_size=batch_size, batch_invariant=True,
+            executor="reference", rollouts=Rollouts(1, seed=seed),
+        )  # fmt: skip
+        solver.executor.recorded = solver.executor.step
+        return [(s.input, s.answer, pytest.approx(s.residual, rel=1e-3)) for s in place(solver).solve(PUZZLES)]
+
+    alone = solve(1)
+    assert alone == solve(5) == solve(5, place=captured)
+    assert alone != solve(1, seed=4)
+    latents = {**model.initial_latents(3, torch.arange(3)), SEED: torch.tensor([5, 6, 5])}
+    x = torch.ones(3, model.config.latent_len, model.config.hidden_size)
+    step = executor("reference", model).step(latents, x)
+    graph = replayed(model, capture=Recorder()).step(latents, x)
+    for name, latent in step.latents.items():
+        torch.testing.assert_close(latent, graph.latents[name])
+        assert SEED not in step.latents and not torch.equal(latent[0], latent[1])
 
 
 def reasoner(**changes: object) -> RecursiveReasoner:

@@ -161,7 +161,10 @@ def test_unknown_structures_are_refused() -> None:
     refuses(nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, batch_first=True), 1), "holds nothing to accelerate")
     mlp, normless, grouped, own = make("trm_mlp"), make("trm_att"), make("trm_att"), make("trm_mlp")
     mlp.inner.L_level.layers[1].norm = nn.LayerNorm(4)
-    refuses(mlp, r"L_level.layers.1 is not an official block \(its parameters differ in norm.bias, norm.weight\)")
+    refuses(
+        mlp,
+        r"L_level.layers.1 is not an official block \(its weights and modules differ in norm, norm.bias, norm.weight\)",
+    )
     del normless.inner.L_level.layers[0].norm_eps
     refuses(normless, r"inner.L_level.layers.0 is not an official block \(it has no norm_eps\)")
     grouped.inner.L_level.layers[0].self_attn.num_key_value_heads = 2

@@ -8,6 +8,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
+from rtm_kernels.engine import Solver
 from tests.serve.support import Running
 
 
@@ -16,8 +17,8 @@ def launch() -> Iterator[Callable[..., Running]]:
     """Starts servers with other limits or a token; they end with the test."""
     servers: list[Running] = []
 
-    def start(token: str | None = None, **limits: float) -> Running:
-        servers.append(Running(token, **limits))
+    def start(token: str | None = None, solver: Solver | None = None, **limits: float) -> Running:
+        servers.append(Running(token, solver, **limits))
         return servers[-1]
 
     yield start

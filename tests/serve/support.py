@@ -76,8 +76,9 @@ class Running(Client):
 
     held = False
 
-    def __init__(self, token: str | None = None, **limits: Any) -> None:
-        solver, self.executor = gated_solver()
+    def __init__(self, token: str | None = None, solver: Solver | None = None, **limits: Any) -> None:
+        if solver is None:
+            solver, self.executor = gated_solver()
         found = None if token is None else Token(token)
         self.front = Front({"reverse": solver}, Limits(**limits))
         self.service = self.front.service

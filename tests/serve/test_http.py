@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rtm_kernels import RecursiveReasoner, Solver
 from tests.serve.support import SLOTS, WAIT, Running, check_refusal, metric, until
 
 TOKEN = "a-token-of-enough-characters"
@@ -103,7 +104,7 @@ def test_health_notices_other_bits_and_a_stuck_solver(launch: Callable[..., Runn
         ({"puzzles": ["1000"], "\ud800": 1}, 422, "invalid_request"),
         ({"puzzles": ["\ud800"]}, 422, "invalid_request"),
         ({"puzzles": ["1000"] * 65}, 422, "invalid_request"),
-        ({"puzzles": ["1" * 4097]}, 422, "invalid_request"),
+        ({"puzzles": ["1" * 8193]}, 422, "invalid_request"),
         ({"puzzles": ["1000"], "max_steps": 65}, 422, "invalid_request"),
         ({"puzzles": ["1000"], "deadline": 31}, 422, "invalid_request"),
         ({"puzzles": ["1000"], "deadline": float("nan")}, 422, "invalid_request"),
@@ -115,6 +116,26 @@ def test_health_notices_other_bits_and_a_stuck_solver(launch: Callable[..., Runn
 )  # fmt: skip
 def test_what_is_refused(server: Running, body: Any, status: int, code: str) -> None:
     assert server.code("POST", "/v1/solve", body) == (status, code)
+
+
+def test_mazes_of_every_side_are_served_and_larger_ones_refused(launch: Callable[..., Running]) -> None:
+    maze = Solver(RecursiveReasoner.from_pretrained("maze"), max_steps=1, batch_size=2)
+    server = launch(solver=maze)
+    spaced = "\n".join(" ".join(row) for row in ["S" + "." * 63, *["." * 64] * 62, "." * 63 + "G"])
+    for text, status in (
+        (spaced, "unverified"),
+        (field(31), "unverified"),
+        (field(65), "invalid"),
+        ("S" * 8192, "invalid"),
+    ):
+        [found] = server.solve(text)
+        assert found["status"] == status and len(found["answer"] or "") in (0, 31 * 31, 64 * 64)
+    assert server.code("POST", "/v1/solve", {"puzzles": [spaced + "  "]}) == (422, "invalid_request")
+
+
+def field(side: int) -> str:
+    """An open field from corner to corner, too wide for one step."""
+    return "S" + "." * (side * side - 2) + "G"
 
 
 def test_only_json_from_loopback_names_is_read(server: Running) -> None:

@@ -10,6 +10,8 @@ from rtm_kernels.data.sudoku import rules
 SEPARATORS = " \t|"
 RULER = re.compile(r"[\s|*+=-]*[+=-][\s|*+=-]*")
 ROW_NUMBER = re.compile(r"\s*\d{1,2}\s*[:)]\s+")
+WRAPPED = re.compile(r"""\s*(?:\w+\()?[\[({"']+(.*?)["')}\]]*[\s,;)}\]]*""", re.DOTALL)
+"""A row as it stands in code: within brackets or quotes, a comma after it."""
 SPREADSHEET = re.compile(r"""=?["'](.*?)["']?|(\d+)\.0""", re.DOTALL)
 """A field as Excel or pandas write a number that is a text: ="53007", '53007, 53007.0."""
 
@@ -27,8 +29,9 @@ def cells(line: str, size: int) -> str | None:
         return line.translate(_TO_PLAIN)
     if len(line) > 6 * size * size:
         return None
-    bare = ROW_NUMBER.sub("", line, count=1)
-    for form in (_compact, _fields, _columns, _dotted):
+    wrapped = WRAPPED.fullmatch(line)
+    bare = wrapped[1] if wrapped else ROW_NUMBER.sub("", line, count=1)
+    for form in (_compact, _fields, _columns, _joined):
         for text in dict.fromkeys((line, bare)):
             found = form(text, size)
             if found is not None and len(found) in (size, size * size) and rules.illegal_column(found, size) is None:
@@ -54,7 +57,7 @@ def _compact(text: str, size: int) -> str | None:
 
 def _fields(text: str, size: int) -> str | None:
     """One cell per field, empty ones blank: `5,3,,7`, `[5, 3, 0, 7]` or `| 5 | 3 |  | 7 |`."""
-    parts = [part.strip() for part in re.split(r"[,;\t|]", text.strip().strip("[]|").removesuffix(","))]
+    parts = [part.strip() for part in re.split(r"[,;\t|]", text.strip().strip("|"))]
     return "".join(part or "." for part in parts) if all(len(part) <= 1 for part in parts) else None
 
 
@@ -69,7 +72,7 @@ def _columns(text: str, size: int) -> str | None:
     return text.replace(" ", ".") if text.strip() else None
 
 
-def _dotted(text: str, size: int) -> str | None:
-    """Rows of digits with a dot between them."""
-    rows = text.strip().split(".")
-    return "".join(rows) if len(rows) == size and all(len(row) == size for row in rows) else None
+def _joined(text: str, size: int) -> str | None:
+    """Rows with a dot, comma, slash or written line end between them."""
+    parts = (text.strip().split(separator) for separator in (".", ",", "/", ";", "\\n"))
+    return next(("".join(rows) for rows in parts if len(rows) == size and all(len(row) == size for row in rows)), None)

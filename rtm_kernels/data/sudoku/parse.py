@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
-from typing import Any
+from itertools import islice
 
 import numpy as np
 
 from rtm_kernels.data.sudoku import forms, rules
 from rtm_kernels.data.task import Puzzle, reported
-from rtm_kernels.data.text import COLUMNS, MAX_LINE, Table, numbered_lines, visible
+from rtm_kernels.data.text import SECTION, records
 from rtm_kernels.errors import printable
 
 CHUNK = 1024
 MAX_NAME = 80
-MAX_JSON = 1 << 26
-COMMENT = ("#", "%", ";", "//")
-TITLE = re.compile(r"```\w*|(grid|puzzle|sudoku|question|no\.?|nr\.?)s?[\s:#]*\d*:?", re.IGNORECASE)
-SECTION = re.compile(r"\[([A-Za-z]+)\]")
-XML_PUZZLE = re.compile(r"""\b(?:data|givens)\s*=\s*["']([^"']*)["']""")
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d{1,2})?", re.IGNORECASE)
 
 
 def read_puzzles(source: str | Iterable[str], *, size: int = 9, errors: str = "raise") -> Iterator[Puzzle]:
     """Puzzles of a text or of lines (an open file, stdin, a list), one after the other.
 
     Understood: one puzzle per line, alone or with other words on it (rating, name, HoDoKu's fields); grids of `size`
-    lines, with frames or not (`forms.cells`); tables separated by commas, semicolons or tabs whose header names the
-    columns (`text.COLUMNS`); JSON, a list or one value per line; `.sdk`, `.sdm`, `.ss` and OpenSudoku files. Blanks
-    are `. 0 * _ ? x`, `-` and spaces. Lines that begin with `#`, `%`, `;` or `//` are comments. `Puzzle.text` and
-    `.solution` come out with `.` for blanks. Lines are read `CHUNK` puzzles ahead.
+    lines, with frames or not (`forms.cells`); tables, JSON and OpenSudoku files (`text.records`); `.sdk`, `.sdm` and
+    `.ss` files. Blanks are `. 0 * _ ? x`, `-` and spaces. `Puzzle.text` and `.solution` come out with `.` for blanks.
+    Lines are read `CHUNK` puzzles ahead.
     A fault names the line and, where there is one, the column, see `Task.parse`.
     """
     rules.check_size(size)
-    scan = _Scanner(size).scan(numbered_lines(source))
+    scan = _Scanner(size).scan(source)
     parts = iter(lambda: list(islice(scan, CHUNK)), [])
     return reported((puzzle for part in parts for puzzle in _check(part, size)), errors)
 
@@ -47,52 +40,33 @@ class _Scanner:
     """Splits lines into puzzles and faults, without looking at the rules of the game."""
 
     size: int
-    table: Table | None = None
     rows: list[str] = field(default_factory=list)
     first_row: int = 0
     lost: bool = False
     skipping: bool = False
     dashes: bool = False
 
-    def scan(self, lines: Iterator[tuple[int, str]]) -> Iterator[Puzzle]:
+    def scan(self, source: str | Iterable[str]) -> Iterator[Puzzle]:
         """The puzzles and faults of all lines."""
-        started = xml = False
-        for number, raw in lines:
-            line = visible(raw)
-            bare = line.strip()
-            if len(raw) > MAX_LINE:
-                yield _fault(number, f"longer than {MAX_LINE} characters")
-            elif (
-                not started
-                and bare.startswith(("[", "{"))
-                and not SECTION.fullmatch(bare)
-                and self._cells(line) is None
-            ):
-                yield from self._json(number, line, lines)
-            elif self.table is not None:
-                if bare:
-                    yield self._row(number, self.table.joined(line, lines))
-            elif xml or bare.lower().startswith(("<?xml", "<opensudoku", "<sudoku")):
-                xml = True
-                yield from (self._single(number, found) for found in XML_PUZZLE.findall(line))
-            elif not started and (table := Table.of(line)):
-                self.table = table
+        number = 0
+        for number, text, fields, fault in records(source, lambda line: self._cells(line) is not None):
+            if fault:
+                yield _fault(number, fault)
+            elif fields is not None:
+                yield self._row(number, text or "", fields)
             else:
-                started = started or bool(bare and not self._comment(bare) and not TITLE.fullmatch(bare))
-                yield from self._line(number, line, bare)
+                yield from self._line(number, text or "")
         if self.rows:
-            yield from self._gap(number, blank=True, end=True)
+            yield from self._gap(number, end=True)
 
-    def _line(self, number: int, line: str, bare: str) -> Iterator[Puzzle]:
+    def _line(self, number: int, line: str) -> Iterator[Puzzle]:
         """A line outside of tables."""
+        bare = line.strip()
         if section := SECTION.fullmatch(bare):
             self.skipping = section[1].lower() not in ("puzzle", "grid", "sudoku")
-        comment = self._comment(bare)
-        if section or self.skipping or not bare or comment or TITLE.fullmatch(bare):
-            yield from self._gap(number, blank=not comment)
+        if section or self.skipping or not bare:
+            yield from self._gap(number)
             return
-        if bare.startswith(":"):
-            line = max(bare.split(":"), key=len)  # HoDoKu: technique, candidates, puzzle, ...
         whole = self.size * self.size
         ruler = forms.RULER.fullmatch(line) and not (self.dashes and len(bare) == self.size)
         found = None if ruler else self._cells(line)
@@ -100,37 +74,32 @@ class _Scanner:
             self.lost = False
             yield Puzzle(found, line=number)
         elif self.lost or ruler:
-            return
+            if ruler and line.lstrip().startswith("|-") and set("".join(self.rows)) == {"."}:
+                self.rows = []  # the empty header of a Markdown table
         elif found is not None and len(found) == self.size:
-            yield from self._grid_row(number, found, dashes="-" in line)
+            self.first_row = self.first_row if self.rows else number
+            self.dashes = "-" in line or self.dashes
+            self.rows.append(found)
+            if len(self.rows) == self.size:
+                yield Puzzle("".join(self.rows), line=self.first_row)
+                self.rows, self.dashes = [], False
         else:
             yield self._with_words(number, line) or self._broken(number, line)
-
-    def _comment(self, bare: str) -> bool:
-        return bare.startswith(COMMENT) and self._cells(bare) is None  # `;9;8;` are cells
 
     def _cells(self, line: str) -> str | None:
         return forms.cells(line, self.size)
 
-    def _grid_row(self, number: int, found: str, dashes: bool) -> Iterator[Puzzle]:
-        self.first_row = self.first_row if self.rows else number
-        self.rows.append(found)
-        self.dashes = dashes or self.dashes
-        if len(self.rows) == self.size:
-            grid, self.rows, self.dashes = "".join(self.rows), [], False
-            yield Puzzle(grid, line=self.first_row)
-
-    def _gap(self, number: int, blank: bool, end: bool = False) -> Iterator[Puzzle]:
-        """A blank or comment line: blank ones may separate the bands of a grid, and end a broken grid."""
-        self.lost = self.lost and not blank
-        if self.rows and blank and (end or len(self.rows) % math.isqrt(self.size)):
+    def _gap(self, number: int, end: bool = False) -> Iterator[Puzzle]:
+        """A blank line, which may separate the bands of a grid, and ends a broken one."""
+        self.lost = False
+        if self.rows and (end or len(self.rows) % math.isqrt(self.size)):
             begun = f"the grid that began on line {self.first_row}"
             yield _fault(number, f"{begun} has {len(self.rows)} of {self.size} rows")
             self.rows = []
 
     def _with_words(self, number: int, line: str) -> Puzzle | None:
         """The only puzzle among the words of a line, and its solution where a second one has no blanks."""
-        words = [self._cells(word) for word in re.split(r"[\s,;]+", line) if len(word) >= self.size**2]
+        words = [self._cells(word) for word in re.split(r"""[\s,;:="'()\[\]{}]+""", line) if len(word) >= self.size**2]
         found = [word for word in words if word and len(word) == self.size**2]
         if self.rows or len(found) not in (1, 2) or (len(found) == 2 and ("." not in found[0] or "." in found[1])):
             return None
@@ -138,93 +107,34 @@ class _Scanner:
 
     def _broken(self, number: int, line: str) -> Puzzle:
         started, self.lost, self.rows = bool(self.rows), bool(self.rows), []
-        column = rules.illegal_column(line.rstrip(), self.size, forms.SEPARATORS)
-        if column is not None:
-            return _fault(number, self._illegal(line, column), column)
         count = len(line.translate(str.maketrans(dict.fromkeys(forms.SEPARATORS))))
         expected = f"{self.size} (a row of a grid)" if started else f"{self.size**2} (a puzzle) or {self.size} (a row)"
-        return _fault(number, f"{count} cells, expected {expected}", len(line.rstrip()))
+        otherwise = _fault(number, f"{count} cells, expected {expected}", len(line.rstrip()))
+        return self._illegal(number, line.rstrip(), 0, forms.SEPARATORS) or otherwise
 
-    def _illegal(self, raw: str, column: int) -> str:
-        return f"illegal character {raw[column - 1]!a}, expected {rules.allowed(self.size)}"
+    def _illegal(self, number: int, text: str, start: int, extra: str = "") -> Puzzle | None:
+        """The first character that is no cell of a text that begins after column `start`."""
+        column = rules.illegal_column(text, self.size, extra)
+        if column is None:
+            return None
+        said = f"illegal character {text[column - 1]!a}, expected {rules.allowed(self.size)}"
+        return _fault(number, said, start + column)
 
-    def _row(self, number: int, raw: str) -> Puzzle:
-        """One row of a table."""
-        assert self.table is not None
-        values = self.table.fields(raw)
-        texts: dict[str, str] = {}
+    def _row(self, number: int, raw: str, values: dict[str, list[str]]) -> Puzzle:
+        """One row of a table, or one value of JSON or XML, whose text is `raw`."""
+        texts, whole = dict[str, str](), self.size**2
         for name in ("puzzle", "solution"):
             read = [forms.field(text, self.size) for text in values[name]] or [""]
-            fits = [text for text in read if self._whole(text)]
-            text = (fits or read)[0]
+            fits = [text for text in read if len(text) == whole and rules.illegal_column(text, self.size) is None]
+            texts[name] = text = (fits or read)[0]
             if not fits and (text or name == "puzzle"):
-                return self._bad_field(number, raw, name, text)
-            texts[name] = text
+                start = max(raw.find(text) if name == "puzzle" else raw.rfind(text), 0)
+                said = f"{name} of {len(text)} cells, expected {whole}"
+                return self._illegal(number, text, start) or _fault(number, said, start + len(text) + 1)
         rating = "".join(values["rating"][:1]).strip().replace(",", ".")
+        score = float(rating) if NUMBER.fullmatch(rating) else None  # words such as Hard are none
         origin = printable("".join(values["origin"][:1]).strip())[:MAX_NAME] or None
-        return Puzzle(texts["puzzle"], texts["solution"] or None, number, _finite(rating), origin=origin)
-
-    def _whole(self, text: str) -> bool:
-        """Whether a text is the cells of a puzzle, and nothing else."""
-        return len(text) == self.size**2 and rules.illegal_column(text, self.size) is None
-
-    def _bad_field(self, number: int, raw: str, name: str, text: str) -> Puzzle:
-        start = raw.find(text) + 1 if name == "puzzle" else raw.rfind(text) + 1
-        column = rules.illegal_column(text, self.size)
-        if column is not None:
-            return _fault(number, self._illegal(text, column), start + column - 1)
-        return _fault(number, f"{name} of {len(text)} cells, expected {self.size**2}", start + len(text))
-
-    def _single(self, number: int, text: str) -> Puzzle:
-        found = forms.field(text, self.size)
-        if self._whole(found):
-            return Puzzle(found, line=number)
-        return _fault(number, f"puzzle of {len(text)} cells, expected {self.size**2}")
-
-    def _json(self, number: int, line: str, lines: Iterator[tuple[int, str]]) -> Iterator[Puzzle]:
-        """JSON values, each on one line or more: an object with the columns of a table, cells, or a list of those."""
-        text, begun, depth = "", number, 0
-        for at, part in chain([(number, line)], lines):
-            begun, text = (begun if text.strip() else at), text + part
-            depth += sum(map(part.count, "[{")) - sum(map(part.count, "]}"))
-            if depth > 0 and len(text) <= MAX_JSON:
-                continue
-            if text.strip():
-                yield from self._values(begun, text)
-            text, depth = "", 0
-        if text.strip():
-            yield _fault(begun, "the JSON value has no end")
-
-    def _values(self, number: int, text: str) -> Iterator[Puzzle]:
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            yield _fault(number, f"not JSON: {error}")
-            return
-        first = value[0] if isinstance(value, list) and value else None
-        several = isinstance(first, dict) or len(_flat(first)) == self.size**2
-        for item in value if several else [value]:
-            columns = {str(key).lower(): found for key, found in item.items()} if isinstance(item, dict) else {}
-            named = {kind: [columns[n] for n in names if n in columns] for kind, names in COLUMNS.items()}
-            puzzle = self._single(number, _flat((named["puzzle"] or [None])[0] if columns else item))
-            solved = forms.field(_flat((named["solution"] or [""])[0]), self.size)
-            yield replace(puzzle, solution=solved if len(solved) == self.size**2 else None)
-
-
-def _flat(value: Any) -> str:
-    """The cells of a text, or of a list of texts, numbers and lists; null is blank."""
-    if isinstance(value, list):
-        return "".join(map(_flat, value))
-    return "." if value is None else str(value)
-
-
-def _finite(rating: str) -> float | None:
-    """A rating that is a number; words such as Hard are none."""
-    try:
-        value = float(rating)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+        return Puzzle(texts["puzzle"], texts["solution"] or None, number, score, origin=origin)
 
 
 def _fault(number: int, message: str, column: int | None = None) -> Puzzle:
