@@ -30,8 +30,8 @@ class AnyMaze(Maze):
         task = self.sized(text)
         assert isinstance(task, Maze)
         if isinstance(task, AnyMaze) and not fault:
-            cells, sides = len(text.replace("\n", "")), f"of side {SIDES[0]} to {SIDES[-1]}"
-            fault = f"puzzle length={cells} is not allowed: a square {sides}, and not a blank line between its rows"
+            cells, sides = len(text.replace("\n", "")), f", of side {SIDES[0]} to {SIDES[-1]}"
+            fault = f"puzzle length={cells} is not allowed: a square{sides}, and not a blank line between its rows"
         return Maze._checked(task, number, text, solution, fault)
 
     def _whole(self, line: str) -> bool:

@@ -208,9 +208,8 @@ def test_training_with_puzzle_embeddings_is_one_graph() -> None:
 
 
 def test_labels_out_of_range_are_named() -> None:
-    head = ACTLossHead(new_model().train())
     for loss in LOSSES:
-        head.loss_type = loss
+        head = ACTLossHead(new_model().train(), loss)
         given = {**batch(), "labels": torch.full((4, 9), 11)}
         with pytest.raises(InputError, match="labels='11 to 11' is not allowed: 0 to 10, or -100"):
             head([], carry=head.initial_carry(given), batch=given)
