@@ -94,6 +94,12 @@ ARGUED: dict[Place, tuple[int, str]] = {
     ("mixer", "hidden_backward_kernel", "barrier",
      "w = tl.load(w_ptrs, mask=mask_rows & below(n + offs_n, N_PAD, BLOCK_N)[:, None], other=0.0)  # [BN, 2 BF]"):
         (2, "the part that is not copied is stored before a third barrier, which orders the copies as well"),
+    **{
+        ("token_loss", "forward_kernel", "mask", f"tl.store({what}, mask=mask_l)"):
+            (1, "of a vocabulary this wide a tile is one token, so none lies beyond the last one")
+        for what in ("saved_ptr + row, rest", "saved_ptr + N + row, best",
+                     "loss_ptr + row, tl.where(counted, log_inverse_share(rest, own, log_own), 0.0)")
+    },
 }  # fmt: skip
 """Place -> how many defects there are not found in a kernel, and why they change nothing."""
 
