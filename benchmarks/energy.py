@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     read = [row for row in found if row["energy"] is not None]
     covers = counter.covers if counter else "none can be read"
     print(f"{len(read)} of {len(found)} measured, {left} left, idle {idle} W, counter: {covers}")
-    return int(not read or len(read) < len(found)) or (UNFINISHED if left else 0)
+    return UNFINISHED if left else int(not read or len(read) < len(found))
 
 
 if __name__ == "__main__":

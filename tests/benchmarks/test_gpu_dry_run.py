@@ -126,10 +126,15 @@ def test_profile_and_energy(device: None, tmp_path: Path, monkeypatch: pytest.Mo
         machine, "energy_counter", lambda device: EnergyCounter("a counter", [(lambda: float(next(joules)), 0)])
     )
     monkeypatch.setattr(machine, "idle_watts", lambda device: 70.0)
-    solved = {"case": "solver", "impl": "auto", "reason": None, "energy": {"joules_per_call": 1.0}}
+    solved = {"case": "solver", "impl": "solver", "reason": None, "energy": {"joules_per_call": 1.0}}
     monkeypatch.setattr(energy, "Solver", lambda model, device: None)
     monkeypatch.setattr(energy, "measure_solver", lambda solver, puzzles, window: solved)
-    assert energy.main(["--model", "sudoku", "--batch", "1", "--window", "0.01", "--folder", str(tmp_path)]) == 0
+    monkeypatch.setattr(machine, "commit", lambda: "abc")
+    arguments = ["--model", "sudoku", "--batch", "1", "--window", "0.01", "--folder", str(tmp_path)]
+    assert energy.main([*arguments, "--limit", "-1"]) == run.UNFINISHED
+    assert energy.main(arguments) == 0
+    monkeypatch.setattr(energy, "measure", None)
+    assert energy.main(arguments) == 0, "what was measured is not measured again"
     found = json.loads((tmp_path / "energy.json").read_text())
     assert [row["reason"] for row in found["rows"]] == [None, None, None] and found["idle_watts"] == 70.0
 

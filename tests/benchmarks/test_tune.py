@@ -56,6 +56,20 @@ def cost(row: LaunchRow) -> float:
     return 4.0 - (row.blocks["BLOCK_F"] == 128) - 2 * (row.num_warps == 8)
 
 
+def test_a_run_that_was_cut_goes_on_with_the_uses_that_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune.machine, "commit", lambda: "abc")
+    other = replace(DEFAULT, num_warps=8)
+    found = [tune.Found("first", "swiglu", DEFAULT, other, "faster", 1.5, 1.4, 1.6)]
+    tune.report(found, tmp_path, write=False, done=["first"])
+    assert tune.earlier(tmp_path / "tuned.json") == (found, ["first"])
+    monkeypatch.setattr(tune.machine, "commit", lambda: "def")
+    assert tune.earlier(tmp_path / "tuned.json") == ([], [])
+    uses = [Tuned(name, lambda _: None, 1, torch.float32) for name in ("second", "third")]
+    assert tune.tune(uses, time.monotonic() - 1, timer, lambda use, new: None) == uses, "no time, nothing begun"
+
+
 def timer(now: LaunchRow, after: LaunchRow) -> tuple[float, float, float]:
     ratio = cost(now) / cost(after)
     return ratio, ratio - 0.01, ratio + 0.01
