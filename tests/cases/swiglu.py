@@ -22,7 +22,6 @@ SMALL_CHANNEL = (
     ((2, 11, 70), 33, 0, "plain"),  # the down product normalises
     ((2, 9, 70), 24, 1, "strided"),
     ((1, 5, 136), 24, 0, "offset"),  # wider than any tile
-    ((1, 1030, 136), 24, 0, "plain"),  # and more rows than the buckets of few
 )
 CHANNEL = (  # shape of x, F, injection terms, layout
     ((2, 97, 512), 1536, 2, "plain"),
@@ -32,6 +31,7 @@ CHANNEL = (  # shape of x, F, injection terms, layout
     ((2, 97, 24), 64, 0, "transposed"),
     ((3, 1, 24), 40, 2, "plain"),
     ((1, 130, 600), 96, 1, "plain"),
+    ((1, 1030, 264), 200, 0, "plain"),  # more rows than the buckets of few
     ((5, 100), 33, 0, "plain"),
     ((1,), 16, 0, "plain"),
     ((0, 97, 64), 256, 1, "plain"),
@@ -172,7 +172,7 @@ OP = Op(
     gate=[*(channel(*row) for row in CHANNEL), *(mixer(*row) for row in MIXER)],
     small=[
         *(channel(*row) for row in SMALL_CHANNEL),
-        *(channel(*row, variant="tma") for row in SMALL_CHANNEL[1:4]),
+        *(channel(*row, variant="tma") for row in SMALL_CHANNEL[1:]),
         *(mixer(*row) for row in SMALL_MIXER),
     ],
     drawn=[draw_channel, draw_mixer, draw_channel, draw_mixer],
