@@ -36,9 +36,9 @@ SKIPPED = {"float16": ("[1,916",), "float32": ("[1,916", ",512]")}
 MASTERS = ("adam_atan2", "sign_sgd")
 """Ops whose weights are float32."""
 OFFICIAL = (
-    "swiglu_norm-[2,97,24]", "swiglu_norm-[2,97,512]", "swiglu_norm-[1,1030,264]", "mixer_norm-[3,97,512]", "mixer_norm-[1,97,512]",
-    "mixer_norm-[1,916,64]", "attention_norm-[2,97,64]", "attention_norm-[1,97,512]", "halting-[5,97,512]",
-    "token_loss-[3,97,11]", "persistent-transformer[1,97,48]", "queue-3slots,3of4[97,16]",
+    "swiglu_norm-[2,97,24]", "swiglu_norm-[2,97,512]", "swiglu_norm-[1,1030,264]", "mixer_norm-[3,97,512]",
+    "mixer_norm-[1,97,512]", "mixer_norm-[1,916,64]", "attention_norm-[2,97,64]", "attention_norm-[1,97,512]",
+    "halting-[5,97,512]", "token_loss-[3,97,11]", "persistent-transformer[1,97,48]", "queue-3slots,3of4[97,16]",
 )  # fmt: skip
 """Starts of the names of the cases at L = 97 and 916, besides the small ones."""
 TURNS = ((2, 0), (2, 1), (5, 0), (5, 1), (5, 2))
