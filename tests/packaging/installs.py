@@ -67,8 +67,10 @@ def linked(names: Iterable[str], folder: Path) -> Path:
 
 def interpreter(version: str, user: int | None = None) -> str | None:
     """A Python of this version that the user may start, or None."""
-    here = str(Path(sys.base_prefix) / "bin" / f"python{version}")
-    for found in (here, f"/usr/bin/python{version}", shutil.which(f"python{version}")):
+    beside = sorted(
+        map(str, Path(sys.base_prefix).parent.glob(f"*{version}*/bin/python{version}"))
+    )  # as pyenv lays them
+    for found in (*beside, f"/usr/bin/python{version}", shutil.which(f"python{version}")):
         code = f"import sys, venv; sys.exit(sys.version_info[:2] != {tuple(map(int, version.split('.')))})"
         try:
             if found and not subprocess.run([found, "-c", code], user=user, capture_output=True).returncode:
