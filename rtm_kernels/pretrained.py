@@ -13,14 +13,13 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import BackendUnavailable, InputError
 from rtm_kernels.files import new_folder, read_parsed
 
@@ -35,6 +34,16 @@ MAX_JSON = 1 << 16
 DTYPES = ("F32", "BF16", "F16")
 """Dtypes of weights by their safetensors name; F64 is allowed only where the model itself keeps float64."""
 
+
+class Config(Protocol):
+    """What a model is built from, as `ModelConfig`."""
+
+    def to_json(self) -> str:
+        """As JSON text."""
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -44,7 +53,7 @@ def known_models() -> tuple[str, ...]:
 
 
 def save(
-    config: ModelConfig, tensors: Mapping[str, Tensor], folder: str | os.PathLike[str], *, overwrite: bool = False
+    config: Config, tensors: Mapping[str, Tensor], folder: str | os.PathLike[str], *, overwrite: bool = False
 ) -> Path:
     """Write `config` and the named `tensors` to `folder`, as `RecursiveReasoner.save_pretrained` says."""
     target = Path(folder).absolute()
@@ -66,19 +75,19 @@ def save(
 
 
 def load(
-    name_or_path: str | os.PathLike[str], specs: Callable[[ModelConfig], Mapping[str, Tensor]],
-    revision: str | None = None,
-) -> tuple[ModelConfig, dict[str, Tensor]]:  # fmt: skip
+    name_or_path: str | os.PathLike[str], specs: Callable[[AnyConfig], Mapping[str, Tensor]],
+    read: Callable[[Mapping[str, Any]], AnyConfig], revision: str | None = None,
+) -> tuple[AnyConfig, dict[str, Tensor]]:  # fmt: skip
     """The config and the tensors on the CPU of a saved model, named as in `RecursiveReasoner.from_pretrained`.
 
-    `specs` gives the tensors that a config asks for, as meta tensors.
+    `read` checks a config, and `specs` gives the tensors that it asks for, as meta tensors.
     """
     folder = _resolve(name_or_path, revision)
     manifest = _read_json(folder / MANIFEST)
     digests = manifest.get("sha256")
     if not isinstance(digests, dict):
         raise InputError(f"{folder / MANIFEST}: no sha256 table in it")
-    config = ModelConfig.from_dict(_read_json(folder / CONFIG, digests))
+    config = read(_read_json(folder / CONFIG, digests))
     return config, _read_weights(folder / WEIGHTS, specs(config), digests)
 
 

@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rtm_kernels.ops.attention_norm.reference import attention_mask
 
-def sdpa(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
-    """`softmax(q k^T / sqrt(head_dim)) v`; [B, heads, L, head_dim]."""
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor, causal: bool, segments: Tensor | None = None) -> Tensor:
+    """`softmax(q k^T / sqrt(head_dim)) v`; [B, heads, L, head_dim], within the `segments` [B, L]."""
+    mask = None if segments is None else attention_mask(segments, causal)
     with _one_thread(query.device):
-        return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+        return F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal and mask is None)
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
@@ -31,11 +34,13 @@ def heads_of(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-def attention_grad(qkv: Tensor, d_mixed: Tensor, causal: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+def attention_grad(
+    qkv: Tensor, d_mixed: Tensor, causal: bool, segments: Tensor | None = None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """SDPA's output and its gradients of q, k and v, all [B, heads, L, head_dim], deterministic."""
     with _recording(), _deterministic(), _one_thread(qkv.device):
         query, key, value = (t.detach().requires_grad_() for t in heads_of(qkv))
-        mixed = sdpa(query, key, value, causal)
+        mixed = sdpa(query, key, value, causal, segments)
         return mixed.detach(), torch.autograd.grad(mixed, (query, key, value), d_mixed)
 
 
