@@ -23,11 +23,11 @@ ARCHS = ("rins", "rtm", "trm", "trm_singlez", "trm_hier6", "hrm", "rsm", "urm", 
 class TextConfig:
     """Architecture of a `TextModel` (HAT, arXiv 2501.10322).
 
-    `backbone` is the recursion over words: causal attention with RoPE, `seq_len` words in a row of training, any number
-    afterwards. With `halting="cumulative_token"` each word takes ACT steps until its sum of p is 1, at least
-    `min_rounds` and at most `backbone.halt_max_steps`; with `fixed` a round is one H cycle of the program. Words have at
-    most `max_bytes` bytes. The byte encoder and decoder have width `byte_size`; whole words are laid one after the other
-    into rows of `byte_row` positions.
+    `backbone` is the recursion over words: causal attention with RoPE, `seq_len` words in a row of training, any
+    number afterwards. With `halting="cumulative_token"` each word takes ACT steps until its sum of p is 1, at least
+    `min_rounds` and at most `backbone.halt_max_steps`; with `fixed` a round is one H cycle of the program. Words have
+    at most `max_bytes` bytes. The byte encoder and decoder have width `byte_size`; whole words are laid one after the
+    other into rows of `byte_row` positions.
 
     Errors: `InputError` naming the field, its value and what is allowed.
     """

@@ -134,7 +134,7 @@ class TextModel(nn.Module):
         if not config.halts:
             apply = {name: self._bound(name, cos_sin, segments) for name in program.stacks}
             return Thought(reference.run(program, latents, x, apply)[program.output], None)
-        state = initial_state(*x.shape[:2], device=x.device)
+        state = initial_state(x.shape[0], x.shape[1], x.device)
         y, kept = torch.zeros_like(x), Kept()
         for _ in range(rounds):
             kept.begin(state.active[..., None])

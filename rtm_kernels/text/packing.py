@@ -1,4 +1,4 @@
-"""Words as tensors: every byte once, whole words one after the other in rows, documents as segments of rows of words."""
+"""Words as tensors: every byte once, whole words one after the other in rows; documents are segments."""
 
 from __future__ import annotations
 

@@ -51,9 +51,7 @@ class Memory:
     def copy(self, other: Memory, begin: int, end: int) -> None:
         """Take the positions from `begin` to `end` from another memory."""
         if self.keys.shape != other.keys.shape:
-            self.keys, self.values = (
-                _grown(old, torch.zeros_like(other.keys)) for old in (self.keys, self.values)
-            )
+            self.keys, self.values = (_grown(old, torch.zeros_like(other.keys)) for old in (self.keys, self.values))
         for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
             mine[:, :, begin:end] = theirs[:, :, begin:end]
 

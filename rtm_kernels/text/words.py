@@ -15,10 +15,10 @@ Split = Callable[[str], list[bytes]]
 def splitter(max_bytes: int) -> Split:
     """The splitter of HAT (arXiv 2501.10322, appendix), for words of at most `max_bytes` bytes.
 
-    Boundaries are those of words in Unicode (UAX 29), and one before each capital that follows a small letter and after
-    each underscore. A word then takes in the single space before it and the punctuation that follows it; other white
-    space is words of its own, each run of spaces, each tab and each line end. What is longer than `max_bytes` is cut there, also within a
-    character. `"def foo(self):\\n"` is `def`, ` foo(`, `self):`, `\\n`.
+    Boundaries are those of words in Unicode (UAX 29), and one before each capital that follows a small letter and
+    after each underscore. A word then takes in the single space before it and the punctuation that follows it; other
+    white space is words of its own, each run of spaces, each tab and each line end. What is longer than `max_bytes` is
+    cut there, also within a character. `"def foo(self):\\n"` is `def`, ` foo(`, `self):`, `\\n`.
 
     Errors: `BackendUnavailable` without the package.
     """

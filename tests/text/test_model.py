@@ -35,7 +35,7 @@ def test_changing_a_byte_changes_no_logit_before_it(kind: str, rounds: int) -> N
         moved = (before.symbols != after.symbols).flatten().nonzero().item()
         (one, _), (two, _) = (model(packed, rounds) for packed in (before, after))
         logits = [t.detach().flatten(0, 1)[before.targets.flatten() != IGNORED] for t in (one, two)]
-        place = (before.targets.flatten()[: moved] != IGNORED).sum().item()
+        place = (before.targets.flatten()[:moved] != IGNORED).sum().item()
         end = place + (len(changed) - byte) + sum(len(w) + 1 for w in documents[which][word + 1 :])
         assert torch.equal(logits[0][:place], logits[1][:place]) and torch.equal(logits[0][end:], logits[1][end:])
         assert (logits[0][place:end] != logits[1][place:end]).any(1).all()
