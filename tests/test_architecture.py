@@ -22,7 +22,7 @@ SUFFIXES = {".py", ".cpp", ".cu", ".h", ".cuh"}
 
 LEVELS = (
     "errors", "ranges", "energy", "access", "files", "program", "config", "impl", "flops", "shared", "kernel", "api",
-    "block", "names", "carry", "recursion", "pretrained", "model", "data", "losses", "engine", "interop", "train",
+    "block", "names", "carry", "recursion", "pretrained", "model", "text", "data", "losses", "engine", "interop", "train",
     "trace", "serve", "agent", "distributed", "cli",
 )  # fmt: skip
 """Lowest first: a module imports what is below it, and its own package. `shared`, `kernel` and `api` are parts of

@@ -235,8 +235,9 @@ class Console:
         self.progress = Progress("step", total, lines=LINES, transient=False)
         self.progress.start()
         size = sum(p.numel() for p in trainer.model.parameters())
+        arch = "text" if trainer.unit == "bytes" else trainer.recipe.model.arch
         self.progress.console.print(
-            f"{'text' if trainer.unit == 'bytes' else trainer.recipe.model.arch}, {size:,} parameters, steps {trainer.step_count} to {total} on "
+            f"{arch}, {size:,} parameters, steps {trainer.step_count} to {total} on "
             f"{trainer.device}, in {self.folder}", markup=False, soft_wrap=True,
         )  # fmt: skip
 

@@ -53,7 +53,7 @@ def predict(model: TextModel, packed: Packed, rounds: int | None = None) -> tupl
     if not model.config.halts:
         return model(packed, rounds)
     x = model.slots(model.read_words(packed), packed.first)
-    thought = WordState(model, len(x), rounds).extend(x, packed.segments)
+    thought = WordState(model, len(x), rounds, x.shape[1]).extend(x, packed.segments)
     return model.write_words(thought.y, packed), thought
 
 

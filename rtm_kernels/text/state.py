@@ -84,13 +84,13 @@ class WordState:
     """The backbone's memory of the words so far, in `batch` rows: of each round, step and layer, keys and values.
 
     Fed with any parts of a text it gives what `TextModel.think` gives of the whole, up to rounding; fed with the same
-    parts, the same bits. `rounds` as there.
+    parts, the same bits. `rounds` as there; there is room for `capacity` words at first.
     """
 
-    def __init__(self, model: TextModel, batch: int = 1, rounds: int | None = None) -> None:
+    def __init__(self, model: TextModel, batch: int = 1, rounds: int | None = None, capacity: int = GROWTH) -> None:
         self.model, self.rounds, self.length = model, model.rounds(rounds), 0
         self.program = model.config.program(self.rounds)
-        self.segments = torch.full((batch, GROWTH), -1, dtype=torch.int32, device=model.device)
+        self.segments = torch.full((batch, capacity), -1, dtype=torch.int32, device=model.device)
         self.memories: dict[tuple[int, int, int], Memory] = {}
 
     @torch.no_grad()

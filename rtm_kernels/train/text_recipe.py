@@ -69,7 +69,7 @@ TEXT_SMALL = TextRecipe(
             halting="fixed", adapter_rank=8,
         ),
     ),
-    steps=1500, batch_size=16, keep=0.5, optimizer="muon", lr=4e-3, aux_lr=4e-3, min_lr_ratio=0.05, warmup_steps=50,
+    steps=3000, batch_size=8, keep=0.5, optimizer="muon", lr=4e-3, aux_lr=4e-3, min_lr_ratio=0.05, warmup_steps=50,
     ema=0.99, eval_every=500,
 )  # fmt: skip
 
