@@ -22,8 +22,8 @@ SUFFIXES = {".py", ".cpp", ".cu", ".h", ".cuh"}
 
 LEVELS = (
     "errors", "ranges", "energy", "access", "files", "program", "config", "impl", "flops", "shared", "kernel", "api",
-    "block", "names", "carry", "recursion", "pretrained", "model", "text", "data", "losses", "engine", "interop", "train",
-    "trace", "serve", "agent", "distributed", "cli",
+    "block", "names", "carry", "recursion", "pretrained", "model", "text", "data", "losses", "engine", "interop",
+    "train", "trace", "serve", "agent", "distributed", "cli",
 )  # fmt: skip
 """Lowest first: a module imports what is below it, and its own package. `shared`, `kernel` and `api` are parts of
 `ops`: what several ops share, one op, and the public function of an op."""
@@ -43,6 +43,7 @@ EXTRAS = {
     f"{PACKAGE}.trace": {"pydantic"},
     f"{PACKAGE}.agent": {"mcp", "mcp_types", "pydantic", "uvicorn"},
     f"{PACKAGE}.train": {"pydantic"},
+    f"{PACKAGE}.interop.lm_eval": {"lm_eval"},
 }
 """Folders that are themselves imported when first needed, and the packages of their extra."""
 

@@ -152,8 +152,9 @@ def test_a_run_that_was_cut_gives_the_same_bits(folder: Path, tmp_path: Path, mo
     assert [found["rounds"] for found in summary["by_rounds"]] == [1, 2]
     assert summary["best"]["bits_per_byte"] == min(row["test_bits_per_byte"] for row in rows[1::2])
     assert (whole / "curve.png").exists() and summary["bytes_per_second"] > 0
-    text = invoke("generate", "", "--model", whole / "model", "--max-bytes", "20", "--json", "--trace", tmp_path / "t.html")
-    assert text.exit_code == 0 and "rounds in the mean" in (tmp_path / "t.html").read_text()
+    page = tmp_path / "t.html"
+    text = invoke("generate", "", "--model", whole / "model", "--max-bytes", "20", "--json", "--trace", page)
+    assert text.exit_code == 0 and "rounds in the mean" in page.read_text()
     assert len(json.loads(text.stdout)["words"]) > 0
     refused(invoke("solve", "--model", whole / "model"), "unknown config field(s)")
 
