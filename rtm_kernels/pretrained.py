@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,15 +34,7 @@ MAX_JSON = 1 << 16
 DTYPES = ("F32", "BF16", "F16")
 """Dtypes of weights by their safetensors name; F64 is allowed only where the model itself keeps float64."""
 
-
-class Config(Protocol):
-    """What a model is built from, as `ModelConfig`."""
-
-    def to_json(self) -> str:
-        """As JSON text."""
-
-
-AnyConfig = TypeVar("AnyConfig", bound=Config)
+AnyConfig = TypeVar("AnyConfig")
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -53,9 +45,9 @@ def known_models() -> tuple[str, ...]:
 
 
 def save(
-    config: Config, tensors: Mapping[str, Tensor], folder: str | os.PathLike[str], *, overwrite: bool = False
+    config: Any, tensors: Mapping[str, Tensor], folder: str | os.PathLike[str], *, overwrite: bool = False
 ) -> Path:
-    """Write `config` and the named `tensors` to `folder`, as `RecursiveReasoner.save_pretrained` says."""
+    """Write a config (`to_json`) and the named `tensors` to `folder`, as `RecursiveReasoner.save_pretrained` says."""
     target = Path(folder).absolute()
     if target.exists() and not target.is_dir():
         raise InputError(f"cannot save to {os.fspath(folder)!r}: it is a file")

@@ -1,6 +1,6 @@
-"""Text models in the lm-eval harness, by the name `rtm-text`: `python -m rtm_kernels.interop.lm_eval run --model
-rtm-text --model_args model=runs/text-small/model --tasks arc_easy`, or import this module and use the harness's own
-functions.
+"""Text models in the lm-eval harness, as `rtm-text`. The module runs the harness's own command line, too:
+
+python -m rtm_kernels.interop.lm_eval run --model rtm-text --model_args model=runs/text-small/model --tasks arc_easy
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable
 from rtm_kernels.text.generate import generate
@@ -37,26 +38,33 @@ class TextLM(LM):
     the words that a row of training has; a rolling text begins again in each such row.
     """
 
-    def __init__(self, model: str, rounds: int | None = None, batch_size: int = 16, device: str | None = None,
-                 **ignored: Any) -> None:  # fmt: skip
+    def __init__(
+        self, model: str, rounds: int | None = None, batch_size: int = 16, device: str = "cpu", **ignored: Any
+    ) -> None:
         super().__init__()
         self.model = TextModel.from_pretrained(model).to(device or "cpu")
-        self.rounds = None if rounds is None else int(rounds)
-        self.size = int(batch_size)
-        self.split = splitter(self.model.config.max_bytes)
-        self.words = self.model.config.backbone.seq_len
+        self.rounds, self.size = None if rounds is None else int(rounds), int(batch_size)
+        self.split, self.words = splitter(self.model.config.max_bytes), self.model.config.backbone.seq_len
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-probability of each continuation after its context, and whether it is the greedy one."""
-        return self._batched([request.args for request in requests])
+        found = []
+        cut = [self._cut(*request.args) for request in requests]
+        scored = self._score([words for words, _ in cut])
+        for (words, tail), (loss, hit) in zip(cut, scored, strict=True):
+            ends = [k + 1 for k, byte in enumerate(i for word in words for i in (*word, None)) if byte is not None]
+            begin = 0 if tail == len(ends) else ends[-tail - 1]
+            part = slice(begin, ends[-1]) if tail else slice(0)
+            found.append((-float(loss[part].sum()), bool(hit[part].all())))
+        return found
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each whole text, its end included."""
         found = []
         for request in requests:
-            document = [*self.split(request.args[0]), b""]
-            parts = [document[i : i + self.words] for i in range(0, len(document), self.words)]
-            found.append(sum(score for part in _parts(parts, self.size) for score in self._rows(part)))
+            text = [*self.split(request.args[0]), b""]
+            rows = [text[i : i + self.words] for i in range(0, len(text), self.words)]
+            found.append(-sum(float(loss.sum()) for loss, _ in self._score(rows)))
         return found
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
@@ -64,62 +72,40 @@ class TextLM(LM):
         found = []
         for request in requests:
             context, options = request.args
-            stop = options.get("until") or []
-            drawn = options.get("do_sample", False)
-            words = self.split(context)[-self.words :]
+            stop, drawn = options.get("until") or [], options.get("do_sample", False)
             pieces = generate(
-                self.model, b"".join(words).decode(errors="ignore"), stop=[stop] if isinstance(stop, str) else stop,
-                max_bytes=int(options.get("max_gen_toks", WRITTEN)), rounds=self.rounds,
+                self.model, b"".join(self.split(context)[-self.words :]).decode(errors="ignore"),
+                stop=[stop] if isinstance(stop, str) else stop, rounds=self.rounds,
+                max_bytes=int(options.get("max_gen_toks", WRITTEN)), top_p=float(options.get("top_p", 1.0)),
                 temperature=float(options.get("temperature", 1.0)) if drawn else 0.0,
-                top_p=float(options.get("top_p", 1.0)),
             )  # fmt: skip
             found.append(b"".join(pieces).decode(errors="replace"))
-        return found
-
-    def _batched(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
-        scored = [(i, *self._cut(*pair)) for i, pair in enumerate(pairs)]
-        scored.sort(key=lambda item: len(item[1]))
-        for part in _parts(scored, self.size):
-            losses, hits = self._score([words for _, words, _ in part])
-            for (i, words, tail), loss, hit in zip(part, losses, hits, strict=True):
-                end = len(loss) - 1  # the boundary after the last word is not part of the continuation
-                is_byte = torch.tensor([k < len(word) for word in words for k in range(len(word) + 1)])
-                places = is_byte.nonzero().flatten()
-                begin = int(places[-tail - 1]) + 1 if tail < len(places) else 0
-                begin = begin if tail else end
-                found[i] = (-float(loss[begin:end].sum()), bool(hit[begin:end].all()))
         return found
 
     def _cut(self, context: str, continuation: str) -> tuple[list[bytes], int]:
         """The words of both, cut at the left, and the bytes of the continuation among them."""
         words, tail = self.split(context + continuation), len(continuation.encode())
-        needed, size = 0, 0
+        needed = size = 0
         while size < tail:
-            needed += 1
-            size += len(words[-needed])
-        kept = words[-max(self.words, needed) :]
-        return kept, tail
-
-    def _rows(self, rows: list[list[bytes]]) -> list[float]:
-        return [-float(loss.sum()) for loss in self._score(rows)[0]]
+            needed, size = needed + 1, size + len(words[-needed - 1])
+        return words[-max(self.words, needed) :], tail
 
     @torch.no_grad()
-    def _score(self, documents: list[list[bytes]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def _score(self, documents: list[list[bytes]]) -> list[tuple[Tensor, Tensor]]:
         """Of each document the loss of every symbol, and whether it is the likeliest."""
-        length = max(1, *map(len, documents))
-        packed = pack_documents([document or [b""] for document in documents], length, self.model.config.byte_row)
-        packed = packed.to(self.model.device)
-        logits, _ = predict(self.model, packed, self.rounds)
-        counted = packed.targets != IGNORED
-        loss = symbol_loss(logits, packed.targets)[counted].cpu()
-        hit = (logits.argmax(-1) == packed.targets)[counted].cpu()
-        sizes = [sum(len(word) + 1 for word in document or [b""]) for document in documents]
-        return list(loss.split(sizes)), list(hit.split(sizes))
-
-
-def _parts(items: list[Any], size: int) -> list[list[Any]]:
-    return [items[i : i + size] for i in range(0, len(items), size)]
+        found: list[tuple[Tensor, Tensor]] = [(torch.zeros(0), torch.zeros(0, dtype=torch.bool))] * len(documents)
+        order = sorted((i for i, words in enumerate(documents) if words), key=lambda i: len(documents[i]))
+        for start in range(0, len(order), self.size):
+            part = [documents[i] for i in order[start : start + self.size]]
+            packed = pack_documents(part, len(part[-1]), self.model.config.byte_row).to(self.model.device)
+            logits, _ = predict(self.model, packed, self.rounds)
+            counted = packed.targets != IGNORED
+            losses = symbol_loss(logits, packed.targets)[counted].cpu()
+            hits = (logits.argmax(-1) == packed.targets)[counted].cpu()
+            sizes = [sum(len(word) + 1 for word in words) for words in part]
+            for i, *row in zip(order[start:], losses.split(sizes), hits.split(sizes), strict=False):
+                found[i] = (row[0], row[1])
+        return found
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import torch
 
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.flops import act_step_flops, layer_flops
-from rtm_kernels.ops.halting.mixture import HaltingState
 from rtm_kernels.text.config import SYMBOLS, TextConfig
 from rtm_kernels.text.model import TextModel, Thought, symbol_loss
 from rtm_kernels.text.packing import Packed, pack_documents
@@ -40,7 +39,7 @@ def measure(
     for packed in batches(model, documents, batch_size):
         logits, thought = predict(model, packed, rounds)
         bits += symbol_loss(logits, packed.targets).double().sum().item() / math.log(2)
-        used = rounds_taken(model, packed, thought, rounds)
+        used = packed.first.numel() if thought.halting is None else thought.halting.steps.sum().item()
         flops += byte_flops(model.config) * packed.symbols.numel() + used * round_flops(model.config, rounds)
         words, taken = words + packed.first.numel(), taken + used
     size = sum(len(word) for document in documents for word in document)
@@ -71,12 +70,6 @@ def batches(model: TextModel, documents: Sequence[Sequence[bytes]], batch_size: 
             waiting, size = [*waiting, part], size + len(part)
     if waiting:
         yield pack_documents(waiting, length, row).to(model.device)
-
-
-def rounds_taken(model: TextModel, packed: Packed, thought: Thought, rounds: int | None = None) -> float:
-    """Passes of words through the program: the rounds that words took before they halted, else one each."""
-    halting: HaltingState | None = thought.halting
-    return float(packed.first.numel() if halting is None else halting.steps.sum().item())
 
 
 def byte_flops(config: TextConfig) -> float:

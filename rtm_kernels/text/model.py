@@ -83,11 +83,7 @@ class TextModel(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write weights, config and checksums to `folder`, which appears complete or not at all; returns its path."""
-        return pretrained.save(self.config, self.tensors(), folder, overwrite=overwrite)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors that a saved model holds, by name."""
-        return self.state_dict()
+        return pretrained.save(self.config, self.state_dict(), folder, overwrite=overwrite)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -211,7 +207,7 @@ class Kept:
 def text_specs(config: TextConfig) -> dict[str, Tensor]:
     """The tensors that a saved model of `config` holds, by name, as meta tensors."""
     with torch.device("meta"):
-        return TextModel(config).tensors()
+        return TextModel(config).state_dict()
 
 
 def symbol_loss(logits: Tensor, targets: Tensor) -> Tensor:

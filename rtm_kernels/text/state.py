@@ -35,31 +35,29 @@ class Rows:
 
 
 class Memory:
-    """Keys and values [B, heads, capacity, head_dim] of one layer in one step."""
+    """Keys and values of one layer in one step: `kept` [2, B, heads, capacity, head_dim]."""
 
     def __init__(self) -> None:
-        self.keys = self.values = torch.empty(0)
+        self.kept = torch.empty(0)
 
     def write(self, rows: Rows, key: Tensor, value: Tensor) -> None:
         """Take in key and value [m, heads, head_dim] of positions."""
-        shape = (rows.mask.shape[0], key.shape[1], rows.mask.shape[-1], key.shape[2])
-        if self.keys.shape != shape:
-            self.keys, self.values = (_grown(old, key.new_zeros(shape)) for old in (self.keys, self.values))
-        self.keys[rows.row, :, rows.place] = key
-        self.values[rows.row, :, rows.place] = value
+        capacity = rows.mask.shape[-1]
+        if not self.kept.numel():
+            self.kept = key.new_zeros(2, len(rows.mask), key.shape[1], capacity, key.shape[2])
+        self.fit(capacity)
+        self.kept[:, rows.row, :, rows.place] = torch.stack((key, value), 1)
+
+    def fit(self, capacity: int) -> None:
+        """Make room for so many positions."""
+        self.kept = F.pad(self.kept, (0, 0, 0, capacity - self.kept.shape[3]))
 
     def copy(self, other: Memory, begin: int, end: int) -> None:
         """Take the positions from `begin` to `end` from another memory."""
-        if self.keys.shape != other.keys.shape:
-            self.keys, self.values = (_grown(old, torch.zeros_like(other.keys)) for old in (self.keys, self.values))
-        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
-            mine[:, :, begin:end] = theirs[:, :, begin:end]
-
-
-def _grown(old: Tensor, new: Tensor) -> Tensor:
-    if old.numel():
-        new[:, :, : old.shape[2]] = old
-    return new
+        if not self.kept.numel():
+            self.kept = torch.zeros_like(other.kept)
+        self.fit(other.kept.shape[3])
+        self.kept[..., begin:end, :] = other.kept[..., begin:end, :]
 
 
 def attend(layer: FusedTRMBlock, h: Tensor, rows: Rows, memory: Memory, cos_sin: CosSin) -> Tensor:
@@ -73,7 +71,8 @@ def attend(layer: FusedTRMBlock, h: Tensor, rows: Rows, memory: Memory, cos_sin:
     memory.write(rows, key, value)
     asked = query.new_zeros(rows.mask.shape[0], rows.mask.shape[2], heads, width // heads)
     asked[rows.row, rows.rank] = query
-    mixed = F.scaled_dot_product_attention(asked.transpose(1, 2), memory.keys, memory.values, rows.mask)
+    keys, values = memory.kept.unbind()
+    mixed = F.scaled_dot_product_attention(asked.transpose(1, 2), keys, values, rows.mask)
     mixed = mixed.transpose(1, 2)[rows.row, rows.rank].flatten(1)
     h = rms_norm(h + F.linear(mixed, layer.self_attn.o_proj.weight.to(h.dtype)), layer.eps)
     weights = layer.mlp.gate_up_proj.weight, layer.mlp.down_proj.weight

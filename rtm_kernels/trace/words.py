@@ -6,35 +6,10 @@ import html
 import os
 from collections import Counter
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 from rtm_kernels.text.generate import Word
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="color-scheme" content="light dark">
-<title>Rounds of each word</title>
-<style>
-{style}
-main {{ display: block; }}
-pre {{ white-space: pre-wrap; overflow-wrap: anywhere; font: 15px/1.7 ui-monospace, monospace; }}
-pre span {{ border-radius: 3px; }}
-</style>
-</head>
-<body>
-<header><h1>Rounds of each word</h1><p id="about">{about}</p></header>
-<main>
-<section><pre>{words}</pre></section>
-<section><table><thead><tr><th>rounds</th><th>words</th><th>share</th></tr></thead><tbody>{table}</tbody></table></section>
-</main>
-</body>
-</html>
-"""
+from rtm_kernels.trace.page import fill
 
 
 def write_words_page(words: Sequence[Word], most: int, path: str | os.PathLike[str]) -> None:
@@ -46,11 +21,7 @@ def write_words_page(words: Sequence[Word], most: int, path: str | os.PathLike[s
         f'{70 * word.rounds // most}%)">{html.escape(word.content.decode(errors="replace"))}</span>'
         for word in words
     )
-    rows = (
-        f"<tr><td>{rounds}</td><td>{count}</td><td>{100 * count / len(words):.1f} %</td></tr>"
-        for rounds, count in sorted(counts.items())
-    )
-    style = (files("rtm_kernels") / "assets" / "viewer" / "style.css").read_text("utf-8")
+    rows = (f"<tr><td>{n}</td><td>{counts[n]}</td><td>{100 * counts[n] / len(words):.1f} %</td></tr>"
+            for n in sorted(counts))  # fmt: skip
     about = f"{len(words)} words, {mean:.2f} of {most} rounds in the mean; darker words took more"
-    page = PAGE.format(style=style, about=about, words="".join(spans), table="".join(rows))
-    Path(path).write_text(page, encoding="utf-8")
+    Path(path).write_text(fill("words.html", ABOUT=about, WORDS="".join(spans), TABLE="".join(rows)), encoding="utf-8")

@@ -74,12 +74,7 @@ def find_corpus(data: str, held_out: float) -> Corpus:
     unread = repeated = 0
     for path in paths:
         content = path.read_bytes()
-        try:
-            content.decode()
-        except UnicodeDecodeError:
-            unread += 1
-            continue
-        if b"\0" in content:
+        if not _is_text(content):
             unread += 1
             continue
         whole = _key(content)
@@ -125,6 +120,13 @@ def _pieces(content: bytes) -> Iterator[tuple[int, int]]:
                 end += 1
         yield begin, end
         begin = end
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        return "\0" not in content.decode()
+    except UnicodeDecodeError:
+        return False
 
 
 def _key(content: bytes) -> str:

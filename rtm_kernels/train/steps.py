@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +19,6 @@ PATIENCE = 3
 
 class Diverged(RTMError):
     """Several gradients in a row were not finite."""
-
-
-class Stream(Protocol):
-    """Endless batches from a position that can be saved."""
-
-    def state(self) -> str:
-        """The position as text."""
-
-    def load_state(self, state: str) -> None:
-        """Continue from a position that `state` returned."""
 
 
 class Steps:

@@ -45,7 +45,7 @@ class TextRun:
         config = model.config
         if self.trainer.device.type == "cpu":
             config = replace(config, backbone=replace(config.backbone, forward_dtype="float32"))
-        pretrained.save(config, model.tensors(), folder, overwrite=True)
+        pretrained.save(config, model.state_dict(), folder, overwrite=True)
 
     def summary(self, out: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """What only the summary of text holds: bits per byte with 1, 2, ... rounds, and what the model writes."""
