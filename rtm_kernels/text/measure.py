@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from rtm_kernels.config import ModelConfig
 from rtm_kernels.flops import act_step_flops, layer_flops
 from rtm_kernels.text.config import SYMBOLS, TextConfig
 from rtm_kernels.text.model import TextModel, Thought, symbol_loss
@@ -40,8 +39,9 @@ def measure(
         logits, thought = predict(model, packed, rounds)
         bits += symbol_loss(logits, packed.targets).double().sum().item() / math.log(2)
         used = packed.first.numel() if thought.halting is None else thought.halting.steps.sum().item()
-        flops += byte_flops(model.config) * packed.symbols.numel() + used * round_flops(model.config, rounds)
-        words, taken = words + packed.first.numel(), taken + used
+        size = packed.first.numel()
+        flops += text_flops(model.config, size, packed.symbols.numel()) + used * round_flops(model.config, rounds)
+        words, taken = words + size, taken + used
     size = sum(len(word) for document in documents for word in document)
     one = 1.0 if model.config.halts else model.rounds(rounds)
     return Measured(bits / size, one * taken / words, flops / size, size)
@@ -72,25 +72,23 @@ def batches(model: TextModel, documents: Sequence[Sequence[bytes]], batch_size: 
         yield pack_documents(waiting, length, row).to(model.device)
 
 
-def byte_flops(config: TextConfig) -> float:
-    """Forward FLOPs of one position of the byte rows: encoder, decoder, output."""
-    narrow = config.bytes_config
-    layers = (config.encoder_layers + config.decoder_layers) * layer_flops(narrow) / config.byte_row
-    return layers + 2 * config.byte_size * SYMBOLS
+def text_flops(config: TextConfig, words: float, positions: float) -> float:
+    """Forward FLOPs of encoder, decoder and output on so many byte positions, and of what joins them to the words."""
+    layers = (config.encoder_layers + config.decoder_layers) * layer_flops(config.bytes_config) / config.byte_row
+    joins = 4 * config.byte_size * config.backbone.hidden_size
+    return positions * (layers + 2 * config.byte_size * SYMBOLS) + words * joins
 
 
 def round_flops(config: TextConfig, rounds: int | None = None, train: bool = False) -> float:
-    """FLOPs of one word's pass through the program, of `rounds` H cycles or one ACT step; projections included.
+    """FLOPs of one word's pass through the program, of `rounds` H cycles or one ACT step.
 
     Attention counts all words of a row, as for puzzles; `train`: with the gradients of the steps that have one.
     """
-    wide: ModelConfig = config.backbone
     program = config.program(config.rounds if rounds is None else rounds)
-    joins = 4 * config.byte_size * wide.hidden_size * (3 if train else 1)
-    return act_step_flops(wide, train, program) / wide.seq_len + joins
+    return act_step_flops(config.backbone, train, program) / config.backbone.seq_len
 
 
 def training_flops(config: TextConfig, words: float, positions: float, rounds: int) -> float:
     """FLOPs of training on so many words and byte positions with `rounds` rounds (of a model that halts: all)."""
     turns = rounds if config.halts else 1
-    return 3 * byte_flops(config) * positions + turns * words * round_flops(config, rounds, train=True)
+    return 3 * text_flops(config, words, positions) + turns * words * round_flops(config, rounds, train=True)

@@ -48,6 +48,11 @@ class Corpus:
     unread: int  # files that are no UTF-8 text
     repeated: int  # documents that stood there before
 
+    @property
+    def key(self) -> str:
+        """A digest of the documents to train on."""
+        return _key("".join(document.key for document in self.train).encode())
+
     def sample(self, limit: int) -> list[str]:
         """Held-out documents, as many as fit into `limit` bytes, at least one."""
         texts: list[str] = []
@@ -188,11 +193,11 @@ class TextStream:
 
     def state(self) -> str:
         """The position of the stream as text."""
-        return json.dumps({"taken": self.taken, "lanes": self.lanes})
+        return json.dumps({"corpus": self.corpus.key, "taken": self.taken, "lanes": self.lanes})
 
     def load_state(self, state: str) -> None:
         """Continue from a position that `state` returned. Errors: `InputError`."""
         values = json.loads(state)
-        if len(values["lanes"]) != len(self.lanes):
-            raise InputError(f"the state has {len(values['lanes'])} rows; this run has {len(self.lanes)}")
+        if values["corpus"] != self.corpus.key:
+            raise InputError(f"data={self.recipe.data!r}: the text is not the one at the begin of the run")
         self.taken, self.lanes, self._words = values["taken"], values["lanes"], {}

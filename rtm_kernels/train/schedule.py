@@ -25,7 +25,6 @@ class Schedule:
     ema: float = 0.999
     seed: int = 0
     threads: int | None = None
-    compile: bool = False
     eval_every: int = 0
 
     def __post_init__(self) -> None:

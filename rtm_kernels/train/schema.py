@@ -239,6 +239,7 @@ class Recipe(Schedule):
     symmetric: bool = False
     loss: str = "stablemax_cross_entropy"
     accumulate: int = 1
+    compile: bool = False
     graph: bool = False
     init: str | None = None
     eval_limit: int = 1000

@@ -34,9 +34,6 @@ class TextTrainer(Steps):
         torch.manual_seed(recipe.seed)
         self.stream = TextStream(recipe)
         self.model = TextModel(recipe.model).to(self.device).train()
-        if recipe.compile:
-            for name in ("encoder", "decoder", *recipe.model.backbone.layers):
-                self.model.get_submodule(name).compile(dynamic=True)
         self.update = Update(self.model, recipe)
         self.optimizers, self.average = self.update.optimizers, self.update.average
         self.position = self.stream.state()

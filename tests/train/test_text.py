@@ -72,6 +72,7 @@ def test_documents_are_counted_once_and_held_out_by_their_content(folder: Path) 
     (folder / "more.py").write_text("more\n")
     kept = {document.key for document in find_corpus(str(folder), 0.3).held_out}
     assert {document.key for document in found.held_out} <= kept
+    assert find_corpus(str(folder), 0.3).key != found.key
     (folder / "deep" / "0.py").write_text("changed")
     with pytest.raises(InputError, match="changed"):
         [document.text() for document in [*found.train, *found.held_out]]
@@ -102,6 +103,9 @@ def test_a_stream_gives_every_document_once_in_a_pass_and_goes_on_from_its_state
     other.load_state(saved)
     for (one, _), (two, _) in zip(after, [other.batch() for _ in range(5)], strict=True):
         assert all(torch.equal(getattr(one, name), getattr(two, name)) for name in ("symbols", "targets", "first"))
+    changed = json.loads(saved) | {"corpus": "another"}
+    with pytest.raises(InputError, match="not the one at the begin"):
+        other.load_state(json.dumps(changed))
     assert first[0][0].first.shape == (3, 12) and first[0][1] == (first[0][0].symbols != 256).sum()
     whole = TextStream(replace(recipe, batch_size=1))
     length = sum(len(whole.split(document.text())) + 1 for document in whole.corpus.train)
