@@ -10,6 +10,7 @@ import torch
 
 from rtm_kernels.errors import InputError
 from rtm_kernels.text.config import TextConfig
+from rtm_kernels.text.model import TextModel, symbol_loss
 from rtm_kernels.text.packing import IGNORED
 from rtm_kernels.text.state import WordState
 from tests.text.support import BACKBONES, draw_words, packed_of, text_model
@@ -113,3 +114,22 @@ def test_a_config_that_is_no_text_model_is_refused(changes: dict[str, object], m
     options = {"backbone": BACKBONES["rins"], "byte_size": 16, "byte_heads": 2, "max_bytes": 6, **changes}
     with pytest.raises(InputError, match=message):
         TextConfig(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["rins", "rtm"])
+def test_the_fused_ops_compute_the_same(kind: str) -> None:
+    """Values and gradients of the Triton ops, interpreted, against the reference."""
+    pytest.importorskip("triton")
+    model = text_model(kind)
+    fused = TextModel(model.config, impl="triton").double()
+    fused.load_state_dict(model.state_dict())
+    packed = packed_of(model, draw_words(random.Random(0), 4), draw_words(random.Random(1), 3))
+    found = []
+    for one in (model, fused):
+        logits, _ = one(packed)
+        loss = symbol_loss(logits, packed.targets).sum()
+        gradients = torch.autograd.grad(loss, [*one.parameters()], allow_unused=True)
+        found.append([logits.detach(), *(g for g in gradients if g is not None)])
+    assert len(found[0]) == len(found[1]) > 10
+    for right, mine in zip(*found, strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-5, atol=1e-5)
