@@ -21,7 +21,7 @@ SMALL = (
     ((3, 7, 24), 3, 1, "strided", "rope qk_norm"),
     ((2, 9, 32), 2, 2, "plain", "rope causal"),
     ((1, 5, 130), 1, 0, "plain", "qk_norm"),
-    ((2, 9, 32), 2, 1, "plain", "rope causal segments"),
+    ((2, 10, 32), 2, 1, "plain", "rope causal segments"),
     ((1, 6, 144), 2, 0, "offset", ""),
 )
 GATE = (  # shape of x, heads, injection terms, layout, options
