@@ -205,11 +205,13 @@ class FusedTRMBlock(nn.Module):
         return "swiglu" if conv is None else "conv" if conv.weight.ndim == 3 else "conv2d"
 
     def forward(
-        self, hidden_states: Tensor, injection: tuple[Tensor, ...] = (), cos_sin: CosSin | None = None
-    ) -> Tensor:
+        self, hidden_states: Tensor, injection: tuple[Tensor, ...] = (), cos_sin: CosSin | None = None,
+        segments: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """The layer applied to `hidden_states + (sum of injection)`; [B, L, D] to [B, L, D], differentiable.
 
         The injection is folded into the first load of the fused kernels. `cos_sin` are RoPE tables [L, head_dim].
+        `segments` [B, L] keep attention within the positions of one number.
         """
         common: dict[str, Any] = {"injection": injection, "eps": self.eps, "impl": self.impl}
         if self.mixer == "mlp":
@@ -222,7 +224,7 @@ class FusedTRMBlock(nn.Module):
             mixed = attention_norm(
                 hidden_states, qkv, self.self_attn.o_proj.weight,
                 num_heads=self.num_heads, cos_sin=cos_sin, causal=self.causal, qk_norm=self.qk_norm,
-                attention=self.attention, **common,
+                attention=self.attention, segments=segments, **common,
             )  # fmt: skip
         if self.mixer != "none":
             common["injection"] = ()
@@ -244,8 +246,9 @@ class Adapter(nn.Module):
         nn.init.zeros_(self.up_proj.weight)
 
     def forward(
-        self, hidden_states: Tensor, injection: tuple[Tensor, ...] = (), cos_sin: CosSin | None = None
-    ) -> Tensor:
+        self, hidden_states: Tensor, injection: tuple[Tensor, ...] = (), cos_sin: CosSin | None = None,
+        segments: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """The adapter on `hidden_states + (sum of injection)`, [B, L, D]."""
         if injection:
             hidden_states = hidden_states + sum(injection[1:], injection[0])
@@ -263,11 +266,12 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(
-        self, hidden_states: Tensor, injection: tuple[Tensor, ...] = (), cos_sin: CosSin | None = None
-    ) -> Tensor:
+        self, hidden_states: Tensor, injection: tuple[Tensor, ...] = (), cos_sin: CosSin | None = None,
+        segments: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """All layers on `hidden_states + (sum of injection)`, [B, L, D]."""
         for layer in self.layers:
-            hidden_states = layer(hidden_states, injection, cos_sin)
+            hidden_states = layer(hidden_states, injection, cos_sin, segments)
             injection = ()
         return hidden_states
 

@@ -39,6 +39,28 @@ Run = Callable[[Program, Mapping[str, Tensor], Tensor], dict[str, Tensor]]
 """Runs a program: latents and x [B, L, D] to the new latents, as `recursion.reference.run` does."""
 
 
+def add_recursion(module: nn.Module, config: ModelConfig, impl: str, attention: str) -> None:
+    """Give `module` the stacks and adapters of the program of `config`, and what its latents start from."""
+    c = config
+    for name, count in c.layers.items():
+        blocks = [
+            FusedTRMBlock(
+                c.hidden_size, c.latent_len, expansion=c.expansion, mixer=c.mixer, channel_mixer=c.channel_mixer,
+                conv_width=c.conv_width, inner_size=c.inner_size, prefix_len=c.prefix_len, norm_axis=c.norm_axis,
+                num_heads=c.num_heads, grid=c.pos_encodings == "rope2d", causal=c.causal, qk_norm=c.qk_norm,
+                eps=c.rms_norm_eps, impl=impl, attention=attention,
+            )
+            for _ in range(count)
+        ]  # fmt: skip
+        module.add_module(name, (FlatStack if name == "layers" else Stack)(blocks))
+    for name in c.program.stacks:
+        if name.startswith(ADAPTER):
+            module.add_module(name, Adapter(c.hidden_size, c.adapter_rank))
+    for latent in () if c.random_latents else c.program.carried:
+        start = trunc_normal(c.hidden_size, std=1.0).to(getattr(torch, c.forward_dtype))
+        module.register_buffer(init_name(latent), start)
+
+
 class RecursiveReasoner(Pretrained):
     """A recursive reasoning model of any architecture of `rtm_kernels.program`, with the official parameter names.
 
@@ -64,15 +86,7 @@ class RecursiveReasoner(Pretrained):
             self.puzzle_emb = SparseEmbedding(config.num_puzzle_identifiers, config.puzzle_emb_ndim)
         if config.pos_encodings == "learned":
             self.embed_pos = Embedding(config.latent_len, width, std=embed_std)
-        for name, count in config.layers.items():
-            kind = FlatStack if name == "layers" else Stack
-            self.add_module(name, kind([self._block(impl, attention) for _ in range(count)]))
-        for name in self.program.stacks:
-            if name.startswith(ADAPTER):
-                self.add_module(name, Adapter(width, config.adapter_rank))
-        for latent in () if config.random_latents else self.program.carried:
-            start = trunc_normal(width, std=1.0).to(self.dtype)
-            self.register_buffer(init_name(latent), start)
+        add_recursion(self, config, impl, attention)
         self._rope: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
         self.run: Run | None = None
         """What executes programs instead of the stacks one by one; None for the stacks."""
@@ -107,15 +121,6 @@ class RecursiveReasoner(Pretrained):
     def share_batch(self, rank: int, world_size: int) -> None:
         """Take part `rank` of each batch of `world_size` equal parts: random numbers are drawn for the whole batch."""
         self._rank, self._world_size = rank, world_size
-
-    def _block(self, impl: str, attention: str) -> FusedTRMBlock:
-        c = self.config
-        return FusedTRMBlock(
-            c.hidden_size, c.latent_len, expansion=c.expansion, mixer=c.mixer, channel_mixer=c.channel_mixer,
-            conv_width=c.conv_width, inner_size=c.inner_size, prefix_len=c.prefix_len, norm_axis=c.norm_axis,
-            num_heads=c.num_heads, grid=c.pos_encodings == "rope2d", causal=c.causal, qk_norm=c.qk_norm,
-            eps=c.rms_norm_eps, impl=impl, attention=attention,
-        )  # fmt: skip
 
     @property
     def dtype(self) -> torch.dtype:

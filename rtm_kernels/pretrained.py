@@ -37,6 +37,7 @@ DTYPES = ("F32", "BF16", "F16")
 """Dtypes of weights by their safetensors name; F64 is allowed only where the model itself keeps float64."""
 
 Model = TypeVar("Model", bound="Pretrained")
+AnyConfig = TypeVar("AnyConfig")
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -74,7 +75,7 @@ class Pretrained(nn.Module):
             "local_files_only": local_files_only,
         }  # fmt: skip
         with torch.device("cpu"), torch.inference_mode(False), torch.random.fork_rng([]):  # those of the caller stay
-            config, state = load(name_or_path, cls.specs, fetching)
+            config, state = load(name_or_path, cls.specs, ModelConfig.from_dict, fetching)
             model = cls(config, impl=impl, attention=attention)
             model.load_state_dict(state)
         return model.eval()
@@ -135,9 +136,9 @@ class Pretrained(nn.Module):
 
 
 def save(
-    config: ModelConfig, tensors: Mapping[str, Tensor], folder: str | os.PathLike[str], *, overwrite: bool = False
+    config: Any, tensors: Mapping[str, Tensor], folder: str | os.PathLike[str], *, overwrite: bool = False
 ) -> Path:
-    """Write `config` and the named `tensors` to `folder`, as `RecursiveReasoner.save_pretrained` says."""
+    """Write a config (`to_json`) and the named `tensors` to `folder`, as `RecursiveReasoner.save_pretrained` says."""
     target = Path(folder).absolute()
     if target.exists() and not target.is_dir():
         raise InputError(f"cannot save to {os.fspath(folder)!r}: it is a file")
@@ -157,19 +158,20 @@ def save(
 
 
 def load(
-    name_or_path: str | os.PathLike[str], specs: Callable[[ModelConfig], Mapping[str, Tensor]],
-    fetching: Mapping[str, Any],
-) -> tuple[ModelConfig, dict[str, Tensor]]:  # fmt: skip
+    name_or_path: str | os.PathLike[str], specs: Callable[[AnyConfig], Mapping[str, Tensor]],
+    read: Callable[[Mapping[str, Any]], AnyConfig], fetching: Mapping[str, Any],
+) -> tuple[AnyConfig, dict[str, Tensor]]:  # fmt: skip
     """The config and the tensors on the CPU of a saved model, named as in `RecursiveReasoner.from_pretrained`.
 
-    `specs` gives the tensors that a config asks for, as meta tensors; `fetching` are the options of `hub.download`.
+    `read` checks a config, and `specs` gives the tensors that it asks for, as meta tensors; `fetching` are the options
+    of `hub.download`.
     """
     folder = _resolve(name_or_path, fetching)
     manifest = _read_json(folder / MANIFEST)
     digests = manifest.get("sha256")
     if not isinstance(digests, dict):
         raise InputError(f"{folder / MANIFEST}: no sha256 table in it")
-    config = ModelConfig.from_dict(_read_json(folder / CONFIG, digests))
+    config = read(_read_json(folder / CONFIG, digests))
     return config, _read_weights(folder / WEIGHTS, specs(config), digests)
 
 

@@ -22,7 +22,7 @@ SUFFIXES = {".py", ".cpp", ".cu", ".h", ".cuh"}
 
 LEVELS = (
     "errors", "ranges", "energy", "access", "files", "program", "config", "impl", "flops", "shared", "kernel", "api",
-    "block", "names", "carry", "recursion", "hub", "pretrained", "model", "data", "losses", "engine", "interop",
+    "block", "names", "carry", "recursion", "hub", "pretrained", "model", "text", "data", "losses", "engine", "interop",
     "train", "trace", "serve", "agent", "distributed", "cli",
 )  # fmt: skip
 """Lowest first: a module imports what is below it, and its own package. `shared`, `kernel` and `api` are parts of
@@ -43,6 +43,7 @@ EXTRAS = {
     f"{PACKAGE}.trace": {"pydantic"},
     f"{PACKAGE}.agent": {"mcp", "mcp_types", "pydantic", "uvicorn"},
     f"{PACKAGE}.train": {"pydantic"},
+    f"{PACKAGE}.interop.lm_eval": {"lm_eval"},
 }
 """Folders that are themselves imported when first needed, and the packages of their extra."""
 

@@ -7,6 +7,7 @@ recipe, so that studies share arms and an interrupted study goes on where it sto
     python -m benchmarks.evaluation mixer halting
     python -m benchmarks.evaluation all --scale gpu --data data/sudoku-extreme-1k-aug-1000 --energy 30
     python -m benchmarks.evaluation mixer --seeds 1 --set stages.0.steps=20
+    python -m benchmarks.evaluation text --set steps=3000 --threads 2
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import torch
 
 from benchmarks import machine, report
 from benchmarks.evaluation.run import Interrupted, Options, run_study
-from benchmarks.evaluation.studies import SCALES, STUDIES
+from benchmarks.evaluation.studies import SCALES, STUDIES, TEXT_SCALES, TEXT_STUDIES
+from benchmarks.evaluation.text import run_text_study
 from rtm_kernels.errors import RTMError, one_of
 
 INTERRUPTED = 130
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the studies and their arms")
     parser.add_argument("--scale", choices=list(SCALES), default="gpu" if device == "cuda" else "cpu")
     parser.add_argument("--seeds", type=int, help="runs of each arm (default: as the scale says)")
-    parser.add_argument("--data", help="folder of a data set in the official layout, which --scale gpu needs")
+    parser.add_argument("--data", help="data set of puzzles (--scale gpu needs one), or text")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe of all arms")
     parser.add_argument("--energy", type=float, default=0.0, help="seconds of each energy window (at least 30 to cite)")
     parser.add_argument("--device", default=device)
@@ -47,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list or not args.study:
         for name, study in STUDIES.items():
             print(f"{name:<16} {study.question}\n{'':<16} {', '.join(arm.name for arm in study.arms(scale))}")
+        for name, text in TEXT_STUDIES.items():
+            arms = ", ".join(arm.name for arm in text.arms(TEXT_SCALES[args.scale]))
+            print(f"{name:<16} {text.question}\n{'':<16} {arms}")
         return 0 if args.list else 2
     torch.set_num_threads(args.threads)
     changes = (*args.set, *([f"data={args.data}"] if args.data else []))
@@ -54,9 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(scale, changes, args.seeds or scale.seeds, args.device, args.energy, args.runs, folder)
     try:
         for name in args.study:
-            one_of("study", name, ["all", *STUDIES])
-        for name in STUDIES if "all" in args.study else dict.fromkeys(args.study):
-            print("\n".join(["", *run_study(name, STUDIES[name], options)]), flush=True)
+            one_of("study", name, ["all", *STUDIES, *TEXT_STUDIES])
+        for name in [*STUDIES, *TEXT_STUDIES] if "all" in args.study else dict.fromkeys(args.study):
+            lines = run_study(name, STUDIES[name], options) if name in STUDIES else run_text_study(name, options)
+            print("\n".join(["", *lines]), flush=True)
         report.refresh(folder.parent)
     except Interrupted as error:
         print(f"stopped: {error}; the same command goes on from there", file=sys.stderr)

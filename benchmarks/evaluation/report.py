@@ -22,10 +22,10 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write_csv(found: Sequence[Row], path: Path) -> None:
+def write_csv(found: Sequence[Row], path: Path, columns: Sequence[str] = COLUMNS) -> None:
     """Write the rows of a study; an empty field is what was not measured."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in found)
     rows.replace(path, text.getvalue())

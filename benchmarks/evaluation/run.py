@@ -16,7 +16,7 @@ from benchmarks.evaluation.measure import FIXED, Point, joules, points
 from benchmarks.evaluation.studies import Scale, Study, recipes
 from rtm_kernels.errors import RTMError, require
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.train.configure import to_dict
+from rtm_kernels.train.configure import AnyRecipe, to_dict
 from rtm_kernels.train.schema import Recipe
 from rtm_kernels.train.session import MODEL, RECIPE, open_recipe, run
 from rtm_kernels.train.stream import Arrays, build_stream
@@ -54,7 +54,8 @@ def run_study(name: str, study: Study, options: Options) -> list[str]:
             if arrays is None:
                 arrays = test_puzzles(recipe, options.scale.puzzles)
             begin = time.monotonic()
-            model, commit = trained(recipe, options)
+            saved, commit = trained(recipe, options)
+            model = RecursiveReasoner.from_pretrained(saved).to(options.device)
             mine = points(model, recipe, arrays, options.scale.steps)
             deep = deepest(mine)
             energy = joules(model, recipe, arrays, deep.depth, options.energy) if options.energy > 0 else None
@@ -92,8 +93,8 @@ def test_puzzles(recipe: Recipe, limit: int) -> Arrays:
     return arrays
 
 
-def trained(recipe: Recipe, options: Options) -> tuple[RecursiveReasoner, str]:
-    """The model of `recipe`, from its folder where it has been trained before, and the commit that finished it.
+def trained(recipe: AnyRecipe, options: Options) -> tuple[Path, str]:
+    """The saved model of `recipe`, from its folder where it has been trained before, and the commit that finished it.
 
     Errors: `Interrupted`.
     """
@@ -106,8 +107,7 @@ def trained(recipe: Recipe, options: Options) -> tuple[RecursiveReasoner, str]:
         if outcome.interrupted:
             raise Interrupted(f"after step {outcome.summary['steps']} of {folder}")
         report.rows.replace(folder / COMMIT, machine.commit() + "\n")
-    model = RecursiveReasoner.from_pretrained(folder / MODEL).to(options.device)
-    return model, (folder / COMMIT).read_text().strip()
+    return folder / MODEL, (folder / COMMIT).read_text().strip()
 
 
 def columns(point: Point, puzzles: int, energy: dict[str, Any] | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from benchmarks.evaluation.cost import aligned, training_flops
 from rtm_kernels.train.configure import fit_to_data, override
 from rtm_kernels.train.recipe import PRESETS
 from rtm_kernels.train.schema import Recipe, Source, Stage
+from rtm_kernels.train.text_recipe import TEXT_SMALL, TextRecipe
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,14 @@ class Study:
 
     question: str
     arms: Callable[[Scale], tuple[Arm, ...]]
+
+
+@dataclass(frozen=True)
+class TextStudy:
+    """A question about text models, and the arms that answer it."""
+
+    question: str
+    arms: Callable[[TextRecipe], tuple[Arm, ...]]
 
 
 ONCE = ("model.halt_max_steps=1", "stages.*.halt_max_steps=1")
@@ -172,6 +181,58 @@ STUDIES: dict[str, Study] = {
     "sharing": Study("One block for all depths, one for all but the last (RINS), or one for each", _sharing),
     "depth": Study("Recursion or depth: layers x applications in one ACT step, equal in number", _depth),
 }  # fmt: skip
+
+
+TEXT_CPU = replace(
+    TEXT_SMALL,
+    model=replace(
+        TEXT_SMALL.model, byte_size=64, byte_inner=176, decoder_layers=1,
+        backbone=replace(TEXT_SMALL.model.backbone, hidden_size=128, inner_size=352, adapter_rank=0, H_cycles=2),
+    ),
+    steps=1000, keep=1.0, eval_every=0, eval_bytes=300_000,
+)  # fmt: skip
+TEXT_GPU = replace(
+    TEXT_SMALL,
+    model=replace(
+        TEXT_SMALL.model, byte_size=256, byte_inner=704, decoder_layers=2, encoder_layers=2,
+        backbone=replace(
+            TEXT_SMALL.model.backbone, hidden_size=512, num_heads=8, inner_size=1408, seq_len=512, adapter_rank=0,
+            layers={"A": 3, "B": 3}, forward_dtype="bfloat16",
+        ),
+    ),
+    steps=10_000, batch_size=64, keep=1.0, eval_every=0, eval_bytes=2_000_000, lr=2e-3, aux_lr=2e-3,
+)  # fmt: skip
+TEXT_SCALES = {"cpu": TEXT_CPU, "gpu": TEXT_GPU}
+"""Text recipes that the arms of the text study are changes of, by scale."""
+
+
+def _text(base: TextRecipe) -> tuple[Arm, ...]:
+    """RINS of one round is the fixed depth of equal parameters."""
+    backbone = "model.backbone."
+    n, below = base.model.backbone.layers["A"], base.model.backbone.layers["B"]
+
+    def rins(name: str, rounds: int, layers: int = n, *more: str) -> Arm:
+        count = json.dumps({"A": layers, "B": below})
+        return Arm(name, (f"{backbone}layers={count}", f"{backbone}H_cycles={rounds}", *more))
+
+    drawn = (f"{backbone}adapter_rank=8", "keep=0.5")
+    halting = (
+        f"{backbone}arch=rtm", f"{backbone}layers={json.dumps({'core': n + below})}", f"{backbone}H_cycles=1",
+        f"{backbone}halting=cumulative_token", f"{backbone}halt_max_steps=3", "ponder=0.01",
+    )  # fmt: skip
+    return (
+        rins("fixed, RINS r = 1", 1),
+        rins("fixed, FLOPs of r = 2", 1, 2 * n),
+        rins("RINS r = 2", 2),
+        rins("RINS r = 3", 3),
+        rins("RINS r drawn, 1 to 4", 4, n, *drawn),
+        Arm("RTM, words halt", halting),
+    )
+
+
+TEXT_STUDIES: dict[str, TextStudy] = {
+    "text": TextStudy("What recursion over words buys in bits per byte at equal training FLOPs", _text)
+}
 
 
 def recipes(study: Study, scale: Scale, changes: tuple[str, ...] = (), seed: int = 0) -> dict[str, Recipe]:

@@ -10,6 +10,7 @@ from rtm_kernels import __version__
 from rtm_kernels.cli.data import data
 from rtm_kernels.cli.evaluate import evaluate
 from rtm_kernels.cli.export import export
+from rtm_kernels.cli.generate import generate
 from rtm_kernels.cli.group import Group, group_of
 from rtm_kernels.cli.info import info
 from rtm_kernels.cli.mcp import mcp
@@ -42,6 +43,7 @@ def options(
 app.command()(solve)
 app.command(name="eval")(evaluate)
 app.command()(train)
+app.command()(generate)
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run)
 app.add_typer(data, name="data")
 app.add_typer(trace, name="trace")

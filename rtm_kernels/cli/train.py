@@ -15,11 +15,12 @@ import typer
 
 from rtm_kernels.cli.group import INTERRUPTED, OUT_OF_TIME
 from rtm_kernels.cli.options import Device, Json
+from rtm_kernels.errors import printable
 
 if TYPE_CHECKING:
-    from rtm_kernels.train.loop import Metrics, Trainer
-    from rtm_kernels.train.schema import Recipe
+    from rtm_kernels.train.configure import AnyRecipe
     from rtm_kernels.train.session import Outcome
+    from rtm_kernels.train.steps import Metrics, Steps
 
 LINES = 20
 """Progress lines of a run where standard error is not a terminal."""
@@ -54,7 +55,8 @@ def train(
 
     KEY is a field of the recipe (--show prints them all), such as lr, seed, data,
     model.hidden_size, stages.0.steps, stages.*.batch_size. The saved model is
-    the moving average of the weights.
+    the moving average of the weights. text-small trains a text model, for
+    `rtm generate`.
 
     The folder of the run gets recipe.json, metrics.csv, checkpoints, model (the
     final one), best, summary.json, curve.png and the test puzzles, unseen.csv.
@@ -73,6 +75,7 @@ def train(
       rtm train sudoku-4x4 --resume
       rtm train trm-sudoku-repo data=data/sudoku-extreme-1k --device cuda
       rtm train sudoku-full data=data/hard --minutes 9.5
+      rtm train text-small data=notes/
       torchrun --nproc-per-node 2 -m rtm_kernels.cli.main train sudoku-4x4
     """
     if preset is None:
@@ -85,9 +88,14 @@ def train(
     from rtm_kernels.train.recipe import PRESETS
     from rtm_kernels.train.session import RECIPE, open_recipe, run
     from rtm_kernels.train.telemetry import Tracker
+    from rtm_kernels.train.text_recipe import TEXT_PRESETS
 
-    one_of("PRESET", preset, PRESETS)
-    recipe = override(PRESETS[preset], overrides or [])
+    one_of("PRESET", preset, [*PRESETS, *TEXT_PRESETS])
+    recipe: AnyRecipe
+    if preset in PRESETS:
+        recipe = override(PRESETS[preset], overrides or [])
+    else:
+        recipe = override(TEXT_PRESETS[preset], overrides or [])
     if show:
         typer.echo(json.dumps(to_dict(recipe), indent=2))
         return
@@ -126,14 +134,14 @@ def ranks(device: str | None) -> Iterator[tuple[str, bool]]:
         torch.distributed.destroy_process_group()
 
 
-def share(recipe: Recipe | None) -> Recipe:
+def share(recipe: AnyRecipe | None) -> AnyRecipe:
     """The recipe of rank 0, on every rank; the others give None."""
     from torch import distributed
 
     parts: list[Any] = [recipe]
     if distributed.is_initialized():
         distributed.broadcast_object_list(parts)
-    shared: Recipe = parts[0]
+    shared: AnyRecipe = parts[0]
     return shared
 
 
@@ -149,40 +157,65 @@ def finish(outcome: Outcome, folder: Path, preset: str, json_object: bool) -> No
     for note in outcome.notes:
         typer.echo(f"note: {note}", err=True)
     if not json_object:
-        print_summary(outcome.summary)
+        from rtm_kernels.cli.report import print_result
+
+        rows = text_rows if "bits_per_byte" in outcome.summary else puzzle_rows
+        print_result(outcome.summary, rows(outcome.summary), as_json=False)
 
 
-def print_summary(summary: dict[str, Any]) -> None:
-    from rtm_kernels.cli.report import print_result
+def shared_rows(summary: dict[str, Any]) -> dict[str, str]:
+    units = {"steps_per_second": "steps/s", "samples_per_second": "samples/s", "bytes_per_second": "bytes/s",
+             "joules": "J"}  # fmt: skip
+    speed = [f"{summary[name]:.4g} {unit}" for name, unit in units.items() if summary.get(name)]
+    return {
+        "training loss": "-" if summary["loss"] is None else f"{summary['loss']:.4f} (mean of the last 50 steps)",
+        "steps": f"{summary['steps']}, {summary['skipped_steps']} of them skipped",
+        "time": ", ".join([f"{summary['seconds']:.0f} s", *speed]),
+        "model": f"{summary['model']}, {summary['parameters']:,} parameters",
+        "picture": summary["picture"] or "none",
+    }
 
+
+def text_rows(summary: dict[str, Any]) -> dict[str, str]:
+    best, curve = summary["best"], summary["by_rounds"]
+    return {
+        "bits per byte, held out": f"{summary['bits_per_byte']:.3f} on {curve[0]['bytes']:,} bytes",
+        "best": f"{best['bits_per_byte']:.3f} after step {best['step']}, {best['model']}" if best else "-",
+        "by rounds of a word": ", ".join(f"{found['rounds']:.3g}: {found['bits_per_byte']:.3f}" for found in curve),
+        "documents": f"{summary['documents']} to train on, {summary['held_out_documents']} held out, "
+                     f"{summary['repeated_documents']} repeated; {summary['files_that_are_no_text']} files are no text",
+        "it writes": "\n".join(map(printable, summary["sample"].split("\n"))),
+        **shared_rows(summary),
+        "next": f"rtm generate 'def ' --model {summary['model']}",
+    }  # fmt: skip
+
+
+def puzzle_rows(summary: dict[str, Any]) -> dict[str, str]:
     curve, best, model = summary["exact_accuracy_by_step"], summary["best"], summary["model"]
     unseen = "no test puzzles"
     if curve:
         unseen = f"{100 * summary['exact_accuracy']:.2f} % of {summary['unseen_puzzles']} {summary['unseen']}"
-    units = {"steps_per_second": "steps/s", "samples_per_second": "samples/s", "joules": "J"}
-    speed = [f"{summary[name]:.4g} {unit}" for name, unit in units.items() if summary.get(name)]
     by_step = [f"{n}: {100 * curve[n - 1]:.2f} %" for n in (1, 2, 4, 8, 16) if n <= len(curve)]
-    rows = {
+    return {
         "exact on unseen puzzles": unseen,
         "best": f"{100 * best['exact_accuracy']:.2f} % after step {best['step']}, {best['model']}" if best else "-",
         "by ACT steps": ", ".join(by_step) or "-",
-        "training loss": "-" if summary["loss"] is None else f"{summary['loss']:.4f} (mean of the last 50 steps)",
-        "steps": f"{summary['steps']}, {summary['skipped_steps']} of them skipped",
-        "time": ", ".join([f"{summary['seconds']:.0f} s", *speed]),
-        "model": f"{model}, {summary['parameters']:,} parameters",
-        "picture": summary["picture"] or "none",
+        **shared_rows(summary),
         "again": f"rtm eval {summary['unseen_data']} --model {Path(model).parent}" if curve else "-",
         "next": f"rtm solve --model {model} PUZZLES",
     }
-    print_result(summary, rows, as_json=False)
 
 
 def list_presets(json_object: bool) -> None:
     from rtm_kernels.cli.report import print_result
     from rtm_kernels.train.recipe import ABOUT, PRESETS
+    from rtm_kernels.train.text_recipe import TEXT_ABOUT, TEXT_PRESETS
 
     rows = {name: f"{ABOUT.get(name, 'needs data=FOLDER')}; {recipe.total_steps} steps, {recipe.model.arch}, "
                   f"D={recipe.model.hidden_size}" for name, recipe in PRESETS.items()}  # fmt: skip
+    for name, text in TEXT_PRESETS.items():
+        backbone = text.model.backbone
+        rows[name] = f"{TEXT_ABOUT[name]}; {text.steps} steps, {backbone.arch}, D={backbone.hidden_size}"
     print_result(rows, rows, json_object)
 
 
@@ -194,7 +227,7 @@ class Console:
         self.recent: list[Metrics] = []
         self.unseen = "-"
 
-    def start(self, trainer: Trainer) -> None:
+    def start(self, trainer: Steps) -> None:
         from rtm_kernels.cli.report import Progress
 
         self.started, self.first = time.monotonic(), trainer.step_count
@@ -202,26 +235,35 @@ class Console:
         self.progress = Progress("step", total, lines=LINES, transient=False)
         self.progress.start()
         size = sum(p.numel() for p in trainer.model.parameters())
+        arch = "text" if trainer.unit == "bytes" else trainer.recipe.model.arch
         self.progress.console.print(
-            f"{trainer.recipe.model.arch}, {size:,} parameters, steps {trainer.step_count} to {total} on "
+            f"{arch}, {size:,} parameters, steps {trainer.step_count} to {total} on "
             f"{trainer.device}, in {self.folder}", markup=False, soft_wrap=True,
         )  # fmt: skip
 
-    def log(self, trainer: Trainer, metrics: Metrics) -> None:
+    def log(self, trainer: Steps, metrics: Metrics) -> None:
         """Show the means of the last 50 steps, the last test accuracy and the speed."""
         self.recent = [*self.recent[-49:], metrics]
-        seen = sum(m["count"] for m in self.recent)
-        exact = sum(m.get("exact_accuracy", 0.0) * m["count"] for m in self.recent)
         if "test_exact_accuracy" in metrics:
             self.unseen = f"{100 * metrics['test_exact_accuracy']:.2f} %"
+        elif "test_bits_per_byte" in metrics:
+            self.unseen = f"{metrics['test_bits_per_byte']:.3f}"
         elapsed, steps = max(1e-9, time.monotonic() - self.started), trainer.step_count - self.first
         left = (trainer.recipe.total_steps - trainer.step_count) * elapsed / steps
         parts = [
-            f"loss {fmean(m['loss'] for m in self.recent):.4f}", f"exact {100 * exact / seen:.1f} %" if seen else "",
+            f"loss {fmean(m['loss'] for m in self.recent):.4f}", self.score(),
             f"unseen {self.unseen}", f"{steps / elapsed:.2f} steps/s",
             "" if self.progress.console.is_terminal else f"{left:.0f} s left",
         ]  # fmt: skip
         self.progress.show(trainer.step_count, ", ".join(filter(None, parts)))
 
-    def finish(self, trainer: Trainer) -> None:
+    def score(self) -> str:
+        """What the last 50 steps got right, or how many bits a byte took."""
+        if "bits_per_byte" in self.recent[-1]:
+            return f"{fmean(m['bits_per_byte'] for m in self.recent):.3f} bits per byte"
+        seen = sum(m["count"] for m in self.recent)
+        exact = sum(m.get("exact_accuracy", 0.0) * m["count"] for m in self.recent)
+        return f"exact {100 * exact / seen:.1f} %" if seen else ""
+
+    def finish(self, trainer: Steps) -> None:
         self.progress.stop()

@@ -31,15 +31,16 @@ def write_page(trace: Trace, path: str | os.PathLike[str], *, limit: int | None 
 
 
 def page(header: Record, puzzles: list[Traced]) -> str:
+    title = html.escape(f"{header['task']}: {len(puzzles)} traced puzzle{'s' * (len(puzzles) != 1)}")
+    return fill("page.html", TITLE=title, DATA=embedded(payload(header, puzzles)))
+
+
+def fill(name: str, **parts: str) -> str:
+    """A page of the viewer with its style and script, and with these parts, each as it is, where it names them."""
     assets = files("rtm_kernels") / "assets" / "viewer"
-    style, script, text = ((assets / name).read_text("utf-8") for name in ("style.css", "script.js", "page.html"))
-    parts = {
-        "TITLE": html.escape(f"{header['task']}: {len(puzzles)} traced puzzle{'s' * (len(puzzles) != 1)}"),
-        "STYLE": style,
-        "SCRIPT": script,
-        "DATA": embedded(payload(header, puzzles)),
-    }
-    return re.sub("{{([A-Z]+)}}", lambda name: parts[name[1]], text)
+    style, script, text = ((assets / file).read_text("utf-8") for file in ("style.css", "script.js", name))
+    every = {"STYLE": style, "SCRIPT": script, **parts}
+    return re.sub("{{([A-Z]+)}}", lambda found: every[found[1]], text)
 
 
 def embedded(value: Any) -> str:

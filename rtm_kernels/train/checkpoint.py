@@ -16,13 +16,13 @@ from torch import Tensor
 from rtm_kernels.errors import InputError
 from rtm_kernels.files import new_folder, read_json, sha256, write_json
 from rtm_kernels.train.gradients import pack, part, unpack
-from rtm_kernels.train.loop import Trainer
+from rtm_kernels.train.steps import Steps
 
 TENSORS, SCALARS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 NAME = re.compile(r"step-(\d+)")
 
 
-def save_checkpoint(trainer: Trainer, root: Path, keep: int = 2) -> Path:
+def save_checkpoint(trainer: Steps, root: Path, keep: int = 2) -> Path:
     """Write the whole state of `trainer` to `root/step-N`; keep the last `keep`, remove the others.
 
     A state is complete or absent whenever the process or the machine stops (`files.new_folder`); older states go only
@@ -54,7 +54,7 @@ def save_checkpoint(trainer: Trainer, root: Path, keep: int = 2) -> Path:
     return folder
 
 
-def load_checkpoint(trainer: Trainer, root: Path) -> Path:
+def load_checkpoint(trainer: Steps, root: Path) -> Path:
     """Continue `trainer` from the newest state in `root` whose files are whole, bit for bit; returns its folder.
 
     Errors: `InputError` when `root` holds no whole state, one of another recipe, or weights that are not finite.
@@ -125,7 +125,7 @@ def _complete(folder: Path) -> bool:
         return False
 
 
-def _shared_tensors(trainer: Trainer) -> dict[str, Tensor]:
+def _shared_tensors(trainer: Steps) -> dict[str, Tensor]:
     """What is the same on every rank: weights, moving average, optimisers."""
     state = {f"model.{k}": v for k, v in trainer.model.state_dict().items()}
     state |= {f"average.{k}": v for k, v in trainer.average.state_dict().items()}
@@ -135,7 +135,7 @@ def _shared_tensors(trainer: Trainer) -> dict[str, Tensor]:
     return _stored(state)
 
 
-def _gather_local(trainer: Trainer) -> dict[str, Tensor]:
+def _gather_local(trainer: Steps) -> dict[str, Tensor]:
     """The carries and random states of every rank, gathered on rank 0."""
     state = {"rng": torch.get_rng_state()}
     if trainer.device.type == "cuda":
@@ -154,7 +154,7 @@ def _stored(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.detach().cpu().clone().contiguous() for k, v in state.items()}
 
 
-def _load_optimizers(trainer: Trainer, tensors: dict[str, Tensor]) -> None:
+def _load_optimizers(trainer: Steps, tensors: dict[str, Tensor]) -> None:
     for i, optimizer in enumerate(trainer.optimizers):
         slots: dict[int, dict[str, Any]] = {}
         for key, value in part(tensors, f"optimizer{i}.").items():

@@ -17,20 +17,27 @@ import pydantic
 from rtm_kernels.data.dataset import PuzzleDataset
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.files import read_json, replace_text
+from rtm_kernels.train.schedule import Schedule
 from rtm_kernels.train.schema import Recipe, Source, Stage
+from rtm_kernels.train.text_recipe import TextRecipe
 
-Part = TypeVar("Part", Recipe, Source)
+AnyRecipe = Recipe | TextRecipe
+Part = TypeVar("Part", Recipe, Source, TextRecipe)
 
 OPTIONAL = {
-    field.name for part in (Recipe, Stage, Source) for field in dataclasses.fields(part) if "None" in str(field.type)
+    field.name
+    for part in (Recipe, Stage, Source, TextRecipe)
+    for field in dataclasses.fields(part)
+    if "None" in str(field.type)
 }
 """Fields that may be nothing: `none` is no text there."""
 
 
-def to_dict(value: Recipe | Source) -> dict[str, Any]:
-    """Nested plain data of a recipe or a source."""
+def to_dict(value: AnyRecipe | Source) -> dict[str, Any]:
+    """Nested plain data of a recipe or a source, the fields of every recipe last."""
     found: dict[str, Any] = pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
-    return found
+    shared = {field.name for field in dataclasses.fields(Schedule)} if isinstance(value, Schedule) else ()
+    return dict(sorted(found.items(), key=lambda item: item[0] in shared))
 
 
 def build(expected: type[Part], values: Any) -> Part:
@@ -51,16 +58,17 @@ def build(expected: type[Part], values: Any) -> Part:
         raise InputError(f"{key or 'recipe'}={first['input']!r:.200} is not allowed: {allowed}") from None
 
 
-def save_recipe(recipe: Recipe, path: Path) -> None:
+def save_recipe(recipe: AnyRecipe, path: Path) -> None:
     """Write `recipe` as JSON."""
     replace_text(path, json.dumps(to_dict(recipe), indent=2) + "\n")
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_recipe(path: Path) -> AnyRecipe:
     """The recipe that `save_recipe` wrote. Errors: `InputError` naming the file and the field."""
     values = read_json(path)
     try:
-        return build(Recipe, values)
+        is_text = isinstance(values, dict) and "backbone" in (values.get("model") or ())
+        return build(TextRecipe, values) if is_text else build(Recipe, values)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

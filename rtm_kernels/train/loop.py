@@ -12,34 +12,29 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rtm_kernels.block import FusedTRMBlock
-from rtm_kernels.carry import Carry
-from rtm_kernels.errors import BackendUnavailable, RTMError, require
+from rtm_kernels.config import ModelConfig
+from rtm_kernels.errors import BackendUnavailable, require
+from rtm_kernels.flops import act_step_flops
 from rtm_kernels.losses import CONFIDENCE, DELTA
 from rtm_kernels.model import RecursiveReasoner, Run
 from rtm_kernels.ops.launch import choose
 from rtm_kernels.pretrained import check_fits, shapes
 from rtm_kernels.recursion import symmetric
 from rtm_kernels.recursion.graph import CudaGraphs, why_not
-from rtm_kernels.train.gradients import DEPTH, Gradients, Sums
-from rtm_kernels.train.schema import Recipe, Stage
+from rtm_kernels.train.gradients import DEPTH, Gradients
+from rtm_kernels.train.schema import CumulativeHalting, Recipe, Stage
+from rtm_kernels.train.steps import Metrics, Steps, Sums
 from rtm_kernels.train.stream import build_stream
 from rtm_kernels.train.symmetry import Symmetry
 from rtm_kernels.train.update import CapturedUpdate, Rows, Update
 
 logger = logging.getLogger(__name__)
 
-Metrics = dict[str, float]
-PATIENCE = 3
-"""Steps in a row whose gradient may be non-finite; the last of them ends the run."""
 VARIANTS = 64
 """Compiled versions of a block: with and without gradient, each number of injected latents, each batch size."""
 
 
-class Diverged(RTMError):
-    """Several gradients in a row were not finite."""
-
-
-class Trainer:
+class Trainer(Steps):
     """Holds all state of a run: model, moving average, optimisers, stream, carries and step count.
 
     Under torch.distributed every rank draws the same global batch and the same random numbers, and computes its share
@@ -50,7 +45,11 @@ class Trainer:
     cannot run.
     """
 
+    model: RecursiveReasoner
+    recipe: Recipe
+
     def __init__(self, recipe: Recipe, device: torch.device | str = "cpu", capture: CudaGraphs | None = None) -> None:
+        super().__init__()
         self.recipe, self.device = recipe, torch.device(device)
         if recipe.graph and capture is None:
             reason = why_not() or (None if self.device.type == "cuda" else f"the device is {self.device.type}")
@@ -69,19 +68,9 @@ class Trainer:
         self.update = Update(self.model, recipe, self._symmetry())
         self.optimizers, self.average = self.update.optimizers, self.update.average
         self.position = self.stream.state()
-        """The stream's position before the batch of the next step, which may be drawn already."""
-        self._drawn: dict[str, Tensor] | None = None
-        self.carries: dict[tuple[int, int], Carry] = {}
-        """The carry of each part of a batch, by the part and the length of its puzzles."""
-        self.step_count = self.skipped = self.in_a_row = 0
-        self.step_seconds = 0.0
-        """How long the last step took, set by who runs it."""
-        self.last_good: str | None = None
-        """Where the last state that can be resumed from was saved."""
         self.deepest = max(stage.halt_max_steps for stage in recipe.stages)
         """Most ACT steps that a sample takes in any stage."""
         self._stage: Stage | None = None
-        self.captured_update: CapturedUpdate | None = None
         if recipe.graph:
             capture = capture or CudaGraphs(self.device)
             if recipe.optimizer == "muon":
@@ -106,6 +95,14 @@ class Trainer:
         sums, norm = self._finish(*found)
         self.step_count += 1
         return {"grad_norm": norm, "skipped": float(self.skipped), **_means(sums, stage.batch_size)}
+
+    def work(self) -> tuple[float, float]:
+        """Samples of the last step, and FLOPs of this rank's ACT steps; stochastic rounds as if none were dropped."""
+        stage, _ = self.recipe.stage_at(max(0, self.step_count - 1))
+        config: ModelConfig = stage.model(self.recipe.model)
+        act_steps = config.halt_max_steps if isinstance(self.recipe.objective, CumulativeHalting) else 1
+        flops = float(act_steps * act_step_flops(config, train=True) * stage.batch_size // self.world_size)
+        return float(stage.batch_size), flops
 
     def _symmetry(self) -> Symmetry | None:
         """The symmetry of a recipe with `symmetric`, imposed on the weights that the model starts with."""
@@ -143,11 +140,6 @@ class Trainer:
             stage, _ = self.recipe.stage_at(following)
             self._drawn = self.stream.batch(stage.batch_size, stage.mix)
 
-    def move_to(self, position: str) -> None:
-        """Go on with the batches from a position of the stream."""
-        self.stream.load_state(position)
-        self.position, self._drawn = position, None
-
     def _gradients(self, stage: Stage) -> tuple[Sums, Rows | None]:
         """Backward over the parts of a global batch: sums of metrics, and puzzle rows with gradients."""
         batch = self.stream.batch(stage.batch_size, stage.mix) if self._drawn is None else self._drawn
@@ -178,33 +170,6 @@ class Trainer:
                 dist.all_reduce(value)
             rows = [(_gather(ids), _gather(grad)) for ids, grad in rows]
         return sums, (torch.cat([ids for ids, _ in rows]), torch.cat([grad for _, grad in rows])) if rows else None
-
-    def _finish(self, sums: Sums, rows: Rows | None) -> tuple[Metrics, float]:
-        """Apply the update, or skip it if a gradient is not finite; sums of metrics and the gradient's norm."""
-        self.update.schedule(self.step_count)
-        capture = self.captured_update if self.average.started else None
-        found = self.update.clip(rows) if capture is None else capture(rows)
-        *totals, norm, bad = torch.cat((torch.stack([*sums.values()]), found)).tolist()  # one wait for the device
-        if bad:
-            self._skip()
-        else:
-            if capture is None:
-                self.update.apply(rows)
-                self.model.zero_grad(set_to_none=True)
-            self.in_a_row = 0
-        return dict(zip(sums, totals, strict=True)), norm
-
-    def _skip(self) -> None:
-        """Keep the weights and restart from fresh latents, because the latents may be what is not finite."""
-        self.model.zero_grad(set_to_none=True)
-        self.carries = {}
-        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        if self.in_a_row == PATIENCE:
-            good = self.last_good or "none was saved"
-            raise Diverged(
-                f"the gradient was not finite in {PATIENCE} steps in a row, up to step {self.step_count}; "
-                f"last good state: {good}"
-            )
 
 
 def build_model(recipe: Recipe) -> RecursiveReasoner:

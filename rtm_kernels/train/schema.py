@@ -15,8 +15,8 @@ from rtm_kernels.errors import one_of, require
 from rtm_kernels.losses import COSTS, ACTLossHead, CumulativeHead, Head, MaskedHead, RoundsHead, official_loss_head
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.token_loss.api import LOSSES
+from rtm_kernels.train.schedule import Schedule
 
-OPTIMIZERS = ("adamw", "adam_atan2", "muon")
 TASKS: dict[str, Sequence[int]] = {"sudoku": (4, 9, 16, 25), "maze": SIDES}
 """Tasks of sources, and the sides that their puzzles may have."""
 
@@ -209,7 +209,7 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Schedule):
     """What is trained (`model`), on what (`sources` or `data`), by which objective, optimiser and schedule.
 
     The learning rate is `lr` times the factor of the stage, after a linear warm-up over `warmup_steps`, falling along
@@ -234,42 +234,27 @@ class Recipe:
     augment: bool = False
     test: Source | None = None
     objective: Objective = field(default_factory=DeepSupervision)
-    optimizer: str = "adam_atan2"
-    lr: float = 1e-4
-    aux_lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.1
     puzzle_lr: float = 1e-2
     puzzle_weight_decay: float = 0.1
-    warmup_steps: int = 100
-    min_lr_ratio: float = 1.0
-    grad_clip: float | None = 1.0
-    ema: float = 0.999
     symmetric: bool = False
     loss: str = "stablemax_cross_entropy"
     accumulate: int = 1
     compile: bool = False
     graph: bool = False
-    seed: int = 0
     init: str | None = None
-    threads: int | None = None
-    eval_every: int = 0
     eval_limit: int = 1000
     eval_steps: int = 16
 
     def __post_init__(self) -> None:
-        one_of("optimizer", self.optimizer, OPTIMIZERS)
+        super().__post_init__()
         one_of("loss", self.loss, LOSSES)
         require(bool(self.stages), "stages", self.stages, "at least one stage")
         require(self.data is not None or self.sources is not None, "sources", None, "either sources or data")
-        for name in ("lr", "aux_lr", "puzzle_lr", "weight_decay", "puzzle_weight_decay"):
+        for name in ("puzzle_lr", "puzzle_weight_decay"):
             value = getattr(self, name)
             require(0 <= value < math.inf, name, value, "a finite number of at least 0")
-        for name in ("ema", "min_lr_ratio"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
-        for name in ("accumulate", "eval_steps", "eval_limit", "threads"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "at least 1")
+        for name in ("accumulate", "eval_steps", "eval_limit"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for stage in self.stages:
             divides = stage.batch_size % self.accumulate == 0
             require(divides, "accumulate", self.accumulate, f"a divisor of batch_size={stage.batch_size}")
@@ -300,10 +285,4 @@ class Recipe:
         """Learning-rate factor at optimiser step `step` (from 0)."""
         stage, within = self.stage_at(step)
         first, last = stage.lr
-        ramp = first + (last - first) * within / stage.steps
-        done = step + 1
-        if done < self.warmup_steps:
-            return ramp * done / self.warmup_steps
-        progress = (done - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * progress))
-        return ramp * (self.min_lr_ratio + (1 - self.min_lr_ratio) * cosine)
+        return self.scheduled(step, self.total_steps, first + (last - first) * within / stage.steps)

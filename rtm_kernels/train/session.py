@@ -21,12 +21,14 @@ from rtm_kernels.data.loader import Arrays
 from rtm_kernels.errors import BackendUnavailable, InputError, require
 from rtm_kernels.files import replace_text
 from rtm_kernels.train.checkpoint import clean, load_checkpoint, save_checkpoint, states
-from rtm_kernels.train.configure import fit_to_data, load_recipe, save_recipe
+from rtm_kernels.train.configure import AnyRecipe, fit_to_data, load_recipe, save_recipe
 from rtm_kernels.train.gradients import DEPTH
-from rtm_kernels.train.loop import Metrics, Trainer
+from rtm_kernels.train.loop import Trainer
 from rtm_kernels.train.schema import Recipe
+from rtm_kernels.train.steps import Metrics, Steps
 from rtm_kernels.train.stream import DatasetStream, PoolStream
 from rtm_kernels.train.telemetry import MEASURED, Callback, CsvLog, Curves, Speed, curves, plot_run, read_csv
+from rtm_kernels.train.text_run import TextRun
 
 RECIPE, METRICS, STATES, MODEL, BEST, PICTURE, SUMMARY, UNSEEN = (
     "recipe.json", "metrics.csv", "checkpoints", "model", "best", "curve.png", "summary.json", "unseen.csv",
@@ -47,7 +49,7 @@ class Outcome:
     out_of_time: bool = False
 
 
-def open_recipe(recipe: Recipe, out: Path, resume: bool, slices: bool = False) -> Recipe:
+def open_recipe(recipe: AnyRecipe, out: Path, resume: bool, slices: bool = False) -> AnyRecipe:
     """The recipe of the run in `out`: the saved one when it resumes, else `recipe` fitted to its data.
 
     With `slices` an existing run of the same recipe is resumed; without one a new run begins.
@@ -57,7 +59,7 @@ def open_recipe(recipe: Recipe, out: Path, resume: bool, slices: bool = False) -
     saved = out / RECIPE
     if slices and saved.is_file():
         found = load_recipe(saved)
-        same = found == fit_to_data(recipe)
+        same = found == fitted(recipe)
         allowed = "a new name: the run in it has another recipe, and --resume continues it with that"
         require(same, "--out", str(out), allowed)
         return found
@@ -67,11 +69,65 @@ def open_recipe(recipe: Recipe, out: Path, resume: bool, slices: bool = False) -
         return load_recipe(saved)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} exists already; --resume continues the run in it, another name starts a new one")
-    return fit_to_data(recipe)
+    return fitted(recipe)
+
+
+def fitted(recipe: AnyRecipe) -> AnyRecipe:
+    """A recipe with what its data set says."""
+    return fit_to_data(recipe) if isinstance(recipe, Recipe) else recipe
+
+
+class PuzzleRun:
+    """What a run of puzzles measures, saves and tells besides what every run does; `TextRun` has the same methods."""
+
+    columns: Sequence[str] = MEASURED
+    sign = 1.0
+    """Larger values of the first column are better."""
+
+    def __init__(self, recipe: Recipe, device: str) -> None:
+        self.trainer, self.recipe = Trainer(recipe, device), recipe
+        self.measured: Curves | None = None
+
+    def prepare(self) -> bool:
+        """Draw the test puzzles, after a state has been loaded; returns whether there are any."""
+        self.test = self.trainer.stream.test_arrays(self.recipe.eval_limit)
+        self.task = self.trainer.stream.task if isinstance(self.trainer.stream, PoolStream) else None
+        return self.test is not None
+
+    def measure(self) -> dict[str, float]:
+        """The columns of the moving average on test puzzles now."""
+        assert self.test is not None
+        self.measured = curves(self.trainer.average.model, self.test, self.recipe.eval_steps, task=self.task)
+        return {name: row[-1] for name, row in zip(MEASURED, astuple(self.measured), strict=True) if row}
+
+    def export(self, folder: Path) -> None:
+        """Save the moving average as a model; trained on a CPU it computes in float32."""
+        config = self.trainer.average.model.config
+        config = replace(config, forward_dtype="float32") if self.trainer.device.type == "cpu" else config
+        pretrained.save(config, self.trainer.average.model.tensors(), folder, overwrite=True)
+
+    def summary(self, out: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """What only the summary of puzzles holds."""
+        measured = self.measured or Curves([], [], [])
+        return {
+            "unseen_puzzles": 0 if self.test is None else len(self.test["inputs"]),
+            "unseen_data": write_unseen(out, self.trainer, self.test),
+            "unseen": self.trainer.stream.unseen,
+            "exact_accuracy": measured.exact[-1] if measured.exact else None,
+            "exact_accuracy_by_step": measured.exact,
+            "valid_by_step": measured.valid,
+            "halt_confidence_by_step": measured.halt,
+            "latent_delta_by_step": measured.change,
+            "depth_histogram": depths(rows[-50:]),
+        }
+
+    def plot(self, rows: list[dict[str, Any]], path: Path) -> None:
+        """Draw the picture of the run. Errors: `BackendUnavailable`."""
+        plot_run(rows, self.measured or Curves([], [], []), path)
 
 
 def run(
-    recipe: Recipe, out: Path, *, device: str, resume: bool, callbacks: Sequence[Callback], save_every: float = 60.0,
+    recipe: AnyRecipe, out: Path, *, device: str, resume: bool, callbacks: Sequence[Callback], save_every: float = 60.0,
     minutes: float | None = None,
 ) -> Outcome:  # fmt: skip
     """Train `recipe`, which `open_recipe` returned, in `out` to its end, or until SIGINT or SIGTERM arrives, or
@@ -81,30 +137,29 @@ def run(
     rank 0 writes, and what stops one rank stops all after the same step. A recipe that is refused leaves no files.
     """
     began = time.monotonic()
-    trainer = Trainer(recipe, device)
+    kind = PuzzleRun(recipe, device) if isinstance(recipe, Recipe) else TextRun(recipe, device)
+    trainer: Steps = kind.trainer
     if resume and states(out / STATES):
         load_checkpoint(trainer, out / STATES)
-    leading, test = trainer.rank == 0, trainer.stream.test_arrays(recipe.eval_limit)
-    task = trainer.stream.task if isinstance(trainer.stream, PoolStream) else None
+    leading, tested = trainer.rank == 0, kind.prepare()
     if leading:
         out.mkdir(parents=True, exist_ok=True)
         if not resume:
             save_recipe(recipe, out / RECIPE)
         clean(out / STATES)
     speed = Speed()
-    watchers: list[Callback] = [CsvLog(out / METRICS), speed, *callbacks] if leading else []
+    watchers: list[Callback] = [CsvLog(out / METRICS, kind.columns), speed, *callbacks] if leading else []
     started, last_save, done = time.monotonic(), time.monotonic(), trainer.step_count
-    measured: Curves | None = None
 
-    def after(trainer: Trainer, metrics: Metrics) -> None:
-        nonlocal last_save, measured
+    def after(trainer: Steps, metrics: Metrics) -> None:
+        nonlocal last_save
         final = trainer.step_count == recipe.total_steps
         due = recipe.eval_every > 0 and trainer.step_count % recipe.eval_every == 0
-        if test is not None and (due or final):
-            measured = curves(trainer.average.model, test, recipe.eval_steps, task=task)
-            metrics |= {name: row[-1] for name, row in zip(MEASURED, astuple(measured), strict=True) if row}
-            if leading and measured.exact[-1] > best_evaluation(read_csv(out / METRICS))[1]:
-                export(trainer, out / BEST)
+        if tested and (due or final):
+            metrics |= kind.measure()
+            best = best_evaluation(read_csv(out / METRICS), kind)[1]
+            if leading and (best is None or kind.sign * metrics[kind.columns[0]] > kind.sign * best):
+                kind.export(out / BEST)
         for watcher in watchers:
             watcher.log(trainer, metrics)
         if due or final or any_rank(time.monotonic() - last_save > save_every, trainer):
@@ -126,25 +181,19 @@ def run(
     if not leading or interrupted:
         over = limit is not None and time.monotonic() > limit
         return Outcome(interrupted, {"steps": trainer.step_count, "checkpoint": trainer.last_good}, (), over)
-    if test is not None and measured is None:
-        measured = curves(trainer.average.model, test, recipe.eval_steps, task=task)
-    return _finish(trainer, out, measured or Curves([], [], []), test, seconds, done, speed.totals)
+    if tested and kind.measured is None:
+        kind.measure()
+    return _finish(kind, out, seconds, done, speed)
 
 
-def export(trainer: Trainer, folder: Path) -> None:
-    """Save the moving average as a model; trained on a CPU it computes in float32."""
-    config = trainer.average.model.config
-    config = replace(config, forward_dtype="float32") if trainer.device.type == "cpu" else config
-    pretrained.save(config, trainer.average.model.tensors(), folder, overwrite=True)
+def best_evaluation(rows: list[dict[str, Any]], kind: PuzzleRun | TextRun) -> tuple[int, float | None]:
+    """Step and first column of the best evaluation in rows of the metrics, the first of equals; (0, None) without."""
+    name = kind.columns[0]
+    found = ((int(row["step"]), row[name]) for row in rows if row.get(name) is not None)
+    return max(found, key=lambda pair: kind.sign * pair[1], default=(0, None))
 
 
-def best_evaluation(rows: list[dict[str, Any]]) -> tuple[int, float]:
-    """Step and exact accuracy of the best evaluation in rows of the metrics, the first of equals; (0, -1) without."""
-    found = ((int(row["step"]), row[MEASURED[0]]) for row in rows if row.get(MEASURED[0]) is not None)
-    return max(found, key=lambda pair: pair[1], default=(0, -1.0))
-
-
-def _fit(trainer: Trainer, after: Callable[[Trainer, Metrics], None], requested: Callable[[], bool]) -> bool:
+def _fit(trainer: Steps, after: Callable[[Steps, Metrics], None], requested: Callable[[], bool]) -> bool:
     """Train to the end, or until a stop is requested; returns whether one was."""
     while trainer.step_count < trainer.recipe.total_steps:
         start = time.perf_counter()
@@ -156,7 +205,7 @@ def _fit(trainer: Trainer, after: Callable[[Trainer, Metrics], None], requested:
     return False
 
 
-def any_rank(condition: bool, trainer: Trainer) -> bool:
+def any_rank(condition: bool, trainer: Steps) -> bool:
     """Whether `condition` holds on any rank; every rank must call this."""
     if trainer.world_size == 1:
         return condition
@@ -165,40 +214,31 @@ def any_rank(condition: bool, trainer: Trainer) -> bool:
     return bool(held.item())
 
 
-def _finish(
-    trainer: Trainer, out: Path, measured: Curves, test: Arrays | None, seconds: float, done: int,
-    speed: dict[str, float],
-) -> Outcome:  # fmt: skip
+def _finish(kind: PuzzleRun | TextRun, out: Path, seconds: float, done: int, speed: Speed) -> Outcome:
     """Export the moving average, write summary and picture."""
-    notes, by_step = [], measured.exact
-    export(trainer, out / MODEL)
+    notes: list[str] = []
+    trainer: Steps = kind.trainer
+    kind.export(out / MODEL)
     rows = read_csv(out / METRICS)
-    step, exact = best_evaluation(rows)
+    step, best = best_evaluation(rows, kind)
+    measure = kind.columns[0].removeprefix("test_")
     taken = trainer.step_count - done
     tail = [row["loss"] for row in rows[-50:]]
     summary = {
         "model": str(out / MODEL),
-        "best": {"model": str(out / BEST), "step": step, "exact_accuracy": exact} if step else None,
+        "best": {"model": str(out / BEST), "step": step, measure: best} if step else None,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "steps": trainer.step_count,
         "seconds": round(seconds, 2),
         "steps_per_second": round(taken / seconds, 3) if taken else None,
-        **speed,
+        **speed.totals,
         "skipped_steps": trainer.skipped,
         "loss": sum(tail) / len(tail) if tail else None,
-        "unseen_puzzles": 0 if test is None else len(test["inputs"]),
-        "unseen_data": write_unseen(out, trainer, test),
-        "unseen": trainer.stream.unseen,
-        "exact_accuracy": by_step[-1] if by_step else None,
-        "exact_accuracy_by_step": by_step,
-        "valid_by_step": measured.valid,
-        "halt_confidence_by_step": measured.halt,
-        "latent_delta_by_step": measured.change,
-        "depth_histogram": depths(rows[-50:]),
+        **kind.summary(out, rows),
         "picture": str(out / PICTURE),
     }
     try:
-        plot_run(rows, measured, out / PICTURE)
+        kind.plot(rows, out / PICTURE)
     except BackendUnavailable as error:
         summary["picture"] = None
         notes.append(str(error))

@@ -6,6 +6,7 @@ import csv
 import importlib
 import importlib.util
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,12 @@ from rtm_kernels.data.task import Task
 from rtm_kernels.energy import energy_counter
 from rtm_kernels.errors import BackendUnavailable, InputError, one_of
 from rtm_kernels.files import new_file
-from rtm_kernels.flops import act_step_flops
 from rtm_kernels.losses import CONFIDENCE, DELTA
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.reference import relative_change
 from rtm_kernels.ops.token_loss import reference
 from rtm_kernels.train.configure import to_dict
-from rtm_kernels.train.loop import Metrics, Trainer
-from rtm_kernels.train.schema import CumulativeHalting
+from rtm_kernels.train.steps import Metrics, Steps
 from rtm_kernels.train.stream import tensors
 
 MEASURED = ("test_exact_accuracy", f"test_{CONFIDENCE}", f"test_{DELTA}", "test_valid")
@@ -38,28 +37,28 @@ TRACKERS = ("trackio", "wandb")
 class Callback:
     """Called at the start of a run, after each step, and at the end, also after an error."""
 
-    def start(self, trainer: Trainer) -> None:
+    def start(self, trainer: Steps) -> None:
         """Before the first step."""
 
-    def log(self, trainer: Trainer, metrics: Metrics) -> None:
+    def log(self, trainer: Steps, metrics: Metrics) -> None:
         """After each step."""
 
-    def finish(self, trainer: Trainer) -> None:
+    def finish(self, trainer: Steps) -> None:
         """After the last step."""
 
 
 class CsvLog(Callback):
-    """One row per step in a csv file; the columns are `step`, `MEASURED` and those of the first row.
+    """One row per step in a csv file: columns `step`, those `measured` now and then, and those of the first row.
 
     A resumed run first drops the rows of steps that it repeats.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, measured: Sequence[str] = MEASURED) -> None:
+        self.path, self.measured = path, measured
         self.fields: list[str] = []
         self._file: io.TextIOWrapper | None = None
 
-    def start(self, trainer: Trainer) -> None:
+    def start(self, trainer: Steps) -> None:
         """Open the file, without the rows after the step at which `trainer` stands."""
         rows = [row for row in read_csv(self.path) if row["step"] <= trainer.step_count]
         self.fields = list(rows[0]) if rows else []
@@ -70,9 +69,9 @@ class CsvLog(Callback):
                 writer.writerows(rows)
         self._file = self.path.open("a", encoding="utf-8", newline="")
 
-    def log(self, trainer: Trainer, metrics: Metrics) -> None:
+    def log(self, trainer: Steps, metrics: Metrics) -> None:
         assert self._file is not None
-        row = {"step": float(trainer.step_count), **dict.fromkeys(MEASURED, ""), **metrics}
+        row = {"step": float(trainer.step_count), **dict.fromkeys(self.measured, ""), **metrics}
         fresh = not self.fields
         self.fields = self.fields or list(row)
         writer = csv.DictWriter(self._file, self.fields, extrasaction="ignore", restval="")
@@ -81,7 +80,7 @@ class CsvLog(Callback):
         writer.writerow(row)
         self._file.flush()
 
-    def finish(self, trainer: Trainer) -> None:
+    def finish(self, trainer: Steps) -> None:
         if self._file is not None:
             self._file.close()
 
@@ -107,29 +106,26 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
 
 
 class Speed(Callback):
-    """Adds samples_per_second, tflops and, where a counter is there, joules to the metrics.
+    """Adds samples_per_second (of text: bytes), tflops and, where a counter is there, joules to the metrics.
 
-    It comes after the `CsvLog`, whose rows are the same in every run. FLOPs are the useful ones of ACT steps on this
-    rank, at the depth of the stage; stochastic rounds count as if none were dropped.
+    It comes after the `CsvLog`, whose rows are the same in every run.
     """
 
     def __init__(self) -> None:
         self.seconds = self.samples = self.flops = 0.0
         self.joules: float | None = None
 
-    def start(self, trainer: Trainer) -> None:
+    def start(self, trainer: Steps) -> None:
         self._counter = energy_counter(trainer.device.type, trainer.device.index or 0)
+        self.rate = f"{trainer.unit}_per_second"
 
-    def log(self, trainer: Trainer, metrics: Metrics) -> None:
-        stage, _ = trainer.recipe.stage_at(max(0, trainer.step_count - 1))
-        config, seconds = stage.model(trainer.recipe.model), max(trainer.step_seconds, 1e-9)
-        act_steps = config.halt_max_steps if isinstance(trainer.recipe.objective, CumulativeHalting) else 1
-        flops = float(act_steps * act_step_flops(config, train=True) * stage.batch_size // trainer.world_size)
-        own = {"seconds": seconds, "samples_per_second": stage.batch_size / seconds, "tflops": flops / seconds / 1e12}
+    def log(self, trainer: Steps, metrics: Metrics) -> None:
+        (count, flops), seconds = trainer.work(), max(trainer.step_seconds, 1e-9)
+        own = {"seconds": seconds, self.rate: count / seconds, "tflops": flops / seconds / 1e12}
         if self._counter is not None:
             before, self.joules = self.joules or 0.0, self._counter.joules()
             own["joules"] = self.joules - before
-        self.seconds, self.samples = self.seconds + seconds, self.samples + stage.batch_size
+        self.seconds, self.samples = self.seconds + seconds, self.samples + count
         self.flops += flops
         metrics |= own
 
@@ -138,7 +134,7 @@ class Speed(Callback):
         """Means over the steps taken, and all joules; empty before the first."""
         if not self.seconds:
             return {}
-        found = {"samples_per_second": self.samples / self.seconds, "tflops": self.flops / self.seconds / 1e12}
+        found = {self.rate: self.samples / self.seconds, "tflops": self.flops / self.seconds / 1e12}
         return found | ({} if self.joules is None else {"joules": self.joules})
 
 
@@ -156,14 +152,14 @@ class Tracker(Callback):
             raise BackendUnavailable(f"--track {name}: the package {name} is not installed ({error})") from None
         self.folder = folder
 
-    def start(self, trainer: Trainer) -> None:
+    def start(self, trainer: Steps) -> None:
         """Open a run called as its folder, with the recipe as its config."""
         self.module.init(project="rtm_kernels", name=self.folder.name, config=to_dict(trainer.recipe))
 
-    def log(self, trainer: Trainer, metrics: Metrics) -> None:
+    def log(self, trainer: Steps, metrics: Metrics) -> None:
         self.module.log(dict(metrics), step=trainer.step_count)
 
-    def finish(self, trainer: Trainer) -> None:
+    def finish(self, trainer: Steps) -> None:
         self.module.finish()
 
 
@@ -213,11 +209,8 @@ def curves(
     return Curves(*(row if there else [] for row, there in zip(means, kept, strict=True)))
 
 
-def plot_run(rows: list[dict[str, Any]], measured: Curves, path: Path) -> None:
-    """Draw rows of a `CsvLog`, and accuracy, confidence and movement after each ACT step, into `path`.
-
-    Errors: `BackendUnavailable` when matplotlib is not installed.
-    """
+def new_figure(columns: int) -> tuple[Any, Any]:
+    """A figure and its axes in one row. Errors: `BackendUnavailable` when matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise BackendUnavailable("no picture: the package matplotlib is not installed")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -225,7 +218,15 @@ def plot_run(rows: list[dict[str, Any]], measured: Curves, path: Path) -> None:
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
-    loss, accuracy, depth = figure.subplots(1, 3)
+    return figure, figure.subplots(1, columns)
+
+
+def plot_run(rows: list[dict[str, Any]], measured: Curves, path: Path) -> None:
+    """Draw rows of a `CsvLog`, and accuracy, confidence and movement after each ACT step, into `path`.
+
+    Errors: `BackendUnavailable` when matplotlib is not installed.
+    """
+    figure, (loss, accuracy, depth) = new_figure(3)
     steps = [row["step"] for row in rows]
     loss.plot(steps, [row["loss"] for row in rows], lw=0.8)
     loss.set(title="training loss", xlabel="step", yscale="log")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Hashable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,10 @@ from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.adam_atan2.api import AdamATan2, sign_sgd_
 from rtm_kernels.recursion.graph import CudaGraphs, Recorded, record
 from rtm_kernels.recursion.train_graph import fill_state, state_of
+from rtm_kernels.text.model import TextModel
 from rtm_kernels.train.schema import Recipe
 from rtm_kernels.train.symmetry import SymmetricMuon, Symmetry
+from rtm_kernels.train.text_recipe import TextRecipe
 
 Rows = tuple[Tensor, Tensor]
 """Puzzle embeddings of a step: their ids [R] and gradients [R, D]."""
@@ -24,7 +27,7 @@ BASE = "base_lr"
 
 
 def build_optimizers(
-    model: RecursiveReasoner, recipe: Recipe, symmetry: Symmetry | None = None
+    model: RecursiveReasoner | TextModel, recipe: Recipe | TextRecipe, symmetry: Symmetry | None = None
 ) -> list[torch.optim.Optimizer]:
     """One optimiser, or for `muon` Muon for the blocks' matrices and AdamW for everything else; with `symmetry`
     the channel mixes get a `SymmetricMuon`.
@@ -42,7 +45,7 @@ def build_optimizers(
         return torch.optim.AdamW(groups, betas=recipe.betas, weight_decay=decay, fused=True, capturable=recipe.graph)
 
     if recipe.optimizer == "muon":
-        apart = {} if symmetry is None else symmetry.channel_mixes(model)
+        apart = symmetry.channel_mixes(model) if symmetry and isinstance(model, RecursiveReasoner) else {}
         whole = [p for name, p in named if ".layers." in name and name not in apart]
         muon = torch.optim.Muon(whole, lr=recipe.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
         own = [] if symmetry is None else [SymmetricMuon(apart, symmetry.values, recipe.lr, decay)]
@@ -63,14 +66,16 @@ class Average(nn.Module):
 
     started: Tensor
 
-    def __init__(self, model: RecursiveReasoner, decay: float) -> None:
+    model: Any
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.register_buffer("started", torch.tensor(False))
 
     @torch.no_grad()
-    def update(self, model: RecursiveReasoner, found_inf: Tensor | None = None) -> None:
+    def update(self, model: nn.Module, found_inf: Tensor | None = None) -> None:
         """Take in the weights of `model` after a step. With `found_inf` a CUDA graph can capture it once it has
         started, and nothing changes where its element is not 0."""
         own: list[Tensor] = list(self.model.parameters())
@@ -96,7 +101,11 @@ class Update:
     With `symmetry` gradients and weights stay in its subspace.
     """
 
-    def __init__(self, model: RecursiveReasoner, recipe: Recipe, symmetry: Symmetry | None = None) -> None:
+    model: Any
+
+    def __init__(
+        self, model: RecursiveReasoner | TextModel, recipe: Recipe | TextRecipe, symmetry: Symmetry | None = None
+    ) -> None:
         self.model, self.recipe, self.symmetry = model, recipe, symmetry
         self.average = Average(model, recipe.ema)
         self.optimizers = build_optimizers(model, recipe, symmetry)

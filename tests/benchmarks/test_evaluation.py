@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.evaluation import run
+from benchmarks.evaluation import run, text
 from benchmarks.evaluation.__main__ import main
 from benchmarks.evaluation.cost import sample_flops, step_flops, training_flops
 from benchmarks.evaluation.measure import points, trajectory
 from benchmarks.evaluation.studies import CPU, GPU, STUDIES, Scale, Study, recipes
 from rtm_kernels.model import RecursiveReasoner
+from rtm_kernels.train import corpus
 from rtm_kernels.train.loop import Trainer
 from rtm_kernels.train.recipe import PRESETS
 from rtm_kernels.train.schema import Recipe
@@ -98,3 +99,33 @@ def test_a_study_from_the_command_line(
     capsys.readouterr()
     assert main(["nothing", *options]) == 2 and "study='nothing'" in capsys.readouterr().err
     assert main(["--list", "--scale", "cpu"]) == 0 and "fixed, same parameters" in capsys.readouterr().out
+
+
+def test_the_arms_of_the_text_study_cost_the_same_and_its_page_is_made_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The splitter is a stand-in for hat-splitter; nothing is trained."""
+    monkeypatch.setattr(corpus, "splitter", lambda most: lambda text: [word.encode() for word in text.split(" ")])
+    for n in range(12):
+        (tmp_path / f"{n}.txt").write_text(f"some words of text {n} " * 40)
+    options = run.Options(CPU, (f"data={tmp_path}", "steps=40", "held_out=0.3"), 1, "cpu", 0.0, tmp_path, tmp_path)
+    arms, positions = text.text_recipes("text", options, seed=0)
+    costs = [recipe.steps * text.step_flops(recipe, positions) for recipe in arms.values()]
+    assert len(arms) == 6 and max(costs) < 1.06 * min(costs)
+    sizes = {name: sum(p.numel() for p in text.TextModel(recipe.model).parameters()) for name, recipe in arms.items()}
+    one, more, two, three, *_ = sizes.values()
+    assert one == two == three < more
+    two, one = arms["RINS r = 2"], arms["fixed, FLOPs of r = 2"]
+    assert text.step_flops(two, positions) == pytest.approx(text.step_flops(one, positions))
+    changed = text.change("abcdefghij" * 100)
+    assert 60 < sum(a != b for a, b in zip("abcdefghij" * 100, changed, strict=True)) < 130
+    measured = text.Measured(2.0, 1.5, 7e5, 1000)
+    rows = [
+        dict.fromkeys(text.COLUMNS) | text.columns(measured, measured, None)
+        | {"study": "text", "scale": "cpu", "changes": "", "arm": "RTM", "seed": seed, "depth": 3, "machine": "m",
+           "parameters": 10, "training_steps": 4, "training_flops": 1e12, "commit": "c", "bits_per_byte": 2.0 + seed}
+        for seed in (0, 1)
+    ]  # fmt: skip
+    page = text.page(rows, "What?", picture=True)
+    assert "| RTM | 10 | 4 | 1.00 | 3 | 1.50 | 700 | 2.5000 ± 6.3550 | 2.0000 ± 0.0000 |  |" in page
+    assert "2 seeds" in page and "(text.png)" in page

@@ -21,6 +21,7 @@ SMALL = (
     ((3, 7, 24), 3, 1, "strided", "rope qk_norm"),
     ((2, 9, 32), 2, 2, "plain", "rope causal"),
     ((1, 5, 130), 1, 0, "plain", "qk_norm"),
+    ((2, 10, 32), 2, 1, "plain", "rope causal segments"),
     ((1, 6, 144), 2, 0, "offset", ""),
 )
 GATE = (  # shape of x, heads, injection terms, layout, options
@@ -36,6 +37,8 @@ GATE = (  # shape of x, heads, injection terms, layout, options
     ((2, 0, 24), 2, 0, "plain", ""),
     ((4, 9, 20), 2, 2, "expanded", "rope qk_norm"),
     ((2, 33, 48), 3, 1, "plain", "rope causal qk_norm"),
+    ((2, 33, 48), 3, 1, "plain", "rope segments"),
+    ((2, 17, 64), 2, 0, "offset", "rope causal segments qk_norm"),
 )
 LAUNCHES = (  # D, heads, injection terms, rope, qk_norm, dtype
     (512, 8, 0, True, False, HALF), (512, 8, 2, True, False, HALF), (512, 8, 2, True, True, HALF),
@@ -58,9 +61,11 @@ def _make(shape: tuple[int, ...], terms: int, layout: str, g: torch.Generator) -
 
 def _call(heads: int, options: str, impl: str, t: Tensors) -> Tensor:
     injection = tuple(t[name] for name in ("i0", "i1", "i2") if name in t)
-    _, length, width = t["x"].shape
+    batch, length, width = t["x"].shape
+    places = torch.arange(length, device=t["x"].device) + torch.arange(batch, device=t["x"].device)[:, None]
     return attention_norm(
         t["x"], t["qkv_weight"], t["o_weight"], num_heads=heads, injection=injection, causal="causal" in options,
+        segments=places // 4 if "segments" in options else None,
         qk_norm="qk_norm" in options, impl=impl,
         cos_sin=rope_tables(length, width // heads, 10000.0, t["x"].device) if "rope" in options else None,
     )  # fmt: skip
@@ -79,7 +84,7 @@ def launch_attention(
     """Forward and backward on meta tensors."""
     x, qkv, out = (meta(*shape, dtype=dtype) for shape in ((batch, length, width), (3 * width, width), (width, width)))
     table = meta(length, width // heads)
-    options = (*((table, table) if rope else (None, None)), heads, False, qk_norm, 1e-5)
+    options = (*((table, table) if rope else (None, None)), None, heads, False, qk_norm, 1e-5)
     if forward:
         op.forward(x, qkv, out, [x] * terms, *options, use_flash=False)
     if backward:
@@ -89,7 +94,7 @@ def launch_attention(
 def draw(rng: random.Random) -> tuple[Case, torch.dtype]:
     batch, length, width = latent_shape(rng, MOST // 2)
     heads = rng.choice([h for h in (1, 2, 3, 4, 5, 8) if width % h == 0])
-    options = " ".join(name for name in ("qk_norm", "causal") if rng.random() < 0.5)
+    options = " ".join(name for name in ("qk_norm", "causal", "segments") if rng.random() < 0.5)
     if width // heads % 2 == 0 and rng.random() < 0.7:
         options += " rope"
     row = ((batch, length, width), heads, rng.randint(0, 3), rng.choice(LAYOUTS), options)

@@ -100,6 +100,9 @@ class MemoryEfficient:
     def compute(given: dict[str, Any]) -> Any:
         q, k, v = (given[name].transpose(1, 2) for name in ("query", "key", "value"))
         scores = given["scale"] * q @ k.mT
+        if given["bias"] is not None:
+            assert given["bias"].stride(-2) % 8 == 0 and given["custom_mask_type"] == 0
+            scores = scores + given["bias"]
         if given["custom_mask_type"] == 1:  # from the upper left corner
             scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
         p = scores.softmax(-1)
@@ -113,18 +116,20 @@ class MemoryEfficient:
         return *(t.transpose(1, 2) for t in (d_scores @ k, d_scores.mT @ q, p.mT @ d)), None
 
 
-@pytest.mark.parametrize(("head_dim", "causal"), [(8, True), (5, False)])
+@pytest.mark.parametrize(("head_dim", "causal", "parts"), [(8, True, 1), (5, False, 1), (8, True, 3), (8, False, 2)])
 def test_on_a_gpu_one_kernel_is_pinned_and_no_flag_of_the_process_is_touched(
-    head_dim: int, causal: bool, monkeypatch: pytest.MonkeyPatch
+    head_dim: int, causal: bool, parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leaves = inputs(2, 7, 2 * head_dim)
-    wanted = gradients(op(*leaves, causal=causal), leaves)
+    segments = None if parts == 1 else torch.arange(14).view(2, 7) % parts
+    wanted = gradients(op(*leaves, causal=causal, segments=segments), leaves)
     kernels = MemoryEfficient()
     monkeypatch.setattr(attention, "aten", kernels)
     monkeypatch.setattr(attention, "_on_gpu", lambda t: True)
     monkeypatch.setattr(torch, "use_deterministic_algorithms", None)
     monkeypatch.setattr(torch, "set_num_threads", None)
-    for mine, right in zip(gradients(op(*leaves, causal=causal), leaves), wanted, strict=True):
+    given = gradients(op(*leaves, causal=causal, segments=segments), leaves)
+    for mine, right in zip(given, wanted, strict=True):
         torch.testing.assert_close(mine, right)
     forward, again, backward = kernels.calls
     assert forward["name"] == again["name"] == "_efficient_attention_forward"

@@ -30,9 +30,9 @@ MIXER, HIDDEN, MIXER_LONG, SINGLE = (
     ("mixer_norm", "[2, 17, 24] F=33"), ("mixer_norm", "[2, 7, 20] F=24 hidden"), ("mixer_norm", "[1, 130, 20]"),
     ("mixer_norm", "[3, 1, 64] F=40"),
 )  # fmt: skip
-TURNED, CAUSAL, ODD, OUT_WIDE, MANY_ROWS = (
+TURNED, CAUSAL, ODD, OUT_WIDE, MANY_ROWS, SEGMENTS = (
     ("attention_norm", "[3, 7, 24]"), ("attention_norm", "[2, 9, 32]"), ("attention_norm", "[1, 5, 130]"),
-    ("attention_norm", "[1, 6, 144]"), ("attention_norm", "[2, 97, 64]"),
+    ("attention_norm", "[1, 6, 144]"), ("attention_norm", "[2, 97, 64]"), ("attention_norm", "[2, 10, 32]"),
 )  # fmt: skip
 FIRST, CONTINUE, TOKEN, TOKEN_CONTINUE, SUM, MOVING, VERIFIES, BROKEN_APART = (
     ("halting", "[5, 9, 70] q"), ("halting", "q_continue strided"), ("halting", "cumulative_token"),
@@ -134,7 +134,9 @@ _ATTENTION = (
     ("qkv", "position[:, None] * HEAD_DIM + offs_e", "position[:, None] * HEADS + offs_e", CAUSAL),
     ("op", "qkv_weight.t(), residual,", "qkv_weight.t(), None,", CAUSAL),
     ("attention", "for t in heads), 0.0, causal", "for t in heads), 0.0, False", CAUSAL),
-    ("attention", "*saved, 0.0, causal, scale", "*saved, 0.0, False, scale", CAUSAL),
+    ("attention", "*saved, 0.0, causal, attn", "*saved, 0.0, False, attn", CAUSAL),
+    ("attention", "attention_mask(segments, causal)", "attention_mask(segments, False)", SEGMENTS),
+    ("attention", "*saved, 0.0, causal, attn_mask=bias", "*saved, 0.0, causal", SEGMENTS),
 )  # fmt: skip
 
 _HALTING = (

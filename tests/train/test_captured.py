@@ -14,8 +14,9 @@ from rtm_kernels.errors import BackendUnavailable
 from rtm_kernels.impl import launches
 from rtm_kernels.recursion.graph import CudaGraphs
 from rtm_kernels.train.checkpoint import load_checkpoint, save_checkpoint
-from rtm_kernels.train.loop import Diverged, Trainer
+from rtm_kernels.train.loop import Trainer
 from rtm_kernels.train.schema import Recipe, Stage
+from rtm_kernels.train.steps import Diverged
 from tests.recursion.simulated_cuda import Graph, simulate
 from tests.recursion.support import Recorder
 from tests.train.support import MODEL, TINY, same, weights

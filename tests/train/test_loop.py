@@ -27,7 +27,8 @@ from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.train import checkpoint
 from rtm_kernels.train.checkpoint import load_checkpoint, newest, save_checkpoint
 from rtm_kernels.train.loop import Trainer
-from rtm_kernels.train.schema import OPTIMIZERS, Recipe, Stage
+from rtm_kernels.train.schedule import OPTIMIZERS
+from rtm_kernels.train.schema import Recipe, Stage
 from rtm_kernels.train.session import open_recipe, run
 from rtm_kernels.train.telemetry import Speed, curves
 from tests.train.support import MODEL, TINY, same, weights

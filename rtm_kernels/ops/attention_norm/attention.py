@@ -15,15 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rtm_kernels.ops.attention_norm.reference import attention_mask
+
 aten: Any = torch.ops.aten
 
 MULTIPLE = 8
-"""The memory-efficient kernel reads heads of a multiple of 16 bytes in every dtype; others are padded with zeros."""
+"""The memory-efficient kernel reads heads and masks of a multiple of 16 bytes in every dtype; others are padded."""
 
 
-def sdpa(qkv: Tensor, causal: bool) -> Tensor:
-    """`softmax(q k^T / sqrt(head_dim)) v` [B, L, heads, head_dim] of qkv [B, L, 3, heads, head_dim]."""
-    return _attend(_heads(qkv), qkv.shape[-1], causal)[0][..., : qkv.shape[-1]]
+def sdpa(qkv: Tensor, causal: bool, segments: Tensor | None = None) -> Tensor:
+    """`softmax(q k^T / sqrt(head_dim)) v` [B, L, heads, head_dim] of qkv [B, L, 3, heads, head_dim].
+
+    With `segments` [B, L] a position sees those of its own number only.
+    """
+    bias, causal = _bias(qkv, causal, segments)
+    return _attend(_heads(qkv), qkv.shape[-1], causal, bias)[0][..., : qkv.shape[-1]]
 
 
 def flash(qkv: Tensor, causal: bool) -> Tensor:
@@ -34,38 +40,50 @@ def flash(qkv: Tensor, causal: bool) -> Tensor:
     return mixed
 
 
-def sdpa_grad(qkv: Tensor, d_mixed: Tensor, causal: bool) -> tuple[Tensor, list[Tensor]]:
+def sdpa_grad(
+    qkv: Tensor, d_mixed: Tensor, causal: bool, segments: Tensor | None = None
+) -> tuple[Tensor, list[Tensor]]:
     """`sdpa`, and from the gradient of its output those of q, k and v, all [B, L, heads, head_dim]."""
     heads, size, length = _heads(qkv), qkv.shape[-1], qkv.shape[1]
-    mixed, saved = _attend(heads, size, causal)
+    bias, causal = _bias(qkv, causal, segments)
+    mixed, saved = _attend(heads, size, causal, bias)
     d_padded = _padded(d_mixed)
     if _on_gpu(qkv):
         found = aten._efficient_attention_backward(
-            d_padded, *heads, None, mixed, None, None, length, length, saved[0], 0.0, *saved[1:], int(causal), False,
+            d_padded, *heads, bias, mixed, None, None, length, length, saved[0], 0.0, *saved[1:], int(causal), False,
             scale=size**-0.5, num_splits_key=1,
         )[:3]  # fmt: skip
     else:
         given = (t.transpose(1, 2) for t in (d_padded, *heads, mixed))
         with _one_thread():
             found = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                *given, *saved, 0.0, causal, scale=size**-0.5
+                *given, *saved, 0.0, causal, attn_mask=bias, scale=size**-0.5
             )
         found = [t.transpose(1, 2) for t in found]
     return mixed[..., :size], [t[..., :size] for t in found]
 
 
-def _attend(heads: Sequence[Tensor], size: int, causal: bool) -> tuple[Tensor, Sequence[Tensor]]:
+def _attend(heads: Sequence[Tensor], size: int, causal: bool, bias: Tensor | None) -> tuple[Tensor, Sequence[Tensor]]:
     """The output for padded q, k and v [B, L, heads, head_dim], padded too, and what its backward reads besides."""
     if _on_gpu(heads[0]):
         mixed, *saved = aten._efficient_attention_forward(
-            *heads, *[None] * 5, 0.0, int(causal), compute_log_sumexp=True, scale=size**-0.5
+            *heads, bias, *[None] * 4, 0.0, int(causal), compute_log_sumexp=True, scale=size**-0.5
         )[:4]
         return mixed, saved
     with _one_thread():
         mixed, *saved = aten._scaled_dot_product_flash_attention_for_cpu(
-            *(t.transpose(1, 2) for t in heads), 0.0, causal, scale=size**-0.5
+            *(t.transpose(1, 2) for t in heads), 0.0, causal, attn_mask=bias, scale=size**-0.5
         )
     return mixed.transpose(1, 2), saved
+
+
+def _bias(qkv: Tensor, causal: bool, segments: Tensor | None) -> tuple[Tensor | None, bool]:
+    """What is added to the logits [B, heads, L, L], 0 or -inf, and whether the kernel is to mask later keys itself."""
+    if segments is None:
+        return None, causal
+    hidden = ~attention_mask(segments, causal)  # [B, 1, L, L]
+    bias = _padded(qkv.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf))
+    return bias[..., : hidden.shape[-1]].expand(-1, qkv.shape[3], -1, -1), False
 
 
 def _on_gpu(t: Tensor) -> bool:

@@ -63,6 +63,12 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (wide * cos.unsqueeze(-2) + torch.cat((-b, a), dim=-1) * sin.unsqueeze(-2)).to(x.dtype)
 
 
+def attention_mask(segments: Tensor, causal: bool) -> Tensor:
+    """Which keys a query sees, bool [B, 1, L, L]: those of its own segment, with `causal` none after it."""
+    mask = segments[:, None, :, None] == segments[:, None, None, :]
+    return mask.tril() if causal else mask
+
+
 def attention_norm(
     x: Tensor,
     qkv_weight: Tensor,
@@ -71,6 +77,7 @@ def attention_norm(
     num_heads: int,
     cos_sin: tuple[Tensor, Tensor] | None = None,
     causal: bool = False,
+    segments: Tensor | None = None,
     qk_norm: bool = False,
     injection: tuple[Tensor, ...] = (),
     eps: float = 1e-5,
@@ -78,7 +85,7 @@ def attention_norm(
     """`rms_norm(h + o_proj(softmax(q k^T / sqrt(head_dim)) v))` with `h = x + (sum of injection)`.
 
     x [B, L, D], weights [3D, D] and [D, D]. `qk_norm` applies a weightless RMSNorm over head_dim to q and k, before
-    RoPE.
+    RoPE. Positions whose `segments` [B, L] differ do not see each other.
     """
     h = inject_sum(x, injection)
     batch, length, width = h.shape
@@ -89,5 +96,6 @@ def attention_norm(
     if cos_sin is not None:
         query, key = apply_rope(query, *cos_sin), apply_rope(key, *cos_sin)
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))
-    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    mask = None if segments is None else attention_mask(segments, causal)
+    mixed = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal and mask is None)
     return rms_norm(h + F.linear(mixed.transpose(1, 2).flatten(2), o_weight.to(h.dtype)), eps)

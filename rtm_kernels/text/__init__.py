@@ -1,0 +1,1 @@
+"""Recursion on text: bytes to words, a causal backbone of any program over the words, and bytes again."""

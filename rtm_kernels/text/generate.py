@@ -1,0 +1,132 @@
+"""Writing text: state is kept between bytes and words, so that nothing of the prefix is computed again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rtm_kernels.errors import require
+from rtm_kernels.text.config import BOUNDARY, TEXT_END
+from rtm_kernels.text.model import TextModel
+from rtm_kernels.text.packing import pack_documents
+from rtm_kernels.text.state import ByteState, WordState
+from rtm_kernels.text.words import splitter
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word that the backbone has read, and the rounds that it took."""
+
+    content: bytes
+    rounds: int
+
+
+class Writer:
+    """A text so far, and `logits` [SYMBOLS] of its next symbol: a byte, BOUNDARY or TEXT_END.
+
+    Fed symbol by symbol, or word by word, which is the same bits. What the logits rule out is -inf: a word has at least
+    one byte and at most `max_bytes`, and a text ends between words.
+    """
+
+    def __init__(self, model: TextModel, rounds: int | None = None) -> None:
+        self.model, self.state = model, WordState(model, 1, rounds)
+        self.words: list[Word] = []
+        self._think(model.start.detach().to(model.dtype))
+
+    def write(self, symbol: int) -> None:
+        """Take in the next symbol. Errors: `InputError` for one that is ruled out."""
+        require(bool(self.logits[symbol] > -math.inf), "symbol", symbol, "one that may come next")
+        if symbol == BOUNDARY:
+            self._read(bytes(self.word))
+        else:
+            self.word.append(symbol)
+            self._next(self.model.embed(torch.tensor(symbol, device=self.model.device)))
+
+    def read(self, words: Sequence[bytes]) -> None:
+        """Take in whole words; the decoder, whose word must be empty, is not asked about their bytes."""
+        require(not self.word, "word", bytes(self.word), "at its begin")
+        for word in words:
+            self._read(word)
+
+    @torch.no_grad()
+    def _read(self, word: bytes) -> None:
+        config = self.model.config
+        packed = pack_documents([[word]], 1, config.max_bytes + 1).to(self.model.device)
+        rounds = self._think(self.model.read_words(packed)[0])
+        self.words.append(Word(word, rounds))
+
+    @torch.no_grad()
+    def _think(self, x: Tensor) -> int:
+        one = torch.ones(1, 1, dtype=torch.int32, device=x.device)
+        y, halting = self.state.extend(x.view(1, 1, -1), one)
+        self.word, self.bytes = bytearray(), ByteState(self.model)
+        self._next(self.model.begin_words(y[0, 0]))
+        return self.state.rounds if halting is None else int(halting.steps.item())
+
+    @torch.no_grad()
+    def _next(self, x: Tensor) -> None:
+        self.logits = self.bytes.extend(x).float()
+        self.logits[BOUNDARY if not self.word else TEXT_END] = -math.inf
+        if len(self.word) == self.model.config.max_bytes:
+            self.logits[:BOUNDARY] = -math.inf
+
+
+def generate(
+    model: TextModel, prompt: str, *, max_bytes: int = 500, temperature: float = 0.0, top_p: float = 1.0,
+    stop: Sequence[str] = (), seed: int = 0, rounds: int | None = None, writer: Writer | None = None,
+) -> Iterator[bytes]:  # fmt: skip
+    """What `model` writes after `prompt`, in pieces, up to `max_bytes` bytes, the first of the `stop` strings, which is
+    left out, or the end of the text.
+
+    Temperature 0 takes the likeliest symbol; above, symbols are drawn from the likeliest ones that together have
+    `top_p`. The last word of the prompt is open: the model may write on it. `writer` is a new one of the model, for a
+    caller that looks at it afterwards. A piece may end within a character.
+
+    Errors: `InputError`; `BackendUnavailable` for a prompt without hat-splitter.
+    """
+    require(max_bytes >= 0, "max_bytes", max_bytes, "at least 0")
+    require(0 <= temperature < math.inf, "temperature", temperature, "a finite number of at least 0")
+    require(0 < top_p <= 1, "top_p", top_p, "above 0, at most 1")
+    require(all(stop), "stop", stop, "no empty text")
+    writer = writer or Writer(model, rounds)
+    if prompt:
+        *whole, last = splitter(model.config.max_bytes)(prompt)
+        writer.read(whole)
+        for symbol in last:
+            writer.write(symbol)
+    ends = [text.encode() for text in stop]
+    held, longest = bytearray(), max((len(end) for end in ends), default=1)
+    rng = torch.Generator().manual_seed(seed)
+    written = 0
+    while written < max_bytes:
+        symbol = choose(writer.logits, temperature, top_p, rng)
+        if symbol == TEXT_END:
+            break
+        writer.write(symbol)
+        if symbol == BOUNDARY:
+            continue
+        held.append(symbol)
+        written += 1
+        if any(held.endswith(end) for end in ends):
+            found = max((end for end in ends if held.endswith(end)), key=len)
+            yield bytes(held[: -len(found)])
+            return
+        ready = len(held) - longest + 1
+        if ready > 0:
+            yield bytes(held[:ready])
+            del held[:ready]
+    yield bytes(held)
+
+
+def choose(logits: Tensor, temperature: float, top_p: float, rng: torch.Generator) -> int:
+    """The next symbol by logits [SYMBOLS], drawn on the CPU as `generate` says."""
+    if temperature == 0:
+        return int(logits.argmax())
+    p, order = F.softmax(logits.double().cpu() / temperature, -1).sort(descending=True, stable=True)
+    kept = torch.where(p.cumsum(-1) - p < top_p, p, 0)
+    return int(order[torch.multinomial(kept, 1, generator=rng)])

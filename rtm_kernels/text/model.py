@@ -1,0 +1,216 @@
+"""TextModel: byte encoder, a recursion over words, byte decoder."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rtm_kernels import pretrained
+from rtm_kernels.block import CosSin, Embedding, FusedTRMBlock, Linear, Stack, trunc_normal
+from rtm_kernels.errors import require
+from rtm_kernels.model import add_recursion
+from rtm_kernels.names import init_name
+from rtm_kernels.ops.attention_norm.reference import rope_tables
+from rtm_kernels.ops.halting.mixture import HaltingState, halting_update, initial_state
+from rtm_kernels.ops.halting.reference import halting_logits
+from rtm_kernels.program import ADAPTER
+from rtm_kernels.recursion import reference
+from rtm_kernels.text.config import SYMBOLS, TextConfig
+from rtm_kernels.text.packing import Packed
+
+POLICY = "cumulative_token"
+
+
+class Thought(NamedTuple):
+    """What the backbone made of words: y [B, L, D], and where words halt, the state of their halting."""
+
+    y: Tensor
+    halting: HaltingState | None
+
+
+class TextModel(nn.Module):
+    """A byte-level language model with a recursion over words (HAT, arXiv 2501.10322).
+
+    The encoder sees a word's bytes (all of them) and its state at the word's begin, projected, is the word's embedding.
+    The backbone runs a program over the words of a document, causally. The decoder begins each word from the backbone's
+    state of the word before it and sees the bytes so far. Weights stay in float32 and are cast to the backbone's
+    `forward_dtype` on use.
+
+    A word that halts keeps its state, and what attention reads of it, from its last round; the words after it go on
+    reading that. Its output is the mean of its states, weighted by the halting mixture (arXiv 1603.08983).
+    """
+
+    def __init__(self, config: TextConfig, *, impl: str = "auto", attention: str = "auto") -> None:
+        super().__init__()
+        self.config, backbone, narrow = config, config.backbone, config.bytes_config
+        self.embed_bytes = Embedding(SYMBOLS, config.byte_size, std=config.byte_size**-0.5)
+        for name, count in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
+            blocks = [
+                FusedTRMBlock(
+                    config.byte_size, mixer="attention", num_heads=config.byte_heads, inner_size=config.byte_inner,
+                    causal=name == "decoder", qk_norm=narrow.qk_norm, eps=narrow.rms_norm_eps, impl=impl,
+                    attention=attention,
+                )
+                for _ in range(count)
+            ]  # fmt: skip
+            self.add_module(name, Stack(blocks))
+        self.up_proj = Linear(config.byte_size, backbone.hidden_size)
+        self.start = nn.Parameter(trunc_normal(backbone.hidden_size, std=1.0))
+        add_recursion(self, backbone, impl, attention)
+        self.down_proj = Linear(backbone.hidden_size, config.byte_size)
+        self.lm_head = Linear(config.byte_size, SYMBOLS)
+        if config.halts:
+            self.q_head = nn.Linear(backbone.hidden_size, 1, dtype=torch.float32)
+            nn.init.zeros_(self.q_head.weight)
+            nn.init.constant_(self.q_head.bias, -math.log(max(1, config.rounds - 1)))  # all rounds at first
+        self._rope: dict[tuple[int, int, torch.device], CosSin] = {}
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], *, impl: str = "auto") -> TextModel:
+        """The text model saved in a folder, in evaluation mode on the CPU. Errors: `InputError`."""
+        with torch.device("cpu"), torch.inference_mode(False):
+            config, state = pretrained.load(folder, text_specs, TextConfig.from_dict, {})
+            model = cls(config, impl=impl)
+            model.load_state_dict(state)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write weights, config and checksums to `folder`, which appears complete or not at all; returns its path."""
+        return pretrained.save(self.config, self.state_dict(), folder, overwrite=overwrite)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute dtype."""
+        dtype: torch.dtype = getattr(torch, self.config.backbone.forward_dtype)
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return self.start.device
+
+    def rope(self, length: int, width: int) -> CosSin:
+        """RoPE tables [length, width] in float32 on the model's device."""
+        key = (length, width, self.device)
+        if key not in self._rope:
+            with torch.inference_mode(False):
+                self._rope[key] = rope_tables(length, width, self.config.backbone.rope_theta, self.device)
+        return self._rope[key]
+
+    def embed(self, symbols: Tensor) -> Tensor:
+        """Byte embeddings [..., byte_size], scaled by sqrt(byte_size)."""
+        table = self.embed_bytes.embedding_weight.to(self.dtype)
+        return math.sqrt(self.config.byte_size) * F.embedding(symbols, table)
+
+    def read_words(self, packed: Packed) -> Tensor:
+        """Embeddings [words, D] of the packed words, by their bytes alone."""
+        cos_sin = self.rope(packed.symbols.shape[1], self.config.byte_size // self.config.byte_heads)
+        states = self.get_submodule("encoder")(self.embed(packed.symbols), (), cos_sin, packed.words)
+        return F.linear(states.flatten(0, 1)[packed.starts], self.up_proj.weight.to(states.dtype))
+
+    def slots(self, words: Tensor, first: Tensor) -> Tensor:
+        """The backbone's input x [B, L, D]: slot m holds word m - 1 of `words` [B * L, D], or the start."""
+        before = F.pad(words[:-1], (0, 0, 1, 0)).view(*first.shape, -1)
+        return torch.where(first[..., None], self.start.to(words.dtype), before)
+
+    def think(self, x: Tensor, segments: Tensor, rounds: int | None = None) -> Thought:
+        """The backbone on x [B, L, D]: `rounds` H cycles, or at most so many ACT steps of each word (default: as
+        trained). Words of different `segments` [B, L] do not see each other."""
+        config, rounds = self.config, self.rounds(rounds)
+        program, stacks = config.program(rounds), config.backbone
+        latents = {name: self.get_buffer(init_name(name)).expand(x.shape) for name in program.carried}
+        cos_sin = self.rope(x.shape[1], stacks.hidden_size // stacks.num_heads)
+        if not config.halts:
+            apply = {name: self._bound(name, cos_sin, segments) for name in program.stacks}
+            return Thought(reference.run(program, latents, x, apply)[program.output], None)
+        state = initial_state(x.shape[0], x.shape[1], x.device)
+        y, kept = torch.zeros_like(x), Kept()
+        for _ in range(rounds):
+            kept.begin(state.active[..., None])
+            apply = {name: kept.applied(self.get_submodule(name), cos_sin, segments) for name in program.stacks}
+            new = reference.run(program, latents, x, apply)
+            latents = {name: torch.where(kept.active, new[name], old) for name, old in latents.items()}
+            state = self.halting(state, latents[program.output], rounds)
+            y = y + state.weight[..., None].to(y.dtype) * latents[program.output]
+        return Thought(y, state)
+
+    def halting(self, state: HaltingState, output: Tensor, rounds: int) -> HaltingState:
+        """The halting state after one more ACT step of the active words; `output` [B, L, D]."""
+        q = halting_logits(output, self.q_head.weight, self.q_head.bias, per_token=True)
+        return halting_update(state, POLICY, q, max_steps=rounds, min_steps=min(self.config.min_rounds, rounds))
+
+    def rounds(self, rounds: int | None) -> int:
+        """`rounds`, or those of training. Errors: `InputError` below 1."""
+        rounds = self.config.rounds if rounds is None else rounds
+        require(rounds >= 1, "rounds", rounds, "at least 1")
+        return rounds
+
+    def _bound(self, name: str, cos_sin: CosSin, segments: Tensor) -> reference.ApplyStack:
+        stack = self.get_submodule(name)
+        if name.startswith(ADAPTER):
+            return stack
+        return lambda state, injection: stack(state, injection, cos_sin, segments)
+
+    def begin_words(self, y: Tensor) -> Tensor:
+        """The decoder's first input of words [..., byte_size], from the backbone's states y [..., D] before them."""
+        boundary = self.embed(torch.full((), 256, device=y.device))
+        return boundary + F.linear(y, self.down_proj.weight.to(y.dtype))
+
+    def write_words(self, y: Tensor, packed: Packed) -> Tensor:
+        """Logits [R, W, SYMBOLS] of the symbol after each position, from the backbone's y [B, L, D]."""
+        x = self.embed(packed.symbols)
+        x = x.flatten(0, 1).index_copy(0, packed.starts, self.begin_words(y).flatten(0, 1)).view(x.shape)
+        cos_sin = self.rope(x.shape[1], self.config.byte_size // self.config.byte_heads)
+        states = self.get_submodule("decoder")(x, (), cos_sin, packed.words)
+        return F.linear(states, self.lm_head.weight.to(states.dtype))
+
+    def forward(self, packed: Packed, rounds: int | None = None) -> tuple[Tensor, Thought]:
+        """Logits [R, W, SYMBOLS] of the packed text, and the backbone's states."""
+        thought = self.think(self.slots(self.read_words(packed), packed.first), packed.segments, rounds)
+        return self.write_words(thought.y, packed), thought
+
+
+class Kept:
+    """The inputs of every layer in the last round that a word took part in: attention goes on reading these."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[int, Tensor] = {}
+        self.active = torch.ones(())
+
+    def begin(self, active: Tensor) -> None:
+        """A round in which the words `active` [B, L, 1] take part."""
+        self.active, self.calls = active, 0
+
+    def applied(self, stack: nn.Module, cos_sin: CosSin, segments: Tensor) -> Callable[..., Tensor]:
+        """The stack as an executor calls it; what it gives of inactive words is to be dropped."""
+
+        def apply(state: Tensor, injection: tuple[Tensor, ...]) -> Tensor:
+            h = state + sum(injection[1:], injection[0]) if injection else state
+            for layer in stack.layers:  # type: ignore[union-attr]
+                number, self.calls = self.calls, self.calls + 1
+                if number in self.inputs:
+                    h = torch.where(self.active, h, self.inputs[number])
+                self.inputs[number] = h
+                h = layer(h, (), cos_sin, segments)
+            return h
+
+        return apply
+
+
+def text_specs(config: TextConfig) -> dict[str, Tensor]:
+    """The tensors that a saved model of `config` holds, by name, as meta tensors."""
+    with torch.device("meta"):
+        return TextModel(config).state_dict()
+
+
+def symbol_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy of each symbol in nats, float32 of the shape of `targets` [..., W], 0 where they are ignored."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(wide.flatten(0, -2), targets.flatten(), reduction="none").view(targets.shape)

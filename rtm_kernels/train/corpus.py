@@ -1,0 +1,203 @@
+"""Text as documents: found, deduplicated, split into a trained and a held-out part, and streamed as packed words."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rtm_kernels.errors import InputError, printable, require
+from rtm_kernels.text.packing import Packed, pack
+from rtm_kernels.text.words import splitter
+from rtm_kernels.train.text_recipe import TextRecipe
+
+STDLIB = "stdlib"
+PIECE = 1 << 16
+"""Bytes of the longest document: longer files are cut at line ends."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """The bytes of a file from `begin` to `end`, whole characters of UTF-8; `key` is made of its content alone."""
+
+    path: Path
+    begin: int
+    end: int
+    key: str
+
+    def text(self) -> str:
+        """The content. Errors: `InputError` when the file has changed since it was found."""
+        with open(self.path, "rb") as file:
+            file.seek(self.begin)
+            content = file.read(self.end - self.begin)
+        require(_key(content) == self.key, printable(str(self.path)), "changed", "the content at the begin of the run")
+        return content.decode()
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents to train on and held-out ones, each in an order of its own that follows from their content."""
+
+    train: list[Document]
+    held_out: list[Document]
+    unread: int  # files that are no UTF-8 text
+    repeated: int  # documents that stood there before
+
+    @property
+    def key(self) -> str:
+        """A digest of the documents to train on."""
+        return _key("".join(document.key for document in self.train).encode())
+
+    def sample(self, limit: int) -> list[str]:
+        """Held-out documents, as many as fit into `limit` bytes, at least one."""
+        texts: list[str] = []
+        size = 0
+        for document in self.held_out:
+            size += document.end - document.begin
+            if texts and size > limit:
+                break
+            texts.append(document.text())
+        return texts
+
+
+def find_corpus(data: str, held_out: float) -> Corpus:
+    """The corpus of a file, of all files below a folder, hidden ones left out, or of `stdlib`.
+
+    A file is a document; one of more than 64 KiB is several, cut at line ends. Documents of the same content count
+    once. A document is held out by its content, all of a file together unless there is one file only.
+
+    Errors: `InputError` when nothing is there, or only one part of it is left.
+    """
+    root, paths = _paths(data)
+    seen: set[str] = set()
+    parts: tuple[list[Document], list[Document]] = ([], [])
+    unread = repeated = 0
+    for path in paths:
+        content = path.read_bytes()
+        if not _is_text(content):
+            unread += 1
+            continue
+        whole = _key(content)
+        for begin, end in _pieces(content):
+            document = Document(path, begin, end, _key(content[begin:end]))
+            if document.key in seen:
+                repeated += 1
+                continue
+            seen.add(document.key)
+            chosen = int((whole if len(paths) > 1 else document.key)[:8], 16) < held_out * 2**32
+            parts[chosen].append(document)
+    where = printable(str(root))
+    require(len(seen) > 1, "data", where, f"at least two documents of UTF-8 text; {unread} files are none")
+    if not parts[1]:  # a small corpus: its last document by content
+        parts[1].append(parts[0].pop(max(range(len(parts[0])), key=lambda i: parts[0][i].key)))
+    require(bool(parts[0]), "held_out", held_out, "a smaller share: nothing is left to train on")
+    train, test = (sorted(part, key=lambda document: document.key) for part in parts)
+    return Corpus(train, test, unread, repeated)
+
+
+def _paths(data: str) -> tuple[Path, list[Path]]:
+    if data == STDLIB:
+        root = Path(sysconfig.get_path("stdlib"))
+        found = [path for path in sorted(root.rglob("*.py")) if "site-packages" not in path.parts]
+        require(bool(found), "data", data, f"sources in {root}: this Python has none; give a file or folder")
+        return root, found
+    root = Path(data)
+    if root.is_file():
+        return root, [root]
+    require(root.is_dir(), "data", data, f"{STDLIB}, or a file or folder of text")
+    files = (path for path in sorted(root.rglob("*")) if path.is_file())
+    return root, [p for p in files if not any(part.startswith(".") for part in p.relative_to(root).parts)]
+
+
+def _pieces(content: bytes) -> Iterator[tuple[int, int]]:
+    begin = 0
+    while begin < len(content):
+        end = min(begin + PIECE, len(content))
+        if end < len(content):
+            line = content.rfind(b"\n", begin, end) + 1
+            end = line if line > begin else end
+            while end < len(content) and content[end] & 0xC0 == 0x80:  # within a character
+                end += 1
+        yield begin, end
+        begin = end
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        return "\0" not in content.decode()
+    except UnicodeDecodeError:
+        return False
+
+
+def _key(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+class TextStream:
+    """Endless batches of packed words: each row goes on with a document of its own, then takes the next one.
+
+    The order of documents is drawn anew in each pass over them. A row begins a segment, so the words of a document see
+    those of their own row only. A document that is read to its end ends with a word without bytes.
+    """
+
+    def __init__(self, recipe: TextRecipe) -> None:
+        self.recipe, self.corpus = recipe, find_corpus(recipe.data, recipe.held_out)
+        self.split = splitter(recipe.model.max_bytes)
+        self.taken = 0
+        self.lanes = [[-1, 0] for _ in range(recipe.batch_size)]
+        """Document, counted over all passes, and word of it, that each row goes on with."""
+        self._orders: dict[int, np.ndarray] = {}
+        self._words: dict[int, list[bytes]] = {}
+
+    def batch(self) -> tuple[Packed, int]:
+        """The next batch, and its bytes."""
+        length, rows = self.recipe.model.backbone.seq_len, len(self.lanes)
+        words: list[bytes] = []
+        first = np.zeros((rows, length), bool)
+        for row in range(rows):
+            slot = 0
+            while slot < length:
+                first[row, slot] = True
+                number, offset = self._open(row)
+                part = self._words[number][offset : offset + length - slot]
+                words += part
+                slot += len(part)
+                self.lanes[row][1] += len(part)
+        content = b"".join(words)
+        lengths = np.array([len(word) for word in words]).reshape(rows, length)
+        return pack(content, lengths, first, self.recipe.model.byte_row), len(content)
+
+    def _open(self, row: int) -> tuple[int, int]:
+        """The document of a row and the word it goes on with; the next document where this one is at its end."""
+        number, offset = self.lanes[row]
+        if number >= 0 and number not in self._words:  # after a resume
+            self._words[number] = self._read(number)
+        if number < 0 or offset == len(self._words[number]):
+            self._words.pop(number, None)
+            number, offset = self.taken, 0
+            self._words[number] = self._read(number)
+            self.taken, self.lanes[row] = self.taken + 1, [number, 0]
+        return number, offset
+
+    def _read(self, number: int) -> list[bytes]:
+        documents = self.corpus.train
+        turn, place = divmod(number, len(documents))
+        if turn not in self._orders:
+            self._orders = {turn: np.random.default_rng([self.recipe.seed, turn]).permutation(len(documents))}
+        return [*self.split(documents[self._orders[turn][place]].text()), b""]
+
+    def state(self) -> str:
+        """The position of the stream as text."""
+        return json.dumps({"corpus": self.corpus.key, "taken": self.taken, "lanes": self.lanes})
+
+    def load_state(self, state: str) -> None:
+        """Continue from a position that `state` returned. Errors: `InputError`."""
+        values = json.loads(state)
+        if values["corpus"] != self.corpus.key:
+            raise InputError(f"data={self.recipe.data!r}: the text is not the one at the begin of the run")
+        self.taken, self.lanes, self._words = values["taken"], values["lanes"], {}
