@@ -44,6 +44,9 @@ ROWS: tuple[LaunchRow, ...] = (
     LaunchRow("fused_input_grad", "hopper", 16, 32, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 32}, 4, 2),
     LaunchRow("fused_input_grad", "hopper", 16, 64, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 64}, 4, 2),
     LaunchRow("fused_input_grad", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 128}, 4, 2),
+    # Blackwell, where four warps spill at 128 features
+    LaunchRow("fused_input_grad", "blackwell", 16, 64, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 64}, 4, 2),
+    LaunchRow("fused_input_grad", "blackwell", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 128}, 8, 2),
     LaunchRow("hidden_backward", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 64}, 8, 3),
     LaunchRow("weight_grad", "hopper", 16, 64, {"BLOCK_R": 64, "BLOCK_P": 128, "BLOCK_N": 64, "SPLITS": 32}, 8, 3),
     LaunchRow("weight_grad", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_P": 128, "BLOCK_N": 128, "SPLITS": 32}, 8, 3),
