@@ -53,14 +53,13 @@ def generate(
         found, prompt, max_bytes=max_bytes, temperature=temperature, top_p=top_p, stop=stop or (), seed=seed,
         writer=writer,
     )  # fmt: skip
-    decoder, text = codecs.getincrementaldecoder("utf-8")("replace"), ""
-    if not json_object:
-        typer.echo(safe(prompt), nl=False)
+    decoder, text, before = codecs.getincrementaldecoder("utf-8")("replace"), "", prompt
     for piece in pieces:
         new = decoder.decode(piece)
         text += new
         if not json_object:
-            typer.echo(safe(new), nl=False)
+            typer.echo(safe(before + new), nl=False)
+        before = ""
     if trace is not None:
         from rtm_kernels.trace.words import write_words_page
 
