@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
-from typing import cast
 
 from rtm_kernels.data.examples import example_names, example_puzzles
 from rtm_kernels.data.task import Puzzle, Task, get_task
@@ -48,8 +47,9 @@ def model_for(arguments: list[str], example: str | None = None) -> str:
         return example or "sudoku"
     mazes, first = get_task("maze").reader(), arguments[0]
     with suppress(InputError, EOFError):
-        if first == "-" and sys.stdin is not None:
-            found = mazes.parse(decoded(io.BytesIO(cast(io.BufferedReader, sys.stdin.buffer).peek(1))), errors="report")
+        given = getattr(sys.stdin, "buffer", None) if first == "-" else None
+        if isinstance(given, io.BufferedReader):
+            found = mazes.parse(decoded(io.BytesIO(given.peek(1))), errors="report")
         else:
             found = mazes.read(first, "report") if os.path.isfile(first) else mazes.parse(first, "report")
         return "maze" if any(not puzzle.error for puzzle in islice(found, LOOKED_AT)) else "sudoku"

@@ -51,7 +51,7 @@ def run(
     whole program (`ops.shared`).
     """
     values = {**latents, INPUT: x}
-    seed = values.pop(SEED, torch.zeros(len(x), dtype=torch.int64, device=x.device))
+    seed = values.pop(SEED, x.new_zeros(x.shape[0], dtype=torch.int64))
     with shared_weights():
         for number, step in enumerate(program.steps):
             with torch.set_grad_enabled(step.grad and torch.is_grad_enabled()):

@@ -102,14 +102,14 @@ def draw(rng: random.Random) -> tuple[Case, torch.dtype]:
 
 
 def _launched() -> dict[str, partial[None]]:
-    """Every row forward; backward those with an injection and those with wide heads, to reach every launch row."""
+    """Every row forward; backward those with an injection, wide heads or few features: every launch row is reached."""
     found = {}
     for row in LAUNCHES:
         width, heads, terms, rope, qk_norm, dtype = row
         name = f"attention_norm D={width} h={heads} terms={terms} rope={rope:d} qk_norm={qk_norm:d} {str(dtype)[6:]}"
-        found[f"{name} forward"] = partial(launch_attention, 4, 97, *row, backward=False)
-        if terms == 2 or width // heads >= 128:
-            found[f"{name} backward"] = partial(launch_attention, 4, 97, *row, forward=False)
+        found[f"{name} forward"] = partial(launch_attention, 16, 97, *row, backward=False)
+        if terms == 2 or width // heads >= 128 or width == 128:
+            found[f"{name} backward"] = partial(launch_attention, 16, 97, *row, forward=False)
     return found
 
 
