@@ -120,7 +120,8 @@ def _row_of(op: str, name: str, kwargs: dict[str, Any], bits: int) -> tuple[str,
         same = {**row.blocks, "num_warps": row.num_warps, "num_stages": row.num_stages}.items() <= kwargs.items()
         if row.kernel == name and row.bits in (0, bits) and same:
             found.append((text, row))
-    return max(found, key=lambda pair: len(pair[1].blocks), default=None)  # a variant has blocks of its own besides
+    order = FALLBACKS[family()].index  # a variant has blocks of its own besides
+    return max(found, key=lambda pair: (len(pair[1].blocks), -order(pair[1].family)), default=None)
 
 
 def _compile(case: str, kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], arch: int) -> Compiled:

@@ -44,7 +44,10 @@ ROWS: tuple[LaunchRow, ...] = (
     LaunchRow("fused_input_grad", "hopper", 16, 32, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 32}, 4, 2),
     LaunchRow("fused_input_grad", "hopper", 16, 64, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 64}, 4, 2),
     LaunchRow("fused_input_grad", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 128}, 4, 2),
-    # Blackwell, where four warps spill at 128 features
+    # Blackwell, where four stages and, at 128 features, four warps spill
+    LaunchRow(
+        "gemm", "blackwell", 16, ANY, {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_K": 128}, 4, 3, view="hidden", rows=FEW
+    ),
     LaunchRow("fused_input_grad", "blackwell", 16, 64, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 64}, 4, 2),
     LaunchRow("fused_input_grad", "blackwell", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 128}, 8, 2),
     LaunchRow("hidden_backward", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 64, "BLOCK_N": 64}, 8, 3),
@@ -64,6 +67,7 @@ ROWS: tuple[LaunchRow, ...] = (
     LaunchRow("weight_grad", "portable", 16, ANY, {"BLOCK_R": 32, "BLOCK_P": 128, "BLOCK_N": 128, "SPLITS": 4}, 8, 3),
     # any GPU, float32: no tensor cores, ieee products
     LaunchRow("gate_up", "portable", 32, ANY, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 16}, 8, 2),
+    LaunchRow("gemm", "portable", 32, ANY, {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_K": 16}, 8, 3, view="odd"),
     LaunchRow("gemm", "portable", 32, ANY, {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_K": 16}, 8, 2),
     LaunchRow("hidden_backward", "portable", 32, ANY, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 16}, 8, 2),
     LaunchRow("weight_grad", "portable", 32, ANY, {"BLOCK_R": 16, "BLOCK_P": 64, "BLOCK_N": 64, "SPLITS": 4}, 8, 2),
