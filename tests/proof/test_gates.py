@@ -10,7 +10,7 @@ import torch
 
 from tests.cases import DIFFERENTIABLE, OPS, gate_cases, name_of
 from tests.cases.case import Case, check
-from tests.gates import compile_table
+from tests.gates import compile_table, compiled_gate
 from tests.proof.launching import process
 from tests.proof.test_poison import filled
 
@@ -48,8 +48,12 @@ def test_compiled(cells: Callable[[int], None]) -> None:
 
 
 @pytest.mark.proof("compiled")
-def test_executed_as_compiled(cells: Callable[[int], None]) -> None:
-    printed = process("-m", "tests.gates.compiled_gate", interpret=False)
+@pytest.mark.parametrize("dtype", compiled_gate.DTYPES)
+@pytest.mark.parametrize("arch", compiled_gate.ARCHITECTURES)
+def test_executed_as_compiled(arch: int, dtype: str, cells: Callable[[int], None]) -> None:
+    printed = process(
+        "-m", "tests.gates.compiled_gate", "--arch", str(arch), "--dtype", dtype, "--jobs", "1", interpret=False
+    )
     cells(int(re.findall(r"(\d+) cases,", printed)[-1]))
 
 
