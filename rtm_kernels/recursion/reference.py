@@ -51,12 +51,13 @@ def run(
     whole program (`ops.shared`).
     """
     values = {**latents, INPUT: x}
-    seed = values.pop(SEED, x.new_zeros(x.shape[0], dtype=torch.int64))
+    seed = values.pop(SEED, None)
     with shared_weights():
         for number, step in enumerate(program.steps):
             with torch.set_grad_enabled(step.grad and torch.is_grad_enabled()):
                 new = _apply(step, values, stacks)
                 if step.noise:
+                    seed = x.new_zeros(x.shape[0], dtype=torch.int64) if seed is None else seed
                     new = new + step.noise * normal(seed, seed.new_full(seed.shape, number), x.shape[1:], 0).to(
                         new.dtype
                     )

@@ -22,7 +22,7 @@ from rtm_kernels.ops.halting.mixture import HaltingState, halting_update, initia
 from rtm_kernels.ops.halting.reference import halting_logits
 from rtm_kernels.program import ADAPTER
 from rtm_kernels.recursion import reference
-from rtm_kernels.text.config import SYMBOLS, TextConfig
+from rtm_kernels.text.config import BOUNDARY, SYMBOLS, TextConfig
 from rtm_kernels.text.packing import Packed
 
 POLICY = "cumulative_token"
@@ -160,7 +160,7 @@ class TextModel(nn.Module):
 
     def begin_words(self, y: Tensor) -> Tensor:
         """The decoder's first input of words [..., byte_size], from the backbone's states y [..., D] before them."""
-        boundary = self.embed(torch.full((), 256, device=y.device))
+        boundary = self.embed(torch.full((), BOUNDARY, device=y.device))
         return boundary + F.linear(y, self.down_proj.weight.to(y.dtype))
 
     def write_words(self, y: Tensor, packed: Packed) -> Tensor:
