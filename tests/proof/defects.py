@@ -54,6 +54,7 @@ REMOVED = {
     "wgmma fence": "wgmma.fence",
     "cp.async wait": "cp.async.wait_group",
     "proxy fence": "fence.proxy.async",
+    "launch wait": "griddepcontrol.wait",
 }
 """Instructions that are removed: name -> start of the opcode."""
 RELAXED = {"release": ".release.", "acquire": ".acquire.", "acq_rel": ".acq_rel."}
@@ -252,7 +253,7 @@ class Seeder:
         for d in self.every.setdefault(key, list(defects(code.kernel))):
             if not d.why:
                 launch.memory.fill([])
-                d.why = self.seed(launch, code.changed(d.n, d.block), wanted, d.kind.startswith("wgmma"))
+                d.why = self.seed(launch, code.changed(d.n, d.block), wanted, d.kind.startswith(("wgmma", "launch")))
         launch.memory.fill(left)
 
     def seed(self, launch: Launch, code: Program, wanted: list[np.ndarray], products: bool) -> str:
