@@ -69,6 +69,10 @@ class RecursiveReasoner(Pretrained):
     `impl` and `attention` choose the ops' implementation (see `FusedTRMBlock`); loss heads read `impl` too.
     """
 
+    config: ModelConfig
+    configs = ModelConfig
+    card = "recursive reasoning model", "cli", "rtm solve puzzles.txt"
+
     def __init__(self, config: ModelConfig, *, impl: str = "auto", attention: str = "auto") -> None:
         super().__init__()
         self.config, self.impl = config, impl
@@ -92,6 +96,11 @@ class RecursiveReasoner(Pretrained):
         """What executes programs instead of the stacks one by one; None for the stacks."""
         self._rank, self._world_size = 0, 1
         self.register_load_state_dict_pre_hook(drop_official_prefixes)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that a saved model holds, by name; a tied lm_head is left out: it is the token embedding."""
+        state = self.state_dict()
+        return {k: v for k, v in state.items() if not (self.config.tied_lm_head and k == "lm_head.weight")}
 
     def set_depth(self, config: ModelConfig) -> None:
         """Go on with the cycles and the cap on ACT steps of `config`, all of whose weights the model has.

@@ -96,7 +96,7 @@ def test_a_card_is_written_once(used: tuple[dict[str, Any], hub_server.Hub, Path
     card = commits[1]["README.md"].decode()
     head, body = card.removeprefix("---\n").split("---\n", 1)
     assert head.splitlines() == ["library_name: rtm-kernels", "tags:", "- recursive-reasoning", "- trm"]
-    assert body.startswith("\n# tiny\n") and "`trm`" in body and "5\ntokens out of a vocabulary of" in body
+    assert body.startswith("\n# tiny\n") and "`trm`" in body and "length\n5, vocabulary of" in body
     assert 'from_pretrained("me/tiny")' in body and "$" not in card
     assert len(commits) == 4 and all(files["README.md"] == card.encode() for files in commits[1:])
 

@@ -57,19 +57,11 @@ def predict(model: TextModel, packed: Packed, rounds: int | None = None) -> tupl
 
 
 def batches(model: TextModel, documents: Sequence[Sequence[bytes]], batch_size: int) -> Iterator[Packed]:
-    """Documents packed in rows of the length of training, `batch_size` rows at a time."""
+    """Documents in pieces of at most a row of training, `batch_size` pieces at a time."""
     length, row = model.config.backbone.seq_len, model.config.byte_row
-    waiting: list[Sequence[bytes]] = []
-    size = 0
-    for document in documents:
-        for begin in range(0, len(document), batch_size * length):
-            part = document[begin : begin + batch_size * length]
-            if waiting and size + len(part) > batch_size * length:
-                yield pack_documents(waiting, length, row).to(model.device)
-                waiting, size = [], 0
-            waiting, size = [*waiting, part], size + len(part)
-    if waiting:
-        yield pack_documents(waiting, length, row).to(model.device)
+    pieces = [words[i : i + length] for words in documents for i in range(0, len(words), length)]
+    for i in range(0, len(pieces), batch_size):
+        yield pack_documents(pieces[i : i + batch_size], length, row).to(model.device)
 
 
 def text_flops(config: TextConfig, words: float, positions: float) -> float:

@@ -19,6 +19,8 @@ from rtm_kernels.train.text_recipe import TextRecipe
 STDLIB = "stdlib"
 PIECE = 1 << 16
 """Bytes of the longest document: longer files are cut at line ends."""
+LONGEST = 64
+"""Bytes in which a row looks for the begin of a word."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,13 @@ class Document:
     end: int
     key: str
 
-    def text(self) -> str:
+    def content(self) -> bytes:
         """The content. Errors: `InputError` when the file has changed since it was found."""
         with open(self.path, "rb") as file:
             file.seek(self.begin)
             content = file.read(self.end - self.begin)
         require(_key(content) == self.key, printable(str(self.path)), "changed", "the content at the begin of the run")
-        return content.decode()
+        return content
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Corpus:
             size += document.end - document.begin
             if texts and size > limit:
                 break
-            texts.append(document.text())
+            texts.append(document.content().decode())
         return texts
 
 
@@ -139,65 +141,50 @@ def _key(content: bytes) -> str:
 
 
 class TextStream:
-    """Endless batches of packed words: each row goes on with a document of its own, then takes the next one.
+    """Endless batches of packed words. A row begins anywhere in the documents, between words, each byte as likely as
+    any other; where its document ends, with a word without bytes, another one begins, as a segment of its own.
 
-    The order of documents is drawn anew in each pass over them. A row begins a segment, so the words of a document see
-    those of their own row only. A document that is read to its end ends with a word without bytes.
+    A batch follows from the recipe's seed and the number of batches before it.
     """
 
     def __init__(self, recipe: TextRecipe) -> None:
         self.recipe, self.corpus = recipe, find_corpus(recipe.data, recipe.held_out)
         self.split = splitter(recipe.model.max_bytes)
         self.taken = 0
-        self.lanes = [[-1, 0] for _ in range(recipe.batch_size)]
-        """Document, counted over all passes, and word of it, that each row goes on with."""
-        self._orders: dict[int, np.ndarray] = {}
-        self._words: dict[int, list[bytes]] = {}
+        self.ends = np.cumsum([document.end - document.begin for document in self.corpus.train])
 
     def batch(self) -> tuple[Packed, int]:
         """The next batch, and its bytes."""
-        length, rows = self.recipe.model.backbone.seq_len, len(self.lanes)
+        length, rows = self.recipe.model.backbone.seq_len, self.recipe.batch_size
+        rng = np.random.default_rng([self.recipe.seed, self.taken])
+        self.taken += 1
         words: list[bytes] = []
-        first = np.zeros((rows, length), bool)
-        for row in range(rows):
-            slot = 0
-            while slot < length:
-                first[row, slot] = True
-                number, offset = self._open(row)
-                part = self._words[number][offset : offset + length - slot]
-                words += part
-                slot += len(part)
-                self.lanes[row][1] += len(part)
+        first = np.zeros(rows * length, bool)
+        while len(words) < rows * length:
+            first[len(words)] = True
+            words += self._words(rng, -len(words) % length or length, inside=len(words) % length == 0)
         content = b"".join(words)
         lengths = np.array([len(word) for word in words]).reshape(rows, length)
-        return pack(content, lengths, first, self.recipe.model.byte_row), len(content)
+        return pack(content, lengths, first.reshape(rows, length), self.recipe.model.byte_row), len(content)
 
-    def _open(self, row: int) -> tuple[int, int]:
-        """The document of a row and the word it goes on with; the next document where this one is at its end."""
-        number, offset = self.lanes[row]
-        if number >= 0 and number not in self._words:  # after a resume
-            self._words[number] = self._read(number)
-        if number < 0 or offset == len(self._words[number]):
-            self._words.pop(number, None)
-            number, offset = self.taken, 0
-            self._words[number] = self._read(number)
-            self.taken, self.lanes[row] = self.taken + 1, [number, 0]
-        return number, offset
-
-    def _read(self, number: int) -> list[bytes]:
-        documents = self.corpus.train
-        turn, place = divmod(number, len(documents))
-        if turn not in self._orders:
-            self._orders = {turn: np.random.default_rng([self.recipe.seed, turn]).permutation(len(documents))}
-        return [*self.split(documents[self._orders[turn][place]].text()), b""]
+    def _words(self, rng: np.random.Generator, most: int, inside: bool) -> list[bytes]:
+        """At most so many words from a place that is drawn, `inside` a document or at its begin."""
+        place = rng.integers(self.ends[-1])
+        number = int(np.searchsorted(self.ends, place, side="right"))
+        content = self.corpus.train[number].content()
+        offset = len(content) - int(self.ends[number] - place) if inside else 0
+        low = max(0, offset - LONGEST)
+        begin = max(low, content.rfind(b" ", low, offset), content.rfind(b"\n", low, offset))
+        part = content[begin : begin + most * self.recipe.model.max_bytes + LONGEST]
+        return [*self.split(part.decode(errors="ignore")), b""][:most]
 
     def state(self) -> str:
         """The position of the stream as text."""
-        return json.dumps({"corpus": self.corpus.key, "taken": self.taken, "lanes": self.lanes})
+        return json.dumps({"corpus": self.corpus.key, "taken": self.taken})
 
     def load_state(self, state: str) -> None:
         """Continue from a position that `state` returned. Errors: `InputError`."""
         values = json.loads(state)
         if values["corpus"] != self.corpus.key:
             raise InputError(f"data={self.recipe.data!r}: the text is not the one at the begin of the run")
-        self.taken, self.lanes, self._words = values["taken"], values["lanes"], {}
+        self.taken = values["taken"]

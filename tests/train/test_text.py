@@ -75,15 +75,15 @@ def test_documents_are_counted_once_and_held_out_by_their_content(folder: Path) 
     assert replace(found, train=found.train[1:]).key != found.key
     (folder / "deep" / "0.py").write_text("changed")
     with pytest.raises(InputError, match="changed"):
-        [document.text() for document in [*found.train, *found.held_out]]
+        [document.content() for document in [*found.train, *found.held_out]]
 
 
 def test_a_long_file_is_cut_at_line_ends(tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text(TEXT, encoding="utf-8")
     found = find_corpus(str(tmp_path / "one.txt"), 0.3)
     parts = sorted([*found.train, *found.held_out], key=lambda document: document.begin)
-    assert "".join(part.text() for part in parts) == TEXT and len(parts) == 2
-    assert all(part.text().endswith("\n") and part.end - part.begin <= 1 << 16 for part in parts)
+    assert b"".join(part.content() for part in parts) == TEXT.encode() and len(parts) == 2
+    assert all(part.content().endswith(b"\n") and part.end - part.begin <= 1 << 16 for part in parts)
 
 
 @pytest.mark.parametrize("data", ["nothing", "."])
@@ -93,7 +93,7 @@ def test_a_corpus_that_is_not_there_is_refused(data: str, tmp_path: Path, monkey
         find_corpus(data, 0.1)
 
 
-def test_a_stream_gives_every_document_once_in_a_pass_and_goes_on_from_its_state(folder: Path) -> None:
+def test_a_stream_gives_words_of_its_documents_and_goes_on_from_its_state(folder: Path) -> None:
     recipe = tiny(folder)
     stream = TextStream(recipe)
     first = [stream.batch() for _ in range(5)]
@@ -107,15 +107,20 @@ def test_a_stream_gives_every_document_once_in_a_pass_and_goes_on_from_its_state
     with pytest.raises(InputError, match="not the one at the begin"):
         other.load_state(json.dumps(changed))
     assert first[0][0].first.shape == (3, 12) and first[0][1] == (first[0][0].symbols != 256).sum()
-    whole = TextStream(replace(recipe, batch_size=1))
-    length = sum(len(whole.split(document.text())) + 1 for document in whole.corpus.train)
-    content = b""
-    for _ in range(-(-length // 12)):
-        packed, _ = whole.batch()
-        symbols = packed.targets[packed.targets >= 0].tolist()
-        content += bytes(0 if s == 257 else s for s in symbols if s != 256)
-    read = content.split(b"\0")[: len(whole.corpus.train)]
-    assert sorted(read) == sorted(document.text().encode() for document in whole.corpus.train)
+    documents = [document.content() for document in other.corpus.train]
+    begun, ended = set(), 0
+    for packed, _ in (other.batch() for _ in range(150)):
+        targets = packed.targets.flatten()
+        words = [bytes(targets[i : i + 9].tolist()[: targets[i:].tolist().index(256)]) if targets[i] < 256 else b""
+                 for i in packed.starts.tolist()]  # fmt: skip
+        for row in range(3):
+            own, starts = words[12 * row : 12 * row + 12], packed.first[row].nonzero().flatten().tolist()
+            for i, j in zip(starts, [*starts[1:], 12], strict=True):
+                part, ended = b"".join(own[i:j]), ended + (own[j - 1] == b"")
+                where = [d for d in documents if (d.endswith(part) if own[j - 1] == b"" else part in d)]
+                assert where and (i == 0 or any(d.startswith(part) for d in where))
+                begun |= {documents.index(d) for d in where if len(where) == 1}
+    assert len(begun) == len(documents) and ended > 10
 
 
 @pytest.mark.parametrize("kind", ["rins", "rtm"])
