@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rtm_kernels.errors import require
 from rtm_kernels.text.config import BOUNDARY, TEXT_END
 
 IGNORED = -100
@@ -41,10 +40,6 @@ def pack(content: bytes, lengths: np.ndarray, first: np.ndarray, row: int) -> Pa
     `first` [B, L] marks the slots that begin a segment; the first of each row does.
     """
     sizes = lengths.reshape(-1).astype(np.int64)
-    require(bool(first[:, 0].all()), "first", first[:, 0].tolist(), "true at the begin of each row")
-    require(int(sizes.sum()) == len(content), "lengths", int(sizes.sum()), f"{len(content)} bytes")
-    longest = int(sizes.max(initial=0))
-    require(longest < row, "lengths", longest, f"words of at most {row - 1} bytes")
     offsets, count = place(sizes + 1, row)
     within = np.arange(len(content)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     places = np.repeat(offsets + 1, sizes) + within

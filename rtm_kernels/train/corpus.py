@@ -103,17 +103,11 @@ def find_corpus(data: str, held_out: float) -> Corpus:
 
 
 def _paths(data: str) -> tuple[Path, list[Path]]:
-    if data == STDLIB:
-        root = Path(sysconfig.get_path("stdlib"))
-        found = [path for path in sorted(root.rglob("*.py")) if "site-packages" not in path.parts]
-        require(bool(found), "data", data, f"sources in {root}: this Python has none; give a file or folder")
-        return root, found
-    root = Path(data)
-    if root.is_file():
-        return root, [root]
-    require(root.is_dir(), "data", data, f"{STDLIB}, or a file or folder of text")
-    files = (path for path in sorted(root.rglob("*")) if path.is_file())
-    return root, [p for p in files if not any(part.startswith(".") for part in p.relative_to(root).parts)]
+    root, pattern = (Path(sysconfig.get_path("stdlib")), "*.py") if data == STDLIB else (Path(data), "*")
+    require(root.exists(), "data", data, f"{STDLIB}, or a file or folder of text")
+    files = [root] if root.is_file() else [path for path in sorted(root.rglob(pattern)) if path.is_file()]
+    parts = ((path, path.relative_to(root).parts) for path in files)
+    return root, [p for p, names in parts if not any(n[0] == "." or n == "site-packages" for n in names)]
 
 
 def _pieces(content: bytes) -> Iterator[tuple[int, int]]:
