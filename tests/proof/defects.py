@@ -87,6 +87,9 @@ ARGUED: dict[Place, tuple[int, str]] = {
     ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier", "for f in range(0, F, BLOCK_F):"):
         (1, "behind the loop each warp stores only where copies of its own have landed"),
     ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier",
+     "w = tl.load(w_ptrs, mask=mask_w, other=0.0)  # [BN, 2 BF]"):
+        (1, "the copies go where products of the round before read; each warp waits for them before other barriers"),
+    ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier",
      "tl.store(dh_ptr + dr_offs, (acc + dr.to(ACC)).to(dh_ptr.dtype.element_ty), mask=mask)"):
         (1, "each thread overwrites only what it has itself read"),
     ("_norm", "weight_grad_kernel", "barrier",
@@ -95,6 +98,8 @@ ARGUED: dict[Place, tuple[int, str]] = {
     ("mixer", "hidden_backward_kernel", "barrier",
      "w = tl.load(w_ptrs, mask=mask_rows & below(n + offs_n, N_PAD, BLOCK_N)[:, None], other=0.0)  # [BN, 2 BF]"):
         (2, "the part that is not copied is stored before a third barrier, which orders the copies as well"),
+    ("mixer", "hidden_backward_kernel", "barrier", "for n in range(0, N, BLOCK_N):"):
+        (1, "behind the loop each warp stores only where copies of its own have landed"),
     **{
         ("token_loss", "forward_kernel", "mask", f"tl.store({what}, mask=mask_l)"):
             (1, "of a vocabulary this wide a tile is one token, so none lies beyond the last one")
