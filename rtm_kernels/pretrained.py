@@ -58,6 +58,23 @@ class Pretrained(nn.Module):
     configs: ClassVar[type[Config]]
     card: ClassVar[tuple[str, str, str]]
 
+    @property
+    def backbone(self) -> ModelConfig:
+        """The config of the recursion."""
+        found: ModelConfig = getattr(self.config, "backbone", self.config)
+        return found
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute dtype, `forward_dtype` of the config."""
+        dtype: torch.dtype = getattr(torch, self.backbone.forward_dtype)
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return next(self.parameters()).device
+
     @classmethod
     def from_pretrained(
         cls: type[Model], name_or_path: str | os.PathLike[str], *, impl: str = "auto", attention: str = "auto",
@@ -115,9 +132,8 @@ class Pretrained(nn.Module):
         """
         require(HUB_ID.fullmatch(repo_id) is not None, "repo_id", repo_id, "owner/name")
         parameters = sum(value.numel() for value in self.parameters())
-        backbone: ModelConfig = getattr(self.config, "backbone", self.config)
-        fields = dict(zip(("about", "extra", "command"), self.card, strict=True), **vars(backbone), **{
-            "name": repo_id.split("/")[1], "parameters": f"{parameters:,}", "steps": len(backbone.program),
+        fields = dict(zip(("about", "extra", "command"), self.card, strict=True), **vars(self.backbone), **{
+            "name": repo_id.split("/")[1], "parameters": f"{parameters:,}", "steps": len(self.backbone.program),
             "module": type(self).__module__, "model": type(self).__name__,
         })  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
@@ -128,8 +144,9 @@ class Pretrained(nn.Module):
             )  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that a saved model holds, by name."""
-        return self.state_dict()
+        """The tensors that a saved model holds, by name: the state dict without a tied lm_head."""
+        state = self.state_dict()
+        return {k: v for k, v in state.items() if not (self.backbone.tied_lm_head and k == "lm_head.weight")}
 
     @classmethod
     def specs(cls, config: Any) -> dict[str, Tensor]:

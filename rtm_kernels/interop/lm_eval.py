@@ -87,10 +87,9 @@ class TextLM(LM):
 
     def _score(self, documents: list[list[bytes]]) -> list[tuple[Tensor, Tensor]]:
         """Of each document the loss of every symbol, and whether it is the likeliest."""
-        scored = [part[2:] for part in score(self.model, documents, self.rounds, self.size)]
+        none = torch.zeros(0, device=self.model.device)
+        scored = [(none, none.bool()), *(part[2:] for part in score(self.model, documents, self.rounds, self.size))]
         sizes = [sum(len(word) + 1 for word in words) for words in documents]
-        if not scored:  # nothing but empty texts
-            return [(torch.zeros(0), torch.zeros(0, dtype=torch.bool)) for _ in sizes]
         losses, hits = (torch.cat(part).cpu().split(sizes) for part in zip(*scored, strict=True))
         return list(zip(losses, hits, strict=True))
 

@@ -55,7 +55,8 @@ class TextConfig(Config):
         backbone = self.backbone
         one_of("backbone.arch", backbone.arch, ARCHS)
         for name, wanted in (("vocab_size", SYMBOLS), ("mixer", "attention"), ("channel_mixer", "swiglu"),
-                             ("causal", True), ("pos_encodings", "rope"), ("prefix_len", 0)):  # fmt: skip
+                             ("causal", True), ("pos_encodings", "rope"), ("prefix_len", 0),
+                             ("tied_lm_head", False)):  # fmt: skip
             value = getattr(backbone, name)
             require(value == wanted, f"backbone.{name}", value, f"{wanted!r} for text")
         one_of("backbone.halting", backbone.halting, ("fixed", "cumulative_token"))
@@ -86,9 +87,8 @@ class TextConfig(Config):
     @property
     def bytes_config(self) -> ModelConfig:
         """The layers of the encoder and of the decoder, as the cost model reads them."""
-        return ModelConfig(
-            vocab_size=SYMBOLS, seq_len=self.byte_row, arch="transformer", hidden_size=self.byte_size,
-            num_heads=self.byte_heads, layers={"H_level": 1}, mixer="attention", pos_encodings="rope",
-            inner_size=self.byte_inner, rms_norm_eps=self.backbone.rms_norm_eps, rope_theta=self.backbone.rope_theta,
-            qk_norm=self.backbone.qk_norm, forward_dtype=self.backbone.forward_dtype, halting="fixed",
+        return replace(
+            self.backbone, arch="transformer", seq_len=self.byte_row, hidden_size=self.byte_size,
+            num_heads=self.byte_heads, layers={"H_level": 1}, H_cycles=1, L_cycles=1, inner_size=self.byte_inner,
+            causal=False, halting="fixed", adapter_rank=0, state_ema=0.0,
         )  # fmt: skip

@@ -35,16 +35,14 @@ class Writer:
         """Take in the next symbol. Errors: `InputError` for one that is ruled out."""
         require(bool(self.logits[symbol] > -math.inf), "symbol", symbol, "one that may come next")
         if symbol == BOUNDARY:
-            word, self.word = bytes(self.word), bytearray()
-            self.read([word])
+            self.read([bytes(self.word)])
         else:
             self.word.append(symbol)
             self._next(self.model.embed(torch.tensor(symbol, device=self.model.device)))
 
     @torch.no_grad()
     def read(self, words: Sequence[bytes]) -> None:
-        """Take in whole words; the decoder, whose word must be empty, is not asked about their bytes."""
-        require(not self.word, "word", bytes(self.word), "at its begin")
+        """Take in whole words where a word begins; the decoder is not asked about their bytes."""
         for word in words:
             packed = pack_documents([[word]], 1, self.model.config.max_bytes + 1).to(self.model.device)
             self.words.append((word, self._think(self.model.read_words(packed)[0])))
@@ -88,8 +86,8 @@ def generate(
         writer.read(whole)
         for symbol in last:
             writer.write(symbol)
-    ends = [text.encode() for text in stop]
-    held, longest = bytearray(), max((len(end) for end in ends), default=1)
+    ends = sorted((text.encode() for text in stop), key=len, reverse=True)
+    held, longest = bytearray(), len(ends[0]) if ends else 1
     rng = torch.Generator().manual_seed(seed)
     written = 0
     while written < max_bytes:
@@ -101,10 +99,10 @@ def generate(
             continue
         held.append(symbol)
         written += 1
-        if any(held.endswith(end) for end in ends):
-            found = max((end for end in ends if held.endswith(end)), key=len)
-            yield bytes(held[: -len(found)])
-            return
+        for end in ends:
+            if held.endswith(end):
+                yield bytes(held[: -len(end)])
+                return
         ready = len(held) - longest + 1
         if ready > 0:
             yield bytes(held[:ready])

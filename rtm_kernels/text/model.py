@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -12,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rtm_kernels.block import CosSin, Embedding, FusedTRMBlock, Linear, Stack, trunc_normal
+from rtm_kernels.block import CosSin, Embedding, FusedTRMBlock, Linear, trunc_normal
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import require
-from rtm_kernels.model import add_recursion
+from rtm_kernels.model import add_recursion, stack_of
 from rtm_kernels.names import init_name
-from rtm_kernels.ops.attention_norm.reference import rope_tables
+from rtm_kernels.ops.attention_norm.reference import rope_tables, segment_bias
 from rtm_kernels.ops.halting.mixture import HaltingState, halting_update, initial_state
 from rtm_kernels.ops.halting.reference import halting_logits
 from rtm_kernels.pretrained import Pretrained
@@ -57,16 +58,8 @@ class TextModel(Pretrained):
         self.config, backbone, narrow = config, config.backbone, config.bytes_config
         self.narrow = narrow
         self.embed_bytes = Embedding(SYMBOLS, config.byte_size, std=config.byte_size**-0.5)
-        for name, count in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
-            blocks = [
-                FusedTRMBlock(
-                    config.byte_size, mixer="attention", num_heads=config.byte_heads, inner_size=config.byte_inner,
-                    causal=name == "decoder", qk_norm=narrow.qk_norm, eps=narrow.rms_norm_eps, impl=impl,
-                    attention=attention,
-                )
-                for _ in range(count)
-            ]  # fmt: skip
-            self.add_module(name, Stack(blocks))
+        self.encoder = stack_of(config.encoder_layers, narrow, impl, attention)
+        self.decoder = stack_of(config.decoder_layers, replace(narrow, causal=True), impl, attention)
         self.up_proj = Linear(config.byte_size, backbone.hidden_size)
         self.start = nn.Parameter(trunc_normal(backbone.hidden_size, std=1.0))
         add_recursion(self, backbone, impl, attention)
@@ -77,17 +70,6 @@ class TextModel(Pretrained):
             nn.init.zeros_(self.q_head.weight)
             nn.init.constant_(self.q_head.bias, -math.log(max(1, config.rounds - 1)))  # all rounds at first
         self._rope: dict[tuple[int, int, torch.device], CosSin] = {}
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The compute dtype."""
-        dtype: torch.dtype = getattr(torch, self.config.backbone.forward_dtype)
-        return dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the parameters."""
-        return self.start.device
 
     def rope(self, length: int, config: ModelConfig) -> CosSin:
         """RoPE tables [length, head_dim] of layers of `config`, in float32 on the model's device."""
@@ -104,8 +86,8 @@ class TextModel(Pretrained):
 
     def read_words(self, packed: Packed) -> Tensor:
         """Embeddings [words, D] of the packed words, by their bytes alone."""
-        cos_sin = self.rope(packed.symbols.shape[1], self.narrow)
-        states = self.get_submodule("encoder")(self.embed(packed.symbols), (), cos_sin, packed.words)
+        cos_sin, bias = self.rope(packed.symbols.shape[1], self.narrow), segment_bias(packed.words, False, self.dtype)
+        states = self.encoder(self.embed(packed.symbols), (), cos_sin, bias)
         return F.linear(states.flatten(0, 1)[packed.starts], self.up_proj.weight.to(states.dtype))
 
     def slots(self, words: Tensor, first: Tensor) -> Tensor:
@@ -118,18 +100,19 @@ class TextModel(Pretrained):
         trained). Words of different `segments` [B, L] do not see each other."""
         config, rounds = self.config, self.rounds(rounds)
         program, cos_sin = config.program(rounds), self.rope(x.shape[1], config.backbone)
+        bias = segment_bias(segments, True, x.dtype)
         inputs: dict[int, Tensor] = {}  # of each layer, in the last step that a word took part in
 
         def step(number: int, active: Tensor, latents: Latents) -> Latents:
             if not config.halts:
                 stacks = {name: self.get_submodule(name) for name in program.stacks}
-                apply = {name: partial(stack, cos_sin=cos_sin, segments=segments) for name, stack in stacks.items()}
+                apply = {name: partial(stack, cos_sin=cos_sin, bias=bias) for name, stack in stacks.items()}
                 return reference.run(program, latents, x, apply)
             takes_part = active[..., None]
 
             def call(place: int, layer: FusedTRMBlock, h: Tensor) -> Tensor:
                 inputs[place] = h = torch.where(takes_part, h, inputs[place]) if place in inputs else h
-                return layer(h, (), cos_sin, segments)
+                return layer(h, (), cos_sin, bias)
 
             new = reference.run(program, latents, x, self.layer_by_layer(program, call))
             return {name: torch.where(takes_part, new[name], old) for name, old in latents.items()}
@@ -184,8 +167,8 @@ class TextModel(Pretrained):
         """Logits [R, W, SYMBOLS] of the symbol after each position, from the backbone's y [B, L, D]."""
         x = self.embed(packed.symbols)
         x = x.flatten(0, 1).index_copy(0, packed.starts, self.begin_words(y).flatten(0, 1)).view(x.shape)
-        cos_sin = self.rope(x.shape[1], self.narrow)
-        states = self.get_submodule("decoder")(x, (), cos_sin, packed.words)
+        cos_sin, bias = self.rope(x.shape[1], self.narrow), segment_bias(packed.words, True, x.dtype)
+        states = self.decoder(x, (), cos_sin, bias)
         return F.linear(states, self.lm_head.weight.to(states.dtype))
 
     def forward(self, packed: Packed, rounds: int | None = None) -> tuple[Tensor, Thought]:

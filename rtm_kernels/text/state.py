@@ -147,7 +147,7 @@ class ByteState:
         mask = (torch.arange(self.capacity, device=x.device) <= place).view(1, 1, 1, -1)
         tables = self.model.rope(config.byte_row, self.model.narrow)
         h, rows = x[None], Rows(zero, place, zero, mask)
-        for layer, memory in zip(self.model.get_submodule("decoder").layers, self.memories, strict=True):  # type: ignore
+        for layer, memory in zip(self.model.decoder.layers, self.memories, strict=True):
             h = attend(layer, h, rows, memory, (tables[0][place], tables[1][place]))
         self.count += 1
         return F.linear(h[0], self.model.lm_head.weight.to(h.dtype))

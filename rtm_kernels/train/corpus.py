@@ -50,11 +50,6 @@ class Corpus:
     unread: int  # files that are no UTF-8 text
     repeated: int  # documents that stood there before
 
-    @property
-    def key(self) -> str:
-        """A digest of the documents to train on."""
-        return _key("".join(document.key for document in self.train).encode())
-
     def sample(self, limit: int) -> list[str]:
         """Held-out documents, as many as fit into `limit` bytes, at least one."""
         texts: list[str] = []
@@ -75,7 +70,7 @@ def find_corpus(data: str, held_out: float) -> Corpus:
 
     Errors: `InputError` when nothing is there, or only one part of it is left.
     """
-    root, paths = _paths(data)
+    paths = _paths(data)
     seen: set[str] = set()
     parts: tuple[list[Document], list[Document]] = ([], [])
     unread = repeated = 0
@@ -93,8 +88,7 @@ def find_corpus(data: str, held_out: float) -> Corpus:
             seen.add(document.key)
             chosen = int((whole if len(paths) > 1 else document.key)[:8], 16) < held_out * 2**32
             parts[chosen].append(document)
-    where = printable(str(root))
-    require(len(seen) > 1, "data", where, f"at least two documents of UTF-8 text; {unread} files are none")
+    require(len(seen) > 1, "data", data, f"at least two documents of UTF-8 text; {unread} files are none")
     if not parts[1]:  # a small corpus: its last document by content
         parts[1].append(parts[0].pop(max(range(len(parts[0])), key=lambda i: parts[0][i].key)))
     require(bool(parts[0]), "held_out", held_out, "a smaller share: nothing is left to train on")
@@ -102,12 +96,12 @@ def find_corpus(data: str, held_out: float) -> Corpus:
     return Corpus(train, test, unread, repeated)
 
 
-def _paths(data: str) -> tuple[Path, list[Path]]:
+def _paths(data: str) -> list[Path]:
     root, pattern = (Path(sysconfig.get_path("stdlib")), "*.py") if data == STDLIB else (Path(data), "*")
     require(root.exists(), "data", data, f"{STDLIB}, or a file or folder of text")
     files = [root] if root.is_file() else [path for path in sorted(root.rglob(pattern)) if path.is_file()]
     parts = ((path, path.relative_to(root).parts) for path in files)
-    return root, [p for p, names in parts if not any(n[0] == "." or n == "site-packages" for n in names)]
+    return [p for p, names in parts if not any(n[0] == "." or n == "site-packages" for n in names)]
 
 
 def _pieces(content: bytes) -> Iterator[tuple[int, int]]:
@@ -145,6 +139,7 @@ class TextStream:
         self.recipe, self.corpus = recipe, find_corpus(recipe.data, recipe.held_out)
         self.split = splitter(recipe.model.max_bytes)
         self.taken = 0
+        self.key = _key("".join(document.key for document in self.corpus.train).encode())
         self.ends = np.cumsum([document.end - document.begin for document in self.corpus.train])
 
     def batch(self) -> tuple[Packed, int]:
@@ -174,11 +169,11 @@ class TextStream:
 
     def state(self) -> str:
         """The position of the stream as text."""
-        return json.dumps({"corpus": self.corpus.key, "taken": self.taken})
+        return json.dumps({"corpus": self.key, "taken": self.taken})
 
     def load_state(self, state: str) -> None:
         """Continue from a position that `state` returned. Errors: `InputError`."""
         values = json.loads(state)
-        if values["corpus"] != self.corpus.key:
+        if values["corpus"] != self.key:
             raise InputError(f"data={self.recipe.data!r}: the text is not the one at the begin of the run")
         self.taken = values["taken"]
