@@ -69,6 +69,7 @@ class RecursiveReasoner(Pretrained):
     `impl` and `attention` choose the ops' implementation (see `FusedTRMBlock`); loss heads read `impl` too.
     """
 
+    @torch.inference_mode(False)  # weights of inference mode could not be trained
     def __init__(self, config: ModelConfig, *, impl: str = "auto", attention: str = "auto") -> None:
         super().__init__()
         self.config, self.impl = config, impl
