@@ -78,6 +78,7 @@ class RecursiveReasoner(Pretrained):
     configs = ModelConfig
     card = "recursive reasoning model", "cli", "rtm solve puzzles.txt"
 
+    @torch.inference_mode(False)  # weights of inference mode could not be trained
     def __init__(self, config: ModelConfig, *, impl: str = "auto", attention: str = "auto") -> None:
         super().__init__()
         self.config, self.impl = config, impl
