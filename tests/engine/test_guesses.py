@@ -140,11 +140,11 @@ def test_answers_are_drawn_by_a_power_of_their_probability(step: int) -> None:
     made.take(torch.full((n,), step), said.expand(n, -1, -1), latents, x)
     now = made.rows[:, -16:].numpy()
     found = Counter((3, int(row[3])) if row[3] != BLANK else (7, int(row[7])) for row in now)
-    weights, sharpness = {}, SHARPNESS[step == FIRST + EVERY]
+    weights = {}
     for place in (3, 7):
         z = logits[place].double()
         s = torch.where(z < 0, 1 / (1 - z), z + 1)
-        weights |= {(place, token): float((s / s.sum())[token] ** sharpness) for token in range(2, 6)}
+        weights |= {(place, token): float((s / s.sum())[token] ** SHARPNESS) for token in range(2, 6)}
     total = sum(weights.values())
     for key, weight in weights.items():
         expected = n * weight / total
