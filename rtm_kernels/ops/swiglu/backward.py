@@ -15,6 +15,7 @@ from rtm_kernels.ops.swiglu.tiles import (
     gate_up_rows,
     gate_up_unit,
     load_sum,
+    overlap,
     row_block,
     silu_gate_backward,
     split_gate_up,
@@ -26,8 +27,10 @@ def inject_kernel(
     h_ptr, x_ptr, first_ptr, second_ptr, R, N: tl.constexpr,
     h_stride_b, h_stride_r, h_stride_n, x_stride_b, x_stride_r, x_stride_n,
     TERMS: tl.constexpr, ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):  # fmt: skip
     """`h = x + (first + second)`, rounded as the forward kernels round it; one [BLOCK_R, BLOCK_N] tile."""
+    overlap(OVERLAP)
     blocks_n = tl.cdiv(N, BLOCK_N)
     pid = tl.program_id(0)
     batch, offs_r = row_block(pid // blocks_n, R, BLOCK_R)
