@@ -27,6 +27,9 @@ CONFIG = ModelConfig(vocab_size=6, seq_len=16, hidden_size=16, num_heads=1, H_cy
                      layers={"L_level": 1}, halt_max_steps=9, halting="settle")  # fmt: skip
 PUZZLES = [sudoku.to_text(board) for board in sudoku.generate(8, size=4, seed=9, clues=(5, 5))[0]]
 
+SPARSE = sudoku.to_text(sudoku.generate(1, size=4, seed=9, clues=(4, 4))[0][0])
+"""Four clues: with two guesses `Unsure` does not know the answer."""
+
 
 def reasoner() -> RecursiveReasoner:
     """A model whose embedding of token t is t in every feature."""
