@@ -66,7 +66,7 @@ CASES = {
         conv((2, 67, 12, 70), (3, 3), 3, "strided", 1), queue(300, 300, 330, (3, 400)),
         *(halting((3, 40, 170), c.name.split()[-2], "plain") for c in small_cases() if c.op == "halting"),
         *(loss((2, 3, 1100), "plain", 3.0, 0.3, which) for which in LOSSES),
-        persistent(2, 120, 72, (70, 72), "sequence", trm(1, 1)), persistent(2, 120, 72, (70, 72), "hidden", rtm(1)),
+        persistent(1, 120, 120, (70, 120), "sequence", trm(1, 1)), persistent(1, 120, 120, (70, 120), "hidden", rtm(1)),
     )
 }  # fmt: skip
 """Together they run every kernel that synchronises, and every loop of it more than once."""
@@ -100,6 +100,19 @@ ARGUED: dict[Place, tuple[int, str]] = {
         (2, "the part that is not copied is stored before a third barrier, which orders the copies as well"),
     ("_norm", "hidden_backward_kernel", "barrier", "for n in range(0, N, BLOCK_N):"):
         (1, "behind the loop each warp stores only where copies of its own have landed"),
+    ("attention", "qkv_kernel", "barrier",
+     "for k in range(0, d_end, BLOCK_K):  # D as a value of the run, as `gemm_kernel` takes K"):
+        (1, "behind the loop each warp stores only where copies of its own have landed"),
+    ("attention", "qkv_kernel", "barrier",
+     "tl.store(rstd_ptr + start * 2 * HEADS + rows[:, None] * 2 * HEADS + heads[None, :], rstd, mask=kept)"):
+        (1, "each warp overwrites only what it has itself read, and reads only what it has itself stored"),
+    ("attention", "gemm_kernel", "barrier",
+     "a = tl.load(a_ptrs, mask=mask_r[:, None] & mask_k[None, :], other=0.0)  # [BR, BK]"):
+        (1, "the copies of each warp go where that warp alone has read"),
+    ("attention", "gemm_kernel", "cp.async wait", "for k in range(0, k_end, BLOCK_K):"):
+        (1, "after so few rounds the copies under way go to other stages than the one stored to behind the loop"),
+    ("tma", "gate_up_tma_kernel", "barrier", "for n in range(0, N, BLOCK_N):"):
+        (1, "the tiles behind it go where the round before read, and another barrier stands between"),
     ("tma", "gate_up_tma_kernel", "barrier", "w_up = gate_up_desc.load([F + start_f, n])"):
         (2, "tiles have places of their own, which the stores after the barrier leave alone"),
     **{
