@@ -30,6 +30,7 @@ def read_all(arguments: list[str], task: Task, limit: int | None) -> list[Puzzle
     Errors: `InputError` for a missing or empty file, and for more than `MAX_PUZZLES` without a limit.
     """
     require(limit is None or limit >= 1, "--limit", limit, "at least 1")
+    require(arguments.count("-") <= 1, "arguments", "- twice", "standard input is read once")
     if not arguments and task.name not in example_names():
         bundled = ", ".join(example_names())
         raise InputError(f"no puzzles were given, and there are bundled examples only of {bundled}, not of {task.name}")

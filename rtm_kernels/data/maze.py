@@ -267,6 +267,7 @@ class Maze(Task):
         rows: list[str] = []
         first = 0
         for number, text, fields, fault in records(source, is_cells):
+            text = None if text and set(text.strip()) in ({"-"}, {"="}) else text  # a line between two mazes
             blank = not (text or "").strip()
             between = text is None or (blank and bool(rows) and len(text) != len(rows[-1]) and not trimmed(rows))
             if rows and (fields or between or self._complete(rows)):

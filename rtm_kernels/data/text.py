@@ -158,7 +158,7 @@ def _rows(
 ) -> Iterator[Found]:
     taken: list[str] = []
     texts = (taken.append(text) or f"{text}\n" for _, text in lines)  # type: ignore[func-returns-value]
-    reader = csv.reader(texts, delimiter=delimiter, quotechar=quote)
+    reader = csv.reader(texts, delimiter=delimiter, quotechar=quote, strict=True)
     while True:
         number = first + reader.line_num
         taken.clear()

@@ -31,8 +31,10 @@ from rtm_kernels.ops.attention_norm.reference import grid_tables
 
 Model = TypeVar("Model", bound=nn.Module)
 
-OPTIONS = ("norm_axis", "num_heads", "grid", "prefix_len", "causal", "qk_norm", "eps", "impl", "attention")
-"""Attributes of `FusedTRMBlock` that its forward reads; an accelerated block carries them too."""
+OPTIONS = ("norm_axis", "impl", "attention", "grid", "classes")
+"""Attributes that an accelerated block has beside its own."""
+READ = (*OPTIONS, "num_heads", "prefix_len", "causal", "qk_norm", "eps")
+"""Attributes of `FusedTRMBlock` that its forward reads, which the official block may not have."""
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -56,14 +58,19 @@ class AcceleratedBlock(Accelerated):
     """The forward of an official block, computed by the fused ops over its own parameters."""
 
     mixer, channel_mixer = FusedTRMBlock.mixer, FusedTRMBlock.channel_mixer
+    prefix_len, qk_norm = 0, False
+    eps = property(lambda self: self.norm_eps)
+    num_heads = property(lambda self: self.self_attn.num_heads)
+    causal = property(lambda self: bool(self.self_attn.causal))
 
     def forward(self, cos_sin: CosSin | None, hidden_states: Tensor, injection: tuple[Tensor, ...] = ()) -> Tensor:
         """The official call, and the injection that is folded into the first load.
 
-        The fused ops call no part of the block. So a block with a hook on a part runs the official forward instead.
+        The fused ops call no part of the block. So a block whose parts have hooks, or were replaced since, runs the
+        official forward instead.
         EqR's tables of a grid come as ((cos of rows, of columns), (sin of rows, of columns)).
         """
-        if _hooked(self):  # type: ignore[arg-type]
+        if _changed(self):  # type: ignore[arg-type]
             total = sum(injection, start=hidden_states)
             return self.official.forward(self, cos_sin=cos_sin, hidden_states=total)
         self.grid = cos_sin is not None and isinstance(cos_sin[0], tuple)
@@ -71,10 +78,15 @@ class AcceleratedBlock(Accelerated):
         return FusedTRMBlock.forward(self, hidden_states, injection, cos_sin)  # type: ignore[arg-type]
 
 
-def _hooked(block: nn.Module) -> bool:
-    """Whether a part of the block has a hook of any kind, or all modules have one."""
-    parts = (module for module in block.modules() if module is not block)
-    return _has_any_global_hook() or any(getattr(module, kind) for module in parts for kind in HOOKS)
+def _changed(block: nn.Module) -> bool:
+    """Whether a part of the block has a hook or a forward of its own, or is of another class than when it was taken."""
+    parts = list(block.modules())[1:]
+    own = any("forward" in vars(part) or _hooked(part) for part in parts)
+    return own or _has_any_global_hook() or [type(part) for part in parts] != block.classes
+
+
+def _hooked(module: nn.Module) -> bool:
+    return any(getattr(module, kind) for kind in HOOKS)
 
 
 class AcceleratedStack(Accelerated):
@@ -88,6 +100,8 @@ class AcceleratedStack(Accelerated):
     ) -> Tensor:  # fmt: skip
         """All blocks on the sum of what is injected and `hidden_states`, [B, L, D]."""
         injected = tuple(given for given in (injection, input_injection) if given is not None)
+        if _hooked(self.layers[0]):  # a hook sees the sum
+            hidden_states, injected = sum(injected, start=hidden_states), ()
         for layer in self.layers:
             hidden_states = layer(cos_sin=cos_sin, hidden_states=hidden_states, injection=injected)
             injected = ()
@@ -119,7 +133,7 @@ def accelerate(model: Model, *, impl: str = "auto", attention: str = "auto") -> 
     if not found:
         raise InputError(f"{type(model).__name__} holds nothing to accelerate; looked for {LOOKED_FOR}")
     for name, module in found.items():
-        check_blocks(name, module, OPTIONS)
+        check_blocks(name, module, READ)
         resolve(impl, next(module.parameters()).device)
     axes = {name: _norm_axis(name, with_values(module)) for name, module in found.items()}
     for name, module in found.items():
@@ -174,9 +188,7 @@ def _subclass(mixin: type[Accelerated], official: type[nn.Module]) -> Any:
 
 def _swap(stack: nn.Module, norm_axis: str, impl: str, attention: str) -> None:
     for layer in dict.fromkeys(stack.layers):  # type: ignore[arg-type]
-        mixer: Any = getattr(layer, "self_attn", None)
-        heads, causal = (1, False) if mixer is None else (mixer.num_heads, bool(mixer.causal))
-        values = (norm_axis, heads, False, 0, causal, False, layer.norm_eps, impl, attention)
+        values = (norm_axis, impl, attention, False, [type(part) for part in layer.modules()][1:])
         for option, value in zip(OPTIONS, values, strict=True):
             setattr(layer, option, value)
         layer.__class__ = _subclass(AcceleratedBlock, type(layer))

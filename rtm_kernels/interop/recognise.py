@@ -50,7 +50,7 @@ def check_blocks(name: str, stack: nn.Module, taken: tuple[str, ...]) -> None:
 
     Errors: `InputError` naming the module and what differs.
     """
-    mixes = all(hasattr(layer.mlp, "dwconv") for layer in stack.layers)  # type: ignore[union-attr]
+    mixes = all(hasattr(getattr(layer, "mlp", None), "dwconv") for layer in stack.layers)  # type: ignore[union-attr]
     if not is_stack(stack) and not mixes and not hasattr(stack, "lambda_"):
         signature = inspect.signature(type(stack).forward)
         raise InputError(f"{name}.forward{signature} is not that of an official stack: {' or '.join(map(str, STACKS))}")
@@ -65,6 +65,8 @@ def check_blocks(name: str, stack: nn.Module, taken: tuple[str, ...]) -> None:
 
 def _difference(layer: Any, taken: tuple[str, ...]) -> str:
     """How a module differs from an official block, or an empty string."""
+    if not hasattr(layer, "mlp"):
+        return "it has no mlp"
     attends = hasattr(layer, "self_attn")
     mixer = ("self_attn.qkv_proj", "self_attn.o_proj") if attends else ("mlp_t.gate_up_proj", "mlp_t.down_proj")
     linears = {"mlp.gate_up_proj", "mlp.down_proj", *mixer}
@@ -109,6 +111,8 @@ def _odd_code(module: nn.Module) -> list[str]:
         return ["a TorchScript graph"]
     if type(module) in (nn.Linear, nn.Conv1d, nn.SiLU):
         return []
+    if type(module).__call__ is not nn.Module.__call__:
+        return ["a __call__ of its own"]
     if hasattr(type(module).forward, "__wrapped__"):
         return ["a decorator"]
     allowed = {*VOCABULARY.split(), *(name for name, part in module._modules.items() if part and _does_nothing(part))}
@@ -129,7 +133,8 @@ def _codes(module: nn.Module) -> Iterator[tuple[types.CodeType, dict[str, Any]]]
             continue
         found.add(function.__code__)
         scope = {**function.__globals__, **vars(type(module))}
-        yield function.__code__, scope
+        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        yield function.__code__.replace(co_consts=(*function.__code__.co_consts, *defaults)), scope
         names = [name for name in function.__code__.co_names if name != "colored_exception"]
         modules = [scope[name] for name in names if isinstance(scope.get(name), types.ModuleType)]
         named = [scope.get(name) for name in names]

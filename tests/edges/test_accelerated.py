@@ -7,6 +7,7 @@
 | forward replaced on an instance, wrapped in a checkpoint wrapper or a decorator | refused, nothing half done |
 | weights normed, quantised, traced or with a LoRA beside them; code that only training runs | refused by name |
 | one layer twice in a stack; hooks on all modules | works; called |
+| parts, forwards, `causal` or `norm_eps` changed after `accelerate`; hooks on the first block | computed as changed |
 | forward and backward hooks on parts of a block, before or after `accelerate` | called, and their values used |
 | `torch.save(model)` of the whole module, `copy`, `pickle` | works |
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -161,6 +163,28 @@ def stack_dropout() -> nn.Module:
     return made
 
 
+class Limited(Variant):
+    def forward(self, cos_sin, hidden_states, limit=50.0):
+        return super().forward(cos_sin, hidden_states * (hidden_states < limit))
+
+
+class Halved(official.SwiGLU):
+    def __call__(self, x):
+        return super().__call__(x) * (0.5 if self.training else 1)
+
+
+def called() -> nn.Module:
+    made = model()
+    made.inner.L_level.layers[1].mlp.__class__ = Halved
+    return made
+
+
+def other_layer() -> nn.Module:
+    made = model()
+    made.inner.L_level.layers.append(nn.Identity())
+    return made
+
+
 def decorated() -> nn.Module:
     made = model()
     made.inner.L_level.layers[1].mlp.__class__ = Decorated
@@ -185,6 +209,9 @@ REFUSED = {
     "LoRA": (lambda: weight("lora"), "layers.1 .*differ in mlp.down_proj.lora_A"),
     "another scale in training": (lambda: model(TrainingScale), "layers.1 .*forward of the block has .*training"),
     "layers left out in training": (layer_drop, "L_level is not an official stack .it has training"),
+    "a limit among the defaults": (lambda: model(Limited), "layers.1 .*forward of the block has 50.0"),
+    "__call__ of a part": (called, "layers.1 .*forward of mlp has a __call__ of its own"),
+    "a layer that is no block": (other_layer, "layers.2 is not an official block .it has no mlp"),
     "checkpoint wrapper": (wrapped, "layers.1 .*_checkpoint_wrapped_module"),
 }
 
@@ -234,6 +261,37 @@ def test_hooks_on_parts_are_called_and_change_values(when: str, part: str) -> No
     expected = outputs(plain)
     once = len(seen)
     assert torch.equal(outputs(made), expected) and len(seen) == 2 * once > 0
+
+
+class Doubled(nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    def forward(self, x):
+        return self.base(x) * 2
+
+
+def doubled(x, base):
+    return base(x) * 2
+
+
+CHANGES = {
+    "a hook on the first block sees the sum": lambda block: block.register_forward_pre_hook(
+        lambda module, args, given: (args, {**given, "hidden_states": given["hidden_states"] * 3}), with_kwargs=True),
+    "a part put around another": lambda block: setattr(block.mlp, "down_proj", Doubled(block.mlp.down_proj)),
+    "forward of a part": lambda block: setattr(block.mlp, "forward", partial(doubled, base=block.mlp.forward)),
+    "causal": lambda block: setattr(block.self_attn, "causal", True),
+    "epsilon": lambda block: setattr(block, "norm_eps", 0.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_a_block_becomes_afterwards_is_computed(name: str) -> None:
+    made = accelerate(model(), impl="reference")
+    CHANGES[name](made.inner.L_level.layers[0])
+    found = outputs(made)
+    torch.testing.assert_close(found, outputs(restore(made)))
 
 
 def test_hooks_on_all_modules_are_called() -> None:

@@ -80,6 +80,7 @@ def test_models_are_built_and_run_alike(name: str) -> None:
         model = new_model()
         assert {p.dtype for p in model.state_dict().values()} == {torch.float32}
         assert torch.equal(logits(model), expected)
+    assert not any(tensor.is_inference() for tensor in model.state_dict().values())
 
 
 @pytest.mark.parametrize("name", AMBIENT)

@@ -79,6 +79,8 @@ def test_what_is_no_maze_is_named_by_its_line(name: str, task: str) -> None:
 
 
 def test_the_others_of_a_file_are_read() -> None:
+    for line in ("---", "====="):
+        assert [m.text for m in get_task("maze").reader().parse(f"{GRID}\n{line}\n{GRID}\n")] == [LINE, LINE]
     found = list(get_task("maze").reader().parse(f"{GRID}\n\n#S.#\n#.G#\n\n{GRID}\n", errors="report"))
     assert [(m.line, m.error is None) for m in found] == [(1, True), (11, False), (14, True)]
 

@@ -17,6 +17,9 @@ import typer
 from typer.testing import CliRunner
 
 from rtm_kernels.cli.group import Group
+from rtm_kernels.cli.source import read_all
+from rtm_kernels.data import get_task
+from rtm_kernels.errors import InputError
 
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 RTM = f"'{sys.executable}' -m rtm_kernels.cli.main"
@@ -30,6 +33,11 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 def test_pipes_are_files(source: str) -> None:
     result = shell(f"{RTM} solve --json {source}")
     assert result.returncode == 0 and '"status": "verified"' in result.stdout, result.stderr
+
+
+def test_standard_input_named_twice_is_refused() -> None:
+    with pytest.raises(InputError, match="arguments='- twice' is not allowed: standard input is read once"):
+        read_all(["-", "-"], get_task("sudoku"), None)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,8 @@ FORMS = {
     "table, Excel's line of the separator": f"sep=;\npuzzle;solution\n{P};{S}",
     "header of one column": f"quizzes\n{P}",
     "header of Markdown": f"|{' |' * 9}\n|{'-|' * 9}\n" + "\n".join(f"|{'|'.join(r)}|".replace(".", " ") for r in ROWS),
+    "header of Markdown, numbered": f"|{'|'.join('123456789')}|\n|{'-|' * 9}\n"
+    + "\n".join(f"|{'|'.join(r)}|".replace(".", " ") for r in ROWS),
     "Markdown quote": "\n".join(f"> {row}" for row in ROWS),
     "another fence": f"~~~\n{GRID}\n~~~",
     "a name": f"puzzle = '{P}'",
@@ -87,6 +89,7 @@ FORMS = {
     **{f"rows joined by {separator!r}": separator.join(ROWS) for separator in (",", "/", "\\n", "|")},
     "JSON below other names": json.dumps({"puzzles": [P]}),
     "JSON nulls": json.dumps({"data": [{"puzzle": [[int(c) if c != "." else None for c in row] for row in ROWS]}]}),
+    "a table of pandas without solutions": f"puzzle,solution\n{P},nan",
     "no header": f"{P},{S}",
     **{f"table, {puzzle} and {solution}": f"{puzzle},{solution}\n{P},{S}" for puzzle, solution in (
         ("puzzle", "solution"), ("quizzes", "solutions"), ("question", "answer"), ("Sudoku", "Solved"),
@@ -105,6 +108,7 @@ def test_every_form_is_read_as_a_person_reads_it(name: str) -> None:
 REFUSED = {
     "a zero that Excel dropped": (f"puzzle\n{P.replace('.', '0')[1:]}", "line 2, column 80: 80 cells"),
     "a number that Excel rounded": ("puzzle,solution\n5.3007E+80,5.3E+80", "line 2, column 7: illegal character 'E'"),
+    "a quote without end": (f'puzzle,name\n{P},"a\n{P},b', "line 2: no row of a table"),
     "candidates of 729 digits": ("1" * 729, "line 1, column 729: 729 cells"),
     "HTML": (f"<pre>\n{GRID}\n</pre>", "line 1, column 1: illegal character '<'"),
     "two puzzles on a line": (f"{P} {P[::-1]}", "line 1, column 163: 162 cells"),

@@ -14,6 +14,8 @@ WRAPPED = re.compile(r"""\s*(?:\w+\()?[\[({"']+(.*?)["')}\]]*[\s,;)}\]]*""", re.
 """A row as it stands in code: within brackets or quotes, a comma after it."""
 SPREADSHEET = re.compile(r"""=?["'](.*?)["']?|(\d+)\.0""", re.DOTALL)
 """A field as Excel or pandas write a number that is a text: ="53007", '53007, 53007.0."""
+ABSENT = ("nan", "none", "null")
+"""A field without a value, as pandas and others write it."""
 
 _WITHOUT_SEPARATORS = str.maketrans(dict.fromkeys(SEPARATORS + "\r\n"))
 _TO_PLAIN = str.maketrans({**dict.fromkeys(rules.BLANKS, "."), **{d.lower(): d for d in rules.DIGITS}})
@@ -45,6 +47,7 @@ def field(text: str, size: int) -> str:
     quoted = SPREADSHEET.fullmatch(text)
     if quoted:
         text = (quoted[1] or quoted[2]).strip()
+    text = "" if text.lower() in ABSENT else text
     found = cells(text.translate(str.maketrans("\r\n", "  ")), size) or ""
     return found if len(found) == size * size else text
 
