@@ -89,7 +89,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(source: Path, wheel: tuple
 def test_without_a_compiler_the_wheel_is_pure_and_says_so(wheel: tuple[Path, str]) -> None:
     archive, printed = wheel
     metadata, required = requirements(archive)
-    assert required == ["torch", "numpy", "safetensors"]
+    assert required == ["torch", "numpy", "safetensors", "typer", "rich", "pydantic"]
     assert {"cli", "serve", "mcp", "test"} <= set(metadata.get_all("Provides-Extra"))
     assert archive.name == f"rtm_kernels-{rtm_kernels.__version__}-py3-none-any.whl"
     notes = [line for line in printed.splitlines() if line.startswith("note:")]
