@@ -102,7 +102,7 @@ def candidates(row: LaunchRow) -> Iterator[LaunchRow]:
         if stages != row.num_stages:
             yield replace(row, num_stages=stages)
     for name, size in row.blocks.items():
-        if name == "FLATTEN":
+        if name in ("FLATTEN", "OVERLAP"):
             yield replace(row, blocks={**row.blocks, name: 1 - size})
         elif name in ("GROUP", "SPLITS"):
             yield from (replace(row, blocks={**row.blocks, name: n}) for n in (size // 2, size * 2) if 1 <= n <= 64)

@@ -206,12 +206,12 @@ class FusedTRMBlock(nn.Module):
 
     def forward(
         self, hidden_states: Tensor, injection: tuple[Tensor, ...] = (), cos_sin: CosSin | None = None,
-        segments: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """The layer applied to `hidden_states + (sum of injection)`; [B, L, D] to [B, L, D], differentiable.
 
         The injection is folded into the first load of the fused kernels. `cos_sin` are RoPE tables [L, head_dim].
-        `segments` [B, L] keep attention within the positions of one number.
+        `bias` [B, 1, L, L] is what attention adds to its logits instead of a causal mask.
         """
         common: dict[str, Any] = {"injection": injection, "eps": self.eps, "impl": self.impl}
         if self.mixer == "mlp":
@@ -224,7 +224,7 @@ class FusedTRMBlock(nn.Module):
             mixed = attention_norm(
                 hidden_states, qkv, self.self_attn.o_proj.weight,
                 num_heads=self.num_heads, cos_sin=cos_sin, causal=self.causal, qk_norm=self.qk_norm,
-                attention=self.attention, segments=segments, **common,
+                attention=self.attention, bias=bias, **common,
             )  # fmt: skip
         if self.mixer != "none":
             common["injection"] = ()
@@ -247,7 +247,7 @@ class Adapter(nn.Module):
 
     def forward(
         self, hidden_states: Tensor, injection: tuple[Tensor, ...] = (), cos_sin: CosSin | None = None,
-        segments: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """The adapter on `hidden_states + (sum of injection)`, [B, L, D]."""
         if injection:
@@ -267,11 +267,11 @@ class Stack(nn.Module):
 
     def forward(
         self, hidden_states: Tensor, injection: tuple[Tensor, ...] = (), cos_sin: CosSin | None = None,
-        segments: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """All layers on `hidden_states + (sum of injection)`, [B, L, D]."""
         for layer in self.layers:
-            hidden_states = layer(hidden_states, injection, cos_sin, segments)
+            hidden_states = layer(hidden_states, injection, cos_sin, bias)
             injection = ()
         return hidden_states
 

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from rtm_kernels import program as programs
 from rtm_kernels.errors import InputError, one_of, require
@@ -30,8 +30,32 @@ def inner_width(width: int, expansion: float) -> int:
     return -(round(expansion * width * 2 / 3) // -256) * 256
 
 
+Own = TypeVar("Own", bound="Config")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What every config of a model shares: it is saved as JSON, and read with every field checked."""
+
+    def to_json(self) -> str:
+        """This configuration as JSON text, sorted, with a final newline."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_dict(cls: type[Own], values: Mapping[str, Any]) -> Own:
+        """Build from a mapping, refusing unknown and missing fields by name (`InputError`)."""
+        known = {f.name: f.default is f.default_factory for f in dataclasses.fields(cls)}  # both MISSING: needed
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise InputError(f"unknown config field(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        missing = sorted(name for name, needed in known.items() if needed and name not in values)
+        if missing:
+            raise InputError(f"missing config field(s) {', '.join(missing)}")
+        return cls(**values)
+
+
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Config):
     """Architecture of a `RecursiveReasoner`. Field names are the official ones where such a name exists.
 
     Sizes: `vocab_size` V, `seq_len` tokens of the puzzle, `hidden_size` D. The latent sequence is
@@ -184,22 +208,6 @@ class ModelConfig:
     def has_q_head(self) -> bool:
         """Whether the model has a halting head."""
         return self.halting not in ("settle", "fixed")
-
-    def to_json(self) -> str:
-        """This configuration as JSON text, sorted, with a final newline."""
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """Build from a mapping, refusing unknown and missing fields by name (`InputError`)."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise InputError(f"unknown config field(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-        missing = sorted({"vocab_size", "seq_len"} - set(values))
-        if missing:
-            raise InputError(f"missing config field(s) {', '.join(missing)}")
-        return cls(**values)
 
 
 def is_int(value: object) -> bool:

@@ -39,20 +39,25 @@ Run = Callable[[Program, Mapping[str, Tensor], Tensor], dict[str, Tensor]]
 """Runs a program: latents and x [B, L, D] to the new latents, as `recursion.reference.run` does."""
 
 
+def stack_of(count: int, c: ModelConfig, impl: str, attention: str, kind: type[Stack | FlatStack] = Stack) -> Any:
+    """`count` layers of a config."""
+    return kind([
+        FusedTRMBlock(
+            c.hidden_size, c.latent_len, expansion=c.expansion, mixer=c.mixer, channel_mixer=c.channel_mixer,
+            conv_width=c.conv_width, inner_size=c.inner_size, prefix_len=c.prefix_len, norm_axis=c.norm_axis,
+            num_heads=c.num_heads, grid=c.pos_encodings == "rope2d", causal=c.causal, qk_norm=c.qk_norm,
+            eps=c.rms_norm_eps, impl=impl, attention=attention,
+        )
+        for _ in range(count)
+    ])  # fmt: skip
+
+
 def add_recursion(module: nn.Module, config: ModelConfig, impl: str, attention: str) -> None:
     """Give `module` the stacks and adapters of the program of `config`, and what its latents start from."""
     c = config
     for name, count in c.layers.items():
-        blocks = [
-            FusedTRMBlock(
-                c.hidden_size, c.latent_len, expansion=c.expansion, mixer=c.mixer, channel_mixer=c.channel_mixer,
-                conv_width=c.conv_width, inner_size=c.inner_size, prefix_len=c.prefix_len, norm_axis=c.norm_axis,
-                num_heads=c.num_heads, grid=c.pos_encodings == "rope2d", causal=c.causal, qk_norm=c.qk_norm,
-                eps=c.rms_norm_eps, impl=impl, attention=attention,
-            )
-            for _ in range(count)
-        ]  # fmt: skip
-        module.add_module(name, (FlatStack if name == "layers" else Stack)(blocks))
+        kind = FlatStack if name == "layers" else Stack
+        module.add_module(name, stack_of(count, c, impl, attention, kind))
     for name in c.program.stacks:
         if name.startswith(ADAPTER):
             module.add_module(name, Adapter(c.hidden_size, c.adapter_rank))
@@ -68,6 +73,10 @@ class RecursiveReasoner(Pretrained):
     Weights stay in float32 and are cast to `config.forward_dtype` on use; latents are kept in that dtype.
     `impl` and `attention` choose the ops' implementation (see `FusedTRMBlock`); loss heads read `impl` too.
     """
+
+    config: ModelConfig
+    configs = ModelConfig
+    card = "recursive reasoning model", "cli", "rtm solve puzzles.txt"
 
     @torch.inference_mode(False)  # weights of inference mode could not be trained
     def __init__(self, config: ModelConfig, *, impl: str = "auto", attention: str = "auto") -> None:
@@ -122,17 +131,6 @@ class RecursiveReasoner(Pretrained):
     def share_batch(self, rank: int, world_size: int) -> None:
         """Take part `rank` of each batch of `world_size` equal parts: random numbers are drawn for the whole batch."""
         self._rank, self._world_size = rank, world_size
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The compute dtype, `config.forward_dtype`."""
-        dtype: torch.dtype = getattr(torch, self.config.forward_dtype)
-        return dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the parameters."""
-        return self.embed_tokens.embedding_weight.device
 
     def cos_sin(self) -> tuple[Tensor, Tensor] | None:
         """RoPE tables [L, head_dim] in float32 on the model's device, or None when positions are not rotary."""

@@ -13,7 +13,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +21,7 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from rtm_kernels import hub
-from rtm_kernels.config import ModelConfig
+from rtm_kernels.config import Config, ModelConfig
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.files import new_folder, read_parsed
 
@@ -37,7 +37,7 @@ DTYPES = ("F32", "BF16", "F16")
 """Dtypes of weights by their safetensors name; F64 is allowed only where the model itself keeps float64."""
 
 Model = TypeVar("Model", bound="Pretrained")
-AnyConfig = TypeVar("AnyConfig")
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -50,10 +50,30 @@ def known_models() -> tuple[str, ...]:
 class Pretrained(nn.Module):
     """A model that is saved and loaded, in folders and on the hub, with the calls of `huggingface_hub`'s own mixin.
 
-    It is made from its config (`Model(config, impl=..., attention=...)`).
+    It is made from its config (`Model(config, impl=..., attention=...)`), which `configs` reads. A model card tells its
+    `card`: what it is, the extra that the command line needs, and a command.
     """
 
-    config: ModelConfig
+    config: Any
+    configs: ClassVar[type[Config]]
+    card: ClassVar[tuple[str, str, str]]
+
+    @property
+    def backbone(self) -> ModelConfig:
+        """The config of the recursion."""
+        found: ModelConfig = getattr(self.config, "backbone", self.config)
+        return found
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute dtype, `forward_dtype` of the config."""
+        dtype: torch.dtype = getattr(torch, self.backbone.forward_dtype)
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return next(self.parameters()).device
 
     @classmethod
     def from_pretrained(
@@ -75,7 +95,7 @@ class Pretrained(nn.Module):
             "local_files_only": local_files_only,
         }  # fmt: skip
         with torch.device("cpu"), torch.inference_mode(False), torch.random.fork_rng([]):  # those of the caller stay
-            config, state = load(name_or_path, cls.specs, ModelConfig.from_dict, fetching)
+            config, state = load(name_or_path, cls.specs, cls.configs.from_dict, fetching)
             model = cls(config, impl=impl, attention=attention)
             model.load_state_dict(state)
         return model.eval()
@@ -112,33 +132,33 @@ class Pretrained(nn.Module):
         """
         require(HUB_ID.fullmatch(repo_id) is not None, "repo_id", repo_id, "owner/name")
         parameters = sum(value.numel() for value in self.parameters())
-        fields = {"name": repo_id.split("/")[1], "parameters": f"{parameters:,}", "steps": len(self.config.program)}
+        fields = dict(zip(("about", "extra", "command"), self.card, strict=True), **vars(self.backbone), **{
+            "name": repo_id.split("/")[1], "parameters": f"{parameters:,}", "steps": len(self.backbone.program),
+            "module": type(self).__module__, "model": type(self).__name__,
+        })  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             path = save(self.config, self.tensors(), Path(folder) / "model")
             return hub.upload(
-                path, repo_id, vars(self.config) | fields, token=token, private=private, branch=branch,
+                path, repo_id, fields, token=token, private=private, branch=branch,
                 create_pr=create_pr, commit_message=commit_message,
             )  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that a saved model holds, by name: the state dict without a tied lm_head."""
         state = self.state_dict()
-        return {k: v for k, v in state.items() if not (self.config.tied_lm_head and k == "lm_head.weight")}
+        return {k: v for k, v in state.items() if not (self.backbone.tied_lm_head and k == "lm_head.weight")}
 
     @classmethod
-    def specs(cls, config: ModelConfig) -> dict[str, Tensor]:
-        """The tensors that a saved model of `config` holds, by name, as meta tensors (shape and dtype, no memory).
-
-        A tied lm_head is left out: it is the token embedding.
-        """
+    def specs(cls, config: Any) -> dict[str, Tensor]:
+        """The tensors that a saved model of `config` holds, by name, as meta tensors (shape and dtype, no memory)."""
         with torch.device("meta"):
             return cls(config).tensors()
 
 
 def save(
-    config: Any, tensors: Mapping[str, Tensor], folder: str | os.PathLike[str], *, overwrite: bool = False
+    config: Config, tensors: Mapping[str, Tensor], folder: str | os.PathLike[str], *, overwrite: bool = False
 ) -> Path:
-    """Write a config (`to_json`) and the named `tensors` to `folder`, as `RecursiveReasoner.save_pretrained` says."""
+    """Write a config and the named `tensors` to `folder`, as `RecursiveReasoner.save_pretrained` says."""
     target = Path(folder).absolute()
     if target.exists() and not target.is_dir():
         raise InputError(f"cannot save to {os.fspath(folder)!r}: it is a file")

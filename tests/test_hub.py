@@ -21,6 +21,7 @@ pytest.importorskip("huggingface_hub", reason="no huggingface_hub here: saving t
 USE = """
 import json, sys, torch
 from tests.small_models import make
+from tests.text.support import text_model
 from rtm_kernels import RecursiveReasoner
 from rtm_kernels.errors import InputError
 
@@ -46,6 +47,12 @@ found["same"] = all(torch.equal(v, again.state_dict()[k]) for k, v in first.stat
 found["lengths"] = [load("me/tiny", revision=r).config.seq_len for r in ("main", "wide")]
 found["offline"] = load("me/tiny", local_files_only=True).config.seq_len
 found["elsewhere"] = load("me/tiny", cache_dir="cache", force_download=True).config.seq_len
+words = text_model("rtm").float()
+words.push_to_hub("me/text", private=False)
+state = torch.random.get_rng_state()
+read = type(words).from_pretrained("me/text")
+found["text"] = all(torch.equal(v, read.state_dict()[k]) for k, v in words.state_dict().items())
+found["kept"] = torch.equal(state, torch.random.get_rng_state())
 found["absent"] = [refusal(load, "me/absent"), refusal(load, "me/tiny", revision="v9")]
 with torch.no_grad():
     first.lm_head.weight[0, 0] = torch.inf
@@ -86,7 +93,7 @@ def test_what_was_pushed_is_loaded_at_any_revision(used: tuple[dict[str, Any], h
     first = hub.repos["me/tiny"][found["first"].rsplit("/", 1)[1]]
     assert first.pop(".visibility") == b"private"
     assert sorted(first) == ["README.md", "config.json", "manifest.json", "model.safetensors"]
-    assert found["documented"] == 81
+    assert found["documented"] == 81 and found["text"] and found["kept"]
     assert ("POST", "/api/repos/create", "Bearer secret") in hub.asked
 
 
@@ -96,8 +103,10 @@ def test_a_card_is_written_once(used: tuple[dict[str, Any], hub_server.Hub, Path
     card = commits[1]["README.md"].decode()
     head, body = card.removeprefix("---\n").split("---\n", 1)
     assert head.splitlines() == ["library_name: rtm-kernels", "tags:", "- recursive-reasoning", "- trm"]
-    assert body.startswith("\n# tiny\n") and "`trm`" in body and "5\ntokens out of a vocabulary of" in body
+    assert body.startswith("\n# tiny\n") and "`trm`" in body and "length\n5, vocabulary of" in body
     assert 'from_pretrained("me/tiny")' in body and "$" not in card
+    text = [files["README.md"].decode() for files in hub.repos["me/text"].values() if "README.md" in files][-1]
+    assert "from rtm_kernels.text.model import TextModel" in text and "rtm generate" in text
     assert len(commits) == 4 and all(files["README.md"] == card.encode() for files in commits[1:])
 
 

@@ -60,11 +60,11 @@ def generate(
         if not json_object:
             typer.echo(safe(before + new), nl=False)
         before = ""
+    words = [(word.decode(errors="replace"), rounds) for word, rounds in writer.words]
     if trace is not None:
-        from rtm_kernels.trace.words import write_words_page
+        from rtm_kernels.trace.page import write_words
 
-        write_words_page(writer.words, writer.state.rounds, trace)
-    words = [[word.content.decode(errors="replace"), word.rounds] for word in writer.words]
+        write_words(words, writer.state.rounds, trace)
     typer.echo(json.dumps({"prompt": prompt, "text": text, "words": words}) if json_object else "")
 
 

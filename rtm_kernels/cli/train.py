@@ -84,18 +84,12 @@ def train(
     import torch
 
     from rtm_kernels.errors import InputError, one_of
-    from rtm_kernels.train.configure import override, to_dict
-    from rtm_kernels.train.recipe import PRESETS
+    from rtm_kernels.train.configure import RECIPES, override, to_dict
     from rtm_kernels.train.session import RECIPE, open_recipe, run
     from rtm_kernels.train.telemetry import Tracker
-    from rtm_kernels.train.text_recipe import TEXT_PRESETS
 
-    one_of("PRESET", preset, [*PRESETS, *TEXT_PRESETS])
-    recipe: AnyRecipe
-    if preset in PRESETS:
-        recipe = override(PRESETS[preset], overrides or [])
-    else:
-        recipe = override(TEXT_PRESETS[preset], overrides or [])
+    one_of("PRESET", preset, RECIPES)
+    recipe = override(RECIPES[preset][0], overrides or [])
     if show:
         typer.echo(json.dumps(to_dict(recipe), indent=2))
         return
@@ -208,14 +202,12 @@ def puzzle_rows(summary: dict[str, Any]) -> dict[str, str]:
 
 def list_presets(json_object: bool) -> None:
     from rtm_kernels.cli.report import print_result
-    from rtm_kernels.train.recipe import ABOUT, PRESETS
-    from rtm_kernels.train.text_recipe import TEXT_ABOUT, TEXT_PRESETS
+    from rtm_kernels.train.configure import RECIPES
 
-    rows = {name: f"{ABOUT.get(name, 'needs data=FOLDER')}; {recipe.total_steps} steps, {recipe.model.arch}, "
-                  f"D={recipe.model.hidden_size}" for name, recipe in PRESETS.items()}  # fmt: skip
-    for name, text in TEXT_PRESETS.items():
-        backbone = text.model.backbone
-        rows[name] = f"{TEXT_ABOUT[name]}; {text.steps} steps, {backbone.arch}, D={backbone.hidden_size}"
+    rows = {}
+    for name, (recipe, about) in RECIPES.items():
+        model: Any = getattr(recipe.model, "backbone", recipe.model)
+        rows[name] = f"{about}; {recipe.total_steps} steps, {model.arch}, D={model.hidden_size}"
     print_result(rows, rows, json_object)
 
 

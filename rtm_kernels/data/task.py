@@ -13,6 +13,7 @@ from rtm_kernels.data.text import decoded, named, numbered_lines
 from rtm_kernels.errors import InputError, one_of, printable, require
 
 PAD = 0
+Groups = tuple[tuple[int, ...], ...]
 Pair = tuple[np.ndarray, np.ndarray]
 Twin = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]
 """Tokens of a symmetric twin of a puzzle, and what turns an answer to it into one to the puzzle; both [seq_len]."""
@@ -75,6 +76,11 @@ class Task(ABC):
     seq_len: int
     open_token: int = PAD
     """The token of a position that is to be answered, where any answer may stand as given (a blank); PAD: none is."""
+
+    groups: Groups = ()
+    """Groups of positions (rows, columns, boxes) in each of which every answer stands once, where the rules of the task
+    have such: each of as many positions as there are answers, which are the last tokens of the vocabulary. Each
+    position is in as many groups."""
 
     one_solution: bool = True
     """Whether a puzzle has one solution; else a valid answer may differ from the label, and both are measured."""

@@ -2,8 +2,9 @@
 
 A model that was trained on puzzles of every difficulty solves one with a few more givens at once, so a right guess or
 two is what a hard puzzle lacks. It does so within a few steps or hardly at all, and nothing in its outputs tells a
-wrong guess from a right one that does not help, so a run tries many, each for a few steps. All of it is tensor code
-that works in place and never waits for the device.
+wrong guess from a right one that does not help, so a run tries many, each for a few steps. Where the task has groups
+(`Task.groups`) the rules refuse guesses that contradict what is given, and say from which of several the most follows;
+what follows is never taken as given. All of it is tensor code that works in place and never waits for the device.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rtm_kernels.data.task import PAD
+from rtm_kernels.data.task import PAD, Groups
+from rtm_kernels.engine.contradictions import Contradictions, counts
 from rtm_kernels.engine.samples import Sample
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.recursion.noise import hashed, normal
@@ -25,21 +27,25 @@ comes back to where it was then."""
 SHARPNESS = 1.0, 4.0
 """An answer is guessed with a probability proportional to the model's own to the first power there, and elsewhere to
 the second of these: first an open question, then what follows from it."""
+DRAWN = 8
+"""Guesses that are drawn where the rules choose one of them."""
 SEED_MASK = 0x7FFFFFFF
 
 
 class Guesses:
     """What is given and guessed in `capacity` slots, and where each comes back to.
 
-    `rows` [capacity, 3 + 2 * seq_len] int32, one per sample, hold the token of positions that are open (PAD: the sample
-    does not guess), the seed, the puzzle identifier, the tokens of the puzzle, and those that are given by now.
+    `rows` [capacity, 3 + 3 * seq_len] int32, one per sample, hold the token of positions that are open (PAD: the sample
+    does not guess), the seed, the puzzle identifier, the tokens of the puzzle, those that have been guessed first (bits
+    of each position), and those that are given by now.
     `latents` [capacity, L, D] each and `logits` [capacity, seq_len, V] float32 are those after the step `FIRST`.
     """
 
-    def __init__(self, model: RecursiveReasoner, capacity: int) -> None:
+    def __init__(self, model: RecursiveReasoner, capacity: int, groups: Groups = ()) -> None:
         config, device = model.config, model.device
         self.model = model
-        self.rows = torch.zeros(capacity, 3 + 2 * config.seq_len, dtype=torch.int32, device=device)
+        self.rules = Contradictions(groups, config.seq_len, config.vocab_size, device) if groups else None
+        self.rows = torch.zeros(capacity, 3 + 3 * config.seq_len, dtype=torch.int32, device=device)
         self.latents = {
             name: torch.zeros(capacity, *latent.shape[1:], dtype=latent.dtype, device=device)
             for name, latent in model.initial_latents(1).items()
@@ -54,7 +60,10 @@ class Guesses:
     @staticmethod
     def fresh(samples: Sequence[Sample]) -> np.ndarray:
         """The rows of new samples."""
-        own = [(s.open_token, s.seed & SEED_MASK, s.puzzle_identifier, *s.tokens, *s.tokens) for s in samples]
+        own = [
+            (s.open_token, s.seed & SEED_MASK, s.puzzle_identifier, *s.tokens, *[0] * len(s.tokens), *s.tokens)
+            for s in samples
+        ]
         return np.array(own, dtype=np.int32)
 
     def take(self, steps: Tensor, logits: Tensor, latents: Mapping[str, Tensor], x: Tensor) -> None:
@@ -63,11 +72,14 @@ class Guesses:
         With k = steps - FIRST >= 0, a sample that guesses takes a token for one open position whenever EVERY divides
         k mod RETURN. Where that is 0, its `latents` [n, L, D] each, logits and given tokens become first what they were
         when k was. (position, token) is drawn with probability proportional to p^SHARPNESS, p by stablemax, from the
-        seed and the step alone. The input embedding `x` [n, L, D] is that of the tokens given by now.
+        seed and the step alone. Where the task has groups, DRAWN are drawn of those that have not been a first guess
+        yet, and the one is taken that excludes most other answers by singles, none that leads to a contradiction. The
+        input embedding `x` [n, L, D] is that of the tokens given by now.
         """
         n, size = len(steps), self.model.config.seq_len
         rows = self.rows[:n]
-        opened, seed, identifier, puzzle, given = rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3:-size], rows[:, -size:]
+        opened, seed, identifier = rows[:, 0], rows[:, 1], rows[:, 2]
+        puzzle, tried, given = rows[:, 3:].split(size, 1)
         guesses, since = (opened != PAD) & (steps >= FIRST), (steps - FIRST) % RETURN
         first, returns = guesses & (steps == FIRST), guesses & (since == 0)
         kept = {name: rows[:n] for name, rows in self.latents.items()}
@@ -79,15 +91,46 @@ class Guesses:
         z = torch.where(returns[:, None, None], self.logits[:n], logits).double()
         token = torch.arange(z.shape[-1], device=z.device)
         allowed = (given == opened[:, None])[..., None] & (token != opened[:, None, None]) & (token != PAD)
-        due = guesses & (since % EVERY == 0) & allowed.flatten(1).any(1)
         s = torch.where(z < 0, 1 / (1 - z), z + 1)
         sharpness = torch.where(returns, *SHARPNESS)[:, None, None]
         score = sharpness * (s / s.sum(-1, keepdim=True)).log() + gumbel(seed, steps, z.shape[1:])
-        best = score.masked_fill(~allowed, -torch.inf).flatten(1).argmax(1)
+        if self.rules is None:
+            score = score.masked_fill(~allowed, -torch.inf)
+            best, possible = score.flatten(1).argmax(1), allowed.flatten(1).any(1)
+        else:
+            new = allowed & ~(returns[:, None, None] & ((tried[..., None] >> token) & 1 != 0))
+            best, possible = self._chosen(score, new, allowed, given, opened)
+        due = guesses & (since % EVERY == 0) & possible
         position, guess = best // len(token), (best % len(token)).to(given.dtype)
         here = torch.arange(size, device=given.device) == position[:, None]
+        _put(tried, (due & returns)[:, None] & here, tried | (1 << guess)[:, None])
         _put(given, due[:, None] & here, guess[:, None])
         _put(x, due, self.model.embed(given, identifier))
+
+    def _chosen(
+        self, score: Tensor, new: Tensor, allowed: Tensor, given: Tensor, opened: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of the DRAWN best by `score` [n, S, V] the one [n] from which the most follows, and whether there is one.
+
+        bool `new` and `allowed` [n, S, V]: what may be guessed; the second counts where the rules leave none of the
+        first.
+        """
+        assert self.rules is not None
+        answers = score.shape[-1]
+        bits = (1 << torch.arange(answers, device=score.device)).to(given.dtype)
+        masks, _ = self.rules(torch.where(given == opened[:, None], self.rules.every, bits[given.long()]))
+        left = (masks[..., None] & bits) != 0
+        new, allowed = new & left, allowed & left
+        may = torch.where(new.flatten(1).any(1)[:, None, None], new, allowed)
+        top = score.masked_fill(~may, -torch.inf).flatten(1).topk(DRAWN, 1)
+        here = torch.arange(given.shape[1], device=score.device) == (top.indices // answers)[..., None]
+        tries = torch.where(here, bits[top.indices % answers][..., None], masks[:, None])
+        after, sound = self.rules(tries.flatten(0, 1))
+        sound = sound.view(-1, DRAWN) & (top.values > -torch.inf)
+        follows = counts(masks).sum(1, keepdim=True) - counts(after).sum(1).view(-1, DRAWN)
+        rank = torch.arange(DRAWN, device=score.device)
+        value = torch.where(sound, follows * DRAWN - rank, -DRAWN)  # of equals the first, on every device
+        return top.indices.gather(1, value.argmax(1, keepdim=True))[:, 0], sound.any(1)
 
 
 class Noise:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rtm_kernels.data.task import PAD
+from rtm_kernels.data.task import PAD, Groups
 from rtm_kernels.engine.executor import Executor
 from rtm_kernels.engine.guesses import SEED_MASK, Guesses, Noise
 from rtm_kernels.engine.samples import Finished, Observer, Sample, Step, Verify, finish, probability
@@ -46,6 +46,7 @@ class Slots:
         ahead: how many more samples wait in device memory; only where steps are captured. With it one launch takes
             many steps where it can (`graph.why_not_loop`): it is for callers that neither prefer nor evict samples.
         kind: what samples may do beside: `guesses` or `noise`, see `Rollouts`.
+        groups: those of the task (`Task.groups`), by whose rules guesses are chosen.
         observer: called with every step of every sample, in slot order.
         capture: the recorder; by default CUDA graphs on a CUDA device, and nothing is captured elsewhere.
         impl: of the halting step and of the exchange of samples.
@@ -62,13 +63,14 @@ class Slots:
         fixed_shape: bool = False,
         ahead: int = 0,
         kind: str = "",
+        groups: Groups = (),
         *,
         observer: Observer | None = None,
         capture: CudaGraphs | None = None,
         impl: str = "auto",
     ) -> None:
         config, device = model.config, model.device
-        self.recipe = executor, policy, verify, capacity, fixed_shape, ahead, kind
+        self.recipe = executor, policy, verify, capacity, fixed_shape, ahead, kind, groups
         """What slots of one model are made of; those of equal recipes are interchangeable when empty."""
         self.model, self.executor, self.policy, self.verify = model, executor, policy, verify
         self.capacity, self.fixed_shape, self.observer, self._impl = capacity, fixed_shape, observer, impl
@@ -91,7 +93,7 @@ class Slots:
         self._x, self._embedded = (rows(n, *shape, like=like) for n in (capacity, held))
         self._fresh, self._results = (rows(held, *states.rows[0].shape, like=states.rows) for _ in range(2))
         self._entering = states.read(self._fresh)
-        self._guesses = Guesses(model, capacity) if kind == "guesses" else None
+        self._guesses = Guesses(model, capacity, groups) if kind == "guesses" else None
         noisy = kind == "noise" or (config.noise > 0 and kind != "guesses")
         self._noise = Noise(capacity, device) if noisy else None
         self._kind = self._guesses or self._noise

@@ -130,7 +130,16 @@ class Solver:
         fixed = self.batch_invariant and not self.executor.batch_invariant
         several = self.rollouts.count > 1
         kind, waiting = self.rollouts.of(self.task) if several else "", self.batch_size if ahead and not several else 0
-        recipe = self.executor, self.policy, self.task.verify_tokens, self.batch_size, fixed, waiting, kind
+        recipe = (
+            self.executor,
+            self.policy,
+            self.task.verify_tokens,
+            self.batch_size,
+            fixed,
+            waiting,
+            kind,
+            self.task.groups,
+        )
         resting = self._resting.pop(recipe, None) if observer is None else None
         slots = resting or Slots(self.model, *recipe, observer=observer)
         return RolloutSlots(slots, self.rollouts, self.task, self.policy) if several else slots

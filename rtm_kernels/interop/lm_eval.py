@@ -13,9 +13,8 @@ from torch import Tensor
 
 from rtm_kernels.errors import BackendUnavailable
 from rtm_kernels.text.generate import generate
-from rtm_kernels.text.measure import predict
-from rtm_kernels.text.model import TextModel, symbol_loss
-from rtm_kernels.text.packing import IGNORED, pack_documents
+from rtm_kernels.text.measure import score
+from rtm_kernels.text.model import TextModel
 from rtm_kernels.text.words import splitter
 
 try:
@@ -60,12 +59,8 @@ class TextLM(LM):
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each whole text, its end included."""
-        found = []
-        for request in requests:
-            text = [*self.split(request.args[0]), b""]
-            rows = [text[i : i + self.words] for i in range(0, len(text), self.words)]
-            found.append(-sum(float(loss.sum()) for loss, _ in self._score(rows)))
-        return found
+        scored = self._score([[*self.split(request.args[0]), b""] for request in requests])
+        return [-float(losses.sum()) for losses, _ in scored]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """What the model writes after each context, up to a stop text."""
@@ -90,22 +85,13 @@ class TextLM(LM):
             needed, size = needed + 1, size + len(words[-needed - 1])
         return words[-max(self.words, needed) :], tail
 
-    @torch.no_grad()
     def _score(self, documents: list[list[bytes]]) -> list[tuple[Tensor, Tensor]]:
         """Of each document the loss of every symbol, and whether it is the likeliest."""
-        found: list[tuple[Tensor, Tensor]] = [(torch.zeros(0), torch.zeros(0, dtype=torch.bool))] * len(documents)
-        order = sorted((i for i, words in enumerate(documents) if words), key=lambda i: len(documents[i]))
-        for start in range(0, len(order), self.size):
-            part = [documents[i] for i in order[start : start + self.size]]
-            packed = pack_documents(part, len(part[-1]), self.model.config.byte_row).to(self.model.device)
-            logits, _ = predict(self.model, packed, self.rounds)
-            counted = packed.targets != IGNORED
-            losses = symbol_loss(logits, packed.targets)[counted].cpu()
-            hits = (logits.argmax(-1) == packed.targets)[counted].cpu()
-            sizes = [sum(len(word) + 1 for word in words) for words in part]
-            for i, *row in zip(order[start:], losses.split(sizes), hits.split(sizes), strict=False):
-                found[i] = (row[0], row[1])
-        return found
+        none = torch.zeros(0, device=self.model.device)
+        scored = [(none, none.bool()), *(part[2:] for part in score(self.model, documents, self.rounds, self.size))]
+        sizes = [sum(len(word) + 1 for word in words) for words in documents]
+        losses, hits = (torch.cat(part).cpu().split(sizes) for part in zip(*scored, strict=True))
+        return list(zip(losses, hits, strict=True))
 
 
 if __name__ == "__main__":

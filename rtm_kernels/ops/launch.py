@@ -195,13 +195,16 @@ def multiprocessors(device: torch.device, otherwise: int) -> int:
 def launch(kernel: Any, row: LaunchRow, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
     """Run `kernel` on `grid` with the row's block sizes, and count it in `impl.launches`.
 
+    A row whose block OVERLAP is 1 starts before the launch before has ended, and its kernel waits for that.
+
     Errors: `InputError` for 2^31 or more programs, which CUDA does not number.
     """
     require(grid[0] < 1 << 31, "grid", grid, "fewer than 2^31 programs in a launch: use a smaller batch")
     launches[row.kernel] += 1
     if row.family == "interpreter":
         interpreted.prepare()
-    kernel[grid](*args, **constants, **row.blocks, num_warps=row.num_warps, num_stages=row.num_stages)
+    how = {"launch_pdl": True} if row.blocks.get("OVERLAP") else {}
+    kernel[grid](*args, **constants, **row.blocks, num_warps=row.num_warps, num_stages=row.num_stages, **how)
 
 
 def choose(impl: str, device: torch.device, dtype: torch.dtype) -> str:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-from rtm_kernels.config import LIMIT, MAX_BLOCKS, ModelConfig, is_int
-from rtm_kernels.errors import InputError, one_of, require
+from rtm_kernels.config import LIMIT, MAX_BLOCKS, Config, ModelConfig, is_int
+from rtm_kernels.errors import one_of, require
 from rtm_kernels.program import ADAPTER, Program
 
 BOUNDARY, TEXT_END = 256, 257
@@ -20,7 +17,7 @@ ARCHS = ("rins", "rtm", "trm", "trm_singlez", "trm_hier6", "hrm", "rsm", "urm", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig:
+class TextConfig(Config):
     """Architecture of a `TextModel` (HAT, arXiv 2501.10322).
 
     `backbone` is the recursion over words: causal attention with RoPE, `seq_len` words in a row of training, any
@@ -45,6 +42,8 @@ class TextConfig:
     def __post_init__(self) -> None:
         if isinstance(self.backbone, Mapping):
             object.__setattr__(self, "backbone", ModelConfig.from_dict(self.backbone))
+        fits = isinstance(self.backbone, ModelConfig)
+        require(fits, "backbone", self.backbone, "the config of a recursion")
         for name, most in (("byte_size", LIMIT), ("byte_heads", LIMIT), ("byte_inner", LIMIT), ("max_bytes", 255),
                            ("encoder_layers", MAX_BLOCKS), ("decoder_layers", MAX_BLOCKS),
                            ("byte_row", 4096), ("min_rounds", self.backbone.halt_max_steps)):  # fmt: skip
@@ -56,7 +55,8 @@ class TextConfig:
         backbone = self.backbone
         one_of("backbone.arch", backbone.arch, ARCHS)
         for name, wanted in (("vocab_size", SYMBOLS), ("mixer", "attention"), ("channel_mixer", "swiglu"),
-                             ("causal", True), ("pos_encodings", "rope"), ("prefix_len", 0)):  # fmt: skip
+                             ("causal", True), ("pos_encodings", "rope"), ("prefix_len", 0),
+                             ("tied_lm_head", False)):  # fmt: skip
             value = getattr(backbone, name)
             require(value == wanted, f"backbone.{name}", value, f"{wanted!r} for text")
         one_of("backbone.halting", backbone.halting, ("fixed", "cumulative_token"))
@@ -87,21 +87,8 @@ class TextConfig:
     @property
     def bytes_config(self) -> ModelConfig:
         """The layers of the encoder and of the decoder, as the cost model reads them."""
-        return ModelConfig(
-            vocab_size=SYMBOLS, seq_len=self.byte_row, arch="transformer", hidden_size=self.byte_size,
-            num_heads=self.byte_heads, layers={"H_level": 1}, mixer="attention", pos_encodings="rope",
-            inner_size=self.byte_inner, rms_norm_eps=self.backbone.rms_norm_eps, rope_theta=self.backbone.rope_theta,
-            qk_norm=self.backbone.qk_norm, forward_dtype=self.backbone.forward_dtype, halting="fixed",
+        return replace(
+            self.backbone, arch="transformer", seq_len=self.byte_row, hidden_size=self.byte_size,
+            num_heads=self.byte_heads, layers={"H_level": 1}, H_cycles=1, L_cycles=1, inner_size=self.byte_inner,
+            causal=False, halting="fixed", adapter_rank=0, state_ema=0.0,
         )  # fmt: skip
-
-    def to_json(self) -> str:
-        """This configuration as JSON text, sorted, with a final newline."""
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TextConfig:
-        """Build from a mapping, refusing unknown and missing fields by name (`InputError`)."""
-        unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
-        if unknown or not isinstance(values.get("backbone"), Mapping):
-            raise InputError(f"not the config of a text model: {', '.join(unknown) or 'backbone'}")
-        return cls(**values)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +17,6 @@ from rtm_kernels.text.state import ByteState, WordState
 from rtm_kernels.text.words import splitter
 
 
-@dataclass(frozen=True)
-class Word:
-    """A word that the backbone has read, and the rounds that it took."""
-
-    content: bytes
-    rounds: int
-
-
 class Writer:
     """A text so far, and `logits` [SYMBOLS] of its next symbol: a byte, BOUNDARY or TEXT_END.
 
@@ -35,30 +26,26 @@ class Writer:
 
     def __init__(self, model: TextModel, rounds: int | None = None) -> None:
         self.model, self.state = model, WordState(model, 1, rounds)
-        self.words: list[Word] = []
+        self.word, self.logits = bytearray(), torch.empty(0)
+        self.words: list[tuple[bytes, int]] = []
+        """Each word that the backbone has read, and the rounds that it took."""
         self._think(model.start.detach().to(model.dtype))
 
     def write(self, symbol: int) -> None:
         """Take in the next symbol. Errors: `InputError` for one that is ruled out."""
         require(bool(self.logits[symbol] > -math.inf), "symbol", symbol, "one that may come next")
         if symbol == BOUNDARY:
-            self._read(bytes(self.word))
+            self.read([bytes(self.word)])
         else:
             self.word.append(symbol)
             self._next(self.model.embed(torch.tensor(symbol, device=self.model.device)))
 
-    def read(self, words: Sequence[bytes]) -> None:
-        """Take in whole words; the decoder, whose word must be empty, is not asked about their bytes."""
-        require(not self.word, "word", bytes(self.word), "at its begin")
-        for word in words:
-            self._read(word)
-
     @torch.no_grad()
-    def _read(self, word: bytes) -> None:
-        config = self.model.config
-        packed = pack_documents([[word]], 1, config.max_bytes + 1).to(self.model.device)
-        rounds = self._think(self.model.read_words(packed)[0])
-        self.words.append(Word(word, rounds))
+    def read(self, words: Sequence[bytes]) -> None:
+        """Take in whole words where a word begins; the decoder is not asked about their bytes."""
+        for word in words:
+            packed = pack_documents([[word]], 1, self.model.config.max_bytes + 1).to(self.model.device)
+            self.words.append((word, self._think(self.model.read_words(packed)[0])))
 
     @torch.no_grad()
     def _think(self, x: Tensor) -> int:
@@ -99,8 +86,8 @@ def generate(
         writer.read(whole)
         for symbol in last:
             writer.write(symbol)
-    ends = [text.encode() for text in stop]
-    held, longest = bytearray(), max((len(end) for end in ends), default=1)
+    ends = sorted((text.encode() for text in stop), key=len, reverse=True)
+    held, longest = bytearray(), len(ends[0]) if ends else 1
     rng = torch.Generator().manual_seed(seed)
     written = 0
     while written < max_bytes:
@@ -112,10 +99,10 @@ def generate(
             continue
         held.append(symbol)
         written += 1
-        if any(held.endswith(end) for end in ends):
-            found = max((end for end in ends if held.endswith(end)), key=len)
-            yield bytes(held[: -len(found)])
-            return
+        for end in ends:
+            if held.endswith(end):
+                yield bytes(held[: -len(end)])
+                return
         ready = len(held) - longest + 1
         if ready > 0:
             yield bytes(held[:ready])

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from rtm_kernels.flops import act_step_flops, layer_flops
 from rtm_kernels.text.config import SYMBOLS, TextConfig
 from rtm_kernels.text.model import TextModel, Thought, symbol_loss
-from rtm_kernels.text.packing import Packed, pack_documents
+from rtm_kernels.text.packing import IGNORED, Packed, pack_documents
 from rtm_kernels.text.state import WordState
 
 
@@ -26,7 +27,6 @@ class Measured:
     bytes: int
 
 
-@torch.no_grad()
 def measure(
     model: TextModel, documents: Sequence[Sequence[bytes]], rounds: int | None = None, batch_size: int = 16
 ) -> Measured:
@@ -35,9 +35,8 @@ def measure(
     A model whose words halt skips those that have: `rounds` is then their cap.
     """
     bits = flops = words = taken = 0.0
-    for packed in batches(model, documents, batch_size):
-        logits, thought = predict(model, packed, rounds)
-        bits += symbol_loss(logits, packed.targets).double().sum().item() / math.log(2)
+    for packed, thought, losses, _ in score(model, documents, rounds, batch_size):
+        bits += losses.double().sum().item() / math.log(2)
         used = packed.first.numel() if thought.halting is None else thought.halting.steps.sum().item()
         size = packed.first.numel()
         flops += text_flops(model.config, size, packed.symbols.numel()) + used * round_flops(model.config, rounds)
@@ -47,29 +46,24 @@ def measure(
     return Measured(bits / size, one * taken / words, flops / size, size)
 
 
-def predict(model: TextModel, packed: Packed, rounds: int | None = None) -> tuple[torch.Tensor, Thought]:
-    """`model(packed)`, in which words that have halted are skipped."""
-    if not model.config.halts:
-        return model(packed, rounds)
-    x = model.slots(model.read_words(packed), packed.first)
-    thought = WordState(model, len(x), rounds, x.shape[1]).extend(x, packed.segments)
-    return model.write_words(thought.y, packed), thought
-
-
-def batches(model: TextModel, documents: Sequence[Sequence[bytes]], batch_size: int) -> Iterator[Packed]:
-    """Documents packed in rows of the length of training, `batch_size` rows at a time."""
+@torch.no_grad()
+def score(
+    model: TextModel, documents: Sequence[Sequence[bytes]], rounds: int | None = None, batch_size: int = 16
+) -> Iterator[tuple[Packed, Thought, Tensor, Tensor]]:
+    """The words of documents, cut into pieces of at most a row of training, `batch_size` pieces at a time: packed, what
+    the backbone made of them, and of every symbol, in order, its loss and whether it is the likeliest."""
     length, row = model.config.backbone.seq_len, model.config.byte_row
-    waiting: list[Sequence[bytes]] = []
-    size = 0
-    for document in documents:
-        for begin in range(0, len(document), batch_size * length):
-            part = document[begin : begin + batch_size * length]
-            if waiting and size + len(part) > batch_size * length:
-                yield pack_documents(waiting, length, row).to(model.device)
-                waiting, size = [], 0
-            waiting, size = [*waiting, part], size + len(part)
-    if waiting:
-        yield pack_documents(waiting, length, row).to(model.device)
+    pieces = [words[i : i + length] for words in documents for i in range(0, len(words), length)]
+    for i in range(0, len(pieces), batch_size):
+        packed = pack_documents(pieces[i : i + batch_size], length, row).to(model.device)
+        x = model.slots(model.read_words(packed), packed.first)
+        if model.config.halts:  # words that have halted are skipped
+            thought = WordState(model, len(x), rounds, x.shape[1]).extend(x, packed.segments)
+        else:
+            thought = model.think(x, packed.segments, rounds)
+        logits, counted = model.write_words(thought.y, packed), packed.targets != IGNORED
+        hits = (logits.argmax(-1) == packed.targets)[counted]
+        yield packed, thought, symbol_loss(logits, packed.targets)[counted], hits
 
 
 def text_flops(config: TextConfig, words: float, positions: float) -> float:

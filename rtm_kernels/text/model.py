@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rtm_kernels import pretrained
-from rtm_kernels.block import CosSin, Embedding, FusedTRMBlock, Linear, Stack, trunc_normal
+from rtm_kernels.block import CosSin, Embedding, FusedTRMBlock, Linear, trunc_normal
+from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import require
-from rtm_kernels.model import add_recursion
+from rtm_kernels.model import add_recursion, stack_of
 from rtm_kernels.names import init_name
-from rtm_kernels.ops.attention_norm.reference import rope_tables
+from rtm_kernels.ops.attention_norm.reference import rope_tables, segment_bias
 from rtm_kernels.ops.halting.mixture import HaltingState, halting_update, initial_state
 from rtm_kernels.ops.halting.reference import halting_logits
-from rtm_kernels.program import ADAPTER
+from rtm_kernels.pretrained import Pretrained
+from rtm_kernels.program import ADAPTER, Program
 from rtm_kernels.recursion import reference
 from rtm_kernels.text.config import BOUNDARY, SYMBOLS, TextConfig
 from rtm_kernels.text.packing import Packed
 
-POLICY = "cumulative_token"
+Latents = dict[str, Tensor]
 
 
 class Thought(NamedTuple):
@@ -35,7 +37,7 @@ class Thought(NamedTuple):
     halting: HaltingState | None
 
 
-class TextModel(nn.Module):
+class TextModel(Pretrained):
     """A byte-level language model with a recursion over words (HAT, arXiv 2501.10322).
 
     The encoder sees a word's bytes (all of them) and its state at the word's begin, projected, is the word's embedding.
@@ -47,20 +49,17 @@ class TextModel(nn.Module):
     reading that. Its output is the mean of its states, weighted by the halting mixture (arXiv 1603.08983).
     """
 
+    config: TextConfig
+    configs = TextConfig
+    card = "language model over bytes, with a recursion over words,", "text", "rtm generate 'def '"
+
     def __init__(self, config: TextConfig, *, impl: str = "auto", attention: str = "auto") -> None:
         super().__init__()
         self.config, backbone, narrow = config, config.backbone, config.bytes_config
+        self.narrow = narrow
         self.embed_bytes = Embedding(SYMBOLS, config.byte_size, std=config.byte_size**-0.5)
-        for name, count in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
-            blocks = [
-                FusedTRMBlock(
-                    config.byte_size, mixer="attention", num_heads=config.byte_heads, inner_size=config.byte_inner,
-                    causal=name == "decoder", qk_norm=narrow.qk_norm, eps=narrow.rms_norm_eps, impl=impl,
-                    attention=attention,
-                )
-                for _ in range(count)
-            ]  # fmt: skip
-            self.add_module(name, Stack(blocks))
+        self.encoder = stack_of(config.encoder_layers, narrow, impl, attention)
+        self.decoder = stack_of(config.decoder_layers, replace(narrow, causal=True), impl, attention)
         self.up_proj = Linear(config.byte_size, backbone.hidden_size)
         self.start = nn.Parameter(trunc_normal(backbone.hidden_size, std=1.0))
         add_recursion(self, backbone, impl, attention)
@@ -72,36 +71,12 @@ class TextModel(nn.Module):
             nn.init.constant_(self.q_head.bias, -math.log(max(1, config.rounds - 1)))  # all rounds at first
         self._rope: dict[tuple[int, int, torch.device], CosSin] = {}
 
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], *, impl: str = "auto") -> TextModel:
-        """The text model saved in a folder, in evaluation mode on the CPU. Errors: `InputError`."""
-        with torch.device("cpu"), torch.inference_mode(False):
-            config, state = pretrained.load(folder, text_specs, TextConfig.from_dict, {})
-            model = cls(config, impl=impl)
-            model.load_state_dict(state)
-        return model.eval()
-
-    def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write weights, config and checksums to `folder`, which appears complete or not at all; returns its path."""
-        return pretrained.save(self.config, self.state_dict(), folder, overwrite=overwrite)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The compute dtype."""
-        dtype: torch.dtype = getattr(torch, self.config.backbone.forward_dtype)
-        return dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the parameters."""
-        return self.start.device
-
-    def rope(self, length: int, width: int) -> CosSin:
-        """RoPE tables [length, width] in float32 on the model's device."""
-        key = (length, width, self.device)
+    def rope(self, length: int, config: ModelConfig) -> CosSin:
+        """RoPE tables [length, head_dim] of layers of `config`, in float32 on the model's device."""
+        key = (length, config.hidden_size // config.num_heads, self.device)
         if key not in self._rope:
             with torch.inference_mode(False):
-                self._rope[key] = rope_tables(length, width, self.config.backbone.rope_theta, self.device)
+                self._rope[key] = rope_tables(*key[:2], config.rope_theta, self.device)
         return self._rope[key]
 
     def embed(self, symbols: Tensor) -> Tensor:
@@ -111,8 +86,8 @@ class TextModel(nn.Module):
 
     def read_words(self, packed: Packed) -> Tensor:
         """Embeddings [words, D] of the packed words, by their bytes alone."""
-        cos_sin = self.rope(packed.symbols.shape[1], self.config.byte_size // self.config.byte_heads)
-        states = self.get_submodule("encoder")(self.embed(packed.symbols), (), cos_sin, packed.words)
+        cos_sin, bias = self.rope(packed.symbols.shape[1], self.narrow), segment_bias(packed.words, False, self.dtype)
+        states = self.encoder(self.embed(packed.symbols), (), cos_sin, bias)
         return F.linear(states.flatten(0, 1)[packed.starts], self.up_proj.weight.to(states.dtype))
 
     def slots(self, words: Tensor, first: Tensor) -> Tensor:
@@ -124,39 +99,64 @@ class TextModel(nn.Module):
         """The backbone on x [B, L, D]: `rounds` H cycles, or at most so many ACT steps of each word (default: as
         trained). Words of different `segments` [B, L] do not see each other."""
         config, rounds = self.config, self.rounds(rounds)
-        program, stacks = config.program(rounds), config.backbone
+        program, cos_sin = config.program(rounds), self.rope(x.shape[1], config.backbone)
+        bias = segment_bias(segments, True, x.dtype)
+        inputs: dict[int, Tensor] = {}  # of each layer, in the last step that a word took part in
+
+        def step(number: int, active: Tensor, latents: Latents) -> Latents:
+            if not config.halts:
+                stacks = {name: self.get_submodule(name) for name in program.stacks}
+                apply = {name: partial(stack, cos_sin=cos_sin, bias=bias) for name, stack in stacks.items()}
+                return reference.run(program, latents, x, apply)
+            takes_part = active[..., None]
+
+            def call(place: int, layer: FusedTRMBlock, h: Tensor) -> Tensor:
+                inputs[place] = h = torch.where(takes_part, h, inputs[place]) if place in inputs else h
+                return layer(h, (), cos_sin, bias)
+
+            new = reference.run(program, latents, x, self.layer_by_layer(program, call))
+            return {name: torch.where(takes_part, new[name], old) for name, old in latents.items()}
+
+        return self.ponder(x, rounds, step)
+
+    def ponder(self, x: Tensor, rounds: int, step: Callable[[int, Tensor, Latents], Latents]) -> Thought:
+        """What ACT steps make of x [B, L, D]: one, or, where words halt, `rounds` of them.
+
+        `step(number, active, latents)` gives the latents after a step in which the words `active` [B, L] take part; of
+        the others they stay.
+        """
+        program, state = self.config.program(rounds), initial_state(x.shape[0], x.shape[1], x.device)
         latents = {name: self.get_buffer(init_name(name)).expand(x.shape) for name in program.carried}
-        cos_sin = self.rope(x.shape[1], stacks.hidden_size // stacks.num_heads)
-        if not config.halts:
-            apply = {name: self._bound(name, cos_sin, segments) for name in program.stacks}
-            return Thought(reference.run(program, latents, x, apply)[program.output], None)
-        state = initial_state(x.shape[0], x.shape[1], x.device)
-        y, kept = torch.zeros_like(x), Kept()
-        for _ in range(rounds):
-            kept.begin(state.active[..., None])
-            apply = {name: kept.applied(self.get_submodule(name), cos_sin, segments) for name in program.stacks}
-            new = reference.run(program, latents, x, apply)
-            latents = {name: torch.where(kept.active, new[name], old) for name, old in latents.items()}
-            state = self.halting(state, latents[program.output], rounds)
+        if not self.config.halts:
+            return Thought(step(0, state.active, latents)[program.output], None)
+        y, floor = torch.zeros_like(x), min(self.config.min_rounds, rounds)
+        for number in range(rounds):
+            latents = step(number, state.active, latents)
+            q = halting_logits(latents[program.output], self.q_head.weight, self.q_head.bias, per_token=True)
+            state = halting_update(state, "cumulative_token", q, max_steps=rounds, min_steps=floor)
             y = y + state.weight[..., None].to(y.dtype) * latents[program.output]
         return Thought(y, state)
 
-    def halting(self, state: HaltingState, output: Tensor, rounds: int) -> HaltingState:
-        """The halting state after one more ACT step of the active words; `output` [B, L, D]."""
-        q = halting_logits(output, self.q_head.weight, self.q_head.bias, per_token=True)
-        return halting_update(state, POLICY, q, max_steps=rounds, min_steps=min(self.config.min_rounds, rounds))
+    def layer_by_layer(
+        self, program: Program, call: Callable[[int, FusedTRMBlock, Tensor], Tensor]
+    ) -> dict[str, reference.ApplyStack]:
+        """The stacks of `program` as an executor calls them: the n-th layer that it comes to is `call(n, layer, h)`."""
+        numbers = itertools.count()
+
+        def bound(stack: nn.Module, state: Tensor, injection: tuple[Tensor, ...]) -> Tensor:
+            h = state + sum(injection[1:], injection[0]) if injection else state
+            for layer in stack.layers:  # type: ignore[union-attr]
+                h = call(next(numbers), layer, h)
+            return h
+
+        stacks = {name: self.get_submodule(name) for name in program.stacks}
+        return {n: stack if n.startswith(ADAPTER) else partial(bound, stack) for n, stack in stacks.items()}
 
     def rounds(self, rounds: int | None) -> int:
         """`rounds`, or those of training. Errors: `InputError` below 1."""
         rounds = self.config.rounds if rounds is None else rounds
         require(rounds >= 1, "rounds", rounds, "at least 1")
         return rounds
-
-    def _bound(self, name: str, cos_sin: CosSin, segments: Tensor) -> reference.ApplyStack:
-        stack = self.get_submodule(name)
-        if name.startswith(ADAPTER):
-            return stack
-        return lambda state, injection: stack(state, injection, cos_sin, segments)
 
     def begin_words(self, y: Tensor) -> Tensor:
         """The decoder's first input of words [..., byte_size], from the backbone's states y [..., D] before them."""
@@ -167,47 +167,14 @@ class TextModel(nn.Module):
         """Logits [R, W, SYMBOLS] of the symbol after each position, from the backbone's y [B, L, D]."""
         x = self.embed(packed.symbols)
         x = x.flatten(0, 1).index_copy(0, packed.starts, self.begin_words(y).flatten(0, 1)).view(x.shape)
-        cos_sin = self.rope(x.shape[1], self.config.byte_size // self.config.byte_heads)
-        states = self.get_submodule("decoder")(x, (), cos_sin, packed.words)
+        cos_sin, bias = self.rope(x.shape[1], self.narrow), segment_bias(packed.words, True, x.dtype)
+        states = self.decoder(x, (), cos_sin, bias)
         return F.linear(states, self.lm_head.weight.to(states.dtype))
 
     def forward(self, packed: Packed, rounds: int | None = None) -> tuple[Tensor, Thought]:
         """Logits [R, W, SYMBOLS] of the packed text, and the backbone's states."""
         thought = self.think(self.slots(self.read_words(packed), packed.first), packed.segments, rounds)
         return self.write_words(thought.y, packed), thought
-
-
-class Kept:
-    """The inputs of every layer in the last round that a word took part in: attention goes on reading these."""
-
-    def __init__(self) -> None:
-        self.inputs: dict[int, Tensor] = {}
-        self.active = torch.ones(())
-
-    def begin(self, active: Tensor) -> None:
-        """A round in which the words `active` [B, L, 1] take part."""
-        self.active, self.calls = active, 0
-
-    def applied(self, stack: nn.Module, cos_sin: CosSin, segments: Tensor) -> Callable[..., Tensor]:
-        """The stack as an executor calls it; what it gives of inactive words is to be dropped."""
-
-        def apply(state: Tensor, injection: tuple[Tensor, ...]) -> Tensor:
-            h = state + sum(injection[1:], injection[0]) if injection else state
-            for layer in stack.layers:  # type: ignore[union-attr]
-                number, self.calls = self.calls, self.calls + 1
-                if number in self.inputs:
-                    h = torch.where(self.active, h, self.inputs[number])
-                self.inputs[number] = h
-                h = layer(h, (), cos_sin, segments)
-            return h
-
-        return apply
-
-
-def text_specs(config: TextConfig) -> dict[str, Tensor]:
-    """The tensors that a saved model of `config` holds, by name, as meta tensors."""
-    with torch.device("meta"):
-        return TextModel(config).state_dict()
 
 
 def symbol_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rtm_kernels.errors import require
 from rtm_kernels.text.config import BOUNDARY, TEXT_END
 
 IGNORED = -100
 """Target of positions that hold nothing."""
 
 
-@dataclass(frozen=True)
-class Packed:
+class Packed(NamedTuple):
     """B rows of L slots. Slot m, counted over all rows, holds the word m - 1 of its segment, or its start, and predicts
     word m: BOUNDARY and its bytes are inputs in `symbols`, its bytes and BOUNDARY the `targets`. A word without bytes
     is the end of the text (TEXT_END).
@@ -32,7 +30,7 @@ class Packed:
 
     def to(self, device: torch.device | str) -> Packed:
         """The same on a device."""
-        return Packed(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return Packed(*(tensor.to(device) for tensor in self))
 
 
 def pack(content: bytes, lengths: np.ndarray, first: np.ndarray, row: int) -> Packed:
@@ -41,10 +39,6 @@ def pack(content: bytes, lengths: np.ndarray, first: np.ndarray, row: int) -> Pa
     `first` [B, L] marks the slots that begin a segment; the first of each row does.
     """
     sizes = lengths.reshape(-1).astype(np.int64)
-    require(bool(first[:, 0].all()), "first", first[:, 0].tolist(), "true at the begin of each row")
-    require(int(sizes.sum()) == len(content), "lengths", int(sizes.sum()), f"{len(content)} bytes")
-    longest = int(sizes.max(initial=0))
-    require(longest < row, "lengths", longest, f"words of at most {row - 1} bytes")
     offsets, count = place(sizes + 1, row)
     within = np.arange(len(content)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     places = np.repeat(offsets + 1, sizes) + within
@@ -79,9 +73,8 @@ def pack_documents(documents: Sequence[Sequence[bytes]], length: int, row: int) 
     `length` words; a longer document begins again in each row. Slots that are left over are ignored."""
     slots: list[tuple[bytes, bool, bool]] = []
     for document in documents:
-        left = -len(slots) % length
-        if len(document) > left:
-            slots += [(b"", True, False)] * left
+        if len(slots) % length + len(document) > length:
+            slots += [(b"", True, False)] * (-len(slots) % length)
         slots += [(word, i % length == 0, True) for i, word in enumerate(document)]
     slots += [(b"", True, False)] * (-len(slots) % length)
     lengths = np.array([len(word) for word, _, _ in slots]).reshape(-1, length)

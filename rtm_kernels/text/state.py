@@ -6,16 +6,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rtm_kernels.block import CosSin, FusedTRMBlock
-from rtm_kernels.names import init_name
 from rtm_kernels.ops.attention_norm.reference import apply_rope
-from rtm_kernels.ops.halting.mixture import initial_state
 from rtm_kernels.ops.primitives import rms_norm
 from rtm_kernels.ops.swiglu_norm.api import swiglu_norm
-from rtm_kernels.program import ADAPTER, INPUT
-from rtm_kernels.text.model import TextModel, Thought
+from rtm_kernels.recursion import reference
+from rtm_kernels.text.model import Latents, TextModel, Thought
 
 GROWTH = 256
 """Words by which the memory of a state grows."""
@@ -80,7 +78,7 @@ def attend(layer: FusedTRMBlock, h: Tensor, rows: Rows, memory: Memory, cos_sin:
 
 
 class WordState:
-    """The backbone's memory of the words so far, in `batch` rows: of each round, step and layer, keys and values.
+    """The backbone's memory of the words so far, in `batch` rows: of each round and layer, keys and values.
 
     Fed with any parts of a text it gives what `TextModel.think` gives of the whole, up to rounding; fed with the same
     parts, the same bits. `rounds` as there; there is room for `capacity` words at first.
@@ -90,38 +88,38 @@ class WordState:
         self.model, self.rounds, self.length = model, model.rounds(rounds), 0
         self.program = model.config.program(self.rounds)
         self.segments = torch.full((batch, capacity), -1, dtype=torch.int32, device=model.device)
-        self.memories: dict[tuple[int, int, int], Memory] = {}
+        self.memories: dict[tuple[int, int], Memory] = {}
 
     @torch.no_grad()
     def extend(self, x: Tensor, segments: Tensor) -> Thought:
         """The next n words of each row, their inputs x [B, n, D], as `TextModel.think`; what has halted is skipped."""
-        batch, count, _ = x.shape
-        begin, self.length = self.length, self.length + count
+        begin, self.length = self.length, self.length + x.shape[1]
         while self.segments.shape[1] < self.length:
             self.segments = F.pad(self.segments, (0, GROWTH), value=-1)
         self.segments[:, begin : self.length] = segments
-        model, halts = self.model, self.model.config.halts
-        starts = {name: model.get_buffer(init_name(name)).expand(x.shape) for name in self.program.carried}
-        latents = {name: start.clone() for name, start in starts.items()}
-        state, y = initial_state(batch, count, x.device), torch.zeros_like(x)
-        for turn in range(self.rounds if halts else 1):
-            for (number, step, layer), memory in list(self.memories.items()):
-                if turn and number == turn - 1:  # words that have halted keep what they were read by
-                    self._memory(turn, step, layer).copy(memory, begin, self.length)
-            if not state.active.any():
-                continue
-            rows, where = self._rows(state.active, begin), state.active.nonzero(as_tuple=True)
-            found = self._run({name: t[where] for name, t in latents.items()}, x[where], rows, turn)
-            if not halts:
-                return Thought(found[self.program.output].view(x.shape), None)
-            for name, latent in latents.items():
-                latent[where] = found[name]
-            state = model.halting(state, latents[self.program.output], self.rounds)
-            y += state.weight[..., None].to(y.dtype) * latents[self.program.output]
-        return Thought(y, state)
 
-    def _memory(self, *key: int) -> Memory:
-        return self.memories.setdefault(key, Memory())  # type: ignore[arg-type]
+        def step(turn: int, active: Tensor, latents: Latents) -> Latents:
+            for (number, place), memory in list(self.memories.items()):
+                if number == turn - 1:  # words that have halted keep what they were read by
+                    self._memory(turn, place).copy(memory, begin, self.length)
+            if not active.any():
+                return latents
+            rows, where = self._rows(active, begin), active.nonzero(as_tuple=True)
+            tables = self.model.rope(self.segments.shape[1], self.model.config.backbone)
+            cos_sin = (tables[0][rows.place], tables[1][rows.place])
+
+            def call(place: int, layer: FusedTRMBlock, h: Tensor) -> Tensor:
+                return attend(layer, h, rows, self._memory(turn, place), cos_sin)
+
+            given = {name: latent[where] for name, latent in latents.items()}
+            apply = self.model.layer_by_layer(self.program, call)
+            found = reference.run(self.program, given, x[where], apply)
+            return {name: latents.get(name, x).index_put(where, value) for name, value in found.items()}
+
+        return self.model.ponder(x, self.rounds, step)
+
+    def _memory(self, turn: int, place: int) -> Memory:
+        return self.memories.setdefault((turn, place), Memory())
 
     def _rows(self, active: Tensor, begin: int) -> Rows:
         row, column = active.nonzero(as_tuple=True)
@@ -131,27 +129,6 @@ class WordState:
         mask = sees.new_zeros(len(active), 1, int(rank.max()) + 1, len(everything))
         mask[row, 0, rank] = sees
         return Rows(row, place, rank, mask)
-
-    def _run(self, values: dict[str, Tensor], x: Tensor, rows: Rows, turn: int) -> dict[str, Tensor]:
-        """The program on the positions `rows`: latents and x [m, D] to latents."""
-        model = self.model
-        config = model.config.backbone
-        tables = model.rope(self.segments.shape[1], config.hidden_size // config.num_heads)
-        cos_sin = (tables[0][rows.place], tables[1][rows.place])
-        values = {**values, INPUT: x}
-        for number, step in enumerate(self.program.steps):
-            h = sum((values[name] for name in step.state[1:]), values[step.state[0]])
-            if step.inject:
-                injected = [values[name] for name in step.inject]
-                h = h + sum(injected[1:], injected[0])
-            stack: nn.Module = model.get_submodule(step.stack)
-            if step.stack.startswith(ADAPTER):
-                h = stack(h)
-            else:
-                for i, layer in enumerate(stack.layers):  # type: ignore[arg-type]
-                    h = attend(layer, h, rows, self._memory(turn, number, i), cos_sin)
-            values[step.dst] = torch.lerp(h, values[step.dst], step.keep) if step.keep else h
-        return values
 
 
 class ByteState:
@@ -168,9 +145,9 @@ class ByteState:
         config, place = self.model.config, torch.tensor([self.count], device=x.device)
         zero = torch.zeros_like(place)
         mask = (torch.arange(self.capacity, device=x.device) <= place).view(1, 1, 1, -1)
-        tables = self.model.rope(config.byte_row, config.byte_size // config.byte_heads)
+        tables = self.model.rope(config.byte_row, self.model.narrow)
         h, rows = x[None], Rows(zero, place, zero, mask)
-        for layer, memory in zip(self.model.get_submodule("decoder").layers, self.memories, strict=True):  # type: ignore
+        for layer, memory in zip(self.model.decoder.layers, self.memories, strict=True):
             h = attend(layer, h, rows, memory, (tables[0][place], tables[1][place]))
         self.count += 1
         return F.linear(h[0], self.model.lm_head.weight.to(h.dtype))

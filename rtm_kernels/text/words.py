@@ -25,9 +25,4 @@ def splitter(max_bytes: int) -> Split:
     if importlib.util.find_spec("hat_splitter") is None:
         raise BackendUnavailable("text needs the package hat-splitter: pip install 'rtm-kernels[text]'")
     own = importlib.import_module("hat_splitter").HATSplitter()
-
-    def split(text: str) -> list[bytes]:
-        words: list[bytes] = own.split_with_limit(text, max_bytes)
-        return words
-
-    return split
+    return lambda text: own.split_with_limit(text, max_bytes)

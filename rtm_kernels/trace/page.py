@@ -6,6 +6,7 @@ import html
 import json
 import os
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,19 @@ def write_page(trace: Trace, path: str | os.PathLike[str], *, limit: int | None 
 
 def page(header: Record, puzzles: list[Traced]) -> str:
     title = html.escape(f"{header['task']}: {len(puzzles)} traced puzzle{'s' * (len(puzzles) != 1)}")
-    return fill("page.html", TITLE=title, DATA=embedded(payload(header, puzzles)))
+    return filled(title, payload(header, puzzles))
 
 
-def fill(name: str, **parts: str) -> str:
-    """A page of the viewer with its style and script, and with these parts, each as it is, where it names them."""
+def write_words(words: Sequence[tuple[str, int]], rounds: int, path: str | os.PathLike[str]) -> None:
+    """Write the viewer of a text to `path`: its words, and how many of at most `rounds` rounds each took."""
+    Path(path).write_text(filled("Rounds of each word", {"words": words, "rounds": rounds}), encoding="utf-8")
+
+
+def filled(title: str, data: Record) -> str:
+    """The page with its style, its script and what that reads."""
     assets = files("rtm_kernels") / "assets" / "viewer"
-    style, script, text = ((assets / file).read_text("utf-8") for file in ("style.css", "script.js", name))
-    every = {"STYLE": style, "SCRIPT": script, **parts}
+    style, script, text = ((assets / file).read_text("utf-8") for file in ("style.css", "script.js", "page.html"))
+    every = {"STYLE": style, "SCRIPT": script, "TITLE": title, "DATA": embedded(data)}
     return re.sub("{{([A-Z]+)}}", lambda found: every[found[1]], text)
 
 

@@ -17,12 +17,20 @@ import pydantic
 from rtm_kernels.data.dataset import PuzzleDataset
 from rtm_kernels.errors import InputError, require
 from rtm_kernels.files import read_json, replace_text
+from rtm_kernels.train.recipe import ABOUT, PRESETS
 from rtm_kernels.train.schedule import Schedule
 from rtm_kernels.train.schema import Recipe, Source, Stage
-from rtm_kernels.train.text_recipe import TextRecipe
+from rtm_kernels.train.text_recipe import TEXT_ABOUT, TEXT_PRESETS, TextRecipe
 
 AnyRecipe = Recipe | TextRecipe
-Part = TypeVar("Part", Recipe, Source, TextRecipe)
+Part = TypeVar("Part", bound=Recipe | Source | TextRecipe)
+Trained = TypeVar("Trained", bound=AnyRecipe)
+
+RECIPES: dict[str, tuple[AnyRecipe, str]] = {
+    **{name: (recipe, ABOUT.get(name, "needs data=FOLDER")) for name, recipe in PRESETS.items()},
+    **{name: (recipe, TEXT_ABOUT[name]) for name, recipe in TEXT_PRESETS.items()},
+}
+"""Every named recipe, and what it is."""
 
 OPTIONAL = {
     field.name
@@ -97,12 +105,12 @@ def override(part: Part, assignments: Sequence[str]) -> Part:
     return changed
 
 
-def fit_to_data(recipe: Recipe) -> Recipe:
+def fit_to_data(recipe: Trained) -> Trained:
     """The recipe with the vocabulary, length and identifiers of its data set, and steps for its `epochs` over it.
 
     Errors: `InputError` when the data set is missing or cannot be read.
     """
-    if recipe.data is None:
+    if isinstance(recipe, TextRecipe) or recipe.data is None:
         return recipe
     require(bool(recipe.data), "data", recipe.data, "this recipe trains on a data set: data=FOLDER, official layout")
     metadata = PuzzleDataset.open(recipe.data, "train").metadata

@@ -19,6 +19,8 @@ from rtm_kernels.train.text_recipe import TextRecipe
 STDLIB = "stdlib"
 PIECE = 1 << 16
 """Bytes of the longest document: longer files are cut at line ends."""
+LONGEST = 64
+"""Bytes in which a row looks for the begin of a word."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,13 @@ class Document:
     end: int
     key: str
 
-    def text(self) -> str:
+    def content(self) -> bytes:
         """The content. Errors: `InputError` when the file has changed since it was found."""
         with open(self.path, "rb") as file:
             file.seek(self.begin)
             content = file.read(self.end - self.begin)
         require(_key(content) == self.key, printable(str(self.path)), "changed", "the content at the begin of the run")
-        return content.decode()
+        return content
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,6 @@ class Corpus:
     unread: int  # files that are no UTF-8 text
     repeated: int  # documents that stood there before
 
-    @property
-    def key(self) -> str:
-        """A digest of the documents to train on."""
-        return _key("".join(document.key for document in self.train).encode())
-
     def sample(self, limit: int) -> list[str]:
         """Held-out documents, as many as fit into `limit` bytes, at least one."""
         texts: list[str] = []
@@ -61,7 +58,7 @@ class Corpus:
             size += document.end - document.begin
             if texts and size > limit:
                 break
-            texts.append(document.text())
+            texts.append(document.content().decode())
         return texts
 
 
@@ -73,7 +70,7 @@ def find_corpus(data: str, held_out: float) -> Corpus:
 
     Errors: `InputError` when nothing is there, or only one part of it is left.
     """
-    root, paths = _paths(data)
+    paths = _paths(data)
     seen: set[str] = set()
     parts: tuple[list[Document], list[Document]] = ([], [])
     unread = repeated = 0
@@ -91,8 +88,7 @@ def find_corpus(data: str, held_out: float) -> Corpus:
             seen.add(document.key)
             chosen = int((whole if len(paths) > 1 else document.key)[:8], 16) < held_out * 2**32
             parts[chosen].append(document)
-    where = printable(str(root))
-    require(len(seen) > 1, "data", where, f"at least two documents of UTF-8 text; {unread} files are none")
+    require(len(seen) > 1, "data", data, f"at least two documents of UTF-8 text; {unread} files are none")
     if not parts[1]:  # a small corpus: its last document by content
         parts[1].append(parts[0].pop(max(range(len(parts[0])), key=lambda i: parts[0][i].key)))
     require(bool(parts[0]), "held_out", held_out, "a smaller share: nothing is left to train on")
@@ -100,18 +96,12 @@ def find_corpus(data: str, held_out: float) -> Corpus:
     return Corpus(train, test, unread, repeated)
 
 
-def _paths(data: str) -> tuple[Path, list[Path]]:
-    if data == STDLIB:
-        root = Path(sysconfig.get_path("stdlib"))
-        found = [path for path in sorted(root.rglob("*.py")) if "site-packages" not in path.parts]
-        require(bool(found), "data", data, f"sources in {root}: this Python has none; give a file or folder")
-        return root, found
-    root = Path(data)
-    if root.is_file():
-        return root, [root]
-    require(root.is_dir(), "data", data, f"{STDLIB}, or a file or folder of text")
-    files = (path for path in sorted(root.rglob("*")) if path.is_file())
-    return root, [p for p in files if not any(part.startswith(".") for part in p.relative_to(root).parts)]
+def _paths(data: str) -> list[Path]:
+    root, pattern = (Path(sysconfig.get_path("stdlib")), "*.py") if data == STDLIB else (Path(data), "*")
+    require(root.exists(), "data", data, f"{STDLIB}, or a file or folder of text")
+    files = [root] if root.is_file() else [path for path in sorted(root.rglob(pattern)) if path.is_file()]
+    parts = ((path, path.relative_to(root).parts) for path in files)
+    return [p for p, names in parts if not any(n[0] == "." or n == "site-packages" for n in names)]
 
 
 def _pieces(content: bytes) -> Iterator[tuple[int, int]]:
@@ -139,65 +129,51 @@ def _key(content: bytes) -> str:
 
 
 class TextStream:
-    """Endless batches of packed words: each row goes on with a document of its own, then takes the next one.
+    """Endless batches of packed words. A row begins anywhere in the documents, between words, each byte as likely as
+    any other; where its document ends, with a word without bytes, another one begins, as a segment of its own.
 
-    The order of documents is drawn anew in each pass over them. A row begins a segment, so the words of a document see
-    those of their own row only. A document that is read to its end ends with a word without bytes.
+    A batch follows from the recipe's seed and the number of batches before it.
     """
 
     def __init__(self, recipe: TextRecipe) -> None:
         self.recipe, self.corpus = recipe, find_corpus(recipe.data, recipe.held_out)
         self.split = splitter(recipe.model.max_bytes)
         self.taken = 0
-        self.lanes = [[-1, 0] for _ in range(recipe.batch_size)]
-        """Document, counted over all passes, and word of it, that each row goes on with."""
-        self._orders: dict[int, np.ndarray] = {}
-        self._words: dict[int, list[bytes]] = {}
+        self.key = _key("".join(document.key for document in self.corpus.train).encode())
+        self.ends = np.cumsum([document.end - document.begin for document in self.corpus.train])
 
     def batch(self) -> tuple[Packed, int]:
         """The next batch, and its bytes."""
-        length, rows = self.recipe.model.backbone.seq_len, len(self.lanes)
+        length, rows = self.recipe.model.backbone.seq_len, self.recipe.batch_size
+        rng = np.random.default_rng([self.recipe.seed, self.taken])
+        self.taken += 1
         words: list[bytes] = []
-        first = np.zeros((rows, length), bool)
-        for row in range(rows):
-            slot = 0
-            while slot < length:
-                first[row, slot] = True
-                number, offset = self._open(row)
-                part = self._words[number][offset : offset + length - slot]
-                words += part
-                slot += len(part)
-                self.lanes[row][1] += len(part)
+        first = np.zeros(rows * length, bool)
+        while len(words) < rows * length:
+            first[len(words)] = True
+            words += self._words(rng, -len(words) % length or length, inside=len(words) % length == 0)
         content = b"".join(words)
         lengths = np.array([len(word) for word in words]).reshape(rows, length)
-        return pack(content, lengths, first, self.recipe.model.byte_row), len(content)
+        return pack(content, lengths, first.reshape(rows, length), self.recipe.model.byte_row), len(content)
 
-    def _open(self, row: int) -> tuple[int, int]:
-        """The document of a row and the word it goes on with; the next document where this one is at its end."""
-        number, offset = self.lanes[row]
-        if number >= 0 and number not in self._words:  # after a resume
-            self._words[number] = self._read(number)
-        if number < 0 or offset == len(self._words[number]):
-            self._words.pop(number, None)
-            number, offset = self.taken, 0
-            self._words[number] = self._read(number)
-            self.taken, self.lanes[row] = self.taken + 1, [number, 0]
-        return number, offset
-
-    def _read(self, number: int) -> list[bytes]:
-        documents = self.corpus.train
-        turn, place = divmod(number, len(documents))
-        if turn not in self._orders:
-            self._orders = {turn: np.random.default_rng([self.recipe.seed, turn]).permutation(len(documents))}
-        return [*self.split(documents[self._orders[turn][place]].text()), b""]
+    def _words(self, rng: np.random.Generator, most: int, inside: bool) -> list[bytes]:
+        """At most so many words from a place that is drawn, `inside` a document or at its begin."""
+        place = rng.integers(self.ends[-1])
+        number = int(np.searchsorted(self.ends, place, side="right"))
+        content = self.corpus.train[number].content()
+        offset = len(content) - int(self.ends[number] - place) if inside else 0
+        low = max(0, offset - LONGEST)
+        begin = max(low, content.rfind(b" ", low, offset), content.rfind(b"\n", low, offset))
+        part = content[begin : begin + most * self.recipe.model.max_bytes + LONGEST]
+        return [*self.split(part.decode(errors="ignore")), b""][:most]
 
     def state(self) -> str:
         """The position of the stream as text."""
-        return json.dumps({"corpus": self.corpus.key, "taken": self.taken, "lanes": self.lanes})
+        return json.dumps({"corpus": self.key, "taken": self.taken})
 
     def load_state(self, state: str) -> None:
         """Continue from a position that `state` returned. Errors: `InputError`."""
         values = json.loads(state)
-        if values["corpus"] != self.corpus.key:
+        if values["corpus"] != self.key:
             raise InputError(f"data={self.recipe.data!r}: the text is not the one at the begin of the run")
-        self.taken, self.lanes, self._words = values["taken"], values["lanes"], {}
+        self.taken = values["taken"]

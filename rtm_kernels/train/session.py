@@ -28,7 +28,7 @@ from rtm_kernels.train.schema import Recipe
 from rtm_kernels.train.steps import Metrics, Steps
 from rtm_kernels.train.stream import DatasetStream, PoolStream
 from rtm_kernels.train.telemetry import MEASURED, Callback, CsvLog, Curves, Speed, curves, plot_run, read_csv
-from rtm_kernels.train.text_run import TextRun
+from rtm_kernels.train.text_loop import TextRun
 
 RECIPE, METRICS, STATES, MODEL, BEST, PICTURE, SUMMARY, UNSEEN = (
     "recipe.json", "metrics.csv", "checkpoints", "model", "best", "curve.png", "summary.json", "unseen.csv",
@@ -59,7 +59,7 @@ def open_recipe(recipe: AnyRecipe, out: Path, resume: bool, slices: bool = False
     saved = out / RECIPE
     if slices and saved.is_file():
         found = load_recipe(saved)
-        same = found == fitted(recipe)
+        same = found == fit_to_data(recipe)
         allowed = "a new name: the run in it has another recipe, and --resume continues it with that"
         require(same, "--out", str(out), allowed)
         return found
@@ -69,12 +69,7 @@ def open_recipe(recipe: AnyRecipe, out: Path, resume: bool, slices: bool = False
         return load_recipe(saved)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} exists already; --resume continues the run in it, another name starts a new one")
-    return fitted(recipe)
-
-
-def fitted(recipe: AnyRecipe) -> AnyRecipe:
-    """A recipe with what its data set says."""
-    return fit_to_data(recipe) if isinstance(recipe, Recipe) else recipe
+    return fit_to_data(recipe)
 
 
 class PuzzleRun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,8 +25,11 @@ class Diverged(RTMError):
 class Steps:
     """The state of a run between its steps. What computes a step is a subclass."""
 
+    step: Callable[[], Metrics]
+    """Takes one optimiser step."""
+    work: Callable[[], tuple[float, float]]
+    """How many of `unit` the last step took, and its useful FLOPs, both on this rank's share."""
     unit = "samples"
-    """What `work` counts."""
     recipe: Any
     model: nn.Module
     device: torch.device
@@ -47,14 +51,6 @@ class Steps:
     def __init__(self) -> None:
         self.carries: dict[tuple[int, int], Carry] = {}
         """The carry of each part of a batch, by the part and the length of its puzzles."""
-
-    def step(self) -> Metrics:
-        """One optimiser step."""
-        raise NotImplementedError
-
-    def work(self) -> tuple[float, float]:
-        """How many of `unit` the last step took, and its useful FLOPs, both on this rank's share."""
-        raise NotImplementedError
 
     def move_to(self, position: str) -> None:
         """Go on with the batches from a position of the stream."""

@@ -69,8 +69,8 @@ TEXT_SMALL = TextRecipe(
             halting="fixed", adapter_rank=8,
         ),
     ),
-    steps=3000, batch_size=8, keep=0.5, optimizer="muon", lr=4e-3, aux_lr=4e-3, min_lr_ratio=0.05, warmup_steps=50,
-    ema=0.99, eval_every=500,
+    steps=1500, batch_size=8, keep=0.5, optimizer="muon", lr=4e-3, aux_lr=4e-3, min_lr_ratio=0.05, warmup_steps=50,
+    ema=0.99, eval_every=250,
 )  # fmt: skip
 
 TEXT_PRESETS: dict[str, TextRecipe] = {"text-small": TEXT_SMALL}

@@ -11,7 +11,7 @@ from torch import Tensor
 from rtm_kernels.ops.attention_norm import op
 from rtm_kernels.ops.attention_norm.api import attention_norm
 from rtm_kernels.ops.attention_norm.launch import TABLE
-from rtm_kernels.ops.attention_norm.reference import rope_tables
+from rtm_kernels.ops.attention_norm.reference import rope_tables, segment_bias
 from rtm_kernels.ops.swiglu.launch import TABLE as SWIGLU
 from tests.cases.case import HALVES, MOST, Case, Op, Tensors, Tuned, latent_shape, meta
 from tests.ops.support import LAYOUTS, laid_out
@@ -65,7 +65,7 @@ def _call(heads: int, options: str, impl: str, t: Tensors) -> Tensor:
     places = torch.arange(length, device=t["x"].device) + torch.arange(batch, device=t["x"].device)[:, None]
     return attention_norm(
         t["x"], t["qkv_weight"], t["o_weight"], num_heads=heads, injection=injection, causal="causal" in options,
-        segments=places // 4 if "segments" in options else None,
+        bias=segment_bias(places // 4, "causal" in options, t["x"].dtype) if "segments" in options else None,
         qk_norm="qk_norm" in options, impl=impl,
         cos_sin=rope_tables(length, width // heads, 10000.0, t["x"].device) if "rope" in options else None,
     )  # fmt: skip

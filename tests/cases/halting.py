@@ -65,7 +65,8 @@ def _make(shape: tuple[int, ...], text: str, layout: str, g: torch.Generator) ->
     answered.copy_(torch.nn.functional.one_hot(at.answers[::2].long(), VOCABULARY))  # unchanged
     q, bias = torch.randn(batch, 2, generator=g), torch.tensor([0.5, 0.25])
     weight = torch.randn(2, width, generator=g) / width**0.5
-    # every third sample at the thresholds: a logit of 0, a sum that it makes 1, enough steps just now
+    at.limit[1::3] = at.steps[1::3] + 1  # every third sample takes its last step
+    # and another third is at the thresholds: a logit of 0, a sum that it makes 1, enough steps just now
     compares = "continue" in text
     q[::3, 0] = q[::3, 1] if compares else 0
     at.accumulated[::3] = at.token_accumulated[::3, ::2] = 0.5

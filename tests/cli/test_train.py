@@ -15,10 +15,9 @@ from safetensors.torch import load, save
 from rtm_kernels.data.build import build_sudoku
 from rtm_kernels.data.sudoku import generate, to_text
 from rtm_kernels.model import RecursiveReasoner
-from rtm_kernels.train.configure import load_recipe
+from rtm_kernels.train.configure import RECIPES, load_recipe
 from rtm_kernels.train.recipe import PRESETS
 from rtm_kernels.train.telemetry import read_csv
-from rtm_kernels.train.text_recipe import TEXT_PRESETS
 from tests.cli.conftest import invoke, refused
 
 SMALL = ["sudoku-4x4", "model.hidden_size=16", "model.expansion=1", "stages.0.steps=4", "stages.1.steps=3",
@@ -218,7 +217,7 @@ def test_a_damaged_run_is_told_by_its_file(
 
 
 def test_the_recipes_are_listed_and_shown() -> None:
-    assert list(json.loads(rtm("--json").stdout)) == [*PRESETS, *TEXT_PRESETS]
+    assert list(json.loads(rtm("--json").stdout)) == list(RECIPES)
     shown = json.loads(rtm("rsm-sudoku", "lr=0.5", "--show").stdout)
     assert shown["lr"] == 0.5 and shown["objective"]["kind"] == "final_loss"
 

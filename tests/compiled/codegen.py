@@ -251,7 +251,7 @@ class Writer:
 
     def on_mbarrier(self, i: Instruction) -> None:
         at = self.address(i.args[1], "u32")
-        self.define(i.args[0], "pred", f"M.passed({at}, {self.use(i.args[2], 'u32')}, {self.mask})")
+        self.define(i.args[0], "pred", f"M.passed({at}, {self.use(i.args[2], 'u32')}, {self.mask}, {i.line})")
 
     def on_elect(self, i: Instruction) -> None:
         leader, elected = i.args[0].items

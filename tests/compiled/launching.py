@@ -77,7 +77,7 @@ class Launch:
         if self.cooperative and len(self.programs) > 1:
             return []
         self.memory.fill([])
-        interpret(self.function, self.given, self.kwargs, self.grid)
+        interpret(self.function, self.given, {**self.kwargs, "OVERLAP": False}, self.grid)
         return self.memory.state()
 
     def unlike(self, wanted: list[Any]) -> dict[str, None]:

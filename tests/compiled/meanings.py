@@ -73,14 +73,15 @@ ACTIONS = {
     "cp.async.commit_group": "M.commit_copies(MASK)",
     "cp.async.wait_group": "M.wait_for_copies({number}, MASK)",
     "cp.async.wait_all": "M.commit_copies(MASK); M.wait_for_copies(0, MASK)",
-    "mbarrier.init": "M.start_barrier({address}, {number}, MASK)",
-    "mbarrier.inval": "M.end_barrier({address}, MASK)",
-    "mbarrier.arrive": "M.arrive({address}, {number}, MASK)",
+    "mbarrier.init": "M.start_barrier({address}, {number}, MASK, LINE)",
+    "mbarrier.inval": "M.end_barrier({address}, MASK, LINE)",
+    "mbarrier.arrive": "M.arrive({address}, {number}, MASK, LINE)",
     "wgmma.commit_group": "M.commit_products(MASK)",
     "wgmma.wait_group": "M.wait_for_products({number}, MASK)",
     "wgmma.fence": "pass",  # `hazards` follows it
     "fence.proxy.async": "M.fence_proxy(MASK)",
     "fence": "pass",
+    "griddepcontrol": "pass",  # one launch runs alone; hazards.py tells where its wait stands
     "bar.warp": "pass",
 }
 """Instructions without a result."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SIZES = {"8": 1, "16": 2, "32": 4, "64": 8}
-NO_RESULT = ("st", "bra", "ret", "exit", "bar", "barrier", "cp", "stmatrix", "fence", "red", "trap", "prefetch")
+NO_RESULT = ("st", "bra", "ret", "exit", "bar", "barrier", "cp", "stmatrix", "fence", "red", "trap", "prefetch",
+             "griddepcontrol")  # fmt: skip
 """Opcodes without a destination register."""
 NO_RESULT_FORMS = ("mbarrier.init", "mbarrier.inval", "wgmma.fence", "wgmma.commit", "wgmma.wait")
 BARRIERS = ("bar.sync", "barrier.sync", "barrier.cta.sync")

@@ -7,13 +7,15 @@
 3. A copy to shared memory (cp.async, TMA) writes from its issue to the wait of its thread (cp.async: then it counts as
    a write of that warp) or to the passing of its mbarrier (TMA: then all may read). Nothing else touches the place.
 4. A wgmma reads its operands in shared memory from issue to wait. Whatever it reads was written before a barrier; data
-   of st.shared also before a `fence.proxy.async`. Nothing writes there before the wait.
+   of st.shared also before a `fence.proxy.async`. Nothing writes there before the wait. TMA copies over data of
+   st.shared, and to an mbarrier just started, behind such a fence too. To start and to end an mbarrier is a write of
+   its place, all else that is done with it a read.
 5. Nobody reads shared memory that nobody wrote.
 6. Between programs, a release publishes what its program did in earlier epochs and what it knew of others, and an
    acquire of the same address brings that to its program from the next epoch on. What another program wrote is not
    loaded by way of L1 (`ld.global` without `.cg`), though the acquire would do on a GPU that keeps to its manual.
 
-Not followed: races between lanes of one warp, proxy fences of TMA and of cp.async, cp.async.ca and its L1.
+Not followed: races between lanes of one warp, proxy fences of cp.async and after reads, cp.async.ca and its L1.
 """
 
 from __future__ import annotations
@@ -135,8 +137,10 @@ class Watch:
         s.copies[g] -= 1
         s.write_epoch[g], s.writer[g], s.write_line[g], s.written[g], s.unfenced[g] = epoch, warp, line, True, False
 
-    def tile_begins(self, m: Any, at: Array, threads: Array, line: int) -> None:
+    def tile_begins(self, m: Any, at: Array, barrier: int, threads: Array, line: int) -> None:
         s, (g, warp, epoch) = m.shadow, self.cells(m, at, 1, threads)
+        for what, cells in (("a tile is copied over", g), ("a tile arrives at", np.array([barrier // self.cell]))):
+            self.report(f"{what} what has no proxy fence behind it", line, s.write_line[cells], s.unfenced[cells])
         self._write_allowed(s, g, warp, epoch, line, np.zeros(len(g), bool))
         s.copies[g], s.copy_line[g] = 1, line
 

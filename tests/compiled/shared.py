@@ -37,12 +37,17 @@ class Copies:
 
 @dataclass
 class Barrier:
-    """An mbarrier: the phase completes when nobody is awaited and all tiles have landed."""
+    """An mbarrier: the phase completes when nobody is awaited and all tiles have landed. One warp does all but ask.
 
+    `asked`: somebody has found the present phase incomplete, so tiles land when it is asked for again.
+    """
+
+    warp: int
     count: int
     awaited: int
     bytes_due: int = 0
     phase: int = 0
+    asked: bool = False
     tiles: list[Any] = field(default_factory=list)
 
     def settle(self) -> None:
@@ -79,7 +84,7 @@ class SharedMemory(GlobalMemory):
     def start(self) -> None:
         self.copies: list[Copies] = []
         self.committed = np.zeros(self.N, int)
-        self.barriers: dict[tuple[int, int], Barrier] = {}
+        self.barriers: dict[int, Barrier] = {}  # place -> barrier
 
     def places(self, address: Array, size: int, threads: Array, line: int) -> Array:
         """Offsets of these threads' accesses in the shared memory of the whole batch. Errors: `Fault`."""
@@ -176,21 +181,40 @@ class SharedMemory(GlobalMemory):
 
     # tensor maps and mbarriers
 
-    def each(self, address: Array, mask: Mask) -> Iterator[tuple[int, tuple[int, int]]]:
-        for t in self.chosen(mask):
-            yield t, (int(self.of[t]), int(address[t]))
+    def each(self, address: Array, mask: Mask, line: int, writes: bool = False) -> Iterator[tuple[int, Any]]:
+        """Threads that use an mbarrier, and its place. To start or to end one is a write of its 8 bytes."""
+        threads = self.chosen(mask)
+        at = self.places(address, 8, threads, line)
+        if writes:
+            self.watch.write_shared(self, at, 8, threads, line, np.zeros(len(at), bool))
+        else:
+            self.watch.read_shared(self, at, 8, threads, line)
+        yield from zip(threads.tolist(), at.tolist(), strict=True)
 
-    def start_barrier(self, address: Array, count: int, mask: Mask) -> None:
-        for _, key in self.each(address, mask):
-            self.barriers[key] = Barrier(count, count)
+    def start_barrier(self, address: Array, count: int, mask: Mask, line: int) -> None:
+        for t, at in self.each(address, mask, line, writes=True):
+            self.barriers[at] = Barrier(t // 32, count, count)
 
-    def end_barrier(self, address: Array, mask: Mask) -> None:
-        for _, key in self.each(address, mask):
-            del self.barriers[key]
+    def end_barrier(self, address: Array, mask: Mask, line: int) -> None:
+        for t, at in self.each(address, mask, line, writes=True):
+            self.barrier_of(t, at, line)
+            del self.barriers[at]
 
-    def arrive(self, address: Array, bytes_due: int, mask: Mask) -> None:
-        for _, key in self.each(address, mask):
-            barrier = self.barriers[key]
+    def barrier_at(self, at: int, line: int) -> Barrier:
+        if at not in self.barriers:
+            raise Fault(f"line {line}: no mbarrier has been started here")
+        return self.barriers[at]
+
+    def barrier_of(self, thread: int, at: int, line: int) -> Barrier:
+        """The mbarrier that the warp of a thread has started."""
+        barrier = self.barrier_at(at, line)
+        if barrier.warp != thread // 32:
+            raise Fault(f"line {line}: another warp has started this mbarrier")
+        return barrier
+
+    def arrive(self, address: Array, bytes_due: int, mask: Mask, line: int) -> None:
+        for t, at in self.each(address, mask, line):
+            barrier = self.barrier_of(t, at, line)
             barrier.bytes_due += bytes_due
             barrier.awaited -= 1
             barrier.settle()
@@ -198,28 +222,29 @@ class SharedMemory(GlobalMemory):
     def copy_tile(
         self, to: Array, descriptor: Array, place: tuple[Array, Array], barrier: Array, mask: Mask, line: int
     ) -> None:
-        for t, key in self.each(barrier, mask):
+        for t, key in self.each(barrier, mask, line):
             tensor_map = self.tensor_maps[int(descriptor[t])]
             offsets, data = tensor_map.tile(*(int(c[t]) for c in place))
             at = swizzled(int(to[t]) + offsets, tensor_map.bits)
             if int(to[t]) % 128 or at.max() >= self.shared_end:
                 raise Fault(f"line {line}: a tile by TMA that is not aligned or out of bounds")
             at += int(self.base[t])
-            self.watch.tile_begins(self, at, np.full(data.size, t), line)
-            self.barriers[key].tiles.append((at, data, line))
+            self.watch.tile_begins(self, at, key, np.full(data.size, t), line)
+            self.barrier_of(t, key, line).tiles.append((at, data, line))
 
-    def passed(self, address: Array, parity: Array, mask: Mask) -> Array:
-        """Whether the phase of this parity is complete; tiles under way land now if only they are missing."""
+    def passed(self, address: Array, parity: Array, mask: Mask, line: int) -> Array:
+        """Whether the phase of this parity is complete; tiles land when it is asked for again, if only they miss."""
         out, parity = np.zeros(self.N, bool), self.full(parity)
-        for t, key in self.each(address, mask):
-            barrier = self.barriers[key]
-            if barrier.phase == parity[t] and barrier.tiles and not barrier.awaited:
-                for at, data, line in barrier.tiles:
-                    self.shared[at] = data
-                    self.watch.tile_lands(self, at, line)
-                    barrier.bytes_due -= data.size
-                barrier.tiles = []
-                barrier.settle()
+        every = [(t, self.barrier_at(at, line)) for t, at in self.each(address, mask, line)]
+        for barrier in {id(b): b for t, b in every if b.phase == parity[t] and b.tiles and not b.awaited}.values():
+            for at, data, start in barrier.tiles if barrier.asked else ():
+                self.shared[at] = data
+                self.watch.tile_lands(self, at, start)
+                barrier.bytes_due -= data.size
+            barrier.tiles = [] if barrier.asked else barrier.tiles
+            barrier.asked = not barrier.asked
+            barrier.settle()
+        for t, barrier in every:
             out[t] = barrier.phase != parity[t]
         return out
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from tests.compiled.products import Machine
 from tests.compiled.program import Program
 from tests.compiled.ptx import Fault
 from tests.compiled.races import Watch
+from tests.compiled.shared import TensorMap
 from tests.gates.test_hazards import entry
 
 
@@ -90,7 +93,8 @@ def execute(*lines: str, size: int = 64, programs: int = 1, shared: int = 256) -
     memory.add(tensor, "tensor")
     parameters = {"k_param_0": tensor.data_ptr(), "k_param_1": 0}
     machine = Machine(code, parameters, shared, [(n, 0, 0) for n in range(programs)], (programs, 1, 1), watch)
-    machine.memory, machine.tensor_maps = memory, {}
+    row = SimpleNamespace(base=tensor, shape=(1, 4), strides=(4, 1))
+    machine.memory, machine.tensor_maps = memory, {tensor.data_ptr(): TensorMap(row, (1, 4), 0)}
     machine.start()
     machine.run()
     return tensor.tolist(), [text.split(":")[0] for text in watch.found]
@@ -115,6 +119,31 @@ def test_copies_land_when_they_are_waited_for() -> None:
     assert execute(COPY, COMMIT, BARRIER, RECEIVE)[1] == ["read of what nobody wrote", "read before the wait"]
     assert execute(COPY, COMMIT, WAIT, RECEIVE)[1] == ["read without a barrier"]
     assert execute(COPY, COMMIT, SEND)[1] == ["write into an unfinished copy"]
+
+
+def test_tiles_land_when_their_barrier_is_asked_for_again() -> None:
+    start, end = (f"@%p1 mbarrier.{what}.shared::cta.b64 [%r3+128]" for what in ("init", "inval"))
+    start, arrive = f"{start}, 1;", "@%p1 mbarrier.arrive.expect_tx.shared.b64 _, [%r3+128], 16;"
+    fence = "fence.proxy.async.shared::cta;"
+    tile = "@%p1 cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+    tile = f"{tile} [%r3], [%rd1, {{%r8, %r8}}], [%r3+128];"
+    ask = ("$L3:", "mbarrier.try_wait.parity.shared.b64 %p2, [%r3+128], 0;", "@!%p2 bra $L3;")
+    read = "ld.shared.b32 %r7, [%r3];"
+
+    def found(*lines: str) -> list[str]:
+        return execute("mov.b32 %r8, 0;", "setp.eq.u32 %p1, %r1, 0;", *lines)[1]
+
+    head = ("mov.b32 %r8, 0;", "setp.eq.u32 %p1, %r1, 0;", start, BARRIER, arrive, fence, tile)
+    assert execute(*head, *ask, read, OUT) == ([100] * 64, [])
+    assert "read before the wait" in execute(*head, *ask[:2], read)[1]
+    assert execute(*head, *ask, BARRIER, f"{end};")[1] == []
+    assert execute(*head, *ask, f"{end};")[1] == ["write without a barrier since a read"]
+    assert found(start, arrive, fence, tile, *ask) == ["read without a barrier"]
+    assert found(start, BARRIER, arrive, tile) == ["a tile arrives at what has no proxy fence behind it"]
+    over = "a tile is copied over what has no proxy fence behind it"
+    assert found(start, fence, "@%p1 st.shared.b32 [%r3], 5;", tile) == [over]
+    with pytest.raises(Fault, match="another warp has started"):
+        found(start, BARRIER, "setp.eq.u32 %p1, %r1, 32;", arrive)
 
 
 def test_stores_of_several_threads() -> None:

@@ -149,9 +149,11 @@ def _compile(case: str, kernel: Any, args: tuple[Any, ...], kwargs: dict[str, An
         result.failures.append(f"{result.atomics - arrivals} atomics")
     if arch == 90 and "tt.dot" in binary.asm["ttir"] and _bits(args) == 16 and not result.wgmma:
         result.failures.append("a 16-bit dot without wgmma")
+    if bool(kwargs.get("launch_pdl")) != ("griddepcontrol.wait" in binary.asm["ptx"]):
+        result.failures.append("only a launch that overlaps waits for the one before")
     result.failures += imprecise(binary.asm["ttir"])[:1]
-    if "wgmma" in binary.asm["ptx"] and (found := hazards(parse(binary.asm["ptx"]))):
-        result.failures.append(f"{len(found)} registers of running products are touched: {found[0]}")
+    if re.search("wgmma|griddepcontrol", binary.asm["ptx"]) and (found := hazards(parse(binary.asm["ptx"]))):
+        result.failures.append(f"{len(found)} accesses are too early: {found[0]}")
     return result
 
 

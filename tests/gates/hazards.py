@@ -1,4 +1,4 @@
-"""Registers of asynchronous products (wgmma) that other instructions touch too early, from PTX text alone.
+"""What compiled code touches too early, from PTX text alone: registers of asynchronous products (wgmma), and memory.
 
 Three rules of PTX, followed along every path of a kernel:
 
@@ -6,11 +6,15 @@ Three rules of PTX, followed along every path of a kernel:
 - accumulator: an accumulator is neither read nor written before that, but by further products.
 - fence: a register that anything else has touched goes to a product only after a `wgmma.fence`.
 
-Triton 3.6 breaks the first (https://github.com/triton-lang/triton/issues/9433).
+Triton 3.6 breaks the first (https://github.com/triton-lang/triton/issues/9433). One rule more, for kernels that start
+before the launch before them has ended:
+
+- early: nothing in global memory is read or written before a `griddepcontrol.wait`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -30,9 +34,11 @@ class Hazard:
     rule: str
     line: int
     op: str
-    product: int
+    product: int = 0
 
     def __str__(self) -> str:
+        if not self.product:
+            return f"{self.op} in line {self.line} does not wait for the launch before"
         return f"{self.rule} of the wgmma in line {self.product} is touched by {self.op} in line {self.line}"
 
 
@@ -109,4 +115,24 @@ class _Scan:
 
 def hazards(kernel: Kernel) -> list[Hazard]:
     """Every hazard of a kernel."""
-    return _Scan(kernel).run()
+    overlaps = any(i.op.startswith("griddepcontrol") for block in kernel.blocks for i in block)
+    return [*_Scan(kernel).run(), *(_early(kernel) if overlaps else ())]
+
+
+GLOBAL = re.compile(r"(ld|st)\..*global|cp\.async\.(c[ag]|bulk)|atom|red\.|prefetch")
+
+
+def _early(kernel: Kernel) -> Iterator[Hazard]:
+    """What reads or writes global memory on a path from the entry that has not waited for the launch before."""
+    todo, seen = [0], {0}
+    while todo:
+        n = todo.pop()
+        for i in kernel.blocks[n]:
+            if i.op.startswith("griddepcontrol.wait"):
+                break
+            if GLOBAL.match(i.op):
+                yield Hazard("early", i.line, i.op)
+        else:
+            onward = {*kernel.successors(n)} - seen
+            seen |= onward
+            todo += onward

@@ -11,6 +11,8 @@ PRODUCT = "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r1,%r2,%r3,%r4}
 FENCE, COMMIT = "wgmma.fence.sync.aligned;", "wgmma.commit_group.sync.aligned;"
 WAIT_0, WAIT_1 = "wgmma.wait_group.sync.aligned 0;", "wgmma.wait_group.sync.aligned 1;"
 WRITE_A, READ_ACCUMULATOR = "mov.b32 %r6, 0;", "add.f32 %r9, %r3, %r3;"
+LAUNCH_WAIT, NEXT = "griddepcontrol.wait;", "griddepcontrol.launch_dependents;"
+LOAD = "ld.relaxed.gpu.global.b32 %r9, [%rd1];"
 
 
 def entry(*lines: str) -> str:
@@ -38,6 +40,9 @@ def rules(*lines: str) -> list[str]:
         ((PRODUCT, COMMIT, WAIT_0), ["fence"]),
         ((FENCE, WRITE_A, PRODUCT, COMMIT, WAIT_0), ["fence"]),
         ((FENCE, PRODUCT, COMMIT, WAIT_0, READ_ACCUMULATOR, PRODUCT, COMMIT, WAIT_0), ["fence"]),
+        ((LAUNCH_WAIT, LOAD, NEXT), []),
+        ((LOAD, LAUNCH_WAIT, NEXT), ["early"]),
+        (("@%p1 bra $L1;", LAUNCH_WAIT, "$L1:", LOAD, NEXT), ["early"]),
     ],
 )
 def test_each_rule(lines: tuple[str, ...], wanted: list[str]) -> None:

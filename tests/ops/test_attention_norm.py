@@ -14,6 +14,7 @@ from torch import Tensor
 from rtm_kernels.errors import BackendUnavailable
 from rtm_kernels.ops.attention_norm import api, attention
 from rtm_kernels.ops.attention_norm.api import attention_norm
+from rtm_kernels.ops.attention_norm.reference import segment_bias
 from tests.ops.support import gradients, half_layer, to
 
 pytest.importorskip("triton")
@@ -121,14 +122,15 @@ def test_on_a_gpu_one_kernel_is_pinned_and_no_flag_of_the_process_is_touched(
     head_dim: int, causal: bool, parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leaves = inputs(2, 7, 2 * head_dim)
-    segments = None if parts == 1 else torch.arange(14).view(2, 7) % parts
-    wanted = gradients(op(*leaves, causal=causal, segments=segments), leaves)
+    segments = torch.arange(14).view(2, 7) % parts
+    bias = None if parts == 1 else segment_bias(segments, causal, leaves[0].dtype)
+    wanted = gradients(op(*leaves, causal=causal, bias=bias), leaves)
     kernels = MemoryEfficient()
     monkeypatch.setattr(attention, "aten", kernels)
     monkeypatch.setattr(attention, "_on_gpu", lambda t: True)
     monkeypatch.setattr(torch, "use_deterministic_algorithms", None)
     monkeypatch.setattr(torch, "set_num_threads", None)
-    given = gradients(op(*leaves, causal=causal, segments=segments), leaves)
+    given = gradients(op(*leaves, causal=causal, bias=bias), leaves)
     for mine, right in zip(given, wanted, strict=True):
         torch.testing.assert_close(mine, right)
     forward, again, backward = kernels.calls

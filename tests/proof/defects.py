@@ -54,14 +54,15 @@ REMOVED = {
     "wgmma fence": "wgmma.fence",
     "cp.async wait": "cp.async.wait_group",
     "proxy fence": "fence.proxy.async",
+    "launch wait": "griddepcontrol.wait",
 }
 """Instructions that are removed: name -> start of the opcode."""
 RELAXED = {"release": ".release.", "acquire": ".acquire.", "acq_rel": ".acq_rel."}
 """Orders that are taken from an instruction: name -> part of the opcode."""
 CASES = {
     name_of(case): case for case in (
-        channel((3, 350, 24), 120, 2, "plain"), channel((4, 97, 136), 200, 1, "plain", "tma"),
-        mixer(3, 190, 70, 150, "hidden", 2, "plain"), attention((4, 97, 256), 4, 2, "plain", "rope qk_norm"),
+        channel((3, 350, 24), 120, 2, "plain"), channel((4, 97, 136), 168, 1, "plain", "tma"),
+        mixer(3, 190, 70, 150, "hidden", 2, "plain"), attention((4, 97, 192), 3, 2, "plain", "rope qk_norm"),
         conv((2, 67, 12, 70), (3, 3), 3, "strided", 1), queue(300, 300, 330, (3, 400)),
         *(halting((3, 40, 170), c.name.split()[-2], "plain") for c in small_cases() if c.op == "halting"),
         *(loss((2, 3, 1100), "plain", 3.0, 0.3, which) for which in LOSSES),
@@ -86,14 +87,21 @@ ARGUED: dict[Place, tuple[int, str]] = {
     ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier", "for f in range(0, F, BLOCK_F):"):
         (1, "behind the loop each warp stores only where copies of its own have landed"),
     ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier",
+     "w = tl.load(w_ptrs, mask=mask_w, other=0.0)  # [BN, 2 BF]"):
+        (1, "the copies go where products of the round before read; each warp waits for them before other barriers"),
+    ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier",
      "tl.store(dh_ptr + dr_offs, (acc + dr.to(ACC)).to(dh_ptr.dtype.element_ty), mask=mask)"):
         (1, "each thread overwrites only what it has itself read"),
     ("_norm", "weight_grad_kernel", "barrier",
      "z = tl.load(z_ptrs, mask=mask_p[:, None] & mask_r[None, :], other=0.0)  # [BP, BR]"):
         (2, "the part that is not copied is stored before a third barrier, which orders the copies as well"),
-    ("mixer", "hidden_backward_kernel", "barrier",
+    ("_norm", "hidden_backward_kernel", "barrier",
      "w = tl.load(w_ptrs, mask=mask_rows & below(n + offs_n, N_PAD, BLOCK_N)[:, None], other=0.0)  # [BN, 2 BF]"):
         (2, "the part that is not copied is stored before a third barrier, which orders the copies as well"),
+    ("_norm", "hidden_backward_kernel", "barrier", "for n in range(0, N, BLOCK_N):"):
+        (1, "behind the loop each warp stores only where copies of its own have landed"),
+    ("tma", "gate_up_tma_kernel", "barrier", "w_up = gate_up_desc.load([F + start_f, n])"):
+        (2, "tiles have places of their own, which the stores after the barrier leave alone"),
     **{
         ("token_loss", "forward_kernel", "mask", f"tl.store({what}, mask=mask_l)"):
             (1, "of a vocabulary this wide a tile is one token, so none lies beyond the last one")
@@ -126,7 +134,7 @@ def defects(kernel: Kernel) -> Iterator[Defect]:
         for k, i in enumerate(block):
             for kind, now in altered(i):
                 yield Defect(kind, i.line, n, k, [*block[:k], now, *block[k + 1 :]])
-            if [i] == stores[:1]:
+            if [i] == stores[-1:]:  # the far corner of the tile
                 yield Defect("mask", i.line, n, k, [*block[:k], replace(i, guard=None), *block[k + 1 :]])
             if i.accumulates or i.line == last:
                 sums = i.args[0].items
@@ -179,11 +187,18 @@ def around(kernel: Kernel, d: Defect, back: bool, until: str) -> list[Instructio
 
 ACCESSES = {
     "shared r": r"ld\.shared|ldmatrix|wgmma\.(mma|wait)",
-    "shared w": r"st\.shared|stmatrix|mbarrier|cp\.async\.bulk",
+    "shared w": r"st\.shared|stmatrix",
+    "tile": r"cp\.async\.bulk",
+    "mbarrier": r"mbarrier\.(init|arrive|inval)",
+    "asked": r"mbarrier\.t",
     "global r": r"ld\.global|cp\.async\.c|atom",
     "global w": r"st\.global|atom|red\.",
 }
-"""Space, read or write -> opcodes. A copy writes from its issue, for whoever comes before it, to its wait."""
+"""Kind of access -> opcodes. A copy writes from its issue, for whoever comes before it, to its wait."""
+ORDERED = [(f"{s} {a}", f"{s} {b}") for s in ("shared", "global") for a, b in ("wr", "ww", "rw")] + [
+    pair[::step] for pair in (("tile", "shared r"), ("tile", "shared w"), ("mbarrier", "asked")) for step in (1, -1)
+]
+"""Accesses that need an order between warps; one warp starts and ends an mbarrier and issues its tiles."""
 
 
 def conflict(before: Sequence[Instruction], after: Sequence[Instruction]) -> bool:
@@ -193,8 +208,7 @@ def conflict(before: Sequence[Instruction], after: Sequence[Instruction]) -> boo
         | ({"shared w"} if any(i.op.startswith(copies) for i in side) else set())
         for side, copies in ((before, "cp.async.wait"), (after, ("cp.async.ca", "cp.async.cg")))
     ]
-    pairs = (("w", "r"), ("w", "w"), ("r", "w"))
-    return any(f"{s} {a}" in found[0] and f"{s} {b}" in found[1] for s in ("shared", "global") for a, b in pairs)
+    return any(a in found[0] and b in found[1] for a, b in ORDERED)
 
 
 def needless(kernel: Kernel, changed: Kernel, d: Defect) -> bool:
@@ -252,7 +266,7 @@ class Seeder:
         for d in self.every.setdefault(key, list(defects(code.kernel))):
             if not d.why:
                 launch.memory.fill([])
-                d.why = self.seed(launch, code.changed(d.n, d.block), wanted, d.kind.startswith("wgmma"))
+                d.why = self.seed(launch, code.changed(d.n, d.block), wanted, d.kind.startswith(("wgmma", "launch")))
         launch.memory.fill(left)
 
     def seed(self, launch: Launch, code: Program, wanted: list[np.ndarray], products: bool) -> str:

@@ -135,7 +135,7 @@ _ATTENTION = (
     ("op", "qkv_weight.t(), residual,", "qkv_weight.t(), None,", CAUSAL),
     ("attention", "for t in heads), 0.0, causal", "for t in heads), 0.0, False", CAUSAL),
     ("attention", "*saved, 0.0, causal, attn", "*saved, 0.0, False, attn", CAUSAL),
-    ("attention", "attention_mask(segments, causal)", "attention_mask(segments, False)", SEGMENTS),
+    ("attention", "(None, causal) if bias is None", "(None, causal) if qkv.numel()", SEGMENTS),
     ("attention", "*saved, 0.0, causal, attn_mask=bias", "*saved, 0.0, causal", SEGMENTS),
 )  # fmt: skip
 

@@ -491,7 +491,21 @@ function listen() {
   addEventListener("hashchange", fragment);
 }
 
+function words() { // a text: the shade of each word says how many rounds it took
+  const { words, rounds } = trace;
+  const text = element("pre");
+  for (const [word, taken] of words) {
+    text.append(element("span", { title: many(taken, "round"), style: `--share: ${70 * taken / rounds}%` }, word));
+  }
+  const mean = words.reduce((sum, [, taken]) => sum + taken, 0) / Math.max(1, words.length);
+  $("title").textContent = document.title;
+  $("about").textContent = `${many(words.length, "word")}, ${mean.toFixed(2)} of ${many(rounds, "round")} in the mean; darker words took more`;
+  $("stage").replaceChildren(text);
+  for (const part of document.querySelectorAll("nav, footer, #curves, #summary")) part.remove();
+}
+
 function start() {
+  if (trace.words) return words();
   $("title").textContent = `${trace.task} trace`;
   $("about").textContent = `${many(trace.puzzles.length, "puzzle")} · model ${trace.model.split(/[\\/]/).pop()} · halting: ${trace.policy.on.join("+") || "fixed"}, at most ${trace.policy.max_steps} steps`;
   $("provenance").textContent = `weights sha256 ${trace.weights_sha256.slice(0, 12)}… · rtm_kernels ${trace.versions.rtm_kernels ?? "?"} · torch ${trace.versions.torch ?? "?"} · executor ${trace.executor}`;

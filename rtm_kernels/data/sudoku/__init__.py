@@ -49,6 +49,8 @@ class Sudoku(Task):
         self.name = "sudoku" if size == 9 else f"sudoku{size}"
         self.vocabulary = rules.BLANK + rules.DIGITS[:size]
         self.seq_len = size * size
+        groups = rules.units(np.arange(size * size)[None]).reshape(-1, size)
+        self.groups = tuple(map(tuple, groups.tolist()))
 
     def encode(self, text: str) -> np.ndarray:
         require(len(text) == self.seq_len, "puzzle length", len(text), f"{self.name} has {self.seq_len} cells")

@@ -29,7 +29,7 @@ def attention_norm(
     num_heads: int,
     cos_sin: tuple[Tensor, Tensor] | None = None,
     causal: bool = False,
-    segments: Tensor | None = None,
+    bias: Tensor | None = None,
     qk_norm: bool = False,
     injection: tuple[Tensor, ...] = (),
     eps: float = 1e-5,
@@ -40,7 +40,7 @@ def attention_norm(
 
     x and each injection term [B, L, D] of one dtype; qkv_weight [3D, D] and o_weight [D, D] of any float dtype, cast
     to x's; `cos_sin` two tables [L, D / num_heads] for RoPE, or None. `qk_norm` normalises q and k over each head.
-    `segments` [B, L] of integers: attention stays within the positions of one number, never on flash_attn.
+    `bias` [B, 1, L, L] of x's dtype, e.g. of `segment_bias`, is added to the logits instead of the mask of `causal`.
     The RMSNorms have no weight. Under autocast x takes the autocast dtype. The forward attention runs on PyTorch's
     memory-efficient kernel ("sdpa") or on the flash_attn package, by name or, with `attention="auto"`, as
     `why_not_flash` says.
@@ -54,25 +54,25 @@ def attention_norm(
     _check(x, qkv_weight, o_weight, num_heads, cos_sin, injection, eps)
     one_of("attention", attention, ATTENTION)
     chosen = choose(impl, x.device, x.dtype)
-    if segments is not None:
-        shape = tuple(segments.shape)
-        require(shape == x.shape[:2], "segments.shape", shape, f"[B, L] = {tuple(x.shape[:2])}")
-        require(segments.device == x.device, "segments.device", segments.device, f"the device of x, {x.device}")
-        require(attention != "flash", "attention", attention, "auto or sdpa with segments")
+    if bias is not None:
+        (batch, length, _), shape = x.shape, tuple(bias.shape)
+        require(shape == (batch, 1, length, length), "bias.shape", shape, f"{(batch, 1, length, length)}, [B, 1, L, L]")
+        require((bias.dtype, bias.device) == (x.dtype, x.device), "bias", bias.dtype, f"{x.dtype} on {x.device}, as x")
+        require(attention != "flash", "attention", attention, "auto or sdpa with a bias")
     elif attention == "flash":
         _require_flash(x, chosen)
     flash = attention == "flash" or (attention == "auto" and chosen == "triton" and why_not_flash(x, num_heads) is None)
-    flash = flash and segments is None
+    flash = flash and bias is None
     if chosen == "triton":
         require(x.shape[2] // num_heads <= MAX_HEAD_DIM, "head_dim", x.shape[2] // num_heads, f"at most {MAX_HEAD_DIM}")
         cos, sin = (None, None) if cos_sin is None else (t.contiguous() for t in cos_sin)
-        options = (cos, sin, segments, num_heads, causal, qk_norm, eps, flash)
+        options = (cos, sin, bias, num_heads, causal, qk_norm, eps, flash)
         if (shared := recursion()) is not None:
             return shared.call(SHARED, x, injection, (qkv_weight, o_weight), options)
         y: Tensor = attention_norm_op(x, qkv_weight, o_weight, injection, *options)[0]
         return y
     return reference.attention_norm(
-        x, qkv_weight, o_weight, num_heads=num_heads, cos_sin=cos_sin, causal=causal, segments=segments,
+        x, qkv_weight, o_weight, num_heads=num_heads, cos_sin=cos_sin, causal=causal, bias=bias,
         qk_norm=qk_norm, injection=injection, eps=eps,
     )  # fmt: skip
 

@@ -15,20 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rtm_kernels.ops.attention_norm.reference import attention_mask
-
 aten: Any = torch.ops.aten
 
 MULTIPLE = 8
 """The memory-efficient kernel reads heads and masks of a multiple of 16 bytes in every dtype; others are padded."""
 
 
-def sdpa(qkv: Tensor, causal: bool, segments: Tensor | None = None) -> Tensor:
+def sdpa(qkv: Tensor, causal: bool, bias: Tensor | None = None) -> Tensor:
     """`softmax(q k^T / sqrt(head_dim)) v` [B, L, heads, head_dim] of qkv [B, L, 3, heads, head_dim].
 
-    With `segments` [B, L] a position sees those of its own number only.
+    `bias` [B, 1, L, L] is added to the logits, instead of the mask of `causal`.
     """
-    bias, causal = _bias(qkv, causal, segments)
+    bias, causal = _masks(qkv, causal, bias)
     return _attend(_heads(qkv), qkv.shape[-1], causal, bias)[0][..., : qkv.shape[-1]]
 
 
@@ -40,12 +38,10 @@ def flash(qkv: Tensor, causal: bool) -> Tensor:
     return mixed
 
 
-def sdpa_grad(
-    qkv: Tensor, d_mixed: Tensor, causal: bool, segments: Tensor | None = None
-) -> tuple[Tensor, list[Tensor]]:
+def sdpa_grad(qkv: Tensor, d_mixed: Tensor, causal: bool, bias: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
     """`sdpa`, and from the gradient of its output those of q, k and v, all [B, L, heads, head_dim]."""
     heads, size, length = _heads(qkv), qkv.shape[-1], qkv.shape[1]
-    bias, causal = _bias(qkv, causal, segments)
+    bias, causal = _masks(qkv, causal, bias)
     mixed, saved = _attend(heads, size, causal, bias)
     d_padded = _padded(d_mixed)
     if _on_gpu(qkv):
@@ -77,13 +73,9 @@ def _attend(heads: Sequence[Tensor], size: int, causal: bool, bias: Tensor | Non
     return mixed.transpose(1, 2), saved
 
 
-def _bias(qkv: Tensor, causal: bool, segments: Tensor | None) -> tuple[Tensor | None, bool]:
-    """What is added to the logits [B, heads, L, L], 0 or -inf, and whether the kernel is to mask later keys itself."""
-    if segments is None:
-        return None, causal
-    hidden = ~attention_mask(segments, causal)  # [B, 1, L, L]
-    bias = _padded(qkv.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf))
-    return bias[..., : hidden.shape[-1]].expand(-1, qkv.shape[3], -1, -1), False
+def _masks(qkv: Tensor, causal: bool, bias: Tensor | None) -> tuple[Tensor | None, bool]:
+    """The bias [B, heads, L, L], and whether the kernel is to mask later keys itself."""
+    return (None, causal) if bias is None else (bias.expand(-1, qkv.shape[3], -1, -1), False)
 
 
 def _on_gpu(t: Tensor) -> bool:

@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 def forward(
     x: Tensor, qkv_weight: Tensor, o_weight: Tensor, injection: Sequence[Tensor], cos: Tensor | None,
-    sin: Tensor | None, segments: Tensor | None, num_heads: int, causal: bool, qk_norm: bool, eps: float,
+    sin: Tensor | None, bias: Tensor | None, num_heads: int, causal: bool, qk_norm: bool, eps: float,
     use_flash: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y [B, L, D], rstd [B, L], and h = x + injection [B, L, D], which is empty without an injection."""
@@ -37,7 +37,7 @@ def forward(
         h = launchers.injected(x.contiguous(), [term.contiguous() for term in injection], kept if injection else None)
         qkv = x.new_empty(batch, length, 3, num_heads, width // num_heads)
         project_qkv(qkv, None, h, pad_rows(qkv_weight, x.dtype), _tables(cos, sin), eps, qk_norm)
-        mixed = attention.flash(qkv, causal) if use_flash else attention.sdpa(qkv, causal, segments)
+        mixed = attention.flash(qkv, causal) if use_flash else attention.sdpa(qkv, causal, bias)
         rows, o_weight = mixed.reshape(-1, width), pad_rows(o_weight, x.dtype)
         if missing := o_weight.shape[1] - width:
             rows = functional.pad(rows, (0, missing))
@@ -48,7 +48,7 @@ def forward(
 
 def input_grad(
     dy: Tensor, y: Tensor, rstd: Tensor, h: Tensor, qkv_weight: Tensor, o_weight: Tensor, cos_sin: CosSin,
-    segments: Tensor | None, num_heads: int, causal: bool, qk_norm: bool, eps: float, slots: Sequence[Tensor] = (),
+    bias: Tensor | None, num_heads: int, causal: bool, qk_norm: bool, eps: float, slots: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Sequence[Tensor]]:  # fmt: skip
     """dh, and the rows that `weight_grad` reads, which are the `slots` if given; the weights are padded.
 
@@ -70,7 +70,7 @@ def input_grad(
     launchers.norm_backward(residual, dy, y, rstd, eps, view)
     d_mixed = torch.empty_like(h)
     launchers.gemm(launchers.split(d_mixed, view), ds, o_weight.t(), None, view)
-    mixed, gradients = attention.sdpa_grad(qkv, d_mixed.view(batch, length, num_heads, -1), causal, segments)
+    mixed, gradients = attention.sdpa_grad(qkv, d_mixed.view(batch, length, num_heads, -1), causal, bias)
     mixed_rows.view(mixed.shape).copy_(mixed)
 
     d_qkv = d_qkv_rows.view(qkv.shape)
@@ -95,14 +95,14 @@ def weight_grad(slots: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 def backward(
     dy: Tensor, y: Tensor, rstd: Tensor, h: Tensor, qkv_weight: Tensor, o_weight: Tensor, cos: Tensor | None,
-    sin: Tensor | None, segments: Tensor | None, num_heads: int, causal: bool, qk_norm: bool, eps: float,
+    sin: Tensor | None, bias: Tensor | None, num_heads: int, causal: bool, qk_norm: bool, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dh, d_qkv_weight and d_o_weight of one call."""
     if not h.numel():
         return h.new_empty(h.shape), qkv_weight.new_zeros(qkv_weight.shape), o_weight.new_zeros(o_weight.shape)
     with torch.cuda.device_of(h):
         qkv, o = (pad_rows(weight, h.dtype) for weight in (qkv_weight, o_weight))
-        dh, rows = input_grad(dy, y, rstd, h, qkv, o, _tables(cos, sin), segments, num_heads, causal, qk_norm, eps)
+        dh, rows = input_grad(dy, y, rstd, h, qkv, o, _tables(cos, sin), bias, num_heads, causal, qk_norm, eps)
         return dh, *_unpack(*weight_grad(rows), qkv_weight, o_weight)
 
 
@@ -149,9 +149,9 @@ def _(slots: Sequence[Tensor]) -> Any:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, qkv_weight, o_weight, injection, cos, sin, segments, *options, _ = inputs
+    x, qkv_weight, o_weight, injection, cos, sin, bias, *options, _ = inputs
     y, rstd, h = output
-    ctx.save_for_backward(y, rstd, h if injection else x, qkv_weight, o_weight, cos, sin, segments)
+    ctx.save_for_backward(y, rstd, h if injection else x, qkv_weight, o_weight, cos, sin, bias)
     ctx.options, ctx.terms = options, len(injection)
     ctx.mark_non_differentiable(rstd, h)
 
@@ -168,7 +168,7 @@ attention_norm_op.register_autograd(_differentiate, setup_context=_save)
 @torch.library.custom_op("rtm_kernels::attention_norm_input_grad", mutates_args=("slots",))
 def attention_norm_input_grad_op(
     dy: Tensor, y: Tensor, rstd: Tensor, h: Tensor, x: Tensor, qkv_weight: Tensor, o_weight: Tensor,
-    injection: Sequence[Tensor], cos: Tensor | None, sin: Tensor | None, segments: Tensor | None, num_heads: int,
+    injection: Sequence[Tensor], cos: Tensor | None, sin: Tensor | None, bias: Tensor | None, num_heads: int,
     causal: bool, qk_norm: bool, eps: float, use_flash: bool, slots: Sequence[Tensor],
 ) -> Tensor:  # fmt: skip
     """dh of one call with padded weights; fills `slots` for the weight gradients of many calls."""
@@ -176,7 +176,7 @@ def attention_norm_input_grad_op(
     if not h.numel():
         return h.new_empty(h.shape)
     with torch.cuda.device_of(h):
-        return input_grad(dy, y, rstd, h, *weights, tables, segments, num_heads, causal, qk_norm, eps, slots)[0]
+        return input_grad(dy, y, rstd, h, *weights, tables, bias, num_heads, causal, qk_norm, eps, slots)[0]
 
 
 @attention_norm_input_grad_op.register_fake

@@ -63,10 +63,13 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (wide * cos.unsqueeze(-2) + torch.cat((-b, a), dim=-1) * sin.unsqueeze(-2)).to(x.dtype)
 
 
-def attention_mask(segments: Tensor, causal: bool) -> Tensor:
-    """Which keys a query sees, bool [B, 1, L, L]: those of its own segment, with `causal` none after it."""
-    mask = segments[:, None, :, None] == segments[:, None, None, :]
-    return mask.tril() if causal else mask
+def segment_bias(segments: Tensor, causal: bool, dtype: torch.dtype) -> Tensor:
+    """A `bias` [B, 1, L, L] of attention, 0 or -inf: a query sees keys of its own number in `segments` [B, L], with
+    `causal` none after it. Rows begin at multiples of 8 elements, as PyTorch's memory-efficient kernel reads them."""
+    seen = segments[:, None, :, None] == segments[:, None, None, :]
+    seen, length = seen.tril() if causal else seen, segments.shape[1]
+    wide = seen.new_zeros((*seen.shape[:3], -(length // -8) * 8), dtype=dtype)
+    return wide[..., :length].masked_fill_(~seen, -torch.inf)
 
 
 def attention_norm(
@@ -77,7 +80,7 @@ def attention_norm(
     num_heads: int,
     cos_sin: tuple[Tensor, Tensor] | None = None,
     causal: bool = False,
-    segments: Tensor | None = None,
+    bias: Tensor | None = None,
     qk_norm: bool = False,
     injection: tuple[Tensor, ...] = (),
     eps: float = 1e-5,
@@ -85,7 +88,7 @@ def attention_norm(
     """`rms_norm(h + o_proj(softmax(q k^T / sqrt(head_dim)) v))` with `h = x + (sum of injection)`.
 
     x [B, L, D], weights [3D, D] and [D, D]. `qk_norm` applies a weightless RMSNorm over head_dim to q and k, before
-    RoPE. Positions whose `segments` [B, L] differ do not see each other.
+    RoPE. `bias` [B, 1, L, L] is added to the logits, instead of the mask of `causal`.
     """
     h = inject_sum(x, injection)
     batch, length, width = h.shape
@@ -96,6 +99,5 @@ def attention_norm(
     if cos_sin is not None:
         query, key = apply_rope(query, *cos_sin), apply_rope(key, *cos_sin)
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))
-    mask = None if segments is None else attention_mask(segments, causal)
-    mixed = F.scaled_dot_product_attention(query, key, value, mask, is_causal=causal and mask is None)
+    mixed = F.scaled_dot_product_attention(query, key, value, bias, is_causal=causal and bias is None)
     return rms_norm(h + F.linear(mixed.transpose(1, 2).flatten(2), o_weight.to(h.dtype)), eps)

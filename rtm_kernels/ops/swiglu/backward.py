@@ -15,6 +15,7 @@ from rtm_kernels.ops.swiglu.tiles import (
     gate_up_rows,
     gate_up_unit,
     load_sum,
+    overlap,
     row_block,
     silu_gate_backward,
     split_gate_up,
@@ -26,8 +27,10 @@ def inject_kernel(
     h_ptr, x_ptr, first_ptr, second_ptr, R, N: tl.constexpr,
     h_stride_b, h_stride_r, h_stride_n, x_stride_b, x_stride_r, x_stride_n,
     TERMS: tl.constexpr, ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):  # fmt: skip
     """`h = x + (first + second)`, rounded as the forward kernels round it; one [BLOCK_R, BLOCK_N] tile."""
+    overlap(OVERLAP)
     blocks_n = tl.cdiv(N, BLOCK_N)
     pid = tl.program_id(0)
     batch, offs_r = row_block(pid // blocks_n, R, BLOCK_R)
@@ -123,10 +126,13 @@ def weight_grad_kernel(
     ACC: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """`out[s] = z^T h` over the rows of split s, one [BLOCK_P, BLOCK_N] tile; out [SPLITS, P, N_PAD], z [B * R, P]."""
+    """`out[s] = z^T h` over the blocks of rows s, s + SPLITS, ..., one [BLOCK_P, BLOCK_N] tile.
+
+    out [SPLITS, P, N_PAD], z [B * R, P].
+    """
     blocks_n = tl.cdiv(N, BLOCK_N)
     pid, split = tl.program_id(0), tl.program_id(1)
-    offs_p = (pid // blocks_n) * BLOCK_P + tl.arange(0, BLOCK_P)
+    offs_p = tl.cast(pid // blocks_n, tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     offs_n = (pid % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_p, mask_n = below(offs_p, P, BLOCK_P), below(offs_n, N, BLOCK_N)
     h_cols = offs_n.to(tl.int64)[None, :] * h_stride_n
@@ -135,7 +141,7 @@ def weight_grad_kernel(
     acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
     # at least once, as the compiler sees: zeros past a loop that may not run at all make products wait for each other
     for i in range(0, tl.maximum(share, 1)):
-        block = split * share + i
+        block = i * SPLITS + split
         batch, offs_r = row_block(block, R, BLOCK_R)
         mask_r = (offs_r < R) & (block < B * blocks_r)
         z_ptrs = z_ptr + (batch * R + offs_r)[None, :] * P + offs_p[:, None]

@@ -12,6 +12,7 @@ from rtm_kernels.ops.swiglu.tiles import (
     gate_up_rows,
     gate_up_unit,
     load_sum,
+    overlap,
     row_block,
     silu_gate,
     split_gate_up,
@@ -64,9 +65,10 @@ def gate_up_kernel(
     a_ptr, h_ptr, gate_up_ptr,
     R, N: tl.constexpr, N_PAD: tl.constexpr, F: tl.constexpr, h_stride_b, h_stride_r, h_stride_n,
     ACC: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_N: tl.constexpr, OVERLAP: tl.constexpr = False,
 ):  # fmt: skip
     """`a = silu(h gate^T) * (h up^T)`, one [BLOCK_R, BLOCK_F] tile; a is [batch * R, F] without gaps."""
+    overlap(OVERLAP)
     blocks_f = tl.cdiv(F, BLOCK_F)
     pid = tl.program_id(0)
     batch, offs_r = row_block(pid // blocks_f, R, BLOCK_R)
@@ -100,13 +102,14 @@ def gemm_kernel(
     R, N: tl.constexpr, K: tl.constexpr, W_N: tl.constexpr, w_stride_n, w_stride_k,
     h_stride_b, h_stride_r, h_stride_n, y_stride_b, y_stride_r, y_stride_n,
     RESIDUAL: tl.constexpr, NORMALISE: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OVERLAP: tl.constexpr = False,
 ):  # fmt: skip
     """`y = (h +) a w^T`, one [BLOCK_R, BLOCK_N] tile, normalised over the features if BLOCK_N holds them all.
 
     a is [batch * R, K] without gaps, w is [W_N, K] by its strides with W_N >= N. `k_end` is K as a value of the run:
     a loop whose length it knows the compiler unrolls, and that spills.
     """
+    overlap(OVERLAP)
     blocks_n = tl.cdiv(N, BLOCK_N)
     pid = tl.program_id(0)
     batch, offs_r = row_block(pid // blocks_n, R, BLOCK_R)
@@ -141,9 +144,10 @@ def gemm_kernel(
 @triton.jit
 def norm_kernel(
     y_ptr, rstd_ptr, eps, R, N: tl.constexpr, y_stride_b, y_stride_r, y_stride_n,
-    ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
+    ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, OVERLAP: tl.constexpr = False,
 ):  # fmt: skip
     """`y <- y * rsqrt(mean(y^2) + eps)` over the features, in place, one block of rows."""
+    overlap(OVERLAP)
     batch, offs_r = row_block(tl.program_id(0), R, BLOCK_R)
     offs_n = tl.arange(0, BLOCK_N)
     mask_r = offs_r < R

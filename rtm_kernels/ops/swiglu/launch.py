@@ -13,6 +13,11 @@ ONE, FEW = 128, 1024
 `FEW` rows its products run apart, because tiles of all features would fill few multiprocessors."""
 
 
+def _overlap(**blocks: int) -> dict[str, int]:
+    """Of a launch for few rows, most of which is its start: it overlaps with the end of the launch before."""
+    return {**blocks, "OVERLAP": 1}
+
+
 def _loop(flatten: int = 0, **blocks: int) -> dict[str, int]:
     return {**blocks, "GROUP": 8, "FLATTEN": flatten}
 
@@ -27,26 +32,29 @@ ROWS: tuple[LaunchRow, ...] = (
         "fused", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 64, "BLOCK_N": 128}, 4, 2, view="sequence", least=FEW + 1
     ),
     LaunchRow(
-        "gate_up", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 128}, 4, 2, view="sequence", rows=FEW
+        "gate_up", "hopper", 16, 128, _overlap(BLOCK_R=64, BLOCK_F=32, BLOCK_N=128), 4, 2, view="sequence", rows=FEW
     ),
-    LaunchRow("gate_up", "hopper", 16, ANY, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 64}, 4, 4, rows=ONE),
+    LaunchRow("gate_up", "hopper", 16, ANY, _overlap(BLOCK_R=64, BLOCK_F=32, BLOCK_N=64), 4, 4, rows=ONE),
     LaunchRow("gate_up", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_F": 128, "BLOCK_N": 64}, 8, 3),
     LaunchRow("gemm_norm", "hopper", 16, 128, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 64}, 8, 3, view="hidden"),
     LaunchRow("gemm_norm", "hopper", 16, 256, {"BLOCK_R": 128, "BLOCK_N": 256, "BLOCK_K": 64}, 8, 3, view="hidden"),
     LaunchRow("gemm", "hopper", 16, ANY, {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_K": 32}, 4, 2, view="odd"),
     LaunchRow(
-        "gemm", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_N": 32, "BLOCK_K": 128}, 4, 4, view="sequence", rows=FEW
+        "gemm", "hopper", 16, 128, _overlap(BLOCK_R=64, BLOCK_N=32, BLOCK_K=128), 4, 4, view="sequence", rows=FEW
     ),
-    LaunchRow("gemm", "hopper", 16, ANY, {"BLOCK_R": 64, "BLOCK_N": 16, "BLOCK_K": 128}, 4, 4, view="hidden", rows=ONE),
-    LaunchRow("gemm", "hopper", 16, ANY, {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_K": 128}, 4, 4, view="hidden", rows=FEW),
+    LaunchRow("gemm", "hopper", 16, ANY, _overlap(BLOCK_R=64, BLOCK_N=16, BLOCK_K=128), 4, 4, view="hidden", rows=ONE),
+    LaunchRow("gemm", "hopper", 16, ANY, _overlap(BLOCK_R=64, BLOCK_N=64, BLOCK_K=128), 4, 4, view="hidden", rows=FEW),
     LaunchRow("gemm", "hopper", 16, 128, {"BLOCK_R": 128, "BLOCK_N": 128, "BLOCK_K": 64}, 8, 3),
     LaunchRow("gemm", "hopper", 16, ANY, {"BLOCK_R": 128, "BLOCK_N": 256, "BLOCK_K": 64}, 8, 3),
     LaunchRow("fused_input_grad", "hopper", 16, 32, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 32}, 4, 2),
     LaunchRow("fused_input_grad", "hopper", 16, 64, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 64}, 4, 2),
     LaunchRow("fused_input_grad", "hopper", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 128}, 4, 2),
+    LaunchRow("inject", "hopper", 0, ANY, _overlap(BLOCK_R=4, BLOCK_N=512), 4, 1, rows=FEW),
+    LaunchRow("norm", "hopper", 0, 128, _overlap(BLOCK_R=4, BLOCK_N=128), 4, 1, view="sequence", rows=FEW),
+    LaunchRow("norm", "hopper", 0, ANY, _overlap(BLOCK_R=1, BLOCK_N=512), 4, 1, view="hidden", rows=FEW),
     # Blackwell, where four stages and, at 128 features, four warps spill
     LaunchRow(
-        "gemm", "blackwell", 16, ANY, {"BLOCK_R": 64, "BLOCK_N": 64, "BLOCK_K": 128}, 4, 3, view="hidden", rows=FEW
+        "gemm", "blackwell", 16, ANY, _overlap(BLOCK_R=64, BLOCK_N=64, BLOCK_K=128), 4, 3, view="hidden", rows=FEW
     ),
     LaunchRow("fused_input_grad", "blackwell", 16, 64, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 64}, 4, 2),
     LaunchRow("fused_input_grad", "blackwell", 16, 128, {"BLOCK_R": 64, "BLOCK_F": 32, "BLOCK_N": 128}, 8, 2),

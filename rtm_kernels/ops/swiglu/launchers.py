@@ -71,7 +71,7 @@ def injected(x: Tensor, injection: Sequence[Tensor], h: Tensor | None = None) ->
         h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     x, first, second = (split(t, "hidden") for t in (*summed, x)[:3])
     out = h.view(x.shape)
-    row = select(VIEWS["hidden"], "inject", x.dtype, x.shape[2])
+    row = select(VIEWS["hidden"], "inject", x.dtype, x.shape[2], count_rows(x))
     grid = row_blocks(x, row.blocks["BLOCK_R"]) * triton.cdiv(x.shape[2], row.blocks["BLOCK_N"])
     launch(
         backward.inject_kernel, row, (grid,), out, x, first, second, *x.shape[1:], *out.stride(), *x.stride(),

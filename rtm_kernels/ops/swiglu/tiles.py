@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 def accumulator(dtype: torch.dtype) -> Any:
@@ -90,3 +91,12 @@ def silu_gate_backward(d_act, gate, up):
     silu = gate * sigmoid
     d_gate = d_act * up * (sigmoid + silu * (1.0 - sigmoid))
     return silu * up, d_gate, d_act * silu
+
+
+@triton.jit
+def overlap(OVERLAP: tl.constexpr):
+    """Where launches overlap (sm_90 on): wait until the launch before has ended and what it stored is visible, and let
+    the next one begin. Nothing is read or written before it (programmatic dependent launch)."""
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
