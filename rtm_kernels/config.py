@@ -45,12 +45,12 @@ class Config:
     def from_dict(cls: type[Own], values: Mapping[str, Any]) -> Own:
         """Build from a mapping, refusing unknown and missing fields by name (`InputError`)."""
         known = {f.name: f.default is f.default_factory for f in dataclasses.fields(cls)}  # both MISSING: needed
+        missing = sorted(name for name, needed in known.items() if needed and name not in values)
+        if missing:
+            raise InputError(f"missing config field(s) {', '.join(missing)}: this is no {cls.__name__}")
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise InputError(f"unknown config field(s) {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-        missing = sorted(name for name, needed in known.items() if needed and name not in values)
-        if missing:
-            raise InputError(f"missing config field(s) {', '.join(missing)}")
         return cls(**values)
 
 

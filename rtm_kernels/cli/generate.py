@@ -14,9 +14,9 @@ from rtm_kernels.cli.options import Device, Json, Seed
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="The text to go on with.", metavar="PROMPT")] = "",
-    model: Annotated[str, typer.Option("--model", "-m", help="Folder of a text model.", metavar="FOLDER")] = (
-        "runs/text-small/model"
-    ),
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Folder of a text model, or hub id.", metavar="FOLDER")
+    ] = "runs/text-small/model",
     max_bytes: Annotated[int, typer.Option(help="Most bytes to write.", metavar="N")] = 500,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest symbol.", metavar="T")] = 0.7,
     top_p: Annotated[
@@ -43,11 +43,12 @@ def generate(
       rtm generate "import " --temperature 0 --stop "\\n\\n" --trace rounds.html
     """
     from rtm_kernels.cli.options import default_device
+    from rtm_kernels.engine.solver import usable_device
     from rtm_kernels.text.generate import Writer
     from rtm_kernels.text.generate import generate as write
     from rtm_kernels.text.model import TextModel
 
-    found = TextModel.from_pretrained(model).to(device or default_device())
+    found = TextModel.from_pretrained(model).to(usable_device(device or default_device()))
     writer = Writer(found, rounds)
     pieces = write(
         found, prompt, max_bytes=max_bytes, temperature=temperature, top_p=top_p, stop=stop or (), seed=seed,

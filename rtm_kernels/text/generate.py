@@ -80,6 +80,8 @@ def generate(
     require(0 <= temperature < math.inf, "temperature", temperature, "a finite number of at least 0")
     require(0 < top_p <= 1, "top_p", top_p, "above 0, at most 1")
     require(all(stop), "stop", stop, "no empty text")
+    broken = [text for text in (prompt, *stop) if text.encode(errors="replace").decode() != text]
+    require(not broken, "text", broken, "characters that UTF-8 has")
     writer = writer or Writer(model, rounds)
     if prompt:
         *whole, last = splitter(model.config.max_bytes)(prompt)

@@ -8,12 +8,9 @@ from collections.abc import Callable
 
 from rtm_kernels.errors import BackendUnavailable
 
-Split = Callable[[str], list[bytes]]
-"""Words as UTF-8 bytes; put together they are the text."""
 
-
-def splitter(max_bytes: int) -> Split:
-    """The splitter of HAT (arXiv 2501.10322, appendix), for words of at most `max_bytes` bytes.
+def splitter(max_bytes: int) -> Callable[[str], list[bytes]]:
+    """The splitter of HAT (arXiv 2501.10322, appendix), for words of at most `max_bytes` bytes of UTF-8.
 
     Boundaries are those of words in Unicode (UAX 29), and one before each capital that follows a small letter and
     after each underscore. A word then takes in the single space before it and the punctuation that follows it; other

@@ -22,8 +22,6 @@ from rtm_kernels.train.telemetry import new_figure
 from rtm_kernels.train.text_recipe import TextRecipe
 from rtm_kernels.train.update import Update
 
-SAMPLE_BYTES = 400
-
 
 class TextTrainer(Steps):
     """Holds all state of a run: model, moving average, optimisers, stream and step count.
@@ -116,7 +114,7 @@ class TextRun:
         """What only the summary of text holds: bits per byte with 1, 2, ... rounds, and what the model writes."""
         model, corpus = self.trainer.average.model, self.trainer.stream.corpus
         self.by_rounds = [measure(model, self.held_out, n) for n in range(1, self.recipe.model.rounds + 1)]
-        written = b"".join(generate(model, "", max_bytes=SAMPLE_BYTES, temperature=0.7, seed=self.recipe.seed))
+        written = b"".join(generate(model, "", max_bytes=400, temperature=0.7, seed=self.recipe.seed))
         return {
             "documents": len(corpus.train), "held_out_documents": len(corpus.held_out),
             "files_that_are_no_text": corpus.unread, "repeated_documents": corpus.repeated,

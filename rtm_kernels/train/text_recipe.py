@@ -76,4 +76,4 @@ TEXT_SMALL = TextRecipe(
 TEXT_PRESETS: dict[str, TextRecipe] = {"text-small": TEXT_SMALL}
 """Recipes by the name that `rtm train` takes."""
 
-TEXT_ABOUT = {"text-small": "text or code on a CPU, twenty minutes; Python's standard library, or data=FILE or FOLDER"}
+TEXT_ABOUT = {"text-small": "text or code on a CPU, 17 minutes; Python's standard library, or data=FILE or FOLDER"}

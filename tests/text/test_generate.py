@@ -65,6 +65,8 @@ def test_pieces_are_the_text_up_to_a_stop_string() -> None:
     stop = bytes(text[ascii_only : ascii_only + 1]).decode()
     cut = b"".join(generate(model, "", max_bytes=40, temperature=1.0, seed=3, stop=[stop, "no such text"]))
     assert cut == text[: text.index(stop.encode())]
+    with pytest.raises(InputError, match="UTF-8"):
+        list(generate(model, "\udcff"))
     for bad in ({"temperature": -1.0}, {"top_p": 0.0}, {"max_bytes": -1}, {"stop": [""]}, {"rounds": 0}):
         with pytest.raises(InputError, match=next(iter(bad))):
             list(generate(model, "", **bad))  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ import pytest
 from rtm_kernels.data.task import Puzzle, get_task
 from rtm_kernels.engine import Solver
 from rtm_kernels.trace import Trace, Traced, read_trace, record, write_page
+from rtm_kernels.trace.page import write_words
 from rtm_kernels.trace.recorder import find_layout
 from tests.engine import fakes
 
@@ -172,3 +173,13 @@ def test_a_task_without_a_grid_is_text_and_stays_text(tmp_path: Path) -> None:
     document = dom(tmp_path / "t.html", tmp_path / "profile", "#puzzle=1&step=3")
     assert "<pre>0003</pre>" in document and text_of(document, "counter") == "3 / 3"
     assert "<b>" not in document.split("<script")[0]
+
+
+@needs_chromium
+def test_the_words_of_a_text_are_shaded_by_their_rounds(tmp_path: Path) -> None:
+    write_words([("for", 2), (" <x>", 1), (" in", 4)], 4, tmp_path / "page.html")
+    document = dom(tmp_path / "page.html", tmp_path / "profile")
+    assert "3 words, 2.33 of 4 rounds in the mean" in text_of(document, "about")
+    shades = re.findall(r'title="(\d) rounds?" style="--share: ([\d.]+)%">([^<]*)<', document)
+    assert shades == [("2", "35", "for"), ("1", "17.5", " &lt;x&gt;"), ("4", "70", " in")]
+    assert 'id="curves"' not in document and "<nav" not in document

@@ -164,7 +164,12 @@ def test_a_run_that_was_cut_gives_the_same_bits(folder: Path, tmp_path: Path, mo
     text = invoke("generate", "", "--model", whole / "model", "--max-bytes", "20", "--json", "--trace", page)
     assert text.exit_code == 0 and '{"words":[["' in page.read_text()
     assert len(json.loads(text.stdout)["words"]) > 0
-    refused(invoke("solve", "--model", whole / "model"), "unknown config field(s)")
+    refused(
+        invoke("solve", "--model", whole / "model"),
+        "missing config field(s) seq_len, vocab_size: this is no ModelConfig",
+    )
+    refused(invoke("generate", "x", "--model", "sudoku"), "missing config field(s) backbone: this is no TextConfig")
+    refused(invoke("generate", "x", "--model", whole / "model", "--device", "cuda:99"), "is not here")
 
 
 def test_text_overrides_are_checked() -> None:
