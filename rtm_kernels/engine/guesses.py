@@ -24,11 +24,9 @@ from rtm_kernels.recursion.noise import hashed, normal
 FIRST, EVERY, RETURN = 3, 1, 2
 """The ACT step after which a run guesses first, how many steps later again, and how many steps after the first guess it
 comes back to where it was then."""
-SHARPNESS = 1.0, 4.0
-"""An answer is guessed with a probability proportional to the model's own to the first power there, and elsewhere to
-the second of these: first an open question, then what follows from it."""
-DRAWN = 8
-"""Guesses that are drawn where the rules choose one of them."""
+SHARPNESS, DRAWN = 2.0, 16
+"""An answer is drawn with a probability proportional to the model's own to the first of these; where the rules choose
+one, as many are drawn as the second says."""
 SEED_MASK = 0x7FFFFFFF
 
 
@@ -92,8 +90,7 @@ class Guesses:
         token = torch.arange(z.shape[-1], device=z.device)
         allowed = (given == opened[:, None])[..., None] & (token != opened[:, None, None]) & (token != PAD)
         s = torch.where(z < 0, 1 / (1 - z), z + 1)
-        sharpness = torch.where(returns, *SHARPNESS)[:, None, None]
-        score = sharpness * (s / s.sum(-1, keepdim=True)).log() + gumbel(seed, steps, z.shape[1:])
+        score = SHARPNESS * (s / s.sum(-1, keepdim=True)).log() + gumbel(seed, steps, z.shape[1:])
         if self.rules is None:
             score = score.masked_fill(~allowed, -torch.inf)
             best, possible = score.flatten(1).argmax(1), allowed.flatten(1).any(1)

@@ -116,6 +116,17 @@ class Solution:
     total_steps: int = 0
     error: str | None = None
 
+    @property
+    def confidence(self) -> float | None:
+        """How likely the answer is right: 1 where the rules confirm it, else what the halting head says of it.
+
+        For tasks and policies without a verdict; None without an answer, or without a head. The residual is left out,
+        because it tells little: docs/solving.md has the figures of the bundled model.
+        """
+        if self.answer is None or self.status == "verified":
+            return None if self.answer is None else 1.0
+        return self.halt_probability
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types; `error` only where there is one."""
         values = asdict(self)

@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from rtm_kernels.engine.samples import STATUSES
-from rtm_kernels.errors import BackendUnavailable, InputError
-from rtm_kernels.ops.halting.policy import MAX_STEPS, SIGNALS
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, StringConstraints, ValidationError
 
-try:
-    from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, StringConstraints, ValidationError
-except ImportError:
-    raise BackendUnavailable("traces need the package pydantic: pip install 'rtm-kernels[cli]'") from None
+from rtm_kernels.engine.samples import STATUSES
+from rtm_kernels.errors import InputError
+from rtm_kernels.ops.halting.policy import MAX_STEPS, SIGNALS
 
 SCHEMA = 1
 MAX_BYTES = 1 << 27

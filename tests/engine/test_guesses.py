@@ -27,6 +27,9 @@ CONFIG = ModelConfig(vocab_size=6, seq_len=16, hidden_size=16, num_heads=1, H_cy
                      layers={"L_level": 1}, halt_max_steps=9, halting="settle")  # fmt: skip
 PUZZLES = [sudoku.to_text(board) for board in sudoku.generate(8, size=4, seed=9, clues=(5, 5))[0]]
 
+SPARSE = sudoku.to_text(sudoku.generate(1, size=4, seed=9, clues=(4, 4))[0][0])
+"""Four clues: with two guesses `Unsure` does not know the answer."""
+
 
 def reasoner() -> RecursiveReasoner:
     """A model whose embedding of token t is t in every feature."""
@@ -140,11 +143,11 @@ def test_answers_are_drawn_by_a_power_of_their_probability(step: int) -> None:
     made.take(torch.full((n,), step), said.expand(n, -1, -1), latents, x)
     now = made.rows[:, -16:].numpy()
     found = Counter((3, int(row[3])) if row[3] != BLANK else (7, int(row[7])) for row in now)
-    weights, sharpness = {}, SHARPNESS[step == FIRST + EVERY]
+    weights = {}
     for place in (3, 7):
         z = logits[place].double()
         s = torch.where(z < 0, 1 / (1 - z), z + 1)
-        weights |= {(place, token): float((s / s.sum())[token] ** sharpness) for token in range(2, 6)}
+        weights |= {(place, token): float((s / s.sum())[token] ** SHARPNESS) for token in range(2, 6)}
     total = sum(weights.values())
     for key, weight in weights.items():
         expected = n * weight / total

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -218,3 +220,11 @@ def test_bad_text_is_one_clear_error(text: str) -> None:
 def test_bad_fields_are_named(field: str, value: object) -> None:
     with pytest.raises(InputError, match=field):
         HaltingPolicy(**{field: value})
+
+
+def test_confidence_is_a_verdict_or_what_the_head_says() -> None:
+    made = partial(Solution, task="t", input="0", answer="1", halt_probability=0.25)
+    assert made(status="verified").confidence == 1.0
+    assert made(status="unverified").confidence == 0.25
+    assert made(status="unverified", halt_probability=None).confidence is None
+    assert made(status="non_finite", answer=None).confidence is None

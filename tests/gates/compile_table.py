@@ -20,6 +20,8 @@ FACTS = ("registers", "stack", "spills", "shared", "wgmma", "atomics")
 OFFICIAL = ("D=512 F=1536", "L=97 D=512 F=512", "L=916 D=512", "attention_norm D=512 h=8", "persistent L=97", "halting",
             "token_loss", "adam_atan2", "sign_sgd", "queue", "conv_swiglu_norm")  # fmt: skip
 """What the cases at the official sizes begin with; the summary shows them for sm_90."""
+NEWER = "## Under a newer Triton\n"
+"""Heading of what people write at the end of the summary; it is kept."""
 
 
 def sources() -> list[Path]:
@@ -106,4 +108,6 @@ def summarise() -> None:
         if r["case"].startswith(OFFICIAL):
             figures = (r["registers"], r["stack"], r["shared"] // 1024, r["wgmma"], r["atomics"])
             lines.append(f"| {r['case']} | {r['kernel']} | {r['launch']} | " + " | ".join(map(str, figures)) + " |")
-    (FOLDER / "README.md").write_text("\n".join(lines) + "\n")
+    summary = FOLDER / "README.md"
+    _, heading, newer = summary.read_text().partition(NEWER)
+    summary.write_text("\n".join([*lines, "", heading + newer]))

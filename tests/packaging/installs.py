@@ -1,5 +1,7 @@
 """`make test-install`: the wheels of `make dist` installed as users do, outside the checkout. `--write` keeps the rows.
 
+`--torch 3.12:2.11.0 ...` adds rows for other Pythons and PyTorch, which pip fetches: gigabytes each, one by one.
+
 The environments see PyTorch and what the package requires by links into the one that runs this, and nothing else.
 As root, what an ordinary user does is done by the user `nobody`.
 """
@@ -40,10 +42,10 @@ def run(*command: str | Path, user: int | None = None, code: int = 0, **environm
     return done.stdout + done.stderr
 
 
-def required(name: str, extras: Iterable[str] = ()) -> set[str]:
-    """The installed distributions that `name` requires, here and with these extras."""
+def required(name: str) -> set[str]:
+    """The installed distributions that `name` requires here."""
     found: set[str] = set()
-    left = [(name, frozenset(extras))]
+    left = [(name, frozenset[str]())]
     for name, wanted in left:
         for requirement in map(Requirement, metadata.requires(name) or ()):
             marker = requirement.marker
@@ -113,12 +115,10 @@ def environment(folder: Path, python: str, packages: Path | None, user: int | No
     return Place(folder, user)
 
 
-def check_without_extras(place: Place, wheel: Path, script: Path) -> dict[str, Any]:
+def check_ordinary(place: Place, wheel: Path, script: Path) -> dict[str, Any]:
     before = place.files()
     place.pip("install", "--no-index", str(wheel))
     assert place.python("-c", HEAVY).strip() == "[]"
-    message = place.rtm("solve", code=2)
-    assert message == "error: rtm needs typer and rich: pip install 'rtm-kernels[cli]'\n", message
     row = place.smoke(script)
     assert row["executor"] == "symmetric", row
     place.pip("uninstall", "--yes", "rtm-kernels")
@@ -127,9 +127,9 @@ def check_without_extras(place: Place, wheel: Path, script: Path) -> dict[str, A
     return row
 
 
-def check_read_only_with_extra(place: Place, wheel: Path, script: Path) -> dict[str, Any]:
+def check_read_only(place: Place, wheel: Path, script: Path) -> dict[str, Any]:
     before = place.files()
-    place.pip("install", "--no-index", f"{wheel}[cli]")
+    place.pip("install", "--no-index", str(wheel))
     folders = [path for path in (place.folder, *place.folder.rglob("*")) if path.is_dir() and not path.is_symlink()]
     for path in folders:
         path.chmod(0o555)
@@ -151,6 +151,21 @@ def check_library_alone(python: str, wheel: Path, folder: Path, script: Path) ->
     pip = (sys.executable, "-m", "pip", "--python", folder / "bin/python", "install", "-q", "--no-deps", "--no-index")
     run(*pip, wheel, PATH=os.environ["PATH"])
     return place.smoke(script)
+
+
+def check_with_torch(python: str, torch: str, wheel: Path, folder: Path, script: Path) -> dict[str, Any]:
+    """Another Python and PyTorch, with what pip fetches for them: the smoke test, and all examples by `rtm solve`."""
+    place = environment(folder, python, None, None)
+    pip = (sys.executable, "-m", "pip", "--python", folder / "bin/python", "install", "-q", "--no-cache-dir")
+    try:
+        subprocess.run([*map(str, pip), f"torch=={torch}", str(wheel)], check=True)
+        text = place.rtm("solve")
+        assert "verified     100 (100.0 %)" in text and "symmetric on cpu" in text, text
+        return place.smoke(script)
+    except subprocess.CalledProcessError as error:
+        raise AssertionError(f"pip install torch=={torch}: exit status {error.returncode}") from None
+    finally:
+        shutil.rmtree(folder)
 
 
 def check_emulated(wheel: Path, folder: Path, emulator: str) -> dict[str, Any]:
@@ -185,44 +200,48 @@ class Table:
         return sum(row["result"] == "failed" for row in self.rows) + (len(sums) != 1)
 
 
-def fill(table: Table, dist: Path, temporary: Path) -> None:
-    """All rows that this machine can have."""
+def fill(table: Table, dist: Path, temporary: Path, pairs: list[list[str]]) -> None:
+    """All rows that this machine can have, and those of `pairs` of a Python and a PyTorch."""
     user = NOBODY if os.geteuid() == 0 else None
     version, machine = f"{sys.version_info[0]}.{sys.version_info[1]}", os.uname().machine
     wheels = {name: next(dist.glob(f"*{name}*.whl"), None) for name in (machine, "aarch64")}
     base = temporary / "für Ωμέγα, with spaces"
     base.mkdir()
-    needed = {extra: {*required("rtm-kernels", [extra]), "pip"} for extra in ("", "cli")}
-    packages = {extra: linked(names, base / f"for {extra or 'none'}") for extra, names in needed.items()}
+    packages = linked({*required("rtm-kernels"), "pip"}, base / "packages")
     script, wheel = (Path(shutil.copy(str(file), base)) for file in (SMOKE, wheels[machine]))  # where all may read
     if user is not None:
         for path in (temporary, base):
             os.chown(path, user, user)
 
-    def fresh(check: Callable[[Place, Path, Path], dict[str, Any]], extra: str) -> dict[str, Any]:
-        place = environment(base / f"env {extra or 'none'}", str(interpreter(version, user)), packages[extra], user)
+    def fresh(check: Callable[[Place, Path, Path], dict[str, Any]]) -> dict[str, Any]:
+        place = environment(base / check.__name__, str(interpreter(version, user)), packages, user)
         return check(place, wheel, script)
 
     missing = None if interpreter(version, user) else f"another user may start no Python {version} here"
     condition = "ordinary user, no compiler, no HOME"
-    table.add(f"without extras, {condition}", missing, fresh, check_without_extras, "")
-    table.add(f"extra cli, read-only, {condition}", missing, fresh, check_read_only_with_extra, "cli")
+    table.add(condition, missing, fresh, check_ordinary)
+    table.add(f"read-only, {condition}", missing, fresh, check_read_only)
     for other in PYTHONS:
         if other != version:
             found = interpreter(other)
             missing = None if found else "no such Python here"
             parts = found, wheel, base / other, script
             table.add(f"library alone, Python {other}", missing, check_library_alone, *parts)
+    for other, torch in pairs:
+        found = interpreter(other)
+        missing = None if found else "no such Python here"
+        parts = found, torch, wheel, base / f"{other} {torch}", script
+        table.add(f"Python {other}, PyTorch {torch}", missing, check_with_torch, *parts)
     emulator = next(filter(None, map(shutil.which, ("qemu-aarch64-static", "qemu-aarch64"))), None)
     here = emulator and wheels["aarch64"] and ARM64.is_dir()
     missing = None if here else "needs qemu-user-static, aarch64-linux-gnu-g++ and tests/packaging/arm64.sh"
     table.add("arm64, emulated", missing, check_emulated, wheels["aarch64"], base / "arm64", emulator)
 
 
-def main(dist: Path, write: bool) -> int:
+def main(dist: Path, write: bool, pairs: list[list[str]]) -> int:
     table = Table()
     with tempfile.TemporaryDirectory() as temporary:
-        fill(table, dist, Path(temporary))
+        fill(table, dist, Path(temporary), pairs)
     passed, failed = sum(row["result"] == "passed" for row in table.rows), table.failures()
     print(f"\n{passed} passed, {failed} failed")
     if write:
@@ -233,4 +252,4 @@ def main(dist: Path, write: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]).absolute(), "--write" in sys.argv))
+    sys.exit(main(Path(sys.argv[1]).absolute(), "--write" in sys.argv, [a.split(":") for a in sys.argv if ":" in a]))

@@ -46,7 +46,7 @@ def test_the_pins_satisfy_what_the_project_asks_for() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 has the reader of pyproject.toml")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"]]
-    for extra in ("cli", "serve", "mcp", "test", "bench", "profile", "hub", "onnx"):
+    for extra in ("serve", "mcp", "test", "bench", "profile", "hub", "onnx"):
         wanted += project["optional-dependencies"][extra]
     for requirement in map(Requirement, wanted):
         versions = [pin.version for pin in PINS if normalized(pin.name) == normalized(requirement.name)]

@@ -46,6 +46,7 @@ from tests.compiled.launching import Launch, installed
 from tests.compiled.program import Program
 from tests.compiled.ptx import Fault, Instruction, Kernel, Number
 from tests.gates.hazards import hazards
+from tests.proof.argued import ARGUED, Place
 
 ROOT = Path(__file__).resolve().parents[2]
 REMOVED = {
@@ -66,50 +67,10 @@ CASES = {
         conv((2, 67, 12, 70), (3, 3), 3, "strided", 1), queue(300, 300, 330, (3, 400)),
         *(halting((3, 40, 170), c.name.split()[-2], "plain") for c in small_cases() if c.op == "halting"),
         *(loss((2, 3, 1100), "plain", 3.0, 0.3, which) for which in LOSSES),
-        persistent(2, 120, 72, (70, 72), "sequence", trm(1, 1)), persistent(2, 120, 72, (70, 72), "hidden", rtm(1)),
+        persistent(1, 120, 120, (70, 120), "sequence", trm(1, 1)), persistent(1, 120, 120, (70, 120), "hidden", rtm(1)),
     )
 }  # fmt: skip
 """Together they run every kernel that synchronises, and every loop of it more than once."""
-Place = tuple[str, str, str, str]
-"""Part of a case's name, kernel, kind of defect, line of the source."""
-ARGUED: dict[Place, tuple[int, str]] = {
-    ("", "plan_kernel", "barrier", "tl.debug_barrier()  # the samples just stored are read by other threads"):
-        (1, "the two sums after the last store of a sample have barriers, and the loads of samples come after them"),
-    ("token", "halting_kernel", "barrier", "tl.debug_barrier() halt_tokens(row, doubles, y_ptr, weight_ptr, bias_ptr, "
-     "y_stride_l, y_stride_d, D, may, P, S, HAS_BIAS,"):
-        (1, "halt_tokens loads nothing that observe stores, and has a barrier of its own before it stores"),
-    ("token", "halting_kernel", "barrier", "tl.debug_barrier() tl.store(answers_ptr + S, answers, mask=mask & better)"):
-        (1, "with a flag for each token, the sum of the flags has barriers after the last load of what is stored"),
-    ("persistent", "recursion_kernel", "barrier", "tl.debug_barrier()  # no warp loads before the acquire"):
-        (4, "what ends the spin reaches the other threads by way of shared memory, behind barriers after the acquire"),
-    ("swiglu_norm-[3", "fused_kernel", "barrier", "for f in range(0, F, BLOCK_F):"):
-        (1, "behind the loop each warp stores only where copies of its own have landed"),
-    ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier", "for f in range(0, F, BLOCK_F):"):
-        (1, "behind the loop each warp stores only where copies of its own have landed"),
-    ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier",
-     "w = tl.load(w_ptrs, mask=mask_w, other=0.0)  # [BN, 2 BF]"):
-        (1, "the copies go where products of the round before read; each warp waits for them before other barriers"),
-    ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier",
-     "tl.store(dh_ptr + dr_offs, (acc + dr.to(ACC)).to(dh_ptr.dtype.element_ty), mask=mask)"):
-        (1, "each thread overwrites only what it has itself read"),
-    ("_norm", "weight_grad_kernel", "barrier",
-     "z = tl.load(z_ptrs, mask=mask_p[:, None] & mask_r[None, :], other=0.0)  # [BP, BR]"):
-        (2, "the part that is not copied is stored before a third barrier, which orders the copies as well"),
-    ("_norm", "hidden_backward_kernel", "barrier",
-     "w = tl.load(w_ptrs, mask=mask_rows & below(n + offs_n, N_PAD, BLOCK_N)[:, None], other=0.0)  # [BN, 2 BF]"):
-        (2, "the part that is not copied is stored before a third barrier, which orders the copies as well"),
-    ("_norm", "hidden_backward_kernel", "barrier", "for n in range(0, N, BLOCK_N):"):
-        (1, "behind the loop each warp stores only where copies of its own have landed"),
-    ("tma", "gate_up_tma_kernel", "barrier", "w_up = gate_up_desc.load([F + start_f, n])"):
-        (2, "tiles have places of their own, which the stores after the barrier leave alone"),
-    **{
-        ("token_loss", "forward_kernel", "mask", f"tl.store({what}, mask=mask_l)"):
-            (1, "of a vocabulary this wide a tile is one token, so none lies beyond the last one")
-        for what in ("saved_ptr + row, rest", "saved_ptr + N + row, best",
-                     "loss_ptr + row, tl.where(counted, log_inverse_share(rest, own, log_own), 0.0)")
-    },
-}  # fmt: skip
-"""Place -> how many defects there are not found in a kernel, and why they change nothing."""
 
 
 @dataclass

@@ -20,7 +20,7 @@ PRODUCTS = {
 }  # fmt: skip
 """Kernels with a dot."""
 CHEAP = ("token_loss", "halting", "queue", "conv")
-SEEDED = {"90": (*CHEAP, "swiglu_norm-[3"), "80": CHEAP}
+SEEDED = {"90": (*CHEAP, "swiglu_norm-[", "mixer", "attention"), "80": CHEAP}
 """Architecture -> cases of the seeded defects that run here; `python -m tests.proof.defects` runs all."""
 IN_BFLOAT16 = (*DIFFERENTIABLE, "persistent")
 """Ops whose tensors may be bfloat16."""

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import runpy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rtm_kernels import train
 from rtm_kernels.data.build import build_sudoku
 from rtm_kernels.data.sudoku import generate
-from rtm_kernels.errors import BackendUnavailable, InputError
+from rtm_kernels.errors import InputError
 from rtm_kernels.train.configure import fit_to_data, load_recipe, override, save_recipe, to_dict
 from rtm_kernels.train.recipe import PRESETS
 from rtm_kernels.train.schema import CumulativeHalting
@@ -44,12 +42,6 @@ def test_a_file_with_an_unknown_or_missing_field_is_refused_by_name(
     with pytest.raises(InputError) as caught:
         load_recipe(path)
     assert f"{path}: " in str(caught.value) and named in str(caught.value)
-
-
-def test_without_pydantic_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(BackendUnavailable, match=r"training needs the package pydantic: pip install .*\[cli\]"):
-        runpy.run_path(str(train.__file__))
 
 
 def test_overrides_reach_every_kind_of_field() -> None:
