@@ -14,15 +14,15 @@ ARGUED: dict[Place, tuple[int, str]] = {
         (1, "with a flag for each token, the sum of the flags has barriers after the last load of what is stored"),
     ("persistent", "recursion_kernel", "barrier", "tl.debug_barrier()  # no warp loads before the acquire"):
         (1, "what ends the spin reaches the other threads by way of shared memory, behind barriers after the acquire"),
-    ("persistent-trm", "recursion_kernel", "barrier",
+    ("persistent", "recursion_kernel", "barrier",
      "return (x.to(tl.float32) * scale[:, None]).to(x.dtype).to(tl.float32)"):
         (1, "each warp overwrites only what it has itself read or stored"),
-    ("persistent-trm", "recursion_kernel", "barrier",
+    ("persistent", "recursion_kernel", "barrier",
      "w_down = tl.load(down_ptrs, (offs_l[:, None] < L) & mask_i[None, :], other=0.0)"):
         (1, "the copies go where nobody has read or stored since the barrier before"),
-    ("persistent-trm", "recursion_kernel", "16-bit sum", "acc = tl.dot(inner, w, acc, input_precision=\"ieee\")"):
+    ("persistent", "recursion_kernel", "16-bit sum", "acc = tl.dot(inner, w, acc, input_precision=\"ieee\")"):
         (1, "the product itself adds the residual, so its sum is what is rounded to 16 bits next"),
-    ("persistent-trm", "recursion_kernel", "mask", "tl.store(q_ptr + 2 * rows + k, logit, mask_rows)"):
+    ("persistent", "recursion_kernel", "mask", "tl.store(q_ptr + 2 * rows + k, logit, mask_rows)"):
         (2, "120 rows are a whole number of blocks"),
     ("swiglu_norm-[3", "fused_kernel", "barrier", "for f in range(0, F, BLOCK_F):"):
         (1, "behind the loop each warp stores only where copies of its own have landed"),
