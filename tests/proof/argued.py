@@ -13,7 +13,17 @@ ARGUED: dict[Place, tuple[int, str]] = {
     ("token", "halting_kernel", "barrier", "tl.debug_barrier() tl.store(answers_ptr + S, answers, mask=mask & better)"):
         (1, "with a flag for each token, the sum of the flags has barriers after the last load of what is stored"),
     ("persistent", "recursion_kernel", "barrier", "tl.debug_barrier()  # no warp loads before the acquire"):
-        (4, "what ends the spin reaches the other threads by way of shared memory, behind barriers after the acquire"),
+        (1, "what ends the spin reaches the other threads by way of shared memory, behind barriers after the acquire"),
+    ("persistent", "recursion_kernel", "barrier",
+     "return (x.to(tl.float32) * scale[:, None]).to(x.dtype).to(tl.float32)"):
+        (1, "each warp overwrites only what it has itself read or stored"),
+    ("persistent", "recursion_kernel", "barrier",
+     "w_down = tl.load(down_ptrs, (offs_l[:, None] < L) & mask_i[None, :], other=0.0)"):
+        (1, "the copies go where nobody has read or stored since the barrier before"),
+    ("persistent", "recursion_kernel", "16-bit sum", "acc = tl.dot(inner, w, acc, input_precision=\"ieee\")"):
+        (1, "the product itself adds the residual, so its sum is what is rounded to 16 bits next"),
+    ("persistent", "recursion_kernel", "mask", "tl.store(q_ptr + 2 * rows + k, logit, mask_rows)"):
+        (2, "120 rows are a whole number of blocks"),
     ("swiglu_norm-[3", "fused_kernel", "barrier", "for f in range(0, F, BLOCK_F):"):
         (1, "behind the loop each warp stores only where copies of its own have landed"),
     ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier", "for f in range(0, F, BLOCK_F):"):
@@ -50,8 +60,7 @@ ARGUED: dict[Place, tuple[int, str]] = {
     **{
         ("token_loss", "forward_kernel", "mask", f"tl.store({what}, mask=mask_l)"):
             (1, "of a vocabulary this wide a tile is one token, so none lies beyond the last one")
-        for what in ("saved_ptr + row, rest", "saved_ptr + N + row, best",
-                     "loss_ptr + row, tl.where(counted, log_inverse_share(rest, own, log_own), 0.0)")
+        for what in ("saved_ptr + row, rest", "prediction_ptr + row, prediction")
     },
 }  # fmt: skip
 """Place -> how many defects there are not found in a kernel, and why they change nothing."""
