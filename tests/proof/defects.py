@@ -297,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{'kernel':26} {'kind':14}", *(f"{column:>8}" for column in columns))
     for kernel, kind in sorted({key[:2] for key in count}):
         print(f"{kernel:26} {kind:14}", *(f"{count[kernel, kind, column]:8}" for column in columns))
-    if not options.filters:
+    if not options.filters and options.arch == 90:  # what is argued was found there
         bad += [f"argued in vain: {key}" for key in ARGUED.keys() - reached]
     print(*bad, f"{count.total()} defects, {len(bad)} lost or argued in vain, {seconds:.0f} s of processors", sep="\n")
     return 1 if bad or not count else 0
