@@ -190,9 +190,10 @@ def card(name: str) -> str:
 def measured(name: str) -> list[tuple[re.Match[str], dict[str, Any]]]:
     """The rows of a card, each with the evaluation that it names."""
     rows = list(ROW.finditer(card(name)))
-    folder = re.search(r"`profiles/([\w-]+)/eval_\*\.json`", card(name))
-    assert len(rows) > 4 and folder
-    found = [json.loads((ROOT / "profiles" / folder[1] / row["file"]).read_text()) for row in rows]
+    folders = re.compile(r"`profiles/([\w-]+)/(?:eval|guesses)_\*\.json`")  # each is that of the rows after it
+    assert len(rows) > 4
+    paths = [ROOT / "profiles" / folders.findall(card(name)[: row.start()])[-1] / row["file"] for row in rows]
+    found = [json.loads(path.read_text()) for path in paths]
     assert all(evaluation["model"] == name for evaluation in found)
     return list(zip(rows, found, strict=True))
 
@@ -206,7 +207,8 @@ def test_the_card_states_what_was_measured(name: str) -> None:
         most = found["max_total_steps"] if guesses else max(map(int, found["depth_histogram"]))
         assert str(most) == row["most"] and most <= (64 if guesses else 16)
         assert f"{found['n']:,}" == row["n"]
-        assert f"{100 * found['verified']:.1f}" == row["verified"]
+        assert f"{100 * found['verified']:.{len(row['verified'].partition('.')[2])}f}" == row["verified"]
+        assert "." in row["verified"]
         assert f"{found['mean_total_steps' if guesses else 'mean_steps']:.1f}" == row["mean"]
 
 
