@@ -91,14 +91,15 @@ def defects(kernel: Kernel) -> Iterator[Defect]:
     masks = tail_masks(kernel)
     for n, block in enumerate(kernel.blocks):
         stores = [i for i in block if i.op.startswith("st.global") and i.guard and i.guard.name in masks]
-        last = max((i.line for i in block if i.op.startswith("mma.sync")), default=0)
+        synchronous = [i for i in block if i.op.startswith("mma.sync")]
+        last = max((i.line for i in synchronous), default=0)
         for k, i in enumerate(block):
             for kind, now in altered(i):
                 yield Defect(kind, i.line, n, k, [*block[:k], now, *block[k + 1 :]])
             if [i] == stores[-1:]:  # the far corner of the tile
                 yield Defect("mask", i.line, n, k, [*block[:k], replace(i, guard=None), *block[k + 1 :]])
             if i.accumulates or i.line == last:
-                sums = i.args[0].items
+                sums = tuple(r for product in ([i] if i.accumulates else synchronous) for r in product.args[0].items)
             if sums and (i.line == last or (i.op.startswith("wgmma.wait") and not i.args[0].value)):
                 rounded = [Instruction(i.line, "cvt.rn.bf16x2.f32", [r, r, Number(0)]) for r in sums]
                 yield Defect("16-bit sum", i.line, n, k, [*block[: k + 1], *rounded, *block[k + 1 :]])
