@@ -123,9 +123,9 @@ class Solution:
         For tasks and policies without a verdict; None without an answer, or without a head. The residual is left out,
         because it tells little: docs/solving.md has the figures of the bundled model.
         """
-        if self.answer is None or self.status == "verified":
-            return None if self.answer is None else 1.0
-        return self.halt_probability
+        if self.answer is None:
+            return None
+        return 1.0 if self.status == "verified" else self.halt_probability
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types; `error` only where there is one."""

@@ -66,4 +66,4 @@ ARGUED: dict[Place, tuple[int, str]] = {
         for what in ("saved_ptr + row, rest", "prediction_ptr + row, prediction")
     },
 }  # fmt: skip
-"""Place -> at most how many defects there are not found in a kernel, and why they change nothing."""
+"""Place -> how many defects there are not found in a kernel, and why they change nothing."""

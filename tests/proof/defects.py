@@ -287,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lost = Counter((v.text, v.argued(name)) for v in verdicts if not v.why and not v.needless)
             for v in verdicts:
                 place = v.argued(name)
-                argued = place is not None and lost[v.text, place] <= ARGUED[place][0]
+                argued = place is not None and lost[v.text, place] == ARGUED[place][0]
                 outcome = "found" if v.why else "needless" if v.needless else "argued" if argued else "lost"
                 count[v.kernel, v.kind, outcome] += 1
                 reached |= {place} if outcome == "argued" else set()
