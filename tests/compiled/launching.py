@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -43,12 +43,14 @@ class Launch:
         self.memory, self.values, self.maps = arguments(binary, function, given, kwargs)
         self.cooperative = bool(kwargs.get("launch_cooperative_grid"))
 
-    def run(self, code: Program, after: Any = None, seed: int = 0, stop: bool = False) -> dict[str, None]:
+    def run(
+        self, code: Program, programs: Sequence[Any], after: Any = None, seed: int = 0, stop: bool = False
+    ) -> dict[str, None]:
         """What was found; `after(name, binary, machine)` sees what ran. With `stop` a `Fault` says it first."""
         if len(self.values) != len(code.kernel.params):
             raise Fault(f"{self.name}: {len(self.values)} arguments for {len(code.kernel.params)} parameters")
         parameters = dict(zip(code.kernel.params, self.values, strict=True))
-        watch, self.ran = Watch(code.kernel, len(self.programs), stop), Counter[int]()
+        watch, self.ran = Watch(code.kernel, len(programs), stop), Counter[int]()
 
         def machine(some: list[tuple[int, ...]]) -> Machine:
             made = Machine(code, parameters, self.binary.metadata.shared, some, self.grid, watch)
@@ -58,35 +60,53 @@ class Launch:
 
         with np.errstate(all="ignore"):
             if self.cooperative:
-                machines = [machine([p]) for p in self.programs]
+                machines = [machine([p]) for p in programs]
                 take_turns(machines, seed)
                 for made in machines:
                     self.ran += made.ran
             else:
                 at_once = max(1, THREADS // code.kernel.threads)
-                for n in range(0, len(self.programs), at_once):
-                    made = machine(self.programs[n : n + at_once])
+                for n in range(0, len(programs), at_once):
+                    made = machine(programs[n : n + at_once])
                     made.run()
                     self.ran += made.ran
                     if after is not None:
                         after(self.name, self.binary, made)
         return watch.found
 
-    def by_source(self) -> list[Any]:
-        """What its source leaves in the buffers; nothing for programs that wait for each other."""
+    def by_source(self, programs: Sequence[Any]) -> list[Any]:
+        """What these programs of its source leave in the buffers; nothing if programs wait for each other."""
         if self.cooperative and len(self.programs) > 1:
             return []
         self.memory.fill([])
-        interpret(self.function, self.given, {**self.kwargs, "OVERLAP": False}, self.grid)
+        interpret(self.function, self.given, {**self.kwargs, "OVERLAP": False}, self.grid, programs)
         return self.memory.state()
 
     def unlike(self, wanted: list[Any]) -> dict[str, None]:
-        """Which buffers do not hold what is wanted."""
-        texts = {
-            b.name: unlike(*(torch.from_numpy(bits).view(b.dtype) for bits in (b.as_width[1], other)))
-            for b, other in zip(self.memory.buffers, wanted, strict=False) if b.dtype is not None
-        }  # fmt: skip
-        return {f"{name}: {text}": None for name, text in texts.items() if text}
+        """Which buffers do not hold what is wanted, of all that is not what it was before."""
+        found = {}
+        for b, other in zip(self.memory.buffers, wanted, strict=False):
+            if b.dtype is not None:
+                every = [torch.from_numpy(x).view(b.dtype) for x in (b.as_width[1], other)]
+                changed = (b.as_width[1] != b.before) | (other != b.before)
+                touched = torch.from_numpy(changed).view(-1, b.dtype.itemsize).any(1)
+                if text := unlike(*(x[touched] for x in every)):
+                    found[f"{b.name}: {text}"] = None
+        return found
+
+    def against_source(self, code: Program, most: int) -> dict[str, None]:
+        """How at most `most` of its programs, from first to last, differ from their source, run by themselves."""
+        spread = np.linspace(0, len(self.programs) - 1, min(most, len(self.programs)), dtype=int)
+        chosen = [self.programs[n] for n in spread]
+        left, wanted = self.memory.state(), self.by_source(chosen)
+        if wanted and len(chosen) < len(self.programs):
+            self.memory.fill([])
+            self.run(code, chosen)
+        else:
+            self.memory.fill(left)
+        found = self.unlike(wanted)
+        self.memory.fill(left)
+        return found
 
 
 @dataclass
@@ -94,14 +114,14 @@ class Executor:
     """What a launch does, and what was found.
 
     seed: of the order in which the programs of a cooperative launch take turns. most_programs: of a launch, the first
-    ones alone. after(name, binary, machine) sees what ran. checks: whether results are held to the kernels' source.
-    judge(launch, code) sees each launch after it, and may run it again.
+    ones alone. after(name, binary, machine) sees what ran. checks: how many programs of a launch are held to its
+    source. judge(launch, code) sees each launch after it, and may run it again.
     """
 
     seed: int = 0
     most_programs: int | None = None
     after: Callable[[str, Any, Machine], None] | None = None
-    checks: bool = False
+    checks: int = 0
     judge: Callable[[Launch, Program], None] | None = None
     launches: Counter[str] = field(default_factory=Counter)
     found: dict[str, None] = field(default_factory=dict)
@@ -120,13 +140,10 @@ class Executor:
         launch.programs = launch.programs[: self.most_programs]
         self.launches[launch.name] += 1
         code = self.program(launch.name, binary)
-        found = launch.run(code, self.after, self.seed)
+        found = launch.run(code, launch.programs, self.after, self.seed)
         code.keep()
         if self.checks:
-            left = launch.memory.state()
-            wanted = launch.by_source()
-            launch.memory.fill(left)
-            found |= launch.unlike(wanted)
+            found |= launch.against_source(code, self.checks)
         self.found.update({f"{launch.name}: {what}": None for what in found})
         if self.judge is not None:
             self.judge(launch, code)
@@ -163,8 +180,7 @@ def arguments(
             maps[address] = TensorMap(value, tuple(meta["block_size"]), meta["swizzle"])  # type: ignore[arg-type]
             values += [address, *map(int, value.shape), *map(int, value.strides)]  # type: ignore[union-attr]
         elif isinstance(value, Tensor):
-            memory.add(value, name)
-            values.append(value.data_ptr())
+            values.append(memory.add(value, name))
         elif kind.startswith("fp"):
             values.append(int(np.float32(value).view(np.uint32)))
         else:

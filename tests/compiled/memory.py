@@ -1,4 +1,4 @@
-"""Global memory: the tensors of a launch at their addresses. Every access is aligned and inside one of them."""
+"""Global memory: the tensors of a launch, each far from all others. Every access is aligned and inside one of them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,22 @@ from torch.nn import Parameter
 from tests.compiled.ptx import Fault
 from tests.compiled.threads import Array, Mask, Threads
 
+FAR = 1 << 48
+"""Between the addresses of two buffers, and above those of the process: no index that is wrong finds another tensor."""
+
 
 class Buffer:
-    """The memory of a tensor, and the bytes of it that a kernel may touch: from `low` up to `high`."""
+    """The memory of a tensor, at `start` for the kernel, which may touch the bytes from `low` up to `high`."""
 
-    def __init__(self, tensor: Tensor, name: str) -> None:
-        storage = tensor.untyped_storage()
-        self.name, self.start, self.cell = name, storage.data_ptr(), tensor.element_size()
+    def __init__(self, tensor: Tensor, name: str, start: int) -> None:
+        self.storage = tensor.untyped_storage()
+        self.name, self.start, self.cell = name, start, tensor.element_size()
+        self.moved = start - self.storage.data_ptr()
         self.dtype: torch.dtype | None = tensor.dtype
         """None: tensors of several share the memory."""
-        self.low, self.high = extent(tensor)
-        array = np.frombuffer((ctypes.c_uint8 * storage.nbytes()).from_address(self.start), np.uint8)
+        self.low, self.high = (self.moved + at for at in extent(tensor))
+        memory = (ctypes.c_uint8 * self.storage.nbytes()).from_address(self.storage.data_ptr())
+        array = np.frombuffer(memory, np.uint8)
         self.as_width = {w: array[: len(array) // w * w].view(f"u{w}") for w in (1, 2, 4, 8)}
         self.before, self.shadow = array.copy(), None  # type: Array, Any
 
@@ -53,28 +58,31 @@ class Memory:
         for n, buffer in enumerate(self.buffers):
             buffer.as_width[1][:], buffer.shadow = kept[n] if n < len(kept) else buffer.before, None
 
-    def add(self, tensor: Tensor, name: str) -> None:
-        """A tensor that the kernel may touch; views of one storage share a buffer."""
-        if not tensor.untyped_storage().nbytes():
-            return
-        for buffer in self.buffers:
-            if buffer.start == tensor.untyped_storage().data_ptr():
-                low, high = extent(tensor)
-                buffer.low, buffer.high = min(buffer.low, low), max(buffer.high, high)
-                buffer.cell = min(buffer.cell, tensor.element_size())
-                buffer.dtype = buffer.dtype if buffer.dtype == tensor.dtype else None
-                return
-        self.buffers.append(Buffer(tensor, name))
+    def add(self, tensor: Tensor, name: str, moved: bool = True) -> int:
+        """A tensor that the kernel may touch, and its address; views of one storage share a buffer."""
+        storage = tensor.untyped_storage()
+        if not storage.nbytes():
+            return 0
+        at = storage.data_ptr()
+        found = next((b for b in self.buffers if b.storage.data_ptr() == at and (b.start != at) == moved), None)
+        if found is None:
+            start = FAR * (len(self.buffers) + 1) + at % 4096 if moved else at
+            self.buffers.append(found := Buffer(tensor, name, start))
+        low, high = (found.moved + at for at in extent(tensor))
+        found.low, found.high = min(found.low, low), max(found.high, high)
+        found.cell = min(found.cell, tensor.element_size())
+        found.dtype = found.dtype if found.dtype == tensor.dtype else None
+        return tensor.data_ptr() + found.moved
 
     def at(self, address: int) -> Buffer | None:
         """The buffer at an address, or that of a live tensor, whose address the kernel may have read from memory."""
         if found := next((b for b in self.buffers if b.low <= address < b.high), None):
             return found
-        for tensor in gc.get_objects():
+        for tensor in gc.get_objects() if address < FAR else ():
             if type(tensor) in (Tensor, Parameter) and (tensor.device.type, tensor.layout) == ("cpu", torch.strided):
                 low, high = extent(tensor)
                 if low <= address < high:
-                    self.add(tensor, "a tensor reached by its address")
+                    self.add(tensor, "a tensor reached by its address", moved=False)
                     return self.at(address)
         return None
 

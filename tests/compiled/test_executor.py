@@ -90,11 +90,11 @@ def execute(*lines: str, size: int = 64, programs: int = 1, shared: int = 256) -
     tensor = torch.arange(100, 100 + size, dtype=torch.int32)
     code = Program(entry(*THREAD, *lines).replace(".reqntid 128", ".reqntid 64"))
     watch, memory = Watch(code.kernel, programs), Memory()
-    memory.add(tensor, "tensor")
-    parameters = {"k_param_0": tensor.data_ptr(), "k_param_1": 0}
+    address = memory.add(tensor, "tensor")
+    parameters = {"k_param_0": address, "k_param_1": 0}
     machine = Machine(code, parameters, shared, [(n, 0, 0) for n in range(programs)], (programs, 1, 1), watch)
     row = SimpleNamespace(base=tensor, shape=(1, 4), strides=(4, 1))
-    machine.memory, machine.tensor_maps = memory, {tensor.data_ptr(): TensorMap(row, (1, 4), 0)}
+    machine.memory, machine.tensor_maps = memory, {address: TensorMap(row, (1, 4), 0)}
     machine.start()
     machine.run()
     return tensor.tolist(), [text.split(":")[0] for text in watch.found]

@@ -7,6 +7,7 @@ changes about half of them, however small its error is against float64.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from types import FunctionType
 from typing import Any
@@ -16,16 +17,20 @@ from torch import Tensor
 
 from rtm_kernels.ops import interpreted
 
+Program = tuple[int, ...]
+
 OTHERS = 0.03
 """Share of 16-bit results that may be other numbers than the interpreter's."""
 LAST_BITS = 2.0**-15
 """Largest difference of wider results, relative to the largest of them."""
 
 
-def interpret(function: Any, args: Sequence[Any], kwargs: dict[str, Any], grid: tuple[int, ...]) -> None:
-    """Run a compiled kernel's source with the arguments of a launch; it may call other kernels' functions."""
+def interpret(
+    function: Any, args: Sequence[Any], kwargs: dict[str, Any], grid: tuple[int, ...], programs: Sequence[Program]
+) -> None:
+    """Run these programs of a compiled kernel's source with the arguments of a launch."""
     from triton import language as tl
-    from triton.runtime.interpreter import GridExecutor, InterpretedFunction, _patch_lang
+    from triton.runtime.interpreter import InterpretedFunction, _implicit_cvt, _patch_lang, interpreter_builder
     from triton.runtime.jit import JITFunction
 
     interpreted.prepare()
@@ -33,8 +38,15 @@ def interpret(function: Any, args: Sequence[Any], kwargs: dict[str, Any], grid: 
     real = JITFunction.__call__
     JITFunction.__call__ = lambda self, *a, **k: InterpretedFunction(self.fn).rewrite()(*a, **k)  # type: ignore[method-assign]
     try:
-        source = InterpretedFunction(function.fn)
-        GridExecutor(source.rewrite(), source.arg_names, grid)(*args, **kwargs)
+        source = InterpretedFunction(function.fn).rewrite()  # it may call other kernels' functions
+        constant = {name for name, kind in source.__annotations__.items() if "constexpr" in str(kind)}
+        named = {name: value for name, value in kwargs.items() if name in function.arg_names}
+        given = inspect.getcallargs(source, *args, **named)
+        bound = {name: value if name in constant else _implicit_cvt(value) for name, value in given.items()}
+        interpreter_builder.set_grid_dim(*grid)
+        for program in programs:
+            interpreter_builder.set_grid_idx(*program)
+            source(**bound)
     finally:
         JITFunction.__call__ = real  # type: ignore[method-assign]
         scope.restore()

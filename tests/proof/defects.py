@@ -48,6 +48,7 @@ from tests.compiled.ptx import Fault, Instruction, Kernel, Number
 from tests.gates.hazards import hazards
 from tests.proof.argued import ARGUED, Place
 
+ARCHITECTURES = (90, 80)
 ROOT = Path(__file__).resolve().parents[2]
 REMOVED = {
     "barrier": "bar.sync",
@@ -75,7 +76,10 @@ CASES = {
 
 @dataclass
 class Defect:
-    """Another block `n` of a kernel, from its instruction k on. `why`: what was reported."""
+    """Another block `n` of a kernel, from its instruction k on. `why`: what was reported.
+
+    `together`: the same of a barrier that is removed along with others that nobody misses.
+    """
 
     kind: str
     line: int
@@ -83,6 +87,7 @@ class Defect:
     k: int
     block: list[Instruction]
     why: str = ""
+    together: str = ""
 
 
 def defects(kernel: Kernel) -> Iterator[Defect]:
@@ -197,7 +202,7 @@ def needless(kernel: Kernel, changed: Kernel, d: Defect) -> bool:
 @dataclass(frozen=True)
 class Verdict:
     """Of one defect: kernel, kind, source line, PTX line, what found it ("": nothing), whether it is `needless`,
-    and which of the compiled kernels it is in."""
+    and which of the compiled kernels it is in. together: whether it stands in for another one."""
 
     kernel: str
     kind: str
@@ -205,8 +210,12 @@ class Verdict:
     line: int
     why: str
     needless: bool
-
     text: str
+    together: bool
+
+    @property
+    def what(self) -> str:
+        return "synchronisation" if self.kind in {*REMOVED, *RELAXED, "mbarrier wait"} else "masks, swizzles, sums"
 
     def argued(self, case: str) -> Place | None:
         """The key of its argument."""
@@ -223,18 +232,27 @@ class Seeder:
 
     def __call__(self, launch: Launch, code: Program) -> None:
         left, key = launch.memory.state(), code.path.name
-        wanted = launch.by_source() or left
+        wanted = launch.by_source(launch.programs) or left
         self.kernels[key] = launch, code
         for d in self.every.setdefault(key, list(defects(code.kernel))):
             if not d.why:
                 launch.memory.fill([])
                 d.why = self.seed(launch, code.changed(d.n, d.block), wanted, d.kind.startswith(("wgmma", "launch")))
+        self.together(launch, code, wanted, [d for d in self.every[key] if d.kind == "barrier" and not d.why])
         launch.memory.fill(left)
+
+    def together(self, launch: Launch, code: Program, wanted: list[np.ndarray], barriers: Sequence[Defect]) -> None:
+        """Take away one barrier after the other, until somebody misses them."""
+        for d in (d for d in barriers if not d.together):
+            launch.memory.fill([])
+            less = code.changed(d.n, d.block)
+            d.together = self.seed(launch, less, wanted, False)
+            code = code if d.together else less
 
     def seed(self, launch: Launch, code: Program, wanted: list[np.ndarray], products: bool) -> str:
         try:
             found = [*map(str, hazards(code.kernel))] if products else []
-            return next(iter(found or launch.run(code, stop=True) or launch.unlike(wanted)), "")
+            return next(iter(found or launch.run(code, launch.programs, stop=True) or launch.unlike(wanted)), "")
         except Fault as error:
             return str(error)
 
@@ -243,7 +261,9 @@ class Seeder:
             text = launch.binary.asm["ptx"].splitlines()
             for d in self.every[key]:
                 nothing = not d.why and needless(code.kernel, code.changed(d.n, d.block).kernel, d)
-                yield Verdict(launch.name, d.kind, source_line(text, d.line), d.line, d.why, nothing, key)
+                yield Verdict(
+                    launch.name, d.kind, source_line(text, d.line), d.line, d.why, nothing, key, bool(d.together)
+                )
 
 
 def source_line(text: Sequence[str], line: int) -> str:
@@ -264,6 +284,7 @@ def judge(job: tuple[str, str, int]) -> tuple[str, float, list[Verdict]]:
     threads.MOST_STEPS = 20_000
     runner.multiprocessors = lambda device, otherwise: 3  # type: ignore[assignment]
     torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)  # new memory is NaN, and the same in every run
     with installed(arch) as executor:
         executor.judge = seeder
         run(case, "triton", case.make(torch.Generator().manual_seed(0)), getattr(torch, dtype))
@@ -271,15 +292,25 @@ def judge(job: tuple[str, str, int]) -> tuple[str, float, list[Verdict]]:
     return name, time.process_time() - start, list(seeder.verdicts())
 
 
+def print_counts(title: str, judged: Sequence[tuple[str, Verdict, str]]) -> None:
+    """A line per key: outcomes, and how many of the barriers that are not found are, where what stands in is gone."""
+    count = Counter(pair for key, v, outcome in judged for pair in ((key, outcome), *[(key, "together")] * v.together))
+    columns = ("found", "needless", "argued", "lost", "together")
+    print(f"{title:70}", *(f"{column:>8}" for column in columns))
+    for key in sorted({key for key, _, _ in judged}):
+        print(f"{key:70}", *(f"{count[key, column]:8}" for column in columns))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="seed defects in compiled kernels")
     parser.add_argument("filters", nargs="*", help="keep cases whose name contains one of these")
-    parser.add_argument("--arch", type=int, default=90)
+    parser.add_argument("--arch", type=int, default=90, choices=ARCHITECTURES)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args(argv)
+    wanted = {place: counts[ARCHITECTURES.index(options.arch)] for place, (counts, _) in ARGUED.items()}
     names = [name for name in CASES if not options.filters or any(f in name for f in options.filters)]
-    count, bad, seconds, reached = Counter[tuple[str, str, str]](), [], 0.0, set()
+    judged, bad, seconds, reached = [], [], 0.0, set()
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         for name, took, verdicts in pool.map(judge, [(name, options.dtype, options.arch) for name in names]):
             print(f"{name}: {len(verdicts)} defects, {took:.0f} s", flush=True)
@@ -287,21 +318,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             lost = Counter((v.text, v.argued(name)) for v in verdicts if not v.why and not v.needless)
             for v in verdicts:
                 place = v.argued(name)
-                argued = place is not None and lost[v.text, place] == ARGUED[place][0]
+                argued = place is not None and lost[v.text, place] == wanted[place]
                 outcome = "found" if v.why else "needless" if v.needless else "argued" if argued else "lost"
-                count[v.kernel, v.kind, outcome] += 1
+                judged.append((name, v, outcome))
                 reached |= {place} if outcome == "argued" else set()
                 if outcome == "lost":
                     bad.append(f"{v.kernel}: {v.kind} in line {v.line}, {v.source}: not found")
                     print(bad[-1], flush=True)
-    columns = ("found", "needless", "argued", "lost")
-    print(f"{'kernel':26} {'kind':14}", *(f"{column:>8}" for column in columns))
-    for kernel, kind in sorted({key[:2] for key in count}):
-        print(f"{kernel:26} {kind:14}", *(f"{count[kernel, kind, column]:8}" for column in columns))
-    if not options.filters and options.arch == 90:  # what is argued was found there
-        bad += [f"argued in vain: {key}" for key in ARGUED.keys() - reached]
-    print(*bad, f"{count.total()} defects, {len(bad)} lost or argued in vain, {seconds:.0f} s of processors", sep="\n")
-    return 1 if bad or not count else 0
+    print_counts("kernel, kind", [(f"{v.kernel}, {v.kind}", v, outcome) for _, v, outcome in judged])
+    print_counts("case, what", [(f"{name}, {v.what}", v, outcome) for name, v, outcome in judged])
+    if not options.filters:
+        bad += [f"argued in vain: {place}" for place, count in wanted.items() if count and place not in reached]
+    print(*bad, f"{len(judged)} defects, {len(bad)} lost or argued in vain, {seconds:.0f} s of processors", sep="\n")
+    return 1 if bad or not judged else 0
 
 
 if __name__ == "__main__":
