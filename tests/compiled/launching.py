@@ -86,22 +86,19 @@ class Launch:
         """Which buffers do not hold what is wanted, of all that is not what it was before."""
         found = {}
         for b, other in zip(self.memory.buffers, wanted, strict=False):
-            if b.dtype is not None:
-                every = [torch.from_numpy(x).view(b.dtype) for x in (b.as_width[1], other)]
-                changed = (b.as_width[1] != b.before) | (other != b.before)
-                touched = torch.from_numpy(changed).view(-1, b.dtype.itemsize).any(1)
-                if text := unlike(*(x[touched] for x in every)):
+            changed = torch.from_numpy((b.as_width[1] != b.before) | (other != b.before))
+            if b.dtype is not None and changed.any():
+                touched = changed.view(-1, b.dtype.itemsize).any(1)
+                if text := unlike(*(torch.from_numpy(x).view(b.dtype)[touched] for x in (b.as_width[1], other))):
                     found[f"{b.name}: {text}"] = None
         return found
 
-    def against_source(self, code: Program, most: int) -> dict[str, None]:
-        """How at most `most` of its programs, from first to last, differ from their source, run by themselves."""
-        spread = np.linspace(0, len(self.programs) - 1, min(most, len(self.programs)), dtype=int)
-        chosen = [self.programs[n] for n in spread]
-        left, wanted = self.memory.state(), self.by_source(chosen)
-        if wanted and len(chosen) < len(self.programs):
+    def against_source(self, code: Program, programs: Sequence[Any]) -> dict[str, None]:
+        """How these programs, run by themselves, differ from their source."""
+        left, wanted = self.memory.state(), self.by_source(programs)
+        if wanted and len(programs) < len(self.programs):
             self.memory.fill([])
-            self.run(code, chosen)
+            self.run(code, programs)
         else:
             self.memory.fill(left)
         found = self.unlike(wanted)
@@ -114,14 +111,14 @@ class Executor:
     """What a launch does, and what was found.
 
     seed: of the order in which the programs of a cooperative launch take turns. most_programs: of a launch, the first
-    ones alone. after(name, binary, machine) sees what ran. checks: how many programs of a launch are held to its
-    source. judge(launch, code) sees each launch after it, and may run it again.
+    ones alone. after(name, binary, machine) sees what ran. checks(launch, n): which programs of the n-th launch of a
+    kernel are held to its source. judge(launch, code) sees each launch after it, and may run it again.
     """
 
     seed: int = 0
     most_programs: int | None = None
     after: Callable[[str, Any, Machine], None] | None = None
-    checks: int = 0
+    checks: Callable[[Launch, int], Sequence[Any]] | None = None
     judge: Callable[[Launch, Program], None] | None = None
     launches: Counter[str] = field(default_factory=Counter)
     found: dict[str, None] = field(default_factory=dict)
@@ -142,8 +139,8 @@ class Executor:
         code = self.program(launch.name, binary)
         found = launch.run(code, launch.programs, self.after, self.seed)
         code.keep()
-        if self.checks:
-            found |= launch.against_source(code, self.checks)
+        if self.checks and (programs := self.checks(launch, self.launches[launch.name])):
+            found |= launch.against_source(code, programs)
         self.found.update({f"{launch.name}: {what}": None for what in found})
         if self.judge is not None:
             self.judge(launch, code)

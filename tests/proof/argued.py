@@ -44,7 +44,7 @@ ARGUED: dict[Place, tuple[tuple[int, int], str]] = {
         ((2, 2), "the part that is not copied is stored before a third barrier, which orders the copies as well"),
     ("_norm", "hidden_backward_kernel", "barrier",
      "w = tl.load(w_ptrs, mask=mask_rows & below(n + offs_n, N_PAD, BLOCK_N)[:, None], other=0.0)  # [BN, 2 BF]"):
-        ((2, 2), "the part that is not copied is stored before a third barrier, which orders the copies as well"),
+        ((2, 1), "the part that is not copied is stored before a third barrier, which orders the copies as well"),
     ("_norm", "hidden_backward_kernel", "barrier", "for n in range(0, N, BLOCK_N):"):
         ((1, 1), "behind the loop each warp stores only where copies of its own have landed"),
     ("attention", "qkv_kernel", "barrier",
