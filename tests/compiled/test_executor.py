@@ -167,6 +167,13 @@ def test_what_another_program_wrote_is_not_loaded_through_l1() -> None:
         assert execute(*lines, programs=2)[1] == wanted
 
 
+def test_no_wrong_index_finds_another_tensor() -> None:
+    first, second, memory = torch.zeros(8), torch.zeros(8), Memory()
+    start, _ = memory.add(first, "first"), memory.add(second, "second")
+    assert memory.at(start + 28) is memory.buffers[0]
+    assert memory.at(start + second.data_ptr() - first.data_ptr()) is None
+
+
 def test_branches_part_threads_and_join_them() -> None:
     lines = ("setp.lt.u32 %p1, %r1, 3;", "mov.b32 %r7, 1;", "@%p1 bra $L1;", "mov.b32 %r7, 2;", "$L1:",
              "add.s32 %r7, %r7, 10;", OUT)  # fmt: skip

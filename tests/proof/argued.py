@@ -6,14 +6,14 @@ Place = tuple[str, str, str, str]
 """Part of a case's name, kernel, kind of defect, line of the source."""
 ARGUED: dict[Place, tuple[tuple[int, int], str]] = {
     ("", "plan_kernel", "barrier", "tl.debug_barrier()  # the samples just stored are read by other threads"):
-        ((1, 1), "the two sums after the last store of a sample have barriers, and the loads of samples come after them"),
+        ((1, 1), "the two sums after the last store of a sample have barriers, and samples are loaded behind them"),
     ("token", "halting_kernel", "barrier", "tl.debug_barrier() halt_tokens(row, doubles, y_ptr, weight_ptr, bias_ptr, "
      "y_stride_l, y_stride_d, D, may, P, S, HAS_BIAS,"):
         ((1, 1), "halt_tokens loads nothing that observe stores, and has a barrier of its own before it stores"),
     ("token", "halting_kernel", "barrier", "tl.debug_barrier() tl.store(answers_ptr + S, answers, mask=mask & better)"):
         ((1, 1), "with a flag for each token, the sum of the flags has barriers after the last load of what is stored"),
     ("persistent", "recursion_kernel", "barrier", "tl.debug_barrier()  # no warp loads before the acquire"):
-        ((1, 1), "what ends the spin reaches the other threads by way of shared memory, behind barriers after the acquire"),
+        ((1, 1), "what ends the spin reaches other threads by way of shared memory, behind barriers after the acquire"),
     ("persistent", "recursion_kernel", "barrier",
      "return (x.to(tl.float32) * scale[:, None]).to(x.dtype).to(tl.float32)"):
         ((1, 1), "each warp overwrites only what it has itself read or stored"),
@@ -35,7 +35,7 @@ ARGUED: dict[Place, tuple[tuple[int, int], str]] = {
         ((1, 1), "behind the loop each warp stores only where copies of its own have landed"),
     ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier",
      "w = tl.load(w_ptrs, mask=mask_w, other=0.0)  # [BN, 2 BF]"):
-        ((1, 1), "the copies go where products of the round before read; each warp waits for them before other barriers"),
+        ((1, 1), "copies go where products of the round before read; each warp waits for them before other barriers"),
     ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier",
      "tl.store(dh_ptr + dr_offs, (acc + dr.to(ACC)).to(dh_ptr.dtype.element_ty), mask=mask)"):
         ((1, 1), "each thread overwrites only what it has itself read"),
