@@ -21,7 +21,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -292,13 +292,13 @@ def judge(job: tuple[str, str, int]) -> tuple[str, float, list[Verdict]]:
     return name, time.process_time() - start, list(seeder.verdicts())
 
 
-def print_counts(title: str, judged: Sequence[tuple[str, Verdict, str]]) -> None:
-    """A line per key: outcomes, and how many of the barriers that are not found are, where what stands in is gone."""
-    count = Counter(pair for key, v, outcome in judged for pair in ((key, outcome), *[(key, "together")] * v.together))
+def print_counts(judged: Sequence[tuple[Verdict, str]], key: Callable[[Verdict], str]) -> None:
+    """A line per key: outcomes, and how many barriers that are not found are, where all that stand in are gone too."""
+    count = Counter((key(v), column) for v, outcome in judged for column in (outcome, *["together"] * v.together))
     columns = ("found", "needless", "argued", "lost", "together")
-    print(f"{title:70}", *(f"{column:>8}" for column in columns))
-    for key in sorted({key for key, _, _ in judged}):
-        print(f"{key:70}", *(f"{count[key, column]:8}" for column in columns))
+    print(" " * 45, *(f"{column:>8}" for column in columns))
+    for row in sorted({key(v) for v, _ in judged}):
+        print(f"{row:45}", *(f"{count[row, column]:8}" for column in columns), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -315,18 +315,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, took, verdicts in pool.map(judge, [(name, options.dtype, options.arch) for name in names]):
             print(f"{name}: {len(verdicts)} defects, {took:.0f} s", flush=True)
             seconds += took
-            lost = Counter((v.text, v.argued(name)) for v in verdicts if not v.why and not v.needless)
+            lost, own = Counter((v.text, v.argued(name)) for v in verdicts if not v.why and not v.needless), []
             for v in verdicts:
                 place = v.argued(name)
                 argued = place is not None and lost[v.text, place] == wanted[place]
-                outcome = "found" if v.why else "needless" if v.needless else "argued" if argued else "lost"
-                judged.append((name, v, outcome))
-                reached |= {place} if outcome == "argued" else set()
-                if outcome == "lost":
+                own.append((v, "found" if v.why else "needless" if v.needless else "argued" if argued else "lost"))
+                if own[-1][1] == "argued":
+                    reached.add(place)
+                if own[-1][1] == "lost":
                     bad.append(f"{v.kernel}: {v.kind} in line {v.line}, {v.source}: not found")
                     print(bad[-1], flush=True)
-    print_counts("kernel, kind", [(f"{v.kernel}, {v.kind}", v, outcome) for _, v, outcome in judged])
-    print_counts("case, what", [(f"{name}, {v.what}", v, outcome) for name, v, outcome in judged])
+            print_counts(own, lambda v: v.what)
+            judged += own
+    print_counts(judged, lambda v: f"{v.kernel}, {v.kind}")
     if not options.filters:
         bad += [f"argued in vain: {place}" for place, count in wanted.items() if count and place not in reached]
     print(*bad, f"{len(judged)} defects, {len(bad)} lost or argued in vain, {seconds:.0f} s of processors", sep="\n")
