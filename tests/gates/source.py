@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,9 +45,10 @@ def interpret(
         given = inspect.getcallargs(source, *args, **named)
         bound = {name: value if name in constant else _implicit_cvt(value) for name, value in given.items()}
         interpreter_builder.set_grid_dim(*grid)
-        for program in programs:
-            interpreter_builder.set_grid_idx(*program)
-            source(**bound)
+        with np.errstate(all="ignore"):
+            for program in programs:
+                interpreter_builder.set_grid_idx(*program)
+                source(**bound)
     finally:
         JITFunction.__call__ = real  # type: ignore[method-assign]
         scope.restore()

@@ -16,32 +16,32 @@ ARGUED: dict[Place, tuple[tuple[int, int], str]] = {
         ((1, 1), "what ends the spin reaches other threads by way of shared memory, behind barriers after the acquire"),
     ("persistent", "recursion_kernel", "barrier",
      "return (x.to(tl.float32) * scale[:, None]).to(x.dtype).to(tl.float32)"):
-        ((1, 1), "each warp overwrites only what it has itself read or stored"),
+        ((1, 0), "each warp overwrites only what it has itself read or stored"),
     ("persistent", "recursion_kernel", "barrier",
      "w_down = tl.load(down_ptrs, (offs_l[:, None] < L) & mask_i[None, :], other=0.0)"):
-        ((1, 1), "the copies go where nobody has read or stored since the barrier before"),
+        ((1, 0), "the copies go where nobody has read or stored since the barrier before"),
     ("persistent", "recursion_kernel", "barrier", "y = (residual + acc).to(out_ptr.dtype.element_ty)"):
         ((0, 1), "each thread overwrites only what it has itself read"),
     ("persistent", "recursion_kernel", "16-bit sum", "acc = tl.dot(inner, w, acc, input_precision=\"ieee\")"):
-        ((1, 1), "the product itself adds the residual, so its sum is what is rounded to 16 bits next"),
+        ((1, 0), "the product itself adds the residual, so its sum is what is rounded to 16 bits next"),
     ("persistent", "recursion_kernel", "mask", "tl.store(q_ptr + 2 * rows + k, logit, mask_rows)"):
         ((2, 2), "120 rows are a whole number of blocks"),
     ("persistent", "recursion_kernel", "mask",
      "tl.store(out_partials_ptr + rows * N_D + tile % N_D, tl.sum(wide * wide, axis=1), mask_rows)"):
-        ((1, 1), "in rtm the rows behind z_H are those of x, which is never normalised, so nobody reads their sums"),
+        ((1, 0), "in rtm the rows behind z_H are those of x, which is never normalised, so nobody reads their sums"),
     ("swiglu_norm-[3", "fused_kernel", "barrier", "for f in range(0, F, BLOCK_F):"):
-        ((1, 1), "behind the loop each warp stores only where copies of its own have landed"),
+        ((1, 0), "behind the loop each warp stores only where copies of its own have landed"),
     ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier", "for f in range(0, F, BLOCK_F):"):
-        ((1, 1), "behind the loop each warp stores only where copies of its own have landed"),
+        ((1, 0), "behind the loop each warp stores only where copies of its own have landed"),
     ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier",
      "w = tl.load(w_ptrs, mask=mask_w, other=0.0)  # [BN, 2 BF]"):
-        ((1, 1), "copies go where products of the round before read; each warp waits for them before other barriers"),
+        ((1, 0), "copies go where products of the round before read; each warp waits for them before other barriers"),
     ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier",
      "tl.store(dh_ptr + dr_offs, (acc + dr.to(ACC)).to(dh_ptr.dtype.element_ty), mask=mask)"):
-        ((1, 1), "each thread overwrites only what it has itself read"),
+        ((1, 0), "each thread overwrites only what it has itself read"),
     ("_norm", "weight_grad_kernel", "barrier",
      "z = tl.load(z_ptrs, mask=mask_p[:, None] & mask_r[None, :], other=0.0)  # [BP, BR]"):
-        ((2, 2), "the part that is not copied is stored before a third barrier, which orders the copies as well"),
+        ((2, 0), "the part that is not copied is stored before a third barrier, which orders the copies as well"),
     ("_norm", "hidden_backward_kernel", "barrier",
      "w = tl.load(w_ptrs, mask=mask_rows & below(n + offs_n, N_PAD, BLOCK_N)[:, None], other=0.0)  # [BN, 2 BF]"):
         ((2, 1), "the part that is not copied is stored before a third barrier, which orders the copies as well"),
@@ -49,19 +49,19 @@ ARGUED: dict[Place, tuple[tuple[int, int], str]] = {
         ((1, 1), "behind the loop each warp stores only where copies of its own have landed"),
     ("attention", "qkv_kernel", "barrier",
      "for k in range(0, d_end, BLOCK_K):  # D as a value of the run, as `gemm_kernel` takes K"):
-        ((1, 1), "behind the loop each warp stores only where copies of its own have landed"),
+        ((1, 0), "behind the loop each warp stores only where copies of its own have landed"),
     ("attention", "qkv_kernel", "barrier",
      "tl.store(rstd_ptr + start * 2 * HEADS + rows[:, None] * 2 * HEADS + heads[None, :], rstd, mask=kept)"):
-        ((1, 1), "each warp overwrites only what it has itself read, and reads only what it has itself stored"),
+        ((1, 0), "each warp overwrites only what it has itself read, and reads only what it has itself stored"),
     ("attention", "gemm_kernel", "barrier",
      "a = tl.load(a_ptrs, mask=mask_r[:, None] & mask_k[None, :], other=0.0)  # [BR, BK]"):
-        ((1, 1), "the copies of each warp go where that warp alone has read"),
+        ((1, 0), "the copies of each warp go where that warp alone has read"),
     ("attention", "gemm_kernel", "cp.async wait", "for k in range(0, k_end, BLOCK_K):"):
-        ((1, 1), "after so few rounds the copies under way go to other stages than the one stored to behind the loop"),
+        ((1, 0), "after so few rounds the copies under way go to other stages than the one stored to behind the loop"),
     ("tma", "gate_up_tma_kernel", "barrier", "for n in range(0, N, BLOCK_N):"):
-        ((1, 1), "the tiles behind it go where the round before read, and another barrier stands between"),
+        ((1, 0), "the tiles behind it go where the round before read, and another barrier stands between"),
     ("tma", "gate_up_tma_kernel", "barrier", "w_up = gate_up_desc.load([F + start_f, n])"):
-        ((2, 2), "tiles have places of their own, which the stores after the barrier leave alone"),
+        ((2, 0), "tiles have places of their own, which the stores after the barrier leave alone"),
     **{
         ("token_loss", "forward_kernel", "mask", f"tl.store({what}, mask=mask_l)"):
             ((1, 1), "of a vocabulary this wide a tile is one token, so none lies beyond the last one")
