@@ -26,7 +26,7 @@ from tests.compiled.races import Watch
 from tests.compiled.shared import TensorMap
 from tests.gates.hazards import hazards
 from tests.gates.precision import imprecise
-from tests.gates.source import interpret, unlike
+from tests.gates.source import CARRIED, LAST_BITS, interpret, unlike
 
 THREADS = 2048
 """Threads of independent programs that run together."""
@@ -82,14 +82,15 @@ class Launch:
         interpret(self.function, self.given, {**self.kwargs, "OVERLAP": False}, self.grid, programs)
         return self.memory.state()
 
-    def unlike(self, wanted: list[Any]) -> dict[str, None]:
+    def unlike(self, wanted: list[Any], wide: float = LAST_BITS) -> dict[str, None]:
         """Which buffers do not hold what is wanted, of all that is not what it was before."""
         found = {}
         for b, other in zip(self.memory.buffers, wanted, strict=False):
             changed = torch.from_numpy((b.as_width[1] != b.before) | (other != b.before))
             if b.dtype is not None and changed.any():
                 touched = changed.view(-1, b.dtype.itemsize).any(1)
-                if text := unlike(*(torch.from_numpy(x).view(b.dtype)[touched] for x in (b.as_width[1], other))):
+                both = (torch.from_numpy(x).view(b.dtype)[touched] for x in (b.as_width[1], other))
+                if text := unlike(*both, wide):
                     found[f"{b.name}: {text}"] = None
         return found
 
@@ -101,7 +102,8 @@ class Launch:
             self.run(code, programs)
         else:
             self.memory.fill(left)
-        found = self.unlike(wanted)
+        rounds = self.cooperative and any(b.cell == 2 for b in self.memory.buffers)
+        found = self.unlike(wanted, CARRIED if rounds else LAST_BITS)
         self.memory.fill(left)
         return found
 
