@@ -33,8 +33,9 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 """What a table holds -> names of its columns met in public."""
 
 COMMENT = ("#", "%", ";", "//")
+SIZES = r"\s*\d+[\sx,]+\d+\s*"
 TITLE = re.compile(
-    rf"(```|~~~)\w*|(grid|puzzle|sudoku|maze|question|no\.?|nr\.?)s?[\s:#]*\d*:?|sep=.|{'|'.join(COLUMNS['puzzle'])}|"
+    rf"{SIZES}|(```|~~~)\w*|(grid|puzzle|sudoku|maze|question|no\.?|nr\.?)s?[\s:#]*\d*:?|sep=.|{'|'.join(COLUMNS['puzzle'])}|"
     r"([\w\s]+(\[\d*\])*\s*=\s*)?[\[\](){},;]+",
     re.IGNORECASE,
 )
