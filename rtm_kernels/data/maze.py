@@ -257,8 +257,8 @@ class Maze(Task):
                 raise InputError(f"{found}: {self.sizes}, and not a blank line between its rows")
             tokens = task.encode(text)
             require(not (tokens == PATH).any(), "maze", "o", "a puzzle holds no path")
-            maze = task._field(tokens)[0]
             if not solution:
+                maze = task._field(tokens)[0]
                 require(path_length(maze, maze != WALL) > 0, "maze", "S and G", "a way leads from S to G")
             elif reason := task.verify(text, solution).reason:
                 raise InputError(f"solution is not allowed: {reason}")

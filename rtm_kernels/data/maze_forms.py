@@ -16,7 +16,7 @@ CHARACTERS = frozenset("#. SGEo10,\t")
 
 def side_of(text: str) -> int:
     """The side of a maze: grid lines, or one line whose length is a square number; 0 when it is none."""
-    lines = [line for line in text.splitlines() if line]
+    lines = text.strip("\r\n").splitlines()
     cells = sum(map(len, lines))
     side = len(lines) if len(lines) > 1 else math.isqrt(cells)
     return side if cells == side * side else 0
