@@ -47,13 +47,14 @@ def _mazes(rows: dict[int, str]) -> Iterator[tuple[int, str, str, str]]:
     """The one maze of rows by their line numbers, or one for each where a row is a maze by itself."""
     lines = list(rows.values())
     whole = [line for line in lines if len(set("SsGgEe") & set(line)) >= 2 and side_of(line)]
-    one_each = whole and (len(whole) > 1 or len(lines) != len(lines[0]))
-    yield from ((number, line, "", "") for number, line in (rows if one_each else {min(rows): "\n".join(lines)}).items())
+    if not whole or (len(whole) == 1 and len(lines) == len(lines[0])):
+        rows = {min(rows): "\n".join(lines)}
+    yield from ((number, text, "", "") for number, text in rows.items())
 
 
 def _is_cells(line: str) -> bool:
     """Whether a line begins with a wall, or holds nothing but cells of a maze and what separates them."""
-    return line.startswith("#") or CHARACTERS.issuperset(line.translate(ALIASES)) and not re.fullmatch(SIZES, line)
+    return line.startswith("#") or (CHARACTERS.issuperset(line.translate(ALIASES)) and not re.fullmatch(SIZES, line))
 
 
 def trimmed(rows: list[str]) -> bool:

@@ -24,7 +24,7 @@ MAX_SIDE = 64
 """Rows of the largest puzzle in a list of JSON."""
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "puzzle": ("puzzle", "puzzles", "quiz", "quizzes", "question", "questions", "sudoku", "unsolved", "puzzle_string",
-               "input", "inputs", "maze"),
+               "input", "inputs", "maze", "board", "initial_board", "grid", "problem", "clues", "givens", "value"),
     "solution": ("solution", "solutions", "answer", "answers", "target", "targets", "solved", "solution_string",
                  "output", "label", "labels"),
     "rating": ("rating", "difficulty", "level"),
@@ -35,8 +35,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 COMMENT = ("#", "%", ";", "//")
 SIZES = r"\s*\d+[\sx,]+\d+\s*"
 TITLE = re.compile(
-    rf"{SIZES}|(```|~~~)\w*|(grid|puzzle|sudoku|maze|question|no\.?|nr\.?)s?[\s:#]*\d*:?|sep=.|{'|'.join(COLUMNS['puzzle'])}|"
-    r"([\w\s]+(\[\d*\])*\s*=\s*)?[\[\](){},;]+",
+    rf"{SIZES}|(```|~~~)\w*|(grid|puzzle|sudoku|maze|question|no\.?|nr\.?)s?[\s:#]*\d*:?|sep=.|"
+    rf"{'|'.join(COLUMNS['puzzle'])}|[\w\s]+(\[\d*\])*\s*=\s*[\[\](){{}},;]*|[\[\](){{}},;]+",
     re.IGNORECASE,
 )
 """What stands between puzzles and says nothing of them: titles, fences, a header of one column, brackets of code."""
@@ -45,11 +45,12 @@ XML = ("<?xml", "<opensudoku", "<sudoku")
 XML_PUZZLE = re.compile(r"""\b(?:data|givens)\s*=\s*["']([^"']*)["']""")
 
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\x0c\x1a"))
-FRAMES = {
-    code: "|" if chr(code) in "│┃║╎╏┆┇┊┋" else "-" if chr(code) in "─━═╌╍┄┅┈┉" else "+"
-    for code in range(0x2500, 0x2580)
+PLAIN = {
+    **dict.fromkeys(range(0x2500, 0x2580), "-"),
+    **dict.fromkeys(map(ord, "│┃║╎╏┆┇┊┋"), "|"),
+    **dict.fromkeys(map(ord, "·•∙⋅◦○□"), "."),
 }
-"""Box drawing -> the frame in ASCII."""
+"""Box drawing -> the frame in ASCII, and other marks of blanks."""
 
 
 class Found(NamedTuple):
@@ -104,7 +105,7 @@ def numbered_lines(source: str | Iterable[str]) -> Iterator[tuple[int, str]]:
 def visible(line: str) -> str:
     """The line in the ASCII that a person would type for it: digits of full width, box drawing, no zero width."""
     if not line.isascii():
-        line = unicodedata.normalize("NFKC", line.translate(FRAMES))
+        line = unicodedata.normalize("NFKC", line.translate(PLAIN))
     return line.translate(INVISIBLE).rstrip("\r\n")
 
 
@@ -198,6 +199,7 @@ def _puzzles(number: int, value: Any) -> Iterator[Found]:
     if isinstance(value, dict):
         fields = _by_kind((key, found) for key, found in value.items() if found not in (None, ""))
         value = [found for key, found in value.items() if key.lower() not in COLUMNS["solution"]]
+        value = [found for found in value if isinstance(found, list | dict)] or value
     if any(map(_is_puzzle, fields["puzzle"])):
         texts = {kind: list(map(_cells, found)) for kind, found in fields.items()}
         yield Found(number, texts["puzzle"][0], texts)
