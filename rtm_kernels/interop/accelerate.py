@@ -7,6 +7,7 @@ subclass whose forward is the fused one, so parameters, buffers, state_dict keys
 
 from __future__ import annotations
 
+import functools
 from typing import Any, SupportsIndex, TypeVar
 
 import torch
@@ -108,12 +109,6 @@ class AcceleratedStack(Accelerated):
         return hidden_states
 
 
-class AcceleratedHolder(Accelerated):
-    """A module that does more than apply its blocks (URM, EqR): its own forward, over accelerated blocks."""
-
-    layers: nn.ModuleList
-
-
 def accelerate(model: Model, *, impl: str = "auto", attention: str = "auto") -> Model:
     """Replace the blocks inside an official TRM, HRM, RSM, URM or EqR model by fused ones, in place; returns it.
 
@@ -175,15 +170,10 @@ def _norm_axis(name: str, stack: nn.Module) -> str:
     raise InputError(f"{name} computes something else than the official block normalised over {' or '.join(NORM_AXES)}")
 
 
-_subclasses: dict[tuple[Any, Any], Any] = {}
-
-
+@functools.cache
 def _subclass(mixin: type[Accelerated], official: type[nn.Module]) -> Any:
     """The class with the forward of `mixin` and everything else of `official`; the same one every time."""
-    key = (mixin, official)
-    if key not in _subclasses:
-        _subclasses[key] = type(f"Accelerated{official.__name__}", key, {"official": official})
-    return _subclasses[key]
+    return type(f"Accelerated{official.__name__}", (mixin, official), {"official": official})
 
 
 def _swap(stack: nn.Module, norm_axis: str, impl: str, attention: str) -> None:
@@ -192,5 +182,5 @@ def _swap(stack: nn.Module, norm_axis: str, impl: str, attention: str) -> None:
         for option, value in zip(OPTIONS, values, strict=True):
             setattr(layer, option, value)
         layer.__class__ = _subclass(AcceleratedBlock, type(layer))
-    mixin = AcceleratedStack if is_stack(stack) else AcceleratedHolder
+    mixin = AcceleratedStack if is_stack(stack) else Accelerated  # URM and EqR keep their own forward
     stack.__class__ = _subclass(mixin, type(stack))

@@ -86,6 +86,6 @@ def test_a_prompt_is_read_word_by_word_and_its_last_word_is_open() -> None:
 
 def test_the_prompt_on_standard_input(tmp_path: Path) -> None:
     pytest.importorskip("hat_splitter")
-    text_model("rins").save_pretrained(tmp_path)
+    text_model("rins").float().save_pretrained(tmp_path)
     result = CliRunner().invoke(app, ["generate", "-", "--model", str(tmp_path), "--max-bytes", "2", "--json"], "a b\n")
     assert result.exit_code == 0 and json.loads(result.stdout)["prompt"] == "a b\n"
