@@ -7,7 +7,6 @@ subclass whose forward is the fused one, so parameters, buffers, state_dict keys
 
 from __future__ import annotations
 
-import functools
 from typing import Any, SupportsIndex, TypeVar
 
 import torch
@@ -170,10 +169,14 @@ def _norm_axis(name: str, stack: nn.Module) -> str:
     raise InputError(f"{name} computes something else than the official block normalised over {' or '.join(NORM_AXES)}")
 
 
-@functools.cache
-def _subclass(mixin: type[Accelerated], official: type[nn.Module]) -> Any:
-    """The class with the forward of `mixin` and everything else of `official`; the same one every time."""
-    return type(f"Accelerated{official.__name__}", (mixin, official), {"official": official})
+_subclasses: dict[Any, Any] = {}
+
+
+def _subclass(*kinds: Any) -> Any:
+    """The class with the forward of a mixin and everything else of an official one; the same one every time."""
+    if kinds not in _subclasses:
+        _subclasses[kinds] = type(f"Accelerated{kinds[1].__name__}", kinds, {"official": kinds[1]})
+    return _subclasses[kinds]
 
 
 def _swap(stack: nn.Module, norm_axis: str, impl: str, attention: str) -> None:

@@ -74,11 +74,7 @@ class _Scanner:
             self.lost = False
             yield Puzzle(found, line=number)
         elif self.lost or ruler:
-            if (
-                ruler
-                and line.lstrip().startswith("|-")
-                and "".join(self.rows) in ("." * self.size, rules.DIGITS[: self.size])
-            ):
+            if bare.startswith("|-") and "".join(self.rows) in ("." * self.size, rules.DIGITS[: self.size]):
                 self.rows = []  # the header of a Markdown table
         elif found is not None and len(found) == self.size:
             self.first_row = self.first_row if self.rows else number
