@@ -58,7 +58,7 @@ def _compact(text: str, size: int) -> str | None:
 
 def _fields(text: str, size: int) -> str | None:
     """One cell per field, empty ones blank: `5,3,,7`, `[[5, 3], [None, "7"]]` or `| 5 | 3 |  | 7 |`."""
-    lists = LIST.findall(text) or [text.strip().strip("|")]
+    lists = LIST.findall(text) or [text.strip(" \r\n").strip("|")]
     parts = [part.strip(" '\"") for within in lists for part in re.split(r"[,;\t|]", within)]
     parts = ["." if part.lower() in ABSENT else part for part in parts]
     return "".join(parts) if all(len(part) == 1 for part in parts) else None
