@@ -11,8 +11,6 @@ SEPARATORS = " \t|"
 RULER = re.compile(r"[\s|*+=-]*[+=-][\s|*+=-]*")
 ROW_NUMBER = re.compile(r"\s*\d{1,2}\s*[:)]\s+")
 LIST = re.compile(r"[\[({]([^\[\](){}]*)[\])}]")
-SPREADSHEET = re.compile(r"""=?["'](.*?)["']?|(\d+)\.0""", re.DOTALL)
-"""A field as Excel or pandas write a number that is a text: ="53007", '53007, 53007.0."""
 ABSENT = ("", "nan", "none", "null")
 """A field without a value, as pandas and others write it."""
 
@@ -40,11 +38,12 @@ def cells(line: str, size: int) -> str | None:
 
 
 def field(text: str, size: int) -> str:
-    """The cells of a field of a table, or the field itself where it holds none."""
-    text = text.strip()
-    quoted = SPREADSHEET.fullmatch(text)
-    if quoted:
-        text = (quoted[1] or quoted[2]).strip()
+    """The cells of a field of a table, or the field itself where it holds none.
+
+    Excel and pandas write a number that is a text as ="53007", '53007 and 53007.0.
+    """
+    text = text.strip(" =\"'\t\r\n")
+    text = text[:-2] if text.endswith(".0") and text[:-2].isdigit() else text
     text = "" if text.lower() in ABSENT else text
     found = cells(text.translate(str.maketrans("\r\n", "  ")), size) or ""
     return found if len(found) == size * size else text
