@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functions
 
 from rtm_kernels.errors import BackendUnavailable, InputError, one_of, require
 from rtm_kernels.impl import launches, resolve, triton_interpreted
@@ -259,6 +258,19 @@ def to_autocast_dtype(x: Tensor, injection: Sequence[Tensor]) -> tuple[Tensor, t
     return cast[0], tuple(cast[1:])
 
 
+class _FirstOrder(torch.autograd.Function):
+    """Gradients as they are, which say in one line that they are not differentiable again."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.name = name
+        return tuple(gradient.view_as(gradient) for gradient in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> None:
+        raise RuntimeError(f"the kernels of {ctx.name} have no second derivative; impl='reference' computes it")
+
+
 def first_order(name: str, op: Any, dy: Tensor, *saved: Any) -> tuple[Tensor, ...]:
     """The gradients of a backward op. Where a graph of them is made, a second derivative is refused by `name`."""
     with torch.no_grad():
@@ -266,5 +278,5 @@ def first_order(name: str, op: Any, dy: Tensor, *saved: Any) -> tuple[Tensor, ..
     grads = (found,) if isinstance(found, Tensor) else tuple(found)
     if not torch.is_grad_enabled():
         return grads
-    said = f"the kernels of {name} have no second derivative; impl='reference' computes it"
-    return tuple(_functions.DelayedError(said.encode(), 1)(gradient.detach().requires_grad_()) for gradient in grads)
+    tensors = [t for t in (dy, *saved) if isinstance(t, Tensor)]
+    return tuple(_FirstOrder.apply(name, len(grads), *grads, *tensors))
