@@ -26,9 +26,6 @@ ARGUED: dict[Place, tuple[tuple[int, int], str]] = {
         ((1, 0), "the product itself adds the residual, so its sum is what is rounded to 16 bits next"),
     ("persistent", "recursion_kernel", "mask", "tl.store(q_ptr + 2 * rows + k, logit, mask_rows)"):
         ((2, 2), "120 rows are a whole number of blocks"),
-    ("persistent", "recursion_kernel", "mask",
-     "tl.store(out_partials_ptr + rows * N_D + tile % N_D, tl.sum(wide * wide, axis=1), mask_rows)"):
-        ((1, 0), "in rtm the rows behind z_H are those of x, which is never normalised, so nobody reads their sums"),
     ("swiglu_norm-[3", "fused_kernel", "barrier", "for f in range(0, F, BLOCK_F):"):
         ((1, 0), "behind the loop each warp stores only where copies of its own have landed"),
     ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier", "for f in range(0, F, BLOCK_F):"):
