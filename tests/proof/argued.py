@@ -28,14 +28,9 @@ ARGUED: dict[Place, tuple[tuple[int, int], str]] = {
         ((2, 2), "120 rows are a whole number of blocks"),
     ("swiglu_norm-[3", "fused_kernel", "barrier", "for f in range(0, F, BLOCK_F):"):
         ((1, 0), "behind the loop each warp stores only where copies of its own have landed"),
-    ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier", "for f in range(0, F, BLOCK_F):"):
-        ((1, 0), "behind the loop each warp stores only where copies of its own have landed"),
     ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier",
      "w = tl.load(w_ptrs, mask=mask_w, other=0.0)  # [BN, 2 BF]"):
         ((1, 0), "copies go where products of the round before read; each warp waits for them before other barriers"),
-    ("swiglu_norm-[3", "fused_input_grad_kernel", "barrier",
-     "tl.store(dh_ptr + dr_offs, (acc + dr.to(ACC)).to(dh_ptr.dtype.element_ty), mask=mask)"):
-        ((1, 0), "each thread overwrites only what it has itself read"),
     ("_norm", "weight_grad_kernel", "barrier",
      "z = tl.load(z_ptrs, mask=mask_p[:, None] & mask_r[None, :], other=0.0)  # [BP, BR]"):
         ((2, 0), "the part that is not copied is stored before a third barrier, which orders the copies as well"),
