@@ -66,7 +66,7 @@ class Head(nn.Module):
         return self.model.initial_carry(batch)
 
     def enter(self, carry: Carry, batch: Batch) -> Carry:
-        """The carry for the next call; a head may put halted samples at starts of its own, most leave it to the model."""
+        """The carry for the next call: a head may put halted samples at starts of its own; most leave it alone."""
         return carry
 
     def set_progress(self, share: float) -> None:
