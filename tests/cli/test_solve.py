@@ -12,7 +12,7 @@ from rtm_kernels import energy
 from rtm_kernels.cli import source
 from tests.cli.conftest import lines, refused
 
-KEYS = {"task", "input", "answer", "status", "steps", "halt_probability", "seconds"}
+KEYS = {"task", "input", "answer", "status", "steps", "halt_probability", "confidence", "seconds"}
 ORACLE = ("--executor", "oracle")
 
 
@@ -31,6 +31,7 @@ def test_json_prints_one_object_per_puzzle_in_order(rtm, puzzles, tmp_path, monk
     assert result.exit_code == 0 and result.stderr == ""
     assert [s["input"] for s in found] == [p for p, _ in puzzles]
     assert [s["answer"] for s in found] == [a for _, a in puzzles]
+    assert {s["confidence"] for s in found} == {1.0}
     assert {s["status"] for s in found} == {"verified"} and {s["task"] for s in found} == {"sudoku"}
     depths = [p.count(".") % 3 + 1 for p, _ in puzzles]
     assert [s["steps"] for s in found] == depths and all(set(s) >= KEYS and "error" not in s for s in found)
@@ -73,6 +74,7 @@ def test_answers_that_break_the_rules_are_not_called_solved(rtm, puzzles) -> Non
     assert "not solved in 2 steps, best candidate: " in result.stdout and "0 (0.0 %)" in result.stdout
     (found,) = lines(rtm("solve", puzzles[0][0], "--json", "--max-steps", "2").stdout)
     assert (found["status"], found["reason"], len(found["answer"])) == ("unverified", "max_steps", 81)
+    assert found["confidence"] == found["halt_probability"] < 1
 
 
 @pytest.mark.parametrize(
