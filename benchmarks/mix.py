@@ -76,7 +76,7 @@ def share_of_hardest(means: dict[str, float]) -> float:
 
 
 def mix(lists: Sequence[Path], count: int, seed: int) -> list[str]:
-    """The rows of the mix, without the header."""
+    """The rows of the mix, shuffled, without the header."""
     rng = np.random.default_rng(seed)
     found = pools(lists, count, rng)
     rated = {name: guesses(puzzles) for name, (puzzles, _) in found.items()}
@@ -91,7 +91,7 @@ def mix(lists: Sequence[Path], count: int, seed: int) -> list[str]:
         )
         for i in taken:
             rows.append(f"{name},{to_text(puzzles[i])},{to_text(solutions[i])},{scale * rated[name][i]:.1f}")
-    return rows
+    return [rows[i] for i in rng.permutation(len(rows))]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
