@@ -53,6 +53,11 @@ void Executor::split_rows(const Sample& s, const F& f) {
 }
 
 void Executor::add_layer(i64 stack, PackedLayer layer) {
+  const auto shape = [](const Conv& c) { return std::array{c.width, c.prefix, static_cast<i64>(c.grid)}; };
+  for (const auto& other : stacks_)
+    for (const PackedLayer& packed : other)
+      if (layer.layer.conv.weight && packed.layer.conv.weight && shape(layer.layer.conv) != shape(packed.layer.conv))
+        throw std::invalid_argument("the convolutions of a model have one width, over one grid");
   if (stack >= static_cast<i64>(stacks_.size())) stacks_.resize(stack + 1);
   stacks_[stack].push_back(std::move(layer));
 }
@@ -197,7 +202,8 @@ std::unique_ptr<Workspace> Executor::lease(i64 L, i64 threads) const {
   for (const auto& stack : stacks_)
     for (const PackedLayer& packed : stack) {
       scratch = std::max(scratch, kernels_->scratch_size(packed.layer, L, D_));
-      if (packed.layer.conv.weight) act = std::max(act, packed.layer.channel.inner * L);
+      if (packed.layer.conv.weight)
+        act = std::max(act, packed.layer.channel.inner * Places(packed.layer.conv, L).count);  // margins stay zero
       if (!packed.layer.attends) continue;
       const HeadSizes size = kernels_->head_sizes(packed.layer, L);
       heads = {std::max(heads.query, size.query), std::max(heads.key, size.key), std::max(heads.value, size.value)};

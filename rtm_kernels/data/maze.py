@@ -310,9 +310,12 @@ class Maze(Task):
         turns = dihedral_indices(self.side)
         return np.array([min(maze[turn].tobytes() for turn in turns) for maze in inputs], dtype=object)
 
-    def twin(self, tokens: np.ndarray, rng: np.random.Generator) -> Twin:
-        """Turned and mirrored by one of the eight symmetries of the square."""
-        index = dihedral_indices(self.side)[rng.integers(0, 8)]
+    def twin(self, tokens: np.ndarray, rng: np.random.Generator, number: int) -> Twin:
+        """Turned and mirrored by one of the eight symmetries of the square after the other; the eighth is the maze.
+
+        Twin 1 has left and right exchanged: `solve` then chooses another path only where both lead to G as soon.
+        """
+        index = dihedral_indices(self.side)[-number % 8]
         back = np.argsort(index)
         return tokens[index], lambda answer: answer[back]
 
@@ -321,7 +324,10 @@ class Maze(Task):
 
 
 def dihedral_indices(side: int) -> np.ndarray:
-    """Source cell of every cell under the eight symmetries of the square, [8, side * side]."""
+    """Source cell of every cell under the eight symmetries of the square, [8, side * side].
+
+    The first is the square itself, the last has left and right exchanged.
+    """
     cells = np.arange(side * side).reshape(side, side)
     turned = [np.rot90(view, k) for view in (cells, cells.T) for k in range(4)]
     return np.stack(turned).reshape(8, -1)

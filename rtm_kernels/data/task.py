@@ -162,8 +162,12 @@ class Task(ABC):
         """Generators of the symmetries of the task; None without."""
         return None
 
-    def twin(self, tokens: np.ndarray, rng: np.random.Generator) -> Twin | None:
-        """A random symmetric twin of the puzzle `tokens`, whose solutions are those of the puzzle; None without."""
+    def twin(self, tokens: np.ndarray, rng: np.random.Generator, number: int) -> Twin | None:
+        """Symmetric twin `number` >= 1 of the puzzle `tokens`, whose solutions are those of the puzzle; None without.
+
+        Many symmetries are drawn from at random. Where a puzzle has several solutions (`one_solution`), twin 1 is the
+        one on which the labels choose most nearly as on the puzzle itself.
+        """
         return None
 
 

@@ -35,7 +35,8 @@ class Rollouts:
     runs the puzzle with guesses (`engine.guesses`), a symmetric twin of it (`Task.twin`), whose answer is turned back,
     or the puzzle with noise of deviation `noise` on the latents (which have rms 1) before every ACT step; `auto` takes
     guesses where the task has blanks, else twins where it has symmetries. The first latents of a model that draws them
-    (EqR) differ too.
+    (EqR) differ too. Where a puzzle has several solutions, its first twin also runs alone, before the other twins:
+    of all twins it is the likeliest to find the labelled one.
 
     One run that guesses tries them one after the other. So under the policy `verified`, where only a confirmed answer
     ends it early, rollout 0 guesses itself, after the first steps, and takes the steps of all: there are no others.
@@ -88,7 +89,7 @@ class Rollouts:
             return replace(made, open_token=task.open_token, seed=seed), None
         if kind == "noise":
             return replace(made, noise=self.noise, seed=seed), None
-        twin = task.twin(sample.tokens, np.random.default_rng(seed))
+        twin = task.twin(sample.tokens, np.random.default_rng(seed), number)
         assert twin is not None
         return replace(made, tokens=twin[0], seed=seed), twin[1]
 
@@ -112,6 +113,8 @@ class _Puzzle:
         self.sample, self.rollouts, self.task = sample, rollouts, task
         self.in_one, cap = rollouts.in_one(task, policy), sample.limit(policy.max_steps)
         self.runs, self.max_steps = (1, rollouts.count * cap) if self.in_one else (rollouts.count, cap)
+        self.alone = 2 if rollouts.of(task) == "twins" and not task.one_solution else 1
+        """How many rollouts run one after the other, before those that are left start together."""
         self.started, self.done = 0, list[Finished]()
         self.backs: dict[int, Back] = {}
 
@@ -143,8 +146,12 @@ class _Puzzle:
 
     @property
     def decided(self) -> bool:
-        first = self.done[0]
-        return len(self.done) == self.runs or (first.rollout == 0 and first.verified)
+        return len(self.done) == self.runs or (self.started <= self.alone and self.done[-1].verified)
+
+    @property
+    def starts(self) -> bool:
+        """Whether a further rollout starts now, one of the first or all that are left."""
+        return self.started < self.runs and (self.started > self.alone or len(self.done) == self.started)
 
     def choice(self, slots: Slots) -> Finished:
         """The best rollout, with the steps of all: of a model that draws its first latents the most settled one."""
@@ -185,14 +192,14 @@ class RolloutSlots:
             puzzle.ended(done, self.slots)
             if puzzle.decided:
                 chosen.append(self._puzzles.pop(done.key[0]).choice(self.slots))
-            elif puzzle.started == 1:
+            elif puzzle.starts and puzzle not in self._unfinished:
                 self._unfinished.append(puzzle)
         return chosen
 
     def _further(self) -> Iterator[Sample]:
         while self._unfinished:
             rollout = self._unfinished[0].start()
-            if self._unfinished[0].started == self._unfinished[0].runs:
+            if not self._unfinished[0].starts:
                 self._unfinished.popleft()
             yield rollout
 

@@ -103,7 +103,7 @@ class Sudoku(Task):
         """Of the group that `twin` draws from."""
         return generators(self.size)
 
-    def twin(self, tokens: np.ndarray, rng: np.random.Generator) -> Twin:
+    def twin(self, tokens: np.ndarray, rng: np.random.Generator, number: int) -> Twin:
         """Under a random element of the symmetry group: digits, bands, rows, stacks, columns, transposition."""
         symmetry = Symmetry.random(1, self.size, rng)
         inverse = symmetry.inverse()
