@@ -31,8 +31,8 @@ MODELS: dict[str, ModelConfig] = {
     ),
 }  # fmt: skip
 """TRM's Sudoku-Extreme (MLP mixer, L = 97), Maze-Hard and ARC-AGI-1 (attention, L = 916), HRM's Sudoku (L = 82), a
-small Sudoku model (`sudoku-small`, L = 81), the bundled Sudoku model with its symmetric weights, and one of the sizes of
-the bundled maze model at side 30. The tables of puzzle embeddings are cut short: a step reads B rows."""
+small Sudoku model (`sudoku-small`, L = 81), the bundled Sudoku model with its symmetric weights, and one as wide as the
+bundled maze model, at side 30. The tables of puzzle embeddings are cut short: a step reads B rows."""
 
 SHORT = ("sudoku_short", "small_short", "maze_short")
 """The same models with an ACT step of three program steps, for the comparison of formats and peers on a CPU."""
