@@ -35,8 +35,7 @@ class Rollouts:
     runs the puzzle with guesses (`engine.guesses`), a symmetric twin of it (`Task.twin`), whose answer is turned back,
     or the puzzle with noise of deviation `noise` on the latents (which have rms 1) before every ACT step; `auto` takes
     guesses where the task has blanks, else twins where it has symmetries. The first latents of a model that draws them
-    (EqR) differ too. Where a puzzle has several solutions, its first twin also runs alone, before the other twins:
-    of all twins it is the likeliest to find the labelled one.
+    (EqR) differ too. They run together, or one after the other where the task says so (`Task.twins_in_turn`).
 
     One run that guesses tries them one after the other. So under the policy `verified`, where only a confirmed answer
     ends it early, rollout 0 guesses itself, after the first steps, and takes the steps of all: there are no others.
@@ -73,9 +72,17 @@ class Rollouts:
         return self.count > 1 and policy.on == ("verified",) and self.of(task) == "guesses"
 
     def rollout(
-        self, task: Task, sample: Sample, number: int, max_steps: int, in_one: bool = False
+        self,
+        task: Task,
+        sample: Sample,
+        number: int,
+        max_steps: int,
+        in_one: bool = False,
+        answers: Sequence[np.ndarray] = (),
     ) -> tuple[Sample, Back | None]:
         """Rollout `number` of a sample, keyed (its key, number), and what turns its answer back, if anything has to.
+
+        `answers` are those of the rollouts before it, where they run one after the other.
 
         Errors: `InputError`, see `of`.
         """
@@ -89,7 +96,7 @@ class Rollouts:
             return replace(made, open_token=task.open_token, seed=seed), None
         if kind == "noise":
             return replace(made, noise=self.noise, seed=seed), None
-        twin = task.twin(sample.tokens, np.random.default_rng(seed), number)
+        twin = task.twin(sample.tokens, np.random.default_rng(seed), number, answers)
         assert twin is not None
         return replace(made, tokens=twin[0], seed=seed), twin[1]
 
@@ -113,14 +120,16 @@ class _Puzzle:
         self.sample, self.rollouts, self.task = sample, rollouts, task
         self.in_one, cap = rollouts.in_one(task, policy), sample.limit(policy.max_steps)
         self.runs, self.max_steps = (1, rollouts.count * cap) if self.in_one else (rollouts.count, cap)
-        self.alone = 2 if rollouts.of(task) == "twins" and not task.one_solution else 1
+        in_turn = task.twins_in_turn and rollouts.of(task) == "twins"
+        self.alone = self.runs if in_turn else 1
         """How many rollouts run one after the other, before those that are left start together."""
         self.started, self.done = 0, list[Finished]()
         self.backs: dict[int, Back] = {}
 
     def start(self) -> Sample:
         """The next rollout."""
-        sample, back = self.rollouts.rollout(self.task, self.sample, self.started, self.max_steps, self.in_one)
+        answers = [done.answer for done in self.done[: self.alone] if done.answer is not None]
+        sample, back = self.rollouts.rollout(self.task, self.sample, self.started, self.max_steps, self.in_one, answers)
         if back is not None:
             self.backs[self.started] = back
         self.started += 1
