@@ -4,21 +4,29 @@ namespace rtm {
 
 namespace {
 
-bool all_finite(const float* y, i64 n) {
-  bool finite = true;
-  for (i64 i = 0; i < n; ++i) finite &= std::isfinite(y[i]);
-  return finite;
+// The sum of d(i)^2 for i in [0, n), in eight lanes.
+template <class F>
+double squares(i64 n, const F& d) {
+  constexpr i64 kLanes = 8;
+  double lanes[kLanes] = {};
+  for (i64 i = 0; i + kLanes <= n; i += kLanes)
+    for (i64 j = 0; j < kLanes; ++j) lanes[j] += d(i + j) * d(i + j);
+  for (i64 i = n / kLanes * kLanes; i < n; ++i) lanes[0] += d(i) * d(i);
+  double total = 0;
+  for (double lane : lanes) total += lane;
+  return total;
 }
+
+double size_of(const float* y, i64 n) {
+  return squares(n, [y](i64 i) { return static_cast<double>(y[i]); });
+}
+
+bool all_finite(const float* y, i64 n) { return std::isfinite(size_of(y, n)); }  // no float's square overflows
 
 // |y - previous| / |y|
 double relative_change(const float* y, const float* previous, i64 n) {
-  double change = 0, size = 0;
-  for (i64 i = 0; i < n; ++i) {
-    const double difference = static_cast<double>(y[i]) - previous[i];
-    change += difference * difference;
-    size += static_cast<double>(y[i]) * y[i];
-  }
-  return std::sqrt(change) / std::fmax(std::sqrt(size), 1e-30);
+  const double change = squares(n, [=](i64 i) { return static_cast<double>(y[i]) - previous[i]; });
+  return std::sqrt(change) / std::fmax(std::sqrt(size_of(y, n)), 1e-30);
 }
 
 }  // namespace

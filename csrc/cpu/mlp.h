@@ -173,7 +173,7 @@ static void project(const Linear& w, const float* bias, const float* x, float* o
   float *packed = scratch, *panel = packed + row_blocks(D) * rows * W;
   pack_rows(x, D, first, rows, packed);
   for (i64 n = 0; n < N; n += NR) {
-    product(packed, rows, w.words + n * D, D, NR, panel, false);
+    product(packed, rows, w.words + n * D, D, std::min(NR, N - n), panel, false);
     for (i64 v = 0; v < 2 && n + v * W < N; ++v)
       for (i64 r = 0; r < rows; ++r)
         store_first(out + (first + r) * N + n + v * W, load(panel + (v * rows + r) * W) + load(bias + n + v * W),
