@@ -140,3 +140,7 @@ def test_twins_of_a_maze_that_keep_its_label_run_one_after_the_other() -> None:
         assert (found[i].status, found[i].rollout) == ("verified", wanted[i])
         assert found[i].answer == task.decode((mirrored if wanted[i] == 1 else labels)[i])
     assert {*wanted[stray]} == {0, 1, 2} and bound.calls < 6 * len(inputs)
+    made.rollouts = replace(made.rollouts, agree=2)
+    found = made.solve(map(task.decode, inputs))
+    for i in np.flatnonzero(stray & (mirrored == labels).all(1) & (wanted < 2)):
+        assert (found[i].answer, found[i].rollout, found[i].total_steps) == (task.decode(labels[i]), wanted[i], 4)
