@@ -84,7 +84,15 @@ def write_json(path: Path, content: object) -> None:
 
 @contextmanager
 def new_file(target: Path) -> Iterator[TextIO]:
-    """A text file to fill, which becomes `target` at the end of the block; `target` is never half written."""
+    """A text file to fill, which becomes `target` at the end of the block; `target` is never half written.
+
+    A link is followed. What is no file (a pipe, a device) is written itself.
+    """
+    if target.exists() and not target.is_file():
+        with open(target, "w", encoding="utf-8") as file:
+            yield file
+        return
+    target = target.resolve()
     aside = target.with_name(f".{target.name}.partial")
     try:
         with open(aside, "w", encoding="utf-8") as file:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rtm_kernels.cli.group import INTERRUPTED
-from rtm_kernels.cli.options import Json, Limit, SolverOptions, load_solver, with_solver_options
+from rtm_kernels.cli.options import Json, Limit, SolverOptions, load_solver, output, with_solver_options
 
 if TYPE_CHECKING:
     from rtm_kernels.cli.labelled import Labelled
@@ -45,9 +45,7 @@ def evaluate(
             metavar="N",
         ),
     ] = None,
-    submission: Annotated[
-        Path | None, typer.Option(help="Write the two best answers to each ARC test input here.", metavar="FILE")
-    ] = None,
+    submission: Annotated[Path | None, output(help="Write the two best answers to each ARC test input here.")] = None,
     json_object: Json = False,
 ) -> None:
     """Measure accuracy, steps and speed, and compare with the official protocol.
@@ -85,8 +83,6 @@ def evaluate(
     from rtm_kernels.errors import require
 
     require(bool(data) != bool(generate), "DATA", data or None, "either files to read or puzzles to --generate")
-    writable = submission is None or (submission.parent.is_dir() and not submission.is_dir())
-    require(writable, "--submission", str(submission), "a file in a folder that exists")
     if options.model == "auto":
         options = replace(
             options, model=model_for(list(map(str, data or [])), "maze" if "task=maze" in (generate or []) else None)

@@ -9,11 +9,13 @@ from typing import Annotated
 
 import typer
 
-from rtm_kernels.cli.options import Device, Json, Seed
+from rtm_kernels.cli.options import Device, Json, Seed, output
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="The text to go on with.", metavar="PROMPT")] = "",
+    prompt: Annotated[
+        str, typer.Argument(help="The text to go on with; - reads standard input.", metavar="PROMPT")
+    ] = "",
     model: Annotated[
         str, typer.Option("--model", "-m", help="Folder of a text model, or hub id.", metavar="FOLDER")
     ] = "runs/text-small/model",
@@ -26,9 +28,7 @@ def generate(
     rounds: Annotated[
         int | None, typer.Option(help="Rounds of each word, or the most; default as trained.", metavar="N")
     ] = None,
-    trace: Annotated[
-        Path | None, typer.Option(help="Also write a page that shows the rounds of each word.", metavar="FILE")
-    ] = None,
+    trace: Annotated[Path | None, output(help="Also write a page that shows the rounds of each word.")] = None,
     seed: Seed = 0,
     device: Device = None,
     json_object: Json = False,
@@ -43,11 +43,14 @@ def generate(
       rtm generate "import " --temperature 0 --stop "\\n\\n" --trace rounds.html
     """
     from rtm_kernels.cli.options import default_device
+    from rtm_kernels.cli.source import standard_input
     from rtm_kernels.engine.solver import usable_device
     from rtm_kernels.text.generate import Writer
     from rtm_kernels.text.generate import generate as write
     from rtm_kernels.text.model import TextModel
 
+    if prompt == "-":
+        prompt = standard_input("a prompt").read()
     found = TextModel.from_pretrained(model).to(usable_device(device or default_device()))
     writer = Writer(found, rounds)
     pieces = write(

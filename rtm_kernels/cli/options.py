@@ -14,9 +14,20 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from rtm_kernels.errors import require
+
 if TYPE_CHECKING:
     from rtm_kernels.engine import Solver
 
+
+def _writable(option: typer.CallbackParam, path: Path | None) -> Path | None:
+    """Callback of an option for a file that is written at the end: what cannot be one is refused at once."""
+    fits = path is None or (not path.is_dir() and os.access(path if path.exists() else path.parent, os.W_OK))
+    require(fits, option.opts[0], str(path), "a file in a folder that exists")
+    return path
+
+
+output = partial(typer.Option, metavar="FILE", callback=_writable)
 machine, halting = (
     partial(typer.Option, rich_help_panel=name) for name in ("Model and machine", "Halting and further runs")
 )

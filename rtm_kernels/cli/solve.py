@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rtm_kernels.cli.group import ALL_VERIFIED, BAD_INPUT, NOT_ALL_VERIFIED, complain
-from rtm_kernels.cli.options import Json, Limit, Puzzles, SolverOptions, load_solver, with_solver_options
+from rtm_kernels.cli.options import Json, Limit, Puzzles, SolverOptions, load_solver, output, with_solver_options
 
 if TYPE_CHECKING:
     from rtm_kernels.data.task import Puzzle
@@ -32,8 +32,7 @@ def solve(
     ] = None,
     show: Annotated[int, typer.Option(help="How many grids to print.", metavar="N")] = 3,
     stats: Annotated[
-        Path | None,
-        typer.Option(help="Also write counts, steps, puzzles/s and joules per puzzle here, as JSON.", metavar="FILE"),
+        Path | None, output(help="Also write counts, steps, puzzles/s and joules per puzzle here, as JSON.")
     ] = None,
     json_lines: Json = False,
 ) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
+from typing import IO
 
 from rtm_kernels.data.examples import example_names, example_puzzles
 from rtm_kernels.data.task import Puzzle, Task, get_task
@@ -57,6 +58,13 @@ def model_for(arguments: list[str], example: str | None = None) -> str:
     return "sudoku"
 
 
+def standard_input(otherwise: str) -> IO[str]:
+    """The text on standard input. Errors: `InputError` where it is closed, which says what else may be given."""
+    if sys.stdin is None:
+        raise InputError(f"standard input is closed; give {otherwise} instead of -")
+    return decoded(sys.stdin.buffer)
+
+
 def _examples(task: Task) -> Iterator[Puzzle]:
     """The bundled examples that `task` reads."""
     every = task.reader() is task
@@ -66,9 +74,7 @@ def _examples(task: Task) -> Iterator[Puzzle]:
 def _read(arguments: list[str], task: Task) -> Iterator[Puzzle]:
     for number, argument in enumerate(arguments, start=1):
         if argument == "-":
-            if sys.stdin is None:
-                raise InputError("standard input is closed; give a file or a puzzle instead of -")
-            yield from _named("stdin", task, decoded(sys.stdin.buffer))
+            yield from _named("stdin", task, standard_input("a file or a puzzle"))
         elif os.path.exists(argument) and not os.path.isdir(argument):  # pipes too
             yield from task.read(argument, errors="report")
         elif _names_a_file(argument):

@@ -7,9 +7,8 @@ from contextlib import suppress
 
 import numpy as np
 
-from rtm_kernels.data.maze_forms import is_cells, plain, trimmed
+from rtm_kernels.data.maze_forms import plain, side_of, texts
 from rtm_kernels.data.task import Pair, Puzzle, Task, Twin, Verdict, register, register_family, reported
-from rtm_kernels.data.text import MAX_LINE, records
 from rtm_kernels.errors import InputError, RTMError, require
 
 WALL, OPEN, START, GOAL, PATH = 1, 2, 3, 4, 5  # a path stands on those from START on
@@ -184,6 +183,7 @@ class Maze(Task):
         self.side = side
         self.seq_len = side * side
         self.name = "maze" if side == 30 else f"maze{side}"
+        self.sizes = f"{self.name} has {self.seq_len} cells"
 
     def encode(self, text: str) -> np.ndarray:
         """Tokens of a maze or of an answer; a dot is an open cell, line ends are left out."""
@@ -243,59 +243,31 @@ class Maze(Task):
 
     def parse(self, source: str | Iterable[str], errors: str = "raise") -> Iterator[Puzzle]:
         """Mazes: tables and JSON (`text.records`), one maze per line, or grids of one line per row."""
-        return reported((self._checked(*found) for found in self._texts(source)), errors)
+        return reported((self._checked(*found) for found in texts(source)), errors)
+
+    def of_side(self, side: int) -> Maze | None:
+        """The task of a side that this one reads, None for others."""
+        return self if side == self.side else None
 
     def _checked(self, number: int, text: str, solution: str, fault: str = "") -> Puzzle:
         try:
             if fault:
                 raise InputError(fault)
             text = plain(text)
-            cells = len(text.replace("\n", ""))
-            allowed = f"{self.name} has {self.seq_len} cells, and not a blank line between its rows"
-            require(cells == self.seq_len, "puzzle length", cells, allowed)
-            tokens = self.encode(text)
+            task = self.of_side(side_of(text))
+            if task is None:
+                found = f"puzzle length={len(text.replace(chr(10), ''))} is not allowed"
+                raise InputError(f"{found}: {self.sizes}, and not a blank line between its rows")
+            tokens = task.encode(text)
             require(not (tokens == PATH).any(), "maze", "o", "a puzzle holds no path")
-            reason = self.verify(text, solution).reason if solution else ""
-            maze = self._field(tokens)[0]
             if not solution:
+                maze = task._field(tokens)[0]
                 require(path_length(maze, maze != WALL) > 0, "maze", "S and G", "a way leads from S to G")
-            if reason:
+            elif reason := task.verify(text, solution).reason:
                 raise InputError(f"solution is not allowed: {reason}")
         except InputError as error:
             return Puzzle("", line=number, error=f"line {number}: {error}")
         return Puzzle(self.decode(tokens), solution or None, number)
-
-    def _texts(self, source: str | Iterable[str]) -> Iterator[tuple[int, str, str, str]]:
-        """Line number, maze and solution as they stand in the source, or what is wrong there."""
-        rows: list[str] = []
-        first = 0
-        for number, text, fields, fault in records(source, is_cells):
-            text = None if text and set(text.strip()) in ({"-"}, {"="}) else text  # a line between two mazes
-            blank = not (text or "").strip()
-            between = text is None or (blank and bool(rows) and len(text) != len(rows[-1]) and not trimmed(rows))
-            if rows and (fields or between or self._complete(rows)):
-                yield first, "\n".join(rows), "", ""
-                rows = []
-            if fields:
-                yield number, "".join(fields["puzzle"][:1]), "".join(fields["solution"][:1]), ""
-            elif fault:
-                yield number, "", "", fault
-            elif text is None or (not rows and blank and not self._whole(text)):
-                continue
-            elif not rows and self._whole(text):
-                yield number, text[:MAX_LINE], "", ""
-            else:
-                first = first if rows else number
-                rows.append(text)
-        if rows:
-            yield first, "\n".join(rows), "", ""
-
-    def _whole(self, line: str) -> bool:
-        """Whether a line is a maze, not a row of one."""
-        return len(line) >= 2 * self.side  # a row may have commas between its cells
-
-    def _complete(self, rows: list[str]) -> bool:
-        return len(rows) == self.side
 
     def render(self, puzzle: str, answer: str | None = None, emphasis: Callable[[str], str] = str) -> str:
         cells = [a if a == p else emphasis(a) for p, a in zip(puzzle, answer or puzzle, strict=True)]

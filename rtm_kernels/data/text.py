@@ -24,7 +24,7 @@ MAX_SIDE = 64
 """Rows of the largest puzzle in a list of JSON."""
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "puzzle": ("puzzle", "puzzles", "quiz", "quizzes", "question", "questions", "sudoku", "unsolved", "puzzle_string",
-               "input", "inputs", "maze"),
+               "input", "inputs", "maze", "board", "initial_board", "grid", "problem", "clues", "givens", "value"),
     "solution": ("solution", "solutions", "answer", "answers", "target", "targets", "solved", "solution_string",
                  "output", "label", "labels"),
     "rating": ("rating", "difficulty", "level"),
@@ -33,9 +33,10 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 """What a table holds -> names of its columns met in public."""
 
 COMMENT = ("#", "%", ";", "//")
+SIZES = r"\s*\d+[\sx,]+\d+\s*"
 TITLE = re.compile(
-    rf"(```|~~~)\w*|(grid|puzzle|sudoku|maze|question|no\.?|nr\.?)s?[\s:#]*\d*:?|sep=.|{'|'.join(COLUMNS['puzzle'])}|"
-    r"([\w\s]+(\[\d*\])*\s*=\s*)?[\[\](){},;]+",
+    rf"{SIZES}|(```|~~~)\w*|(grid|puzzle|sudoku|maze|question|no\.?|nr\.?)s?[\s:#]*\d*:?|sep=.|"
+    rf"{'|'.join(COLUMNS['puzzle'])}|[\w\s]+(\[\d*\])*\s*=\s*[\[\](){{}},;]*|[\[\](){{}},;]+",
     re.IGNORECASE,
 )
 """What stands between puzzles and says nothing of them: titles, fences, a header of one column, brackets of code."""
@@ -44,11 +45,12 @@ XML = ("<?xml", "<opensudoku", "<sudoku")
 XML_PUZZLE = re.compile(r"""\b(?:data|givens)\s*=\s*["']([^"']*)["']""")
 
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\x0c\x1a"))
-FRAMES = {
-    code: "|" if chr(code) in "│┃║╎╏┆┇┊┋" else "-" if chr(code) in "─━═╌╍┄┅┈┉" else "+"
-    for code in range(0x2500, 0x2580)
+PLAIN = {
+    **dict.fromkeys(range(0x2500, 0x2580), "-"),
+    **dict.fromkeys(map(ord, "│┃║╎╏┆┇┊┋"), "|"),
+    **dict.fromkeys(map(ord, "·•∙⋅◦○□"), "."),
 }
-"""Box drawing -> the frame in ASCII."""
+"""Box drawing -> the frame in ASCII, and other marks of blanks."""
 
 
 class Found(NamedTuple):
@@ -103,7 +105,7 @@ def numbered_lines(source: str | Iterable[str]) -> Iterator[tuple[int, str]]:
 def visible(line: str) -> str:
     """The line in the ASCII that a person would type for it: digits of full width, box drawing, no zero width."""
     if not line.isascii():
-        line = unicodedata.normalize("NFKC", line.translate(FRAMES))
+        line = unicodedata.normalize("NFKC", line.translate(PLAIN))
     return line.translate(INVISIBLE).rstrip("\r\n")
 
 
@@ -193,28 +195,22 @@ def _values(lines: Iterator[tuple[int, str]]) -> Iterator[Found]:
 
 def _puzzles(number: int, value: Any) -> Iterator[Found]:
     """The puzzles in a JSON value: objects with the columns of a table, texts, lists of rows, and lists of those."""
-    fields = _by_kind([("puzzle", value)])
-    if isinstance(value, dict):
-        fields = _by_kind((key, found) for key, found in value.items() if found not in (None, ""))
-        value = [found for key, found in value.items() if key.lower() not in COLUMNS["solution"]]
-    if any(map(_is_puzzle, fields["puzzle"])):
-        texts = {kind: list(map(_cells, found)) for kind, found in fields.items()}
+    named = value if isinstance(value, dict) else {"puzzle": value}
+    fields = _by_kind((key, _rows_in(found)) for key, found in named.items() if found not in (None, ""))
+    rows: list[str] = next(filter(None, fields["puzzle"]), [])
+    if rows and (len(rows) == 1 or len(rows) == len(rows[0]) <= MAX_SIDE):
+        texts = {kind: ["\n".join(found) for found in each if found] for kind, each in fields.items()}
         yield Found(number, texts["puzzle"][0], texts)
-    else:
-        yield from (puzzle for found in value for puzzle in _puzzles(number, found))
+    elif isinstance(value, list | dict):
+        within = [found for key, found in named.items() if key.lower() not in COLUMNS["solution"]]
+        within = value if isinstance(value, list) else within
+        within = [found for found in within if isinstance(found, list | dict)] or within
+        yield from (puzzle for found in within for puzzle in _puzzles(number, found))
 
 
-def _is_puzzle(value: Any) -> bool:
-    """Whether a value is a text, or a list of single cells or of as many rows as each has cells."""
-    if not isinstance(value, list):
-        return not isinstance(value, dict)
-    sizes = {len(_cells(found)) for found in value}
-    return sizes == {1} or (sizes == {len(value)} and 0 < len(value) <= MAX_SIDE)
-
-
-def _cells(value: Any) -> str:
-    """The cells of a text, a number or a list of those, one row per line; null and an empty text are blank."""
-    if not isinstance(value, list):
-        return "." if value in (None, "") else str(value)
-    parts = list(map(_cells, value))
-    return ("\n" if any(len(part) > 1 for part in parts) else "").join(parts)
+def _rows_in(value: Any) -> list[str]:
+    """The texts in a value, single cells in a list as one of them; null and an empty text are blank cells."""
+    if isinstance(value, list):
+        rows = [row for found in value for row in _rows_in(found)]
+        return ["".join(rows)] if rows and all(len(row) == 1 for row in rows) else rows
+    return [] if isinstance(value, dict) else ["." if value in (None, "") else str(value)]

@@ -108,12 +108,6 @@ class AcceleratedStack(Accelerated):
         return hidden_states
 
 
-class AcceleratedHolder(Accelerated):
-    """A module that does more than apply its blocks (URM, EqR): its own forward, over accelerated blocks."""
-
-    layers: nn.ModuleList
-
-
 def accelerate(model: Model, *, impl: str = "auto", attention: str = "auto") -> Model:
     """Replace the blocks inside an official TRM, HRM, RSM, URM or EqR model by fused ones, in place; returns it.
 
@@ -175,15 +169,14 @@ def _norm_axis(name: str, stack: nn.Module) -> str:
     raise InputError(f"{name} computes something else than the official block normalised over {' or '.join(NORM_AXES)}")
 
 
-_subclasses: dict[tuple[Any, Any], Any] = {}
+_subclasses: dict[Any, Any] = {}
 
 
-def _subclass(mixin: type[Accelerated], official: type[nn.Module]) -> Any:
-    """The class with the forward of `mixin` and everything else of `official`; the same one every time."""
-    key = (mixin, official)
-    if key not in _subclasses:
-        _subclasses[key] = type(f"Accelerated{official.__name__}", key, {"official": official})
-    return _subclasses[key]
+def _subclass(*kinds: Any) -> Any:
+    """The class with the forward of a mixin and everything else of an official one; the same one every time."""
+    if kinds not in _subclasses:
+        _subclasses[kinds] = type(f"Accelerated{kinds[1].__name__}", kinds, {"official": kinds[1]})
+    return _subclasses[kinds]
 
 
 def _swap(stack: nn.Module, norm_axis: str, impl: str, attention: str) -> None:
@@ -192,5 +185,5 @@ def _swap(stack: nn.Module, norm_axis: str, impl: str, attention: str) -> None:
         for option, value in zip(OPTIONS, values, strict=True):
             setattr(layer, option, value)
         layer.__class__ = _subclass(AcceleratedBlock, type(layer))
-    mixin = AcceleratedStack if is_stack(stack) else AcceleratedHolder
+    mixin = AcceleratedStack if is_stack(stack) else Accelerated  # URM and EqR keep their own forward
     stack.__class__ = _subclass(mixin, type(stack))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,18 +44,18 @@ REFERENCE = re.compile(r"\$\{[\w.]*?(\w+)\}")
 
 def _resolved(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with references to its other fields followed, and whole numbers such as 7.0 as integers."""
-    values = dict(config)
-    for name in config:
-        for _ in range(len(config)):
-            found = REFERENCE.fullmatch(values[name]) if isinstance(values[name], str) else None
-            if found and found[1] in config:
-                values[name] = values[found[1]]
-        left = isinstance(values[name], str) and "${" in values[name]
-        require(not left, name, values[name], "a value, or a reference to another field of the config")
-        with suppress(TypeError, ValueError):  # in YAML 1e-5 is a text
-            values[name] = float(values[name]) if isinstance(values[name], str) else values[name]
-        if isinstance(values[name], float) and values[name].is_integer():
-            values[name] = int(values[name])
+    values: dict[str, Any] = {}
+    for name, value in config.items():
+        for _ in config:
+            found = REFERENCE.fullmatch(value) if isinstance(value, str) else None
+            value = config[found[1]] if found and found[1] in config else value
+        resolved = not (isinstance(value, str) and "${" in value)
+        require(resolved, name, value, "a value, or a reference to another field of the config")
+        value = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+        value = value.item() if isinstance(value, np.generic) else value
+        with suppress(ValueError):  # in YAML 1e-5 is a text
+            value = float(value) if isinstance(value, str) else value
+        values[name] = int(value) if isinstance(value, float) and value.is_integer() else value
     return values
 
 

@@ -58,8 +58,7 @@ def check_blocks(name: str, stack: nn.Module, taken: tuple[str, ...]) -> None:
     if odd and is_stack(stack):  # URM and EqR keep their own forward
         raise InputError(f"{name} is not an official stack (it has {', '.join(odd)}); looked for {LOOKED_FOR}")
     for index, layer in enumerate(stack.layers):  # type: ignore[arg-type]
-        difference = _difference(layer, taken)
-        if difference:
+        if difference := _difference(layer, taken):
             raise InputError(f"{name}.layers.{index} is not an official block ({difference}); looked for {LOOKED_FOR}")
 
 
@@ -83,16 +82,14 @@ def _difference(layer: Any, taken: tuple[str, ...]) -> str:
         return f"its weights are {', '.join(sorted(kinds))}"
     if not isinstance(getattr(layer, "norm_eps", None), float):
         return "it has no norm_eps"
-    own = [option for option in taken if hasattr(layer, option)]
-    if own:
+    if own := [option for option in taken if hasattr(layer, option)]:
         return f"it has {', '.join(own)} of its own"
     if attends:
         heads = getattr(layer.self_attn, "num_heads", None)
         if not isinstance(heads, int) or getattr(layer.self_attn, "num_key_value_heads", heads) != heads:
             return "its self_attn lacks num_heads, or has fewer key and value heads"
     for part in sorted(parts):
-        odd = _odd_code(layer.get_submodule(part))
-        if odd:
+        if odd := _odd_code(layer.get_submodule(part)):
             return f"the forward of {part or 'the block'} has {', '.join(odd)}"
     return ""
 

@@ -102,14 +102,14 @@ class HeadWeights:
 
     def stacked(self, width: int) -> tuple[Tensor, Tensor, int]:
         """Weight [V + K, D] and bias [V + K] of both heads, and V. Errors: `InputError` for another width or bias."""
-        tokens = zeros(0, width) if self.tokens is None else float32(self.tokens)
-        weight, bias = (zeros(0, width), None) if self.halting is None else self.halting
-        bias = zeros(len(weight)) if bias is None else bias
+        tokens = empty(0, width) if self.tokens is None else float32(self.tokens)
+        weight, bias = (empty(0, width), None) if self.halting is None else self.halting
+        bias = torch.zeros_like(weight[:, 0]) if bias is None else bias
         for name, value in (("tokens", tokens), ("halting", weight)):
             require(value.ndim == 2 and value.shape[1] == width, name, tuple(value.shape), f"a weight [N, D={width}]")
         require(tuple(bias.shape) == (len(weight),), "bias", tuple(bias.shape), f"one for each of {len(weight)} rows")
         require(self.prefix >= 0, "prefix", self.prefix, "at least 0")
-        both = torch.cat((tokens, float32(weight))), torch.cat((zeros(len(tokens)), float32(bias)))
+        both = torch.cat((tokens, float32(weight))), torch.cat((torch.zeros_like(tokens[:, 0]), float32(bias)))
         return both[0].contiguous(), both[1].contiguous(), len(tokens)
 
 
@@ -284,8 +284,3 @@ def _checked(block: nn.Module, names: Sequence[str], stack: str, shapes: Sequenc
 def float32(weight: Tensor) -> Tensor:
     """`weight` as float32, contiguous on the CPU."""
     return weight.detach().to(device="cpu", dtype=torch.float32).contiguous()
-
-
-def zeros(*shape: int) -> Tensor:
-    """Zeros in float32 on the CPU."""
-    return torch.zeros(shape, dtype=torch.float32, device="cpu")

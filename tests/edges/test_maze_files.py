@@ -41,6 +41,7 @@ FORMS = {
     "Markdown fence": f"```text\n{GRID}\n```",
     "Markdown quote": "\n".join(f"> {row}" for row in ROWS),
     "title": f"Maze 1\n{GRID}",
+    "a line of its sizes": f"9 9\n{GRID.replace(' ', '.')}",
     "comment": f"// nine by nine\n{GRID}",
     "JSON rows": json.dumps(ROWS),
     "JSON cells": json.dumps([list(row) for row in DOTS], indent=1),
@@ -83,6 +84,18 @@ def test_the_others_of_a_file_are_read() -> None:
         assert [m.text for m in get_task("maze").reader().parse(f"{GRID}\n{line}\n{GRID}\n")] == [LINE, LINE]
     found = list(get_task("maze").reader().parse(f"{GRID}\n\n#S.#\n#.G#\n\n{GRID}\n", errors="report"))
     assert [(m.line, m.error is None) for m in found] == [(1, True), (11, False), (14, True)]
+
+
+def test_a_bad_line_hides_no_line_beside_it() -> None:
+    for bad in (LINE.replace("G", " "), LINE[1:]):
+        found = list(get_task("maze").reader().parse(f"{LINE}\n{bad}\n{LINE}\n", errors="report"))
+        assert [(m.line, m.text) for m in found if not m.error] == [(1, LINE), (3, LINE)]
+
+
+def test_a_row_with_start_and_goal_is_no_maze_by_itself() -> None:
+    rows = ["S" + "." * 23 + "G", *["." * 25] * 24]  # 25 cells are a square of side 5, too
+    [maze] = get_task("maze").reader().parse("\n".join(["25 25", *rows]))
+    assert maze.text == "".join(rows).replace(".", " ")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

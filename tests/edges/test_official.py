@@ -5,7 +5,7 @@
 | state dict of a model in DistributedDataParallel, `module.` first | loads |
 | `puzzle_emb.local_*` and rotary tables saved with the weights | left out |
 | names of parts wrapped by FSDP, torch.compile or checkpointing; the count of an averaged model | load; left out |
-| config of a hydra file, with `${.hidden_size}`, 7.0 and 1e-5 | read |
+| config of a hydra file, with `${.hidden_size}`, 7.0 and 1e-5; values of NumPy, a dtype | read |
 | NaN, float8, meta or integer weights | refused by name |
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -66,6 +67,7 @@ def test_references_and_whole_floats_in_configs() -> None:
     config, state = given()
     written = config | {"puzzle_emb_ndim": "${.hidden_size}", "num_heads": 4.0, "H_cycles": "${arch.L_cycles}"}
     written["rms_norm_eps"] = "1e-5"  # what YAML makes of 1e-5
+    written |= {"vocab_size": np.int64(11), "expansion": np.float64(4), "forward_dtype": torch.float32}
     assert torch.equal(logits(written, state), logits(config, state))
 
 

@@ -85,6 +85,18 @@ FORMS = {
     "rows of code": "board = [\n" + "\n".join(f"    [{', '.join(row.replace('.', '0'))}]," for row in ROWS) + "\n]",
     "rows of C": "int g[9][9] = {\n" + ",\n".join(f"  {{{','.join(row.replace('.', '0'))}}}" for row in ROWS) + "\n};",
     "array of NumPy": "[[" + "]\n [".join(" ".join(row.replace(".", "0")) for row in ROWS) + "]]",
+    "rows of Python, None for a blank": "grid = [\n"
+    + "".join(f"    [{', '.join(row).replace('.', 'None')}],\n" for row in ROWS)
+    + "]",
+    "rows of texts, a name on a line of its own": "board =\n" + json.dumps([list(row) for row in ROWS]),
+    "rows of Prolog": "problem(1, [" + ",\n  ".join(f"[{','.join(row).replace('.', '_')}]" for row in ROWS) + "]).",
+    "texts of Python": "rows = [\n" + "".join(f"    '{row}',\n" for row in ROWS) + "]",
+    "dots in the middle": GRID.replace(".", "·"),
+    "bullets": P.replace(".", "•"),
+    "tabs, blanks left out": between("\t").replace(".", ""),
+    "JSON below other names, with solutions": json.dumps(
+        {"newboard": {"grids": [{"value": ROWS, "solution": S, "difficulty": "Easy"}], "results": 1, "message": "Ok"}}
+    ),
     "a web address": f"https://example.org/?bd={P.replace('.', '0')}",
     **{f"rows joined by {separator!r}": separator.join(ROWS) for separator in (",", "/", "\\n", "|")},
     "JSON below other names": json.dumps({"puzzles": [P]}),
@@ -93,9 +105,10 @@ FORMS = {
     "no header": f"{P},{S}",
     **{f"table, {puzzle} and {solution}": f"{puzzle},{solution}\n{P},{S}" for puzzle, solution in (
         ("puzzle", "solution"), ("quizzes", "solutions"), ("question", "answer"), ("Sudoku", "Solved"),
-        ("unsolved", "solved"), ("puzzle_string", "solution_string"), ("input", "target"))},
+        ("unsolved", "solved"), ("initial_board", "solution"), ("puzzle_string", "solution_string"),
+        ("input", "target"))},
 }  # fmt: skip
-WITH_SOLUTION = ("table", "JSON l", "no header")
+WITH_SOLUTION = ("table", "JSON l", "JSON below other names, with", "no header")
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from rtm_kernels.cli.main import app
 from rtm_kernels.errors import InputError
 from rtm_kernels.text.config import BOUNDARY, TEXT_END
 from rtm_kernels.text.generate import Writer, choose, generate
@@ -78,3 +82,10 @@ def test_a_prompt_is_read_word_by_word_and_its_last_word_is_open() -> None:
     writer = Writer(model)
     assert list(generate(model, prompt, max_bytes=0, writer=writer)) == [b""]
     assert bytes(writer.word) == b"ret" and b"".join(word for word, _ in writer.words) + writer.word == prompt.encode()
+
+
+def test_the_prompt_on_standard_input(tmp_path: Path) -> None:
+    pytest.importorskip("hat_splitter")
+    text_model("rins").float().save_pretrained(tmp_path)
+    result = CliRunner().invoke(app, ["generate", "-", "--model", str(tmp_path), "--max-bytes", "2", "--json"], "a b\n")
+    assert result.exit_code == 0 and json.loads(result.stdout)["prompt"] == "a b\n"

@@ -10,43 +10,40 @@ from rtm_kernels.data.sudoku import rules
 SEPARATORS = " \t|"
 RULER = re.compile(r"[\s|*+=-]*[+=-][\s|*+=-]*")
 ROW_NUMBER = re.compile(r"\s*\d{1,2}\s*[:)]\s+")
-WRAPPED = re.compile(r"""\s*(?:\w+\()?[\[({"']+(.*?)["')}\]]*[\s,;)}\]]*""", re.DOTALL)
-"""A row as it stands in code: within brackets or quotes, a comma after it."""
-SPREADSHEET = re.compile(r"""=?["'](.*?)["']?|(\d+)\.0""", re.DOTALL)
-"""A field as Excel or pandas write a number that is a text: ="53007", '53007, 53007.0."""
-ABSENT = ("nan", "none", "null")
+LIST = re.compile(r"[\[({]([^\[\](){}]*)[\])}]")
+ABSENT = ("", "nan", "none", "null")
 """A field without a value, as pandas and others write it."""
 
-_WITHOUT_SEPARATORS = str.maketrans(dict.fromkeys(SEPARATORS + "\r\n"))
+_BETWEEN = str.maketrans(dict.fromkeys(SEPARATORS + ",()[]{}\"'\r\n"))
 _TO_PLAIN = str.maketrans({**dict.fromkeys(rules.BLANKS, "."), **{d.lower(): d for d in rules.DIGITS}})
 
 
 def cells(line: str, size: int) -> str | None:
     """The cells of one row or one puzzle of this size with `.` for blanks, or None where a line is neither.
 
-    Between cells may stand spaces, tabs, `|`, commas or semicolons. Blanks are those of `rules`, also `-` beside
-    digits, and spaces where the columns make them cells. A `+` before a digit marks a solved cell.
+    Between cells may stand spaces, tabs, `|`, commas, semicolons, and the brackets and quotes of code. Blanks are those
+    of `rules`, also `-` beside digits, and spaces where the columns make them cells. A `+` before a digit marks a
+    solved cell.
     """
     if rules.illegal_column(line, size) is None and len(line) == size * size:
         return line.translate(_TO_PLAIN)
     if len(line) > 6 * size * size:
         return None
-    wrapped = WRAPPED.fullmatch(line)
-    bare = wrapped[1] if wrapped else ROW_NUMBER.sub("", line, count=1)
-    for form in (_compact, _fields, _columns, _joined):
-        for text in dict.fromkeys((line, bare)):
-            found = form(text, size)
-            if found is not None and len(found) in (size, size * size) and rules.illegal_column(found, size) is None:
-                return found.translate(_TO_PLAIN)
+    text = ROW_NUMBER.sub("", line, count=1)
+    for form in (_fields, _compact, _columns, _joined):
+        found = form(text, size)
+        if found is not None and len(found) in (size, size * size) and rules.illegal_column(found, size) is None:
+            return found.translate(_TO_PLAIN)
     return None
 
 
 def field(text: str, size: int) -> str:
-    """The cells of a field of a table, or the field itself where it holds none."""
-    text = text.strip()
-    quoted = SPREADSHEET.fullmatch(text)
-    if quoted:
-        text = (quoted[1] or quoted[2]).strip()
+    """The cells of a field of a table, or the field itself where it holds none.
+
+    Excel and pandas write a number that is a text as ="53007", '53007 and 53007.0.
+    """
+    text = text.strip(" =\"'\t\r\n")
+    text = text[:-2] if text.endswith(".0") and text[:-2].isdigit() else text
     text = "" if text.lower() in ABSENT else text
     found = cells(text.translate(str.maketrans("\r\n", "  ")), size) or ""
     return found if len(found) == size * size else text
@@ -54,14 +51,16 @@ def field(text: str, size: int) -> str:
 
 def _compact(text: str, size: int) -> str | None:
     """Cells one after the other, whatever separates them."""
-    text = re.sub(r"\+(?=\w)", "", text.translate(_WITHOUT_SEPARATORS))
+    text = re.sub(r"\+(?=\w)", "", text.translate(_BETWEEN))
     return text.replace("-", ".") if re.search(r"\w", text) else text
 
 
 def _fields(text: str, size: int) -> str | None:
-    """One cell per field, empty ones blank: `5,3,,7`, `[5, 3, 0, 7]` or `| 5 | 3 |  | 7 |`."""
-    parts = [part.strip() for part in re.split(r"[,;\t|]", text.strip().strip("|"))]
-    return "".join(part or "." for part in parts) if all(len(part) <= 1 for part in parts) else None
+    """One cell per field, empty ones blank: `5,3,,7`, `[[5, 3], [None, "7"]]` or `| 5 | 3 |  | 7 |`."""
+    lists = LIST.findall(text) or [text.strip(" \r\n").strip("|")]
+    parts = [part.strip(" '\"") for within in lists for part in re.split(r"[,;\t|]", within)]
+    parts = ["." if part.lower() in ABSENT else part for part in parts]
+    return "".join(parts) if all(len(part) == 1 for part in parts) else None
 
 
 def _columns(text: str, size: int) -> str | None:
@@ -76,6 +75,6 @@ def _columns(text: str, size: int) -> str | None:
 
 
 def _joined(text: str, size: int) -> str | None:
-    """Rows with a dot, comma, slash or written line end between them."""
-    parts = (text.strip().split(separator) for separator in (".", ",", "/", ";", "\\n"))
+    """Rows with a dot, slash, semicolon or written line end between them."""
+    parts = (text.strip().split(separator) for separator in (".", "/", ";", "\\n"))
     return next(("".join(rows) for rows in parts if len(rows) == size and all(len(row) == size for row in rows)), None)

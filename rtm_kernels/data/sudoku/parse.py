@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import chain, islice
 
 import numpy as np
 
 from rtm_kernels.data.sudoku import forms, rules
 from rtm_kernels.data.task import Puzzle, reported
-from rtm_kernels.data.text import SECTION, records
+from rtm_kernels.data.text import SECTION, Found, records
 from rtm_kernels.errors import printable
 
 CHUNK = 1024
@@ -30,115 +31,91 @@ def read_puzzles(source: str | Iterable[str], *, size: int = 9, errors: str = "r
     A fault names the line and, where there is one, the column, see `Task.parse`.
     """
     rules.check_size(size)
-    scan = _Scanner(size).scan(source)
+    scan = _scan(source, size)
     parts = iter(lambda: list(islice(scan, CHUNK)), [])
     return reported((puzzle for part in parts for puzzle in _check(part, size)), errors)
 
 
-@dataclass
-class _Scanner:
-    """Splits lines into puzzles and faults, without looking at the rules of the game."""
-
-    size: int
-    rows: list[str] = field(default_factory=list)
-    first_row: int = 0
-    lost: bool = False
-    skipping: bool = False
-    dashes: bool = False
-
-    def scan(self, source: str | Iterable[str]) -> Iterator[Puzzle]:
-        """The puzzles and faults of all lines."""
-        number = 0
-        for number, text, fields, fault in records(source, lambda line: self._cells(line) is not None):
-            if fault:
-                yield _fault(number, fault)
-            elif fields is not None:
-                yield self._row(number, text or "", fields)
-            else:
-                yield from self._line(number, text or "")
-        if self.rows:
-            yield from self._gap(number, end=True)
-
-    def _line(self, number: int, line: str) -> Iterator[Puzzle]:
-        """A line outside of tables."""
+def _scan(source: str | Iterable[str], size: int) -> Iterator[Puzzle]:
+    """Puzzles and faults of all lines, without looking at the rules of the game."""
+    whole, cells = size * size, partial(forms.cells, size=size)
+    rows: list[str] = []
+    at, first, lost, skipping, dashes = 0, 0, False, False, False
+    end = [Found(0, "")]
+    for number, text, fields, fault in chain(records(source, lambda line: cells(line) is not None), end):
+        at = number or at
+        if fault or fields is not None:
+            yield _fault(number, fault) if fault else _row(number, text or "", fields or {}, size)
+            continue
+        line = text or ""
         bare = line.strip()
         if section := SECTION.fullmatch(bare):
-            self.skipping = section[1].lower() not in ("puzzle", "grid", "sudoku")
-        if section or self.skipping or not bare:
-            yield from self._gap(number)
-            return
-        whole = self.size * self.size
-        ruler = forms.RULER.fullmatch(line) and not (self.dashes and len(bare) == self.size)
-        found = None if ruler else self._cells(line)
-        if found is not None and len(found) == whole and not self.rows:
-            self.lost = False
+            skipping = section[1].lower() not in ("puzzle", "grid", "sudoku")
+        ruler = bare and forms.RULER.fullmatch(line) and not (dashes and len(bare) == size)
+        found = "" if ruler or not bare else cells(line) or ""
+        if section or skipping or not bare:
+            lost = False
+            if rows and (not number or len(rows) % math.isqrt(size)):  # blank lines may separate the bands of a grid
+                yield _fault(at, f"the grid that began on line {first} has {len(rows)} of {size} rows")
+                rows = []
+        elif len(found) == whole and not rows:
+            lost = False
             yield Puzzle(found, line=number)
-        elif self.lost or ruler:
-            if (
-                ruler
-                and line.lstrip().startswith("|-")
-                and "".join(self.rows) in ("." * self.size, rules.DIGITS[: self.size])
-            ):
-                self.rows = []  # the header of a Markdown table
-        elif found is not None and len(found) == self.size:
-            self.first_row = self.first_row if self.rows else number
-            self.dashes = "-" in line or self.dashes
-            self.rows.append(found)
-            if len(self.rows) == self.size:
-                yield Puzzle("".join(self.rows), line=self.first_row)
-                self.rows, self.dashes = [], False
+        elif lost or ruler:
+            if bare.startswith("|-") and "".join(rows) in ("." * size, rules.DIGITS[:size]):
+                rows = []  # the header of a Markdown table
+        elif len(found) == size:
+            first, dashes = first if rows else number, dashes or "-" in line
+            rows.append(found)
+            if len(rows) == size:
+                yield Puzzle("".join(rows), line=first)
+                rows, dashes = [], False
         else:
-            yield self._with_words(number, line) or self._broken(number, line)
+            named = None if rows else _with_words(number, line, cells, whole)
+            yield named or _broken(number, line, size, bool(rows))
+            lost, rows = bool(rows), []
 
-    def _cells(self, line: str) -> str | None:
-        return forms.cells(line, self.size)
 
-    def _gap(self, number: int, end: bool = False) -> Iterator[Puzzle]:
-        """A blank line, which may separate the bands of a grid, and ends a broken one."""
-        self.lost = False
-        if self.rows and (end or len(self.rows) % math.isqrt(self.size)):
-            begun = f"the grid that began on line {self.first_row}"
-            yield _fault(number, f"{begun} has {len(self.rows)} of {self.size} rows")
-            self.rows = []
+def _with_words(number: int, line: str, cells: Callable[[str], str | None], whole: int) -> Puzzle | None:
+    """The only puzzle among the words of a line, and its solution where a second one has no blanks."""
+    words = [cells(word) for word in re.split(r"""[\s,;:="'()\[\]{}]+""", line) if len(word) >= whole]
+    found = [word for word in words if word and len(word) == whole]
+    if len(found) not in (1, 2) or (len(found) == 2 and ("." not in found[0] or "." in found[1])):
+        return None
+    return Puzzle(found[0], found[1] if len(found) > 1 else None, number)
 
-    def _with_words(self, number: int, line: str) -> Puzzle | None:
-        """The only puzzle among the words of a line, and its solution where a second one has no blanks."""
-        words = [self._cells(word) for word in re.split(r"""[\s,;:="'()\[\]{}]+""", line) if len(word) >= self.size**2]
-        found = [word for word in words if word and len(word) == self.size**2]
-        if self.rows or len(found) not in (1, 2) or (len(found) == 2 and ("." not in found[0] or "." in found[1])):
-            return None
-        return Puzzle(found[0], found[1] if len(found) > 1 else None, number)
 
-    def _broken(self, number: int, line: str) -> Puzzle:
-        started, self.lost, self.rows = bool(self.rows), bool(self.rows), []
-        count = len(line.translate(str.maketrans(dict.fromkeys(forms.SEPARATORS))))
-        expected = f"{self.size} (a row of a grid)" if started else f"{self.size**2} (a puzzle) or {self.size} (a row)"
-        otherwise = _fault(number, f"{count} cells, expected {expected}", len(line.rstrip()))
-        return self._illegal(number, line.rstrip(), 0, forms.SEPARATORS) or otherwise
+def _broken(number: int, line: str, size: int, started: bool) -> Puzzle:
+    count = len(line.translate(str.maketrans(dict.fromkeys(forms.SEPARATORS))))
+    expected = f"{size} (a row of a grid)" if started else f"{size**2} (a puzzle) or {size} (a row)"
+    otherwise = _fault(number, f"{count} cells, expected {expected}", len(line.rstrip()))
+    return _illegal(number, line.rstrip(), 0, size, forms.SEPARATORS) or otherwise
 
-    def _illegal(self, number: int, text: str, start: int, extra: str = "") -> Puzzle | None:
-        """The first character that is no cell of a text that begins after column `start`."""
-        column = rules.illegal_column(text, self.size, extra)
-        if column is None:
-            return None
-        said = f"illegal character {text[column - 1]!a}, expected {rules.allowed(self.size)}"
-        return _fault(number, said, start + column)
 
-    def _row(self, number: int, raw: str, values: dict[str, list[str]]) -> Puzzle:
-        """One row of a table, or one value of JSON or XML, whose text is `raw`."""
-        texts, whole = dict[str, str](), self.size**2
-        for name in ("puzzle", "solution"):
-            read = [forms.field(text, self.size) for text in values[name]] or [""]
-            fits = [text for text in read if len(text) == whole and rules.illegal_column(text, self.size) is None]
-            texts[name] = text = (fits or read)[0]
-            if not fits and (text or name == "puzzle"):
-                start = max(raw.find(text) if name == "puzzle" else raw.rfind(text), 0)
-                said = f"{name} of {len(text)} cells, expected {whole}"
-                return self._illegal(number, text, start) or _fault(number, said, start + len(text) + 1)
-        rating = "".join(values["rating"][:1]).strip().replace(",", ".")
-        score = float(rating) if NUMBER.fullmatch(rating) else None  # words such as Hard are none
-        origin = printable("".join(values["origin"][:1]).strip())[:MAX_NAME] or None
-        return Puzzle(texts["puzzle"], texts["solution"] or None, number, score, origin=origin)
+def _illegal(number: int, text: str, start: int, size: int, extra: str = "") -> Puzzle | None:
+    """The first character that is no cell of a text that begins after column `start`."""
+    column = rules.illegal_column(text, size, extra)
+    if column is None:
+        return None
+    said = f"illegal character {text[column - 1]!a}, expected {rules.allowed(size)}"
+    return _fault(number, said, start + column)
+
+
+def _row(number: int, raw: str, values: dict[str, list[str]], size: int) -> Puzzle:
+    """One row of a table, or one value of JSON or XML, whose text is `raw`."""
+    texts, whole = dict[str, str](), size**2
+    for name in ("puzzle", "solution"):
+        read = [forms.field(text, size) for text in values[name]] or [""]
+        fits = [text for text in read if len(text) == whole and rules.illegal_column(text, size) is None]
+        texts[name] = text = (fits or read)[0]
+        if not fits and (text or name == "puzzle"):
+            start = max(raw.find(text) if name == "puzzle" else raw.rfind(text), 0)
+            said = f"{name} of {len(text)} cells, expected {whole}"
+            return _illegal(number, text, start, size) or _fault(number, said, start + len(text) + 1)
+    rating = "".join(values["rating"][:1]).strip().replace(",", ".")
+    score = float(rating) if NUMBER.fullmatch(rating) else None  # words such as Hard are none
+    origin = printable("".join(values["origin"][:1]).strip())[:MAX_NAME] or None
+    return Puzzle(texts["puzzle"], texts["solution"] or None, number, score, origin=origin)
 
 
 def _fault(number: int, message: str, column: int | None = None) -> Puzzle:
