@@ -65,6 +65,10 @@ class Head(nn.Module):
         """The model's carry in which every sample is halted."""
         return self.model.initial_carry(batch)
 
+    def enter(self, carry: Carry, batch: Batch) -> Carry:
+        """The carry for the next call: a head may put halted samples at starts of its own; most leave it alone."""
+        return carry
+
     def set_progress(self, share: float) -> None:
         """The trainer calls this before each step with the share of the run that is done; most heads ignore it."""
 

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -200,10 +201,14 @@ class RecursiveReasoner(Pretrained):
             for name in self.program.carried
         }
 
+    def own_rows(self, draw: Callable[..., Tensor], batch_size: int, *shape: int) -> Tensor:
+        """Random numbers [batch_size, *shape] of `draw`: every rank draws for the whole batch and takes its own."""
+        whole = draw((batch_size * self._world_size, *shape), device=self.device)
+        return whole[self._rank * batch_size :][:batch_size]
+
     def _seeds(self, batch_size: int) -> Tensor:
-        """A seed for each sample from torch's generator; every rank draws for the whole batch and takes its own."""
-        seeds = torch.randint(1 << 31, (batch_size * self._world_size,), device=self.device)
-        return seeds[self._rank * batch_size :][:batch_size]
+        """A seed for each sample from torch's generator."""
+        return self.own_rows(partial(torch.randint, 1 << 31), batch_size)
 
     def token_logits(self, output: Tensor) -> Tensor:
         """Logits [B, seq_len, V] of the output latent [B, L, D]."""
@@ -279,17 +284,13 @@ class RecursiveReasoner(Pretrained):
         return Carry(new, steps, now_halted, data), outputs
 
     def _halt(self, q: Tensor | None, steps: Tensor, last: Tensor) -> Tensor:
-        """Halting of the training contract, with exploration: now and then a sample must run 2..max steps.
-
-        Every rank draws for the whole batch and takes its own rows, so that ranks of one seed draw as one process.
-        """
+        """Halting of the training contract, with exploration: now and then a sample must run 2..max steps."""
         c = self.config
         if q is None or c.halt_max_steps == 1:
             return last
         wants = halt_logit(q, c.halting == "q_continue") > 0
-        size, own = (len(steps) * self._world_size,), slice(self._rank * len(steps), (self._rank + 1) * len(steps))
-        explore = torch.rand(size, device=q.device)[own] < c.halt_exploration_prob
-        least = torch.randint(2, c.halt_max_steps + 1, size, dtype=steps.dtype, device=q.device)[own]
+        explore = self.own_rows(torch.rand, len(steps)) < c.halt_exploration_prob
+        least = self.own_rows(partial(torch.randint, 2, c.halt_max_steps + 1, dtype=steps.dtype), len(steps))
         minimum = explore * least
         return (last | wants) & (steps >= minimum)
 

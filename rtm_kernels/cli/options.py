@@ -44,8 +44,10 @@ Precision = Annotated[
             metavar="FORMAT"),
 ]  # fmt: skip
 MaxSteps = Annotated[
-    int | None, halting(help="Most ACT steps per puzzle; default as the model was trained.", metavar="N")
-]
+    int | None,
+    halting(help="Most ACT steps per puzzle, all its runs together, which share them equally; default: in each run as "
+            "many as the model was trained with.", metavar="N"),
+]  # fmt: skip
 MinSteps = Annotated[int, halting(help="Fewest ACT steps per puzzle.", metavar="N")]
 Halt = Annotated[
     str,
@@ -164,15 +166,19 @@ def load_solver(options: SolverOptions, *, model: str | None = None, batch_invar
 def solver_arguments(options: SolverOptions, rank: int = 0) -> dict[str, Any]:
     from rtm_kernels.engine import Rollouts
 
+    runs, steps = options.rollouts, options.max_steps
+    if steps is not None and steps >= 1 and runs > 1:  # the solver counts steps by the run
+        runs = min(runs, steps)
+        steps //= runs
     return {
         "policy": options.halt,
-        "max_steps": options.max_steps,
+        "max_steps": steps,
         "min_steps": options.min_steps,
         "batch_size": options.batch_size,
         "device": options.device or default_device(rank),
         "executor": options.executor,
         "precision": options.precision,
-        "rollouts": Rollouts(options.rollouts, options.noise, options.seed, options.rollout_kind, options.agree),
+        "rollouts": Rollouts(runs, options.noise, options.seed, options.rollout_kind, options.agree),
     }
 
 

@@ -44,10 +44,11 @@ def solve(
     puzzle[,solution].
 
     A puzzle whose answer is not confirmed is tried again in up to --rollouts
-    runs. --rollouts 1 tries once. More steps (--max-steps) help less.
+    runs. --rollouts 1 tries once. --max-steps bounds the steps of all its runs
+    together.
 
     --json prints one object per puzzle: task, input, answer, status (verified,
-    unverified, non_finite or invalid), steps, halt_probability, seconds, ...
+    unverified, non_finite or invalid), steps, halt_probability, confidence, ...
 
     Exit code: 0 all answers verified, 1 some are not, 2 bad input.
 

@@ -4,7 +4,8 @@ A model that was trained on puzzles of every difficulty solves one with a few mo
 two is what a hard puzzle lacks. It does so within a few steps or hardly at all, and nothing in its outputs tells a
 wrong guess from a right one that does not help, so a run tries many, each for a few steps. Where the task has groups
 (`Task.groups`) the rules refuse guesses that contradict what is given, and say from which of several the most follows;
-what follows is never taken as given. All of it is tensor code that works in place and never waits for the device.
+what follows is never taken as given. All of it is tensor code that works in place, and never waits for a device that
+captures it.
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ class Guesses:
     does not guess), the seed, the puzzle identifier, the tokens of the puzzle, those that have been guessed first (bits
     of each position), and those that are given by now.
     `latents` [capacity, L, D] each and `logits` [capacity, seq_len, V] float32 are those after the step `FIRST`.
+    With `waits` only the samples that guess are computed with, to the same bits; the host has to know which they are.
     """
 
-    def __init__(self, model: RecursiveReasoner, capacity: int, groups: Groups = ()) -> None:
+    def __init__(self, model: RecursiveReasoner, capacity: int, groups: Groups = (), waits: bool = False) -> None:
         config, device = model.config, model.device
-        self.model = model
+        self.model, self.waits = model, waits
         self.rules = Contradictions(groups, config.seq_len, config.vocab_size, device) if groups else None
         self.rows = torch.zeros(capacity, 3 + 3 * config.seq_len, dtype=torch.int32, device=device)
         self.latents = {
@@ -75,34 +77,43 @@ class Guesses:
         input embedding `x` [n, L, D] is that of the tokens given by now.
         """
         n, size = len(steps), self.model.config.seq_len
-        rows = self.rows[:n]
-        opened, seed, identifier = rows[:, 0], rows[:, 1], rows[:, 2]
-        puzzle, tried, given = rows[:, 3:].split(size, 1)
-        guesses, since = (opened != PAD) & (steps >= FIRST), (steps - FIRST) % RETURN
+        rows, logits_then = self.rows[:n], self.logits[:n]
+        guesses, since = (rows[:, 0] != PAD) & (steps >= FIRST), (steps - FIRST) % RETURN
         first, returns = guesses & (steps == FIRST), guesses & (since == 0)
-        kept = {name: rows[:n] for name, rows in self.latents.items()}
         for name, latent in latents.items():
-            _put(kept[name], first, latent)
-            _put(latent, returns, kept[name])
-        _put(self.logits[:n], first, logits)
+            self._put(self.latents[name][:n], first, latent)
+            self._put(latent, returns, self.latents[name][:n])
+        self._put(logits_then, first, logits)
+        who = guesses if self.waits else slice(None)
+        own, returns, since = rows[who], returns[who], since[who]
+        opened, seed, identifier = own[:, 0], own[:, 1], own[:, 2]
+        puzzle, tried, given = own[:, 3:].split(size, 1)
         _put(given, returns, puzzle)
-        z = torch.where(returns[:, None, None], self.logits[:n], logits).double()
+        z = torch.where(returns[:, None, None], logits_then[who], logits[who]).double()
         token = torch.arange(z.shape[-1], device=z.device)
         allowed = (given == opened[:, None])[..., None] & (token != opened[:, None, None]) & (token != PAD)
         s = torch.where(z < 0, 1 / (1 - z), z + 1)
-        score = SHARPNESS * (s / s.sum(-1, keepdim=True)).log() + gumbel(seed, steps, z.shape[1:])
+        score = SHARPNESS * (s / s.sum(-1, keepdim=True)).log() + gumbel(seed, steps[who], z.shape[1:])
         if self.rules is None:
             score = score.masked_fill(~allowed, -torch.inf)
             best, possible = score.flatten(1).argmax(1), allowed.flatten(1).any(1)
         else:
             new = allowed & ~(returns[:, None, None] & ((tried[..., None] >> token) & 1 != 0))
             best, possible = self._chosen(score, new, allowed, given, opened)
-        due = guesses & (since % EVERY == 0) & possible
+        due = guesses[who] & (since % EVERY == 0) & possible
         position, guess = best // len(token), (best % len(token)).to(given.dtype)
         here = torch.arange(size, device=given.device) == position[:, None]
         _put(tried, (due & returns)[:, None] & here, tried | (1 << guess)[:, None])
         _put(given, due[:, None] & here, guess[:, None])
-        _put(x, due, self.model.embed(given, identifier))
+        rows[who] = own
+        x[who] = torch.where(due[:, None, None], self.model.embed(given, identifier), x[who])
+
+    def _put(self, rows: Tensor, where: Tensor, values: Tensor) -> None:
+        """`_put` of whole rows."""
+        if self.waits:
+            rows[where] = values[where]
+        else:
+            _put(rows, where, values)
 
     def _chosen(
         self, score: Tensor, new: Tensor, allowed: Tensor, given: Tensor, opened: Tensor

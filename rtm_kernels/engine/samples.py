@@ -128,8 +128,8 @@ class Solution:
         return 1.0 if self.status == "verified" else self.halt_probability
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON types; `error` only where there is one."""
-        values = asdict(self)
+        """The fields and `confidence` as JSON types; `error` only where there is one."""
+        values = asdict(self) | {"confidence": self.confidence}
         if self.error is None:
             del values["error"]
         return values

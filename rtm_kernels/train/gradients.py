@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rtm_kernels.carry import Carry
-from rtm_kernels.losses import CONFIDENCE, DELTA
+from rtm_kernels.losses import CONFIDENCE, DELTA, Head
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.halting.reference import relative_change
 from rtm_kernels.recursion.graph import CudaGraphs, Tensors
@@ -29,7 +29,7 @@ class Gradients:
     eagerly, to see which parameters take part; the second captures; further ones replay.
     """
 
-    def __init__(self, model: RecursiveReasoner, head: nn.Module, deepest: int, capture: CudaGraphs | None) -> None:
+    def __init__(self, model: RecursiveReasoner, head: Head, deepest: int, capture: CudaGraphs | None) -> None:
         self.model, self.head, self.deepest, self.capture = model, head, deepest, capture
         self._used: dict[Hashable, list[nn.Parameter]] = {}
         self._graphs: dict[Hashable, TrainGraph] = {}
@@ -55,6 +55,7 @@ class Gradients:
         return (after.current_data["puzzle_identifiers"], gradients[0]) if gradients else None
 
     def _compute(self, carry: Carry, batch: Tensors) -> tuple[Carry, Tensor, Sums]:
+        carry = self.head.enter(carry, batch)
         after, loss, metrics, outputs, _ = self.head(("q_halt_logits",), carry=carry, batch=batch)
         observed = observe(self.model, carry, after, outputs, self.deepest)
         return after, loss, {**metrics, **observed, "loss": loss.detach()}

@@ -16,6 +16,7 @@ from rtm_kernels.losses import COSTS, ACTLossHead, CumulativeHead, Head, MaskedH
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.token_loss.api import LOSSES
 from rtm_kernels.train.schedule import Schedule
+from rtm_kernels.train.starts import INIT, STARTS, StartingHead
 
 TASKS: dict[str, Sequence[int]] = {"sudoku": (4, 9, 16, 25), "maze": SIDES}
 """Tasks of sources, and the sides that their puzzles may have."""
@@ -26,17 +27,34 @@ class DeepSupervision:
     """TRM, HRM, transformer: one ACT step from the carry, its token loss, and BCE of the halting head.
 
     Halted samples are replaced in the next step. HRM's Q-learning target is the model's `q_continue_target`.
+    `starts` weighs the states that they are replaced by, and `noise` is the deviation of normal numbers that are added
+    to the latents before each step (`train.starts.StartingHead`).
     """
 
     kind: Literal["deep_supervision"] = "deep_supervision"
+    starts: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(STARTS, 0.0) | {INIT: 1.0})
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, weight in self.starts.items():
+            one_of("starts", name, STARTS)
+            require(0 <= weight < math.inf, f"starts.{name}", weight, "a finite weight of at least 0")
+        require(sum(self.starts.values()) > 0, "starts", dict(self.starts), "a weight above 0")
+        require(0 <= self.noise < math.inf, "noise", self.noise, "a finite number of at least 0")
 
     def check(self, model: ModelConfig) -> None:
-        """Refuse a model that has no halting head (`InputError`)."""
+        """Refuse a model that has no halting head, or whose output is not carried to start from (`InputError`)."""
         require(model.has_q_head, "halting", model.halting, "deep supervision trains a halting head")
+        carried = model.program.output in model.program.carried
+        require(carried or self._plain, "starts", dict(self.starts), f"init alone for arch={model.arch!r}")
+
+    @property
+    def _plain(self) -> bool:
+        return self.noise == 0 and all(weight == 0 for name, weight in self.starts.items() if name != INIT)
 
     def head(self, model: RecursiveReasoner, loss: str) -> Head:
-        """The official `ACTLossHead`."""
-        return ACTLossHead(model, loss)
+        """The official `ACTLossHead`, or with other starts or noise a `StartingHead`."""
+        return ACTLossHead(model, loss) if self._plain else StartingHead(model, loss, self.starts, self.noise)
 
 
 @dataclass(frozen=True, kw_only=True)

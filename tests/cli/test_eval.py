@@ -63,7 +63,7 @@ def test_a_run_that_has_not_ended_is_measured_at_its_best(
 
 
 @pytest.mark.usefixtures("oracle")
-def test_eval_has_a_row_per_source(rtm, labelled: str, tmp_path: Path, puzzles) -> None:
+def test_eval_reads_the_public_csv_form_with_a_row_per_source(rtm, labelled: str, tmp_path: Path, puzzles) -> None:
     other = tmp_path / "mixed.csv"
     rows = [f"{name},{puzzle},{solution},3" for name, (puzzle, solution) in zip("aab", puzzles[:3], strict=True)]
     other.write_text("\n".join(["source,question,answer,rating", *rows]))

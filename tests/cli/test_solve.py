@@ -12,7 +12,7 @@ from rtm_kernels import energy
 from rtm_kernels.cli import source
 from tests.cli.conftest import lines, refused
 
-KEYS = {"task", "input", "answer", "status", "steps", "halt_probability", "seconds"}
+KEYS = {"task", "input", "answer", "status", "steps", "halt_probability", "confidence", "seconds"}
 ORACLE = ("--executor", "oracle")
 
 
@@ -31,6 +31,7 @@ def test_json_prints_one_object_per_puzzle_in_order(rtm, puzzles, tmp_path, monk
     assert result.exit_code == 0 and result.stderr == ""
     assert [s["input"] for s in found] == [p for p, _ in puzzles]
     assert [s["answer"] for s in found] == [a for _, a in puzzles]
+    assert {s["confidence"] for s in found} == {1.0}
     assert {s["status"] for s in found} == {"verified"} and {s["task"] for s in found} == {"sudoku"}
     depths = [p.count(".") % 3 + 1 for p, _ in puzzles]
     assert [s["steps"] for s in found] == depths and all(set(s) >= KEYS and "error" not in s for s in found)
@@ -70,12 +71,27 @@ def test_a_person_reads_grids_and_a_summary(rtm, puzzles) -> None:
 def test_answers_that_break_the_rules_are_not_called_solved(rtm, puzzles) -> None:
     result = rtm("solve", puzzles[0][0], "--show", "1", "--max-steps", "2")
     assert result.exit_code == 1
-    assert f"not solved in {2 * 8} steps, best candidate: " in result.stdout and "0 (0.0 %)" in result.stdout
-    for rollouts in (1, 8):
-        options = ("--json", "--max-steps", "2", "--rollouts", str(rollouts))
-        (found,) = lines(rtm("solve", puzzles[0][0], *options).stdout)
-        assert (found["status"], found["total_steps"], found["reason"]) == ("unverified", 2 * rollouts, "max_steps")
-        assert found["steps"] == 2 * rollouts and len(found["answer"]) == 81
+    assert "not solved in 2 steps, best candidate: " in result.stdout and "0 (0.0 %)" in result.stdout
+    (found,) = lines(rtm("solve", puzzles[0][0], "--json", "--max-steps", "2").stdout)
+    assert (found["status"], found["reason"], len(found["answer"])) == ("unverified", "max_steps", 81)
+    assert found["confidence"] == found["halt_probability"] < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "total"),
+    [
+        (("--rollouts", "1", "--max-steps", "5"), 5, 5),
+        (("--rollouts", "4", "--max-steps", "5"), 4, 4),  # guesses: one run takes the steps of all
+        (("--rollouts", "4", "--max-steps", "3"), 3, 3),
+        (("--rollouts", "2"), 12, 12),
+        (("--rollouts", "2", "--max-steps", "5", "--rollout-kind", "twins"), 2, 4),
+        (("--rollouts", "9", "--max-steps", "3", "--rollout-kind", "twins"), 1, 3),
+        (("--rollouts", "2", "--rollout-kind", "twins"), 6, 12),
+    ],
+)
+def test_max_steps_bounds_the_steps_of_all_runs_together(rtm, puzzles, options, steps: int, total: int) -> None:
+    (found,) = lines(rtm("solve", puzzles[0][0], "--json", *options).stdout)
+    assert (found["status"], found["steps"], found["total_steps"]) == ("unverified", steps, total)
 
 
 @pytest.mark.usefixtures("oracle")

@@ -9,7 +9,7 @@ import torch
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.data import sudoku
 from rtm_kernels.data.sudoku.logic import candidates, reduce_candidates
-from rtm_kernels.data.task import get_task
+from rtm_kernels.data.task import PAD, get_task
 from rtm_kernels.engine.contradictions import Contradictions, counts
 from rtm_kernels.engine.guesses import DRAWN, FIRST, RETURN, Guesses, gumbel
 from rtm_kernels.engine.samples import Sample
@@ -119,3 +119,19 @@ def test_of_what_is_drawn_the_guess_is_made_from_which_most_follows() -> None:
         best = drawn[follows.ravel()[drawn].argmax()]
         (place,) = np.flatnonzero(row != tokens)
         assert (place, row[place]) == (best // 6, best % 6)
+
+
+def test_those_that_guess_alone_are_computed_with_to_the_same_bits() -> None:
+    board = sudoku.generate(1, size=4, seed=9, clues=(4, 4))[0][0]
+    found, steps = [], torch.tensor([1, FIRST - 1, FIRST, FIRST, FIRST + 1, FIRST + RETURN, 9])
+    for waits in (False, True):
+        torch.manual_seed(0)
+        made = guessing(board.astype(np.int32) + 1, len(steps))
+        made.waits, made.rows[3, 0] = waits, PAD
+        latents = {name: torch.randn(len(steps), 16, 16) for name in made.latents}
+        x, logits = (torch.randn(len(steps), 16, width) for width in (16, 6))
+        with torch.no_grad():
+            for _ in range(3):
+                made.take(steps, logits, latents, x)
+        found.append([*made.buffers, *latents.values(), x])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))

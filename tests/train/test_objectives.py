@@ -30,6 +30,7 @@ from tests.train.support import MODEL, TINY, fit
 
 ARCHS: dict[str, tuple[dict, object]] = {
     "trm": ({}, DeepSupervision()),
+    "trm-starts": ({}, DeepSupervision(starts={"init": 1, "random": 1, "anchor": 1, "answer": 1}, noise=0.1)),
     "hrm": (
         {"arch": "hrm", "layers": {"H_level": 1, "L_level": 1}, "halting": "q_continue", "q_continue_target": True},
         DeepSupervision(),

@@ -37,7 +37,7 @@ def solve(puzzles: np.ndarray, *, limit: int = 2, max_boards: int = 10_000_000) 
         done = solved(masks).all(axis=(0, 1))
         solutions[owner[done]] = boards_of(masks[:, :, done])
         np.add.at(counts, owner[done], 1)
-        stack.extend(_branch(masks[:, :, ~done], owner[~done]))
+        stack.extend(branch(masks[:, :, ~done], owner[~done]))
     return np.minimum(counts, limit), solutions
 
 
@@ -69,7 +69,7 @@ def fewest(masks: np.ndarray) -> np.ndarray:
     return np.where(count > 1, count, 255).argmin(axis=0)
 
 
-def _branch(masks: np.ndarray, owner: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+def branch(masks: np.ndarray, owner: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """Both halves of each board's choice: the lowest candidate of its tightest cell, or any other; that one on top."""
     if not owner.size:
         return []
