@@ -25,10 +25,14 @@ MODELS: dict[str, ModelConfig] = {
     ),
     "small": ModelConfig(vocab_size=11, seq_len=81, hidden_size=128, num_heads=4, H_cycles=2, L_cycles=2),
     "bundled": ModelConfig(vocab_size=11, seq_len=81, hidden_size=192, num_heads=4, H_cycles=7, L_cycles=2),
+    "local": ModelConfig(
+        arch="rtm", vocab_size=6, seq_len=900, hidden_size=48, num_heads=1, layers={"core": 2}, H_cycles=4, L_cycles=1,
+        mixer="none", channel_mixer="conv2d", conv_width=3, inner_size=96, halting="settle",
+    ),
 }  # fmt: skip
 """TRM's Sudoku-Extreme (MLP mixer, L = 97), Maze-Hard and ARC-AGI-1 (attention, L = 916), HRM's Sudoku (L = 82), a
-small Sudoku model (`sudoku-small`, L = 81), and the bundled Sudoku model with its symmetric weights. The tables of
-puzzle embeddings are cut short: a step reads B rows."""
+small Sudoku model (`sudoku-small`, L = 81), the bundled Sudoku model with its symmetric weights, and one as wide as the
+bundled maze model, at side 30. The tables of puzzle embeddings are cut short: a step reads B rows."""
 
 SHORT = ("sudoku_short", "small_short", "maze_short")
 """The same models with an ACT step of three program steps, for the comparison of formats and peers on a CPU."""
@@ -80,8 +84,10 @@ def useful_bytes(case: Case) -> int:
     """Bytes that one call must move if everything in between stayed on chip: weights once, latents in and out."""
     config, element = case.config, 2 if case.dtype in ("bfloat16", "float16") else 4
     length, width = config.latent_len, config.hidden_size
-    channel = 3 * width * inner_width(width, config.expansion)
-    mixer = 4 * width**2 if config.mixer == "attention" else 3 * length * inner_width(length, config.expansion)
+    taps = config.conv_width ** (2 if config.channel_mixer == "conv2d" else 1)
+    channel = (3 * width + taps) * config.inner_width
+    mixers = {"none": 0, "attention": 4 * width**2, "mlp": 3 * length * inner_width(length, config.expansion)}
+    mixer = mixers[config.mixer]
     latent = case.batch * length * width
     if case.task in LATENT_TASKS:
         weights = {"mixer": mixer, "channel": channel, "block": mixer + channel}[case.task]
@@ -100,6 +106,7 @@ CPU_SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "maze": {"mixer": (1,), "block": (1,)},
     "hrm": {"block": (1,), "act_step": (1,)},
     "bundled": {"act_step": (1, 8)},
+    "local": {"act_step": (8,)},
 }  # fmt: skip
 """Model -> task -> batch sizes that a small CPU does in the time of one run; the rest is reported as not run."""
 

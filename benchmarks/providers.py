@@ -121,6 +121,16 @@ def _ours_step(problem: Problem, *, impl: str, attention: str = "sdpa") -> tuple
     return _with_embedding(model, model.act_step), model
 
 
+def _compiled_step(problem: Problem) -> tuple[StepFunction, nn.Module]:
+    model = clone(problem.model)
+    return _with_embedding(model, torch.compile(model.act_step, dynamic=False)), model
+
+
+def _why_not_compiled(problem: Problem) -> str | None:
+    """The reference is compiled where the official structure, which `official_compiled` takes, does not exist."""
+    return None if problem.config.channel_mixer == "conv2d" else "official_compiled is measured"
+
+
 def _with_embedding(model: Any, act_step: Callable[..., Any]) -> StepFunction:
     names = model.program.carried
 
@@ -198,6 +208,7 @@ PROVIDERS: tuple[Provider, ...] = (
              reduced=True),
     Provider("onnxruntime", peers.onnx_layer, peers.onnx_step, peers.why_not_onnx, leeway=4.0),
     REFERENCE,
+    Provider("rtm_reference_compiled", None, _compiled_step, _why_not_compiled),
     TRITON,
     _ours("rtm_triton_flash", _why_not_flash, impl="triton", attention="flash"),
     BEST,

@@ -59,9 +59,7 @@ static void attention_project(const Layer& layer, const Sources& sources, float*
   const i64 rows = last - first, blocks = row_blocks(D), size = blocks * rows * W;
   float *x = scratch, *projected = x + size, *row = projected + size, *rotated = row + blocks * W;
   float* reduced = rotated + round_up(D, W);
-  for (i64 l = first; l < last; ++l)
-    for (i64 d = 0; d < D; d += W) store_first(work + l * D + d, summed(sources, l * D + d, D - d), D - d);
-  pack_rows(work, D, first, rows, x);
+  sum_rows(sources, work, D, first, rows, x);
   for (i64 part = 0; part < 3; ++part) {
     linear(part_of(layer.attention.qkv, part, D), x, D, rows, projected, reduced);
     for (i64 r = 0; r < rows; ++r) {
@@ -132,16 +130,23 @@ static void attend(const Layer& layer, const Heads& heads, i64 L, i64 D, i64 hea
   }
 }
 
+// out = rms_norm(work + out_proj(mixed)), packed; the scratch that follows out is used.
+static void attention_out(const Layer& layer, const float* mixed, const float* work, i64 D, i64 first, i64 rows,
+                          float* out) {
+  const i64 size = row_blocks(D) * rows * W;
+  float *a = out + size, *residual = a + size;
+  pack_rows(mixed, D, first, rows, a);
+  pack_rows(work, D, first, rows, residual);
+  linear(layer.attention.out, a, D, rows, out, residual + size);
+  norm_rows(out, residual, D, rows, layer.eps);
+}
+
 // dst[rows] = channel half layer of rms_norm(work + out_proj(mixed)).
 static void attention_channel_mix(const Layer& layer, const float* mixed, const float* work, float* dst, i64 D,
                                   i64 first, i64 last, float* scratch) {
   const i64 rows = last - first, size = row_blocks(D) * rows * W;
-  float *x = scratch, *a = x + size, *residual = a + size;
-  pack_rows(mixed, D, first, rows, a);
-  pack_rows(work, D, first, rows, residual);
-  linear(layer.attention.out, a, D, rows, x, residual + size);
-  norm_rows(x, residual, D, rows, layer.eps);
-  mix_rows(layer, x, dst, D, first, rows, a, residual);
+  attention_out(layer, mixed, work, D, first, rows, scratch);
+  mix_rows(layer, scratch, dst, D, first, rows, scratch + size, scratch + 2 * size);
 }
 
 }  // namespace rtm::RTM_ISA

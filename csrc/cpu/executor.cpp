@@ -4,21 +4,29 @@ namespace rtm {
 
 namespace {
 
-bool all_finite(const float* y, i64 n) {
-  bool finite = true;
-  for (i64 i = 0; i < n; ++i) finite &= std::isfinite(y[i]);
-  return finite;
+// The sum of d(i)^2 for i in [0, n), in eight lanes.
+template <class F>
+double squares(i64 n, const F& d) {
+  constexpr i64 kLanes = 8;
+  double lanes[kLanes] = {};
+  for (i64 i = 0; i + kLanes <= n; i += kLanes)
+    for (i64 j = 0; j < kLanes; ++j) lanes[j] += d(i + j) * d(i + j);
+  for (i64 i = n / kLanes * kLanes; i < n; ++i) lanes[0] += d(i) * d(i);
+  double total = 0;
+  for (double lane : lanes) total += lane;
+  return total;
 }
+
+double size_of(const float* y, i64 n) {
+  return squares(n, [y](i64 i) { return static_cast<double>(y[i]); });
+}
+
+bool all_finite(const float* y, i64 n) { return std::isfinite(size_of(y, n)); }  // no float's square overflows
 
 // |y - previous| / |y|
 double relative_change(const float* y, const float* previous, i64 n) {
-  double change = 0, size = 0;
-  for (i64 i = 0; i < n; ++i) {
-    const double difference = static_cast<double>(y[i]) - previous[i];
-    change += difference * difference;
-    size += static_cast<double>(y[i]) * y[i];
-  }
-  return std::sqrt(change) / std::fmax(std::sqrt(size), 1e-30);
+  const double change = squares(n, [=](i64 i) { return static_cast<double>(y[i]) - previous[i]; });
+  return std::sqrt(change) / std::fmax(std::sqrt(size_of(y, n)), 1e-30);
 }
 
 }  // namespace
@@ -53,6 +61,11 @@ void Executor::split_rows(const Sample& s, const F& f) {
 }
 
 void Executor::add_layer(i64 stack, PackedLayer layer) {
+  const auto shape = [](const Conv& c) { return std::array{c.width, c.prefix, static_cast<i64>(c.grid)}; };
+  for (const auto& other : stacks_)
+    for (const PackedLayer& packed : other)
+      if (layer.layer.conv.weight && packed.layer.conv.weight && shape(layer.layer.conv) != shape(packed.layer.conv))
+        throw std::invalid_argument("the convolutions of a model have one width, over one grid");
   if (stack >= static_cast<i64>(stacks_.size())) stacks_.resize(stack + 1);
   stacks_[stack].push_back(std::move(layer));
 }
@@ -197,7 +210,8 @@ std::unique_ptr<Workspace> Executor::lease(i64 L, i64 threads) const {
   for (const auto& stack : stacks_)
     for (const PackedLayer& packed : stack) {
       scratch = std::max(scratch, kernels_->scratch_size(packed.layer, L, D_));
-      if (packed.layer.conv.weight) act = std::max(act, packed.layer.channel.inner * L);
+      if (packed.layer.conv.weight)
+        act = std::max(act, packed.layer.channel.inner * Places(packed.layer.conv, L).count);  // margins stay zero
       if (!packed.layer.attends) continue;
       const HeadSizes size = kernels_->head_sizes(packed.layer, L);
       heads = {std::max(heads.query, size.query), std::max(heads.key, size.key), std::max(heads.value, size.value)};

@@ -66,6 +66,19 @@ struct Conv {
   i64 taps() const { return grid ? width * width : width; }
 };
 
+// Where the hidden units of a sample lie for its convolution. Every neighbour of a position has a place, at the same
+// distance from each: those beside the sequence or the grid share margins, which hold zeros.
+struct Places {
+  i64 prefix, height, side, row, lead, count;  // taps: height x width; positions of a line, places from line to line
+  Places(const Conv& c, i64 L) : prefix(c.grid ? c.prefix : 0), height(c.grid ? c.width : 1), side(c.grid ? 0 : L) {
+    while (c.grid && side * side < L - prefix) ++side;
+    row = side + c.width / 2;
+    lead = height / 2 * row + c.width / 2;
+    count = prefix + 2 * lead + (c.grid ? side : 1) * row;
+  }
+  i64 of(i64 l) const { return l < prefix ? l : prefix + lead + (l - prefix) / side * row + (l - prefix) % side; }
+};
+
 struct Layer {
   bool attends;
   bool norm_hidden;  // the token mix normalises over D instead of L
@@ -113,7 +126,7 @@ struct Kernels {
   void (*attention_channel_mix)(const Layer&, const float* mixed, const float* work, float* dst, i64 D, i64 first,
                                 i64 last, float* scratch);
 
-  // With a convolution, in place of the channel mix: all hidden units act [F / W][L][W] and h into work, then dst.
+  // With a convolution, in place of the channel mix: all hidden units act [F / W][places][W] and h into work, then dst.
   void (*conv_expand)(const Layer&, const Sources&, float* work, float* act, i64 L, i64 D, i64 first, i64 last,
                       float* scratch);
   void (*attention_conv_expand)(const Layer&, const float* mixed, float* work, float* act, i64 L, i64 D, i64 first,

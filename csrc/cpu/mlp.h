@@ -19,6 +19,28 @@ static void pack_rows(const float* x, i64 D, i64 first, i64 rows, float* packed)
     }
 }
 
+RTM_INLINE V summed(const float* const* terms, i64 count, i64 at, i64 n) {
+  V total = load_first(terms[0] + at, n);
+  for (i64 i = 1; i < count; ++i) total = total + load_first(terms[i] + at, n);
+  return total;
+}
+
+RTM_INLINE V summed(const Sources& s, i64 at, i64 n) {
+  const V state = summed(s.state, s.states, at, n);
+  return s.injects ? state + summed(s.inject, s.injects, at, n) : state;
+}
+
+// work[rows] = sum of sources, packed as well.
+static void sum_rows(const Sources& sources, float* work, i64 D, i64 first, i64 rows, float* packed) {
+  for (i64 b = 0; b < row_blocks(D); ++b)
+    for (i64 r = 0; r < rows; ++r) {
+      const i64 left = D - b * W, at = (first + r) * D + b * W;
+      const V v = left > 0 ? summed(sources, at, left) : set1(0.0f);
+      if (left > 0) store_first(work + at, v, left);
+      store(packed + (b * rows + r) * W, v);
+    }
+}
+
 // packed = rms_norm(packed + residual) over D for each row; residual may be null.
 static void norm_rows(float* packed, const float* residual, i64 D, i64 rows, float eps) {
   const i64 blocks = ceil_div(D, W);
@@ -42,6 +64,23 @@ static void unpack_rows(const float* packed, i64 D, i64 first, i64 rows, float* 
   for (i64 r = 0; r < rows; ++r)
     for (i64 d = 0; d < D; d += W)
       store_first(x + (first + r) * D + d, load(packed + (d / W * rows + r) * W), D - d);
+}
+
+// dst[rows] = rms_norm(work[rows] + packed).
+static void norm_onto(const float* work, const float* packed, i64 D, i64 first, i64 rows, float eps, float* dst) {
+  for (i64 r = 0; r < rows; ++r, ++first) {
+    V squares = set1(0.0f);
+    for (i64 d = 0; d < D; d += W) {
+      const V v = load_first(work + first * D + d, D - d) + load(packed + (d / W * rows + r) * W);
+      squares = fma(v, v, squares);
+      store_first(dst + first * D + d, v, D - d);
+    }
+    const V scale = set1(inverse_rms(sum(squares), D, eps));
+    for (i64 d = 0; d < D; d += W) {
+      float* at = dst + first * D + d;
+      store_first(at, load_first(at, D - d) * scale, D - d);
+    }
+  }
 }
 
 // out[N][W] = silu(gate) * up
@@ -134,7 +173,7 @@ static void project(const Linear& w, const float* bias, const float* x, float* o
   float *packed = scratch, *panel = packed + row_blocks(D) * rows * W;
   pack_rows(x, D, first, rows, packed);
   for (i64 n = 0; n < N; n += NR) {
-    product(packed, rows, w.words + n * D, D, NR, panel, false);
+    product(packed, rows, w.words + n * D, D, std::min(NR, N - n), panel, false);
     for (i64 v = 0; v < 2 && n + v * W < N; ++v)
       for (i64 r = 0; r < rows; ++r)
         store_first(out + (first + r) * N + n + v * W, load(panel + (v * rows + r) * W) + load(bias + n + v * W),
@@ -143,17 +182,6 @@ static void project(const Linear& w, const float* bias, const float* x, float* o
 }
 
 // --- columns: activations [L, 2W] of one tile of channels, contiguous ---
-
-RTM_INLINE V summed(const float* const* terms, i64 count, i64 at, i64 n) {
-  V total = load_first(terms[0] + at, n);
-  for (i64 i = 1; i < count; ++i) total = total + load_first(terms[i] + at, n);
-  return total;
-}
-
-RTM_INLINE V summed(const Sources& s, i64 at, i64 n) {
-  const V state = summed(s.state, s.states, at, n);
-  return s.injects ? state + summed(s.inject, s.injects, at, n) : state;
-}
 
 // out[R / 2][2W] = silu(gate b) * (up b); the first half of the rows of a are gates, the second half ups.
 template <int R>

@@ -22,8 +22,7 @@ RTM_INLINE V min(V a, V b) { return _mm512_min_ps(a, b); }
 RTM_INLINE V sqrt(V a) { return _mm512_sqrt_ps(a); }
 // 1 / a for normal a, to about one unit in the last place
 RTM_INLINE V inverse(V a) {
-  V r = _mm512_rcp14_ps(a);
-  r = _mm512_fnmadd_ps(_mm512_fmsub_ps(a, r, set1(1.0f)), r, r);
+  const V r = _mm512_rcp14_ps(a);
   return _mm512_fnmadd_ps(_mm512_fmsub_ps(a, r, set1(1.0f)), r, r);
 }
 RTM_INLINE V shift_exponent(V p, V n) {
@@ -90,11 +89,18 @@ RTM_INLINE void store_first(float* p, V a, i64 n) {
 }
 
 RTM_INLINE float sum(V a) {
+#if RTM_WIDTH == 16  // the same pairs in registers
+  const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  const __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  const __m128 d = _mm_add_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
+#else
   float lanes[W];
   store(lanes, a);
   for (i64 n = W / 2; n > 0; n /= 2)
     for (i64 i = 0; i < n; ++i) lanes[i] += lanes[i + n];
   return lanes[0];
+#endif
 }
 
 RTM_INLINE float largest(V a) {

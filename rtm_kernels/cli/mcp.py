@@ -12,7 +12,7 @@ from rtm_kernels.cli.options import Host, Port, SolverOptions, TokenFile, solver
 
 
 @with_solver_options(
-    model=..., batch_size=16, precision=..., min_steps=..., halt=..., rollouts=8, rollout_kind=...
+    model=..., batch_size=16, precision=..., min_steps=..., halt=..., rollouts=8, rollout_kind=..., agree=...
 )  # fmt: skip
 def mcp(
     options: SolverOptions,

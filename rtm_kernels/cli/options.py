@@ -66,6 +66,10 @@ Kind = Annotated[
             help="What differs in further runs: guesses (some of the model's own answers are pinned), twins (a "
             "symmetric puzzle is solved instead), noise, or auto (the first of these that the task allows)."),
 ]  # fmt: skip
+Agree = Annotated[
+    int,
+    halting(help="Of a puzzle with several solutions: stop when K runs found the same confirmed one.", metavar="K"),
+]
 Noise = Annotated[float, halting(help="Standard deviation of the noise on latents, whose rms is 1.", metavar="SIGMA")]
 Seed = Annotated[int, halting(help="Seed of further runs, and of what EqR draws.", metavar="SEED")]
 Host = Annotated[str, typer.Option(help="Address; any but loopback needs a token.", metavar="HOST")]
@@ -99,6 +103,7 @@ class SolverOptions:
     halt: Halt = "verified"
     rollouts: Rollouts = 1
     rollout_kind: Kind = "auto"
+    agree: Agree = 1
     noise: Noise = 0.3
     seed: Seed = 0
 
@@ -173,7 +178,7 @@ def solver_arguments(options: SolverOptions, rank: int = 0) -> dict[str, Any]:
         "device": options.device or default_device(rank),
         "executor": options.executor,
         "precision": options.precision,
-        "rollouts": Rollouts(runs, options.noise, options.seed, options.rollout_kind),
+        "rollouts": Rollouts(runs, options.noise, options.seed, options.rollout_kind, options.agree),
     }
 
 

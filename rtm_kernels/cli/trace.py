@@ -20,7 +20,9 @@ app = group_of("Record every step of a model, replay it bit for bit, and show it
 
 
 @app.command()
-@with_solver_options(batch_size=16, precision=..., min_steps=..., rollouts=..., rollout_kind=..., noise=..., seed=...)
+@with_solver_options(
+    batch_size=16, precision=..., min_steps=..., rollouts=..., rollout_kind=..., agree=..., noise=..., seed=...
+)
 def record(
     options: SolverOptions,
     puzzles: Puzzles = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -18,6 +18,8 @@ SIDES = range(5, 65)
 WALL_SHARE = (0.28, 0.45)
 BATCH = 1024
 FRUITLESS_ROUNDS = 40
+TURNS = (0, 7, 0, 6, 5, 4, 3, 2, 1, 7, 6, 5, 4, 3, 2, 1)
+"""Number of a twin -> its symmetry, see `dihedral_indices`."""
 
 
 def check_side(side: int) -> None:
@@ -175,6 +177,7 @@ class Maze(Task):
 
     vocabulary = VOCABULARY
     one_solution = False
+    twins_in_turn = True
 
     def __init__(self, side: int = 30) -> None:
         self.side = side
@@ -282,18 +285,30 @@ class Maze(Task):
         turns = dihedral_indices(self.side)
         return np.array([min(maze[turn].tobytes() for turn in turns) for maze in inputs], dtype=object)
 
-    def twin(self, tokens: np.ndarray, rng: np.random.Generator) -> Twin:
-        """Turned and mirrored by one of the eight symmetries of the square."""
-        index = dihedral_indices(self.side)[rng.integers(0, 8)]
+    def twin(
+        self, tokens: np.ndarray, rng: np.random.Generator, number: int, answers: Sequence[np.ndarray] = ()
+    ) -> Twin:
+        """Left and right exchanged; then without the cells that none of `answers` marks; then turned and mirrored.
+
+        `solve` chooses another path in the first only where both lead to G as soon, and in the second nowhere, if its
+        path is left there. The next six are the other symmetries of the square, then come the symmetries of the second.
+        """
+        number %= len(TURNS)
+        index, kept = dihedral_indices(self.side)[TURNS[number]], np.ones(len(tokens), dtype=bool)
+        if number == 2 or number > 8:
+            kept = np.any([tokens > OPEN, *(answer == PATH for answer in answers)], axis=0)
         back = np.argsort(index)
-        return tokens[index], lambda answer: answer[back]
+        return np.where(kept, tokens, WALL).astype(tokens.dtype)[index], lambda a: np.where(kept, a[back], tokens)
 
     def _field(self, tokens: np.ndarray) -> np.ndarray:
         return np.asarray(tokens).reshape(-1, self.side, self.side)
 
 
 def dihedral_indices(side: int) -> np.ndarray:
-    """Source cell of every cell under the eight symmetries of the square, [8, side * side]."""
+    """Source cell of every cell under the eight symmetries of the square, [8, side * side].
+
+    The first is the square itself, the last has left and right exchanged.
+    """
     cells = np.arange(side * side).reshape(side, side)
     turned = [np.rot90(view, k) for view in (cells, cells.T) for k in range(4)]
     return np.stack(turned).reshape(8, -1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ PAD = 0
 Groups = tuple[tuple[int, ...], ...]
 Pair = tuple[np.ndarray, np.ndarray]
 Twin = tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]
-"""Tokens of a symmetric twin of a puzzle, and what turns an answer to it into one to the puzzle; both [seq_len]."""
+"""Tokens of a twin of a puzzle, and what turns an answer to it into one to the puzzle; both [seq_len]."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,9 @@ class Task(ABC):
 
     one_solution: bool = True
     """Whether a puzzle has one solution; else a valid answer may differ from the label, and both are measured."""
+
+    twins_in_turn: bool = False
+    """Whether twins are solved one after the other, in an order of their own; else all together."""
 
     @property
     def vocab_size(self) -> int:
@@ -162,8 +165,13 @@ class Task(ABC):
         """Generators of the symmetries of the task; None without."""
         return None
 
-    def twin(self, tokens: np.ndarray, rng: np.random.Generator) -> Twin | None:
-        """A random symmetric twin of the puzzle `tokens`, whose solutions are those of the puzzle; None without."""
+    def twin(
+        self, tokens: np.ndarray, rng: np.random.Generator, number: int, answers: Sequence[np.ndarray] = ()
+    ) -> Twin | None:
+        """Twin `number` >= 1 of the puzzle `tokens`, with an answer that is one to the puzzle as well; None without.
+
+        A random symmetric one; with `twins_in_turn` it may depend on its number and on the `answers` of earlier runs.
+        """
         return None
 
 

@@ -7,7 +7,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -35,7 +34,8 @@ class Rollouts:
     runs the puzzle with guesses (`engine.guesses`), a symmetric twin of it (`Task.twin`), whose answer is turned back,
     or the puzzle with noise of deviation `noise` on the latents (which have rms 1) before every ACT step; `auto` takes
     guesses where the task has blanks, else twins where it has symmetries. The first latents of a model that draws them
-    (EqR) differ too.
+    (EqR) differ too. They run together, or one after the other where the task says so (`Task.twins_in_turn`).
+    Where a puzzle has several solutions, a puzzle is done when `agree` rollouts found the same confirmed one.
 
     One run that guesses tries them one after the other. So under the policy `verified`, where only a confirmed answer
     ends it early, rollout 0 guesses itself, after the first steps, and takes the steps of all: there are no others.
@@ -50,6 +50,7 @@ class Rollouts:
     noise: float = 0.3
     seed: int = 0
     kind: str = "auto"
+    agree: int = 1
 
     def __post_init__(self) -> None:
         require(isinstance(self.count, int) and 1 <= self.count <= MAX_ROLLOUTS, "rollouts", self.count,
@@ -57,6 +58,8 @@ class Rollouts:
         require(0 <= self.noise < math.inf, "noise", self.noise, "a finite number of at least 0")
         require(isinstance(self.seed, int), "seed", self.seed, "an integer")
         one_of("kind", self.kind, KINDS)
+        require(isinstance(self.agree, int) and 1 <= self.agree <= self.count, "agree", self.agree,
+                f"an integer from 1 to rollouts={self.count}")  # fmt: skip
 
     def of(self, task: Task) -> str:
         """The kind for a task. Errors: `InputError` for guesses or twins that it does not have."""
@@ -72,9 +75,17 @@ class Rollouts:
         return self.count > 1 and policy.on == ("verified",) and self.of(task) == "guesses"
 
     def rollout(
-        self, task: Task, sample: Sample, number: int, max_steps: int, in_one: bool = False
+        self,
+        task: Task,
+        sample: Sample,
+        number: int,
+        max_steps: int,
+        in_one: bool = False,
+        answers: Sequence[np.ndarray] = (),
     ) -> tuple[Sample, Back | None]:
         """Rollout `number` of a sample, keyed (its key, number), and what turns its answer back, if anything has to.
+
+        `answers` are those of the rollouts before it, where they run one after the other.
 
         Errors: `InputError`, see `of`.
         """
@@ -88,7 +99,7 @@ class Rollouts:
             return replace(made, open_token=task.open_token, seed=seed), None
         if kind == "noise":
             return replace(made, noise=self.noise, seed=seed), None
-        twin = task.twin(sample.tokens, np.random.default_rng(seed))
+        twin = task.twin(sample.tokens, np.random.default_rng(seed), number, answers)
         assert twin is not None
         return replace(made, tokens=twin[0], seed=seed), twin[1]
 
@@ -112,12 +123,17 @@ class _Puzzle:
         self.sample, self.rollouts, self.task = sample, rollouts, task
         self.in_one, cap = rollouts.in_one(task, policy), sample.limit(policy.max_steps)
         self.runs, self.max_steps = (1, rollouts.count * cap) if self.in_one else (rollouts.count, cap)
+        in_turn = task.twins_in_turn and rollouts.of(task) == "twins"
+        self.alone = self.runs if in_turn else 1
+        """How many rollouts run one after the other, before those that are left start together."""
+        self.needed = 1 if task.one_solution else rollouts.agree
         self.started, self.done = 0, list[Finished]()
         self.backs: dict[int, Back] = {}
 
     def start(self) -> Sample:
         """The next rollout."""
-        sample, back = self.rollouts.rollout(self.task, self.sample, self.started, self.max_steps, self.in_one)
+        answers = [done.answer for done in self.done[: self.alone] if done.answer is not None]
+        sample, back = self.rollouts.rollout(self.task, self.sample, self.started, self.max_steps, self.in_one, answers)
         if back is not None:
             self.backs[self.started] = back
         self.started += 1
@@ -136,20 +152,37 @@ class _Puzzle:
         """Take in a rollout that ended; once one is confirmed, none needs to take more steps than it did."""
         key, _ = done.key
         self.take(done)
-        if self.done[-1].verified:
+        if self.votes(self.done[-1]) == self.needed:
             self.max_steps = min(done.steps, self.max_steps)
             for other in range(self.started):
                 slots.tighten((key, other), self.max_steps)
 
+    def votes(self, done: Finished) -> int:
+        """How many rollouts found the same confirmed answer, up to as many as are needed."""
+        same = [other.verified and np.array_equal(other.answer, done.answer) for other in self.done]  # type: ignore[arg-type]
+        return min(sum(same), self.needed) if done.verified else 0
+
     @property
     def decided(self) -> bool:
-        first = self.done[0]
-        return len(self.done) == self.runs or (first.rollout == 0 and first.verified)
+        enough = self.started <= self.alone and self.votes(self.done[-1]) == self.needed
+        return len(self.done) == self.runs or enough
+
+    @property
+    def starts(self) -> bool:
+        """Whether a further rollout starts now, one of the first or all that are left."""
+        return self.started < self.runs and (self.started > self.alone or len(self.done) == self.started)
 
     def choice(self, slots: Slots) -> Finished:
-        """The best rollout, with the steps of all: of a model that draws its first latents the most settled one."""
-        key = partial(preference, settled=slots.model.config.random_latents)
-        return replace(min(self.done, key=key), total_steps=sum(d.steps for d in self.done))
+        """The best rollout, with the steps of all: of a model that draws its first latents the most settled one.
+
+        Of those that ran in turn the earliest with the most votes.
+        """
+
+        def rank(done: Finished) -> tuple[Any, ...]:
+            early = done.rollout if done.verified and self.alone > 1 else 0
+            return -self.votes(done), early, preference(done, settled=slots.model.config.random_latents)
+
+        return replace(min(self.done, key=rank), total_steps=sum(d.steps for d in self.done))
 
 
 class RolloutSlots:
@@ -185,14 +218,14 @@ class RolloutSlots:
             puzzle.ended(done, self.slots)
             if puzzle.decided:
                 chosen.append(self._puzzles.pop(done.key[0]).choice(self.slots))
-            elif puzzle.started == 1:
+            elif puzzle.starts and puzzle not in self._unfinished:
                 self._unfinished.append(puzzle)
         return chosen
 
     def _further(self) -> Iterator[Sample]:
         while self._unfinished:
             rollout = self._unfinished[0].start()
-            if self._unfinished[0].started == self._unfinished[0].runs:
+            if not self._unfinished[0].starts:
                 self._unfinished.popleft()
             yield rollout
 

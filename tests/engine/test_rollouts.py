@@ -94,7 +94,9 @@ def test_preference_verifier_then_head_then_residual() -> None:
     assert min(headless, key=preference).rollout == 1
 
 
-@pytest.mark.parametrize(("field", "value"), [("rollouts", 0), ("rollouts", 10**6), ("noise", -1.0), ("seed", 0.5)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("rollouts", 0), ("rollouts", 10**6), ("noise", -1.0), ("seed", 0.5), ("agree", 2)]
+)
 def test_bad_rollouts_are_named(field: str, value: object) -> None:
     with pytest.raises(InputError, match=field):
         Rollouts(**{"count" if field == "rollouts" else field: value})  # type: ignore[arg-type]

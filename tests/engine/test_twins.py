@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,8 +90,8 @@ def test_twins_keep_the_rules_and_invert(task: Task) -> None:
         inputs = np.where(np.random.default_rng(2).random(boards.shape) < 0.5, answers, 1).astype(np.uint8)
     moved = 0
     for seed, (tokens, answer) in enumerate([*zip(inputs, answers, strict=True)] * 8):
-        found = task.twin(tokens, np.random.default_rng(seed))
-        same = task.twin(answer, np.random.default_rng(seed))
+        found = task.twin(tokens, np.random.default_rng(seed), 3 + seed % 6)
+        same = task.twin(answer, np.random.default_rng(seed), 3 + seed % 6)
         assert found is not None and same is not None
         twin, back = found
         assert task.verify_tokens(twin[None], same[0][None])[0]
@@ -98,3 +99,48 @@ def test_twins_keep_the_rules_and_invert(task: Task) -> None:
         moved += bool((twin != tokens).any())
     assert moved > 16
     assert back(np.zeros_like(tokens)).shape == tokens.shape
+
+
+class Bound:
+    """Knows the label of mazes whose start is in the last two columns, and of those that are mostly walls.
+
+    To the label of others it adds all open cells of the first row.
+    """
+
+    name, batch_invariant, check = "bound", True, staticmethod(lambda: None)
+    recorded: Act
+
+    def __init__(self) -> None:
+        self.recorded, self.calls = self.step, 0
+
+    def step(self, latents: Mapping[str, Tensor], x: Tensor) -> ActStep:
+        self.calls += 1
+        tokens = (x[..., 0] / WIDTH**0.5).round().long().numpy()
+        answers = maze.solve(tokens.reshape(-1, 8, 8)).reshape(tokens.shape)
+        known = ((tokens == maze.START).argmax(1) % 8 >= 6) | ((tokens == maze.WALL).sum(1) > 32)
+        stray = (tokens == maze.OPEN) & (np.arange(64) < 8) & ~known[:, None]
+        logits = torch.nn.functional.one_hot(torch.from_numpy(np.where(stray, maze.PATH, answers)).long(), 6).float()
+        return ActStep(dict(latents), logits, None)
+
+
+def test_twins_of_a_maze_that_keep_its_label_run_one_after_the_other() -> None:
+    inputs, labels = maze.generate(40, seed=1, side=8)
+    column = (inputs == maze.START).argmax(1) % 8
+    mirrored = maze.solve(inputs.reshape(-1, 8, 8)[..., ::-1])[..., ::-1].reshape(inputs.shape)
+    assert ((mirrored == labels).all(1)).mean() > 0.8
+    reasoner, task = RecursiveReasoner(replace(solver(1).model.config, seq_len=64, halt_max_steps=2)), maze.Maze(8)
+    with torch.no_grad():
+        reasoner.embed_tokens.embedding_weight.copy_(torch.arange(6.0)[:, None].expand(-1, WIDTH))
+    made = Solver(reasoner, task=task, rollouts=4, batch_size=1)
+    made.executor = bound = Bound()  # type: ignore[assignment]
+    found = made.solve(map(task.decode, inputs))
+    wanted = np.where(column >= 6, 0, np.where(column < 2, 1, 2))
+    stray = ((labels == maze.OPEN) & (mirrored == maze.OPEN))[:, :8].any(1)  # else there is nothing to add
+    for i in np.flatnonzero(stray):
+        assert (found[i].status, found[i].rollout) == ("verified", wanted[i])
+        assert found[i].answer == task.decode((mirrored if wanted[i] == 1 else labels)[i])
+    assert {*wanted[stray]} == {0, 1, 2} and bound.calls < 6 * len(inputs)
+    made.rollouts = replace(made.rollouts, agree=2)
+    found = made.solve(map(task.decode, inputs))
+    for i in np.flatnonzero(stray & (mirrored == labels).all(1) & (wanted < 2)):
+        assert (found[i].answer, found[i].rollout, found[i].total_steps) == (task.decode(labels[i]), wanted[i], 4)

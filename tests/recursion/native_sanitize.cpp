@@ -31,6 +31,11 @@ Floats step(const rtm::Kernels& k, const Case& c, const Weights& w, Floats y, Fl
   return y;
 }
 
+// Cases with a convolution: over grids with and without a prefix, one cell, and along the sequence.
+const std::vector<Case> kConvolved = {
+    {52, 20, 24, 0, 0, true, false, 3, 3}, {25, 33, 40, 0, 0, true, false, 5}, {400, 17, 16, 0, 0, true, false, 3},
+    {2, 5, 3, 0, 0, true, false, 3, 1},    {7, 24, 520, 0, 3, true, false, 2}, {131, 66, 50, 0, 3, false, true, 3}};
+
 std::vector<const rtm::Kernels*> all_kernels() {
   std::vector<const rtm::Kernels*> all;
   for (rtm::Format format : {rtm::Format::float32, rtm::Format::bfloat16, rtm::Format::int8})
@@ -113,7 +118,9 @@ int check_boards() {
 
 int main() {
   int wrong = check_boards();
-  for (const Case& c : kCases) {
+  std::vector<Case> cases = kCases;
+  cases.insert(cases.end(), kConvolved.begin(), kConvolved.end());
+  for (const Case& c : cases) {
     const Weights w = weights(c);
     const Floats y = randoms(3 * c.L * c.D, 1.0f), z = randoms(3 * c.L * c.D, 1.0f), x = randoms(3 * c.L * c.D, 1.0f);
     Floats expected;
@@ -127,6 +134,6 @@ int main() {
         wrong = 1;
       }
   }
-  std::printf("%zu cases, %zu boards, %zu instruction sets\n", kCases.size(), kBoards.size(), all_kernels().size());
+  std::printf("%zu cases, %zu boards, %zu instruction sets\n", cases.size(), kBoards.size(), all_kernels().size());
   return wrong;
 }

@@ -104,4 +104,4 @@ def test_address_and_undefined_behaviour_sanitizers_find_nothing(tmp_path: Path)
     sources = [source for source in sorted(CPU.glob("*.cpp")) if source.name != "interface.cpp"]
     flags = [sanitize, "-O0", "-DRTM_STD_THREADS", "-pthread", "-fno-sanitize-recover=all"]
     program = built("g++", tmp_path, "native_sanitize.cpp", sources, *flags)
-    assert "7 cases, 3 boards" in printed(program, ASAN_OPTIONS="detect_leaks=0")
+    assert "13 cases, 3 boards" in printed(program, ASAN_OPTIONS="detect_leaks=0")

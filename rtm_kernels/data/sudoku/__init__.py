@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -103,7 +103,9 @@ class Sudoku(Task):
         """Of the group that `twin` draws from."""
         return generators(self.size)
 
-    def twin(self, tokens: np.ndarray, rng: np.random.Generator) -> Twin:
+    def twin(
+        self, tokens: np.ndarray, rng: np.random.Generator, number: int, answers: Sequence[np.ndarray] = ()
+    ) -> Twin:
         """Under a random element of the symmetry group: digits, bands, rows, stacks, columns, transposition."""
         symmetry = Symmetry.random(1, self.size, rng)
         inverse = symmetry.inverse()
