@@ -178,8 +178,8 @@ def test_the_entry_for_mcp_clients_is_json_and_starts_the_server() -> None:
 
 
 ROW = re.compile(
-    r"\| [^|]+ \| (?P<n>[\d,]+) \| (?P<verified>[\d.]+) % \| (?P<mean>[\d.]+) \| (?P<most>\d+) \| "
-    r"`(?P<file>(eval|guesses)_\w+\.json)` \|"
+    r"\| [^|]+ \| (?P<n>[\d,]+) \| ((?P<runs>\d+) \| (?P<each>\d+) \| )?(?P<verified>[\d.]+) % \| "
+    r"((?P<equal>[\d.]+) % \| )?(?P<mean>[\d.]+) \| ((?P<most>\d+) \| )?`(?P<file>(eval|guesses)_\w+\.json)` \|"
 )
 
 
@@ -190,7 +190,7 @@ def card(name: str) -> str:
 def measured(name: str) -> list[tuple[re.Match[str], dict[str, Any]]]:
     """The rows of a card, each with the evaluation that it names."""
     rows = list(ROW.finditer(card(name)))
-    folders = re.compile(r"`profiles/([\w-]+)/(?:eval|guesses)_\*\.json`")  # each is that of the rows after it
+    folders = re.compile(r"`profiles/([\w-]+)(?:/(?:eval|guesses)_\*\.json)?`")  # each is that of the rows after it
     assert len(rows) > 4
     paths = [ROOT / "profiles" / folders.findall(card(name)[: row.start()])[-1] / row["file"] for row in rows]
     found = [json.loads(path.read_text()) for path in paths]
@@ -203,12 +203,13 @@ def test_the_card_states_what_was_measured(name: str) -> None:
     for row, found in measured(name):
         guesses = row["file"].startswith("guesses")
         assert found["policy"] == "verified" and found["complete"]
-        assert found["rollouts"] == (4 if guesses else 1)
+        assert found["rollouts"] == int(row["runs"] or (4 if guesses else 1))
         most = found["max_total_steps"] if guesses else max(map(int, found["depth_histogram"]))
-        assert str(most) == row["most"] and most <= (64 if guesses else 16)
+        assert most <= found["rollouts"] * int(row["each"] or 16) and row["most"] in (None, str(most))
         assert f"{found['n']:,}" == row["n"]
         assert f"{100 * found['verified']:.{len(row['verified'].partition('.')[2])}f}" == row["verified"]
         assert "." in row["verified"]
+        assert row["equal"] in (None, f"{100 * found['exact_accuracy']:.1f}")
         assert f"{found['mean_total_steps' if guesses else 'mean_steps']:.1f}" == row["mean"]
 
 

@@ -26,7 +26,7 @@ from tests.compiled.races import Watch
 from tests.compiled.shared import TensorMap
 from tests.gates.hazards import hazards
 from tests.gates.precision import imprecise
-from tests.gates.source import CARRIED, LAST_BITS, interpret, unlike
+from tests.gates.source import LAST_BITS, interpret, unlike
 
 THREADS = 2048
 """Threads of independent programs that run together."""
@@ -94,7 +94,7 @@ class Launch:
                     found[f"{b.name}: {text}"] = None
         return found
 
-    def against_source(self, code: Program, programs: Sequence[Any]) -> dict[str, None]:
+    def against_source(self, code: Program, programs: Sequence[Any], wide: float) -> dict[str, None]:
         """How these programs, run by themselves, differ from their source."""
         left, wanted = self.memory.state(), self.by_source(programs)
         if wanted and len(programs) < len(self.programs):
@@ -102,8 +102,7 @@ class Launch:
             self.run(code, programs)
         else:
             self.memory.fill(left)
-        rounds = self.cooperative and any(b.cell == 2 for b in self.memory.buffers)
-        found = self.unlike(wanted, CARRIED if rounds else LAST_BITS)
+        found = self.unlike(wanted, wide)
         self.memory.fill(left)
         return found
 
@@ -112,15 +111,16 @@ class Launch:
 class Executor:
     """What a launch does, and what was found.
 
-    seed: of the order in which the programs of a cooperative launch take turns. most_programs: of a launch, the first
-    ones alone. after(name, binary, machine) sees what ran. checks(launch, n): which programs of the n-th launch of a
-    kernel are held to its source. judge(launch, code) sees each launch after it, and may run it again.
+    seed: of the order in which programs of a cooperative launch take turns. most_programs: of a launch, the first ones
+    alone. after(name, binary, machine) sees what ran. checks(launch, n): programs of a kernel's n-th launch that are
+    held to its source, results wider than 16 bits by `wide`. judge(launch, code) sees it last, and may run it again.
     """
 
     seed: int = 0
     most_programs: int | None = None
     after: Callable[[str, Any, Machine], None] | None = None
     checks: Callable[[Launch, int], Sequence[Any]] | None = None
+    wide: float = LAST_BITS
     judge: Callable[[Launch, Program], None] | None = None
     launches: Counter[str] = field(default_factory=Counter)
     found: dict[str, None] = field(default_factory=dict)
@@ -142,7 +142,7 @@ class Executor:
         found = launch.run(code, launch.programs, self.after, self.seed)
         code.keep()
         if self.checks and (programs := self.checks(launch, self.launches[launch.name])):
-            found |= launch.against_source(code, programs)
+            found |= launch.against_source(code, programs, self.wide)
         self.found.update({f"{launch.name}: {what}": None for what in found})
         if self.judge is not None:
             self.judge(launch, code)

@@ -25,7 +25,7 @@ OTHERS = 0.03
 LAST_BITS = 2.0**-15
 """Largest difference of wider results, relative to the largest of them."""
 CARRIED = 2.0**-9
-"""The same where a launch goes on with results that it has rounded to 16 bits: half a unit of bfloat16."""
+"""The same where a launch goes on for long with results that it has rounded to 16 bits: half a unit of bfloat16."""
 
 
 def interpret(
