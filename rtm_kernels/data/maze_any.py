@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rtm_kernels.data.maze import SIDES, Maze
-from rtm_kernels.data.maze_forms import side_of
+from rtm_kernels.data.maze_forms import plain, side_of
 from rtm_kernels.data.task import Task, get_task, register_reader
 
 
@@ -20,7 +20,7 @@ class AnyMaze(Maze):
 
     def sized(self, text: str) -> Task:
         """The task of the side of `text`, this one where it has none."""
-        return self.of_side(side_of(text)) or self
+        return self.of_side(side_of(plain(text))) or self
 
 
 register_reader(Maze, AnyMaze())

@@ -4,8 +4,7 @@ A model that was trained on puzzles of every difficulty solves one with a few mo
 two is what a hard puzzle lacks. It does so within a few steps or hardly at all, and nothing in its outputs tells a
 wrong guess from a right one that does not help, so a run tries many, each for a few steps. Where the task has groups
 (`Task.groups`) the rules refuse guesses that contradict what is given, and say from which of several the most follows;
-what follows is never taken as given. All of it is tensor code that works in place, and never waits for a device that
-captures it.
+what follows is never taken as given. All of it is tensor code that works in place, and never waits for the device.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ class Guesses:
     does not guess), the seed, the puzzle identifier, the tokens of the puzzle, those that have been guessed first (bits
     of each position), and those that are given by now.
     `latents` [capacity, L, D] each and `logits` [capacity, seq_len, V] float32 are those after the step `FIRST`.
-    With `waits` only the samples that guess are computed with, to the same bits; the host has to know which they are.
+    With `on_host` only the samples that guess are computed with, to the same bits: the host has to know which they are.
     """
 
-    def __init__(self, model: RecursiveReasoner, capacity: int, groups: Groups = (), waits: bool = False) -> None:
+    def __init__(self, model: RecursiveReasoner, capacity: int, groups: Groups = (), on_host: bool = False) -> None:
         config, device = model.config, model.device
-        self.model, self.waits = model, waits
+        self.model, self.on_host = model, on_host
         self.rules = Contradictions(groups, config.seq_len, config.vocab_size, device) if groups else None
         self.rows = torch.zeros(capacity, 3 + 3 * config.seq_len, dtype=torch.int32, device=device)
         self.latents = {
@@ -84,7 +83,7 @@ class Guesses:
             self._put(self.latents[name][:n], first, latent)
             self._put(latent, returns, self.latents[name][:n])
         self._put(logits_then, first, logits)
-        who = guesses if self.waits else slice(None)
+        who = guesses if self.on_host else slice(None)
         own, returns, since = rows[who], returns[who], since[who]
         opened, seed, identifier = own[:, 0], own[:, 1], own[:, 2]
         puzzle, tried, given = own[:, 3:].split(size, 1)
@@ -110,7 +109,7 @@ class Guesses:
 
     def _put(self, rows: Tensor, where: Tensor, values: Tensor) -> None:
         """`_put` of whole rows."""
-        if self.waits:
+        if self.on_host:
             rows[where] = values[where]
         else:
             _put(rows, where, values)

@@ -93,7 +93,7 @@ class Slots:
         self._x, self._embedded = (rows(n, *shape, like=like) for n in (capacity, held))
         self._fresh, self._results = (rows(held, *states.rows[0].shape, like=states.rows) for _ in range(2))
         self._entering = states.read(self._fresh)
-        self._guesses = Guesses(model, capacity, groups, not self.captured) if kind == "guesses" else None
+        self._guesses = Guesses(model, capacity, groups, device.type == "cpu") if kind == "guesses" else None
         noisy = kind == "noise" or (config.noise > 0 and kind != "guesses")
         self._noise = Noise(capacity, device) if noisy else None
         self._kind = self._guesses or self._noise
