@@ -28,6 +28,11 @@ class Carry:
     current_data: dict[str, Tensor]
 
 
+def where_rows(rows: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
+    """`chosen` in the samples where bool `rows` [B] holds, `other` in the rest; both [B, ...]."""
+    return torch.where(rows.view(-1, *[1] * (other.dim() - 1)), chosen, other)
+
+
 def check_batch(config: ModelConfig, batch: Batch) -> None:
     """Errors: `InputError` for a batch that lacks a tensor of `config`, or has one of another shape or dtype."""
     for name in ("inputs", *(["puzzle_identifiers"] if config.puzzle_emb_ndim else [])):

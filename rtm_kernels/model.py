@@ -24,7 +24,7 @@ from rtm_kernels.block import (
     rows,
     trunc_normal,
 )
-from rtm_kernels.carry import Batch, Carry, check_batch, check_carry
+from rtm_kernels.carry import Batch, Carry, check_batch, check_carry, where_rows
 from rtm_kernels.config import ModelConfig
 from rtm_kernels.errors import require
 from rtm_kernels.names import drop_official_prefixes, init_name
@@ -263,11 +263,8 @@ class RecursiveReasoner(Pretrained):
         check_carry(carry, batch)
         halted = carry.halted
         fresh = self.initial_latents(len(halted))
-        latents = {k: torch.where(halted.view(-1, 1, 1), fresh[k], v) for k, v in carry.latents.items()}
-        data = {
-            k: torch.where(halted.view(-1, *[1] * (batch[k].ndim - 1)), batch[k], v)
-            for k, v in carry.current_data.items()
-        }
+        latents = {k: where_rows(halted, fresh[k], v) for k, v in carry.latents.items()}
+        data = {k: where_rows(halted, batch[k], v) for k, v in carry.current_data.items()}
         x = self.embed(data["inputs"], data.get("puzzle_identifiers"))
         values, logits, q = self.act_step(latents, x, program)
         new = {k: values[k].detach() for k in self.program.carried}

@@ -104,7 +104,8 @@ class Guesses:
         here = torch.arange(size, device=given.device) == position[:, None]
         _put(tried, (due & returns)[:, None] & here, tried | (1 << guess)[:, None])
         _put(given, due[:, None] & here, guess[:, None])
-        rows[who] = own
+        if self.on_host:
+            rows[who] = own  # a view of them elsewhere
         x[who] = torch.where(due[:, None, None], self.model.embed(given, identifier), x[who])
 
     def _put(self, rows: Tensor, where: Tensor, values: Tensor) -> None:

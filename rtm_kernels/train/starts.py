@@ -10,7 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from rtm_kernels.carry import Batch, Carry
+from rtm_kernels.carry import Batch, Carry, where_rows
 from rtm_kernels.losses import ACTLossHead
 from rtm_kernels.model import RecursiveReasoner
 from rtm_kernels.ops.token_loss.reference import exact
@@ -53,7 +53,7 @@ class StartingHead(ACTLossHead):
         anchor = halted & solved & (kind == STARTS.index(ANCHOR))
         repair = halted & (carry.steps > 0) & (kind == STARTS.index(ANSWER))
         new, random = halted & ~anchor & ~repair, halted & (kind == STARTS.index(RANDOM))
-        data = {name: _where(new, batch[name], value) for name, value in carry.current_data.items()}
+        data = {name: where_rows(new, batch[name], value) for name, value in carry.current_data.items()}
         wrong = model.own_rows(torch.rand, size, answer.shape[1]) < WRONG * strength[:, None]
         places = model.own_rows(partial(torch.randint, answer.shape[1]), size, answer.shape[1])
         damaged = torch.where(wrong, answer.gather(1, places), answer)
@@ -61,14 +61,10 @@ class StartingHead(ACTLossHead):
         amount = torch.where(random, 1.0, torch.where(anchor, SPREAD * strength, self.noise))
         latents = {}
         for name, fresh in model.initial_latents(size).items():
-            base = _where(new | repair, fresh, carry.latents[name])
-            base = _where(repair, fed_back, base) if name == output else base
+            base = where_rows(new | repair, fresh, carry.latents[name])
+            base = where_rows(repair, fed_back, base) if name == output else base
             normal = model.own_rows(torch.randn, size, *base.shape[1:])
             added = amount.view(-1, 1, 1) * normal
-            latents[name] = _where(random, torch.zeros_like(base), base) + added.to(base.dtype)
+            latents[name] = where_rows(random, torch.zeros_like(base), base) + added.to(base.dtype)
         steps = carry.steps.masked_fill(halted, 0)
         return replace(carry, latents=latents, steps=steps, halted=torch.zeros_like(halted), current_data=data)
-
-
-def _where(rows: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
-    return torch.where(rows.view(-1, *[1] * (other.dim() - 1)), chosen, other)
