@@ -269,9 +269,10 @@ MAZE_LOCAL = Recipe(
         vocab_size=6, seq_len=900, arch="rtm", hidden_size=48, num_heads=1, layers={"core": 2}, H_cycles=4, L_cycles=1,
         mixer="none", channel_mixer="conv2d", conv_width=3, inner_size=96, halting="settle", halt_max_steps=68,
     ),
-    sources=mazes(*range(5, 17), 20, 24, 27, 30) | mazes(36, count=1024) | mazes(48, count=768),
+    sources=mazes(*range(5, 17), 20, 27) | mazes(24, 36, count=4096) | mazes(30, count=8192) | mazes(48, count=3072)
+    | mazes(64, count=1024),
     test=Source(task="maze", size=30, count=200, seed=77),
-    objective=MaskedSupervision(),
+    objective=MaskedSupervision(leave=0.3),
     stages=(
         *maze_stages({side: 100 if side < 11 else 150 for side in range(5, 14)} | {14: 200, 15: 200, 16: 800}, 48, 1.0),
         Stage(
@@ -284,8 +285,12 @@ MAZE_LOCAL = Recipe(
         ),
         Stage(steps=1_000, batch_size=24, lr=(0.3, 0.02), halt_max_steps=40,
               mix={"side24": 0.2, "side30": 0.7, "side36": 0.1}),
+        Stage(
+            steps=6_300, batch_size=24, lr=(0.4, 0.01), halt_max_steps=56,
+            mix={"side24": 0.08, "side30": 0.42, "side36": 0.15, "side48": 0.2, "side64": 0.15},
+        ),
     ),
-    optimizer="adamw", lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_steps=100, ema=0.995, threads=1,
+    optimizer="adamw", lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_steps=100, ema=0.998, threads=1,
     loss="softmax_cross_entropy", eval_every=1000, eval_limit=50, eval_steps=100,
 )  # fmt: skip
 
