@@ -237,18 +237,13 @@ RTM_SUDOKU = Recipe(
 RINS_SUDOKU = replace(
     RTM_SUDOKU,
     model=replace(
-        RTM_SUDOKU.model,
-        arch="rins",
-        layers={"A": 2, "B": 2},
-        H_cycles=8,
-        halting="fixed",
-        qk_norm=False,
+        RTM_SUDOKU.model, arch="rins", layers={"A": 2, "B": 2}, H_cycles=8, halting="fixed", qk_norm=False,
         adapter_rank=4,
     ),
     objective=StochasticRounds(keep=0.75),
     stages=(Stage(steps=20_000, batch_size=256, mix={"easy": 0.6, "search": 0.4}, halt_max_steps=1),),
     eval_steps=1,
-)
+)  # fmt: skip
 
 
 def mazes(*sides: int, count: int = 2048) -> dict[str, Source]:
