@@ -29,8 +29,8 @@ class Carry:
 
 
 def where_rows(rows: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
-    """`chosen` in the samples where bool `rows` [B] holds, `other` in the rest; both [B, ...]."""
-    return torch.where(rows.view(-1, *[1] * (other.dim() - 1)), chosen, other)
+    """`chosen` where bool `rows` [B], or [B, S], holds, `other` in the rest; both have these axes first."""
+    return torch.where(rows.view(*rows.shape, *[1] * (other.dim() - rows.dim())), chosen, other)
 
 
 def check_batch(config: ModelConfig, batch: Batch) -> None:

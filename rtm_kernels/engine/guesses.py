@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rtm_kernels.carry import where_rows
 from rtm_kernels.data.task import PAD, Groups
 from rtm_kernels.engine.contradictions import Contradictions, counts
 from rtm_kernels.engine.samples import Sample
@@ -169,8 +170,7 @@ class Noise:
 
 def _put(rows: Tensor, where: Tensor, values: Tensor) -> None:
     """In place: `values` in the rows, or the elements, where bool `where` [n] or [n, S] holds."""
-    where = where.reshape(*where.shape, *[1] * (rows.dim() - where.dim()))
-    rows.copy_(torch.where(where, values, rows))
+    rows.copy_(where_rows(where, values, rows))
 
 
 def gumbel(seed: Tensor, step: Tensor, shape: Sequence[int]) -> Tensor:

@@ -251,10 +251,10 @@ def mazes(*sides: int, count: int = 2048) -> dict[str, Source]:
     return {f"side{side}": Source(task="maze", size=side, count=count, seed=1000 + side) for side in sides}
 
 
-def maze_stages(steps: Mapping[int, int], batch_size: int, lr: float) -> tuple[Stage, ...]:
+def maze_stages(steps: Mapping[int, int]) -> tuple[Stage, ...]:
     """One stage for each side, with so many steps; a sample takes at most 8 + 2 * side of them."""
     return tuple(
-        Stage(steps=count, batch_size=batch_size, mix={f"side{side}": 1.0}, halt_max_steps=8 + 2 * side, lr=(lr, lr))
+        Stage(steps=count, batch_size=48, mix={f"side{side}": 1.0}, halt_max_steps=8 + 2 * side)
         for side, count in steps.items()
     )
 
@@ -269,7 +269,7 @@ MAZE_LOCAL = Recipe(
     test=Source(task="maze", size=30, count=200, seed=77),
     objective=MaskedSupervision(leave=0.3),
     stages=(
-        *maze_stages({side: 100 if side < 11 else 150 for side in range(5, 14)} | {14: 200, 15: 200, 16: 800}, 48, 1.0),
+        *maze_stages({side: 100 if side < 11 else 150 for side in range(5, 14)} | {14: 200, 15: 200, 16: 800}),
         Stage(
             steps=2_750, batch_size=24, lr=(0.5, 0.5), halt_max_steps=68,
             mix={"side16": 0.1, "side20": 0.15, "side24": 0.2, "side27": 0.2, "side30": 0.35},
