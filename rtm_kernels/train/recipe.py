@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from rtm_kernels.config import ModelConfig
+from rtm_kernels.train.maze_recipe import MAZE_LOCAL
 from rtm_kernels.train.schema import (
     CumulativeHalting,
     DeepSupervision,
     FinalLoss,
-    MaskedSupervision,
     Recipe,
     Source,
     Stage,
@@ -97,6 +96,23 @@ SUDOKU_SMALL_HARDER = replace(
         ),
     ),
     lr=3e-3, warmup_steps=100,
+)  # fmt: skip
+
+SUDOKU_SMALL_HARDEST = replace(
+    SUDOKU_SMALL_HARDER,
+    init="runs/sudoku-small-harder/model",
+    objective=DeepSupervision(noise=0.1),
+    stages=(
+        Stage(
+            steps=13_400, batch_size=64, halt_max_steps=32, H_cycles=3, lr=(1.0, 0.02),
+            mix={"easy": 0.02, "sparse": 0.04, "few_clues": 0.2, "hardest": 0.48, "hinted": 0.2, "hinted_more": 0.06},
+        ),
+        Stage(
+            steps=12_500, batch_size=64, halt_max_steps=32, H_cycles=3, lr=(1.0, 0.02),
+            mix={"easy": 0.02, "sparse": 0.05, "few_clues": 0.27, "hardest": 0.43, "hinted": 0.17, "hinted_more": 0.06},
+        ),
+    ),
+    lr=2e-3, aux_lr=1e-3, min_lr_ratio=1.0, ema=0.998, warmup_steps=200, compile=False,
 )  # fmt: skip
 
 TRM = ModelConfig(
@@ -246,49 +262,6 @@ RINS_SUDOKU = replace(
 )  # fmt: skip
 
 
-def mazes(*sides: int, count: int = 2048) -> dict[str, Source]:
-    """Sources of generated mazes, by name."""
-    return {f"side{side}": Source(task="maze", size=side, count=count, seed=1000 + side) for side in sides}
-
-
-def maze_stages(steps: Mapping[int, int]) -> tuple[Stage, ...]:
-    """One stage for each side, with so many steps; a sample takes at most 8 + 2 * side of them."""
-    return tuple(
-        Stage(steps=count, batch_size=48, mix={f"side{side}": 1.0}, halt_max_steps=8 + 2 * side)
-        for side, count in steps.items()
-    )
-
-
-MAZE_LOCAL = Recipe(
-    model=ModelConfig(
-        vocab_size=6, seq_len=900, arch="rtm", hidden_size=48, num_heads=1, layers={"core": 2}, H_cycles=4, L_cycles=1,
-        mixer="none", channel_mixer="conv2d", conv_width=3, inner_size=96, halting="settle", halt_max_steps=68,
-    ),
-    sources=mazes(*range(5, 17), 20, 27) | mazes(24, 36, count=4096) | mazes(30, count=8192) | mazes(48, count=3072)
-    | mazes(64, count=1024),
-    test=Source(task="maze", size=30, count=200, seed=77),
-    objective=MaskedSupervision(leave=0.3),
-    stages=(
-        *maze_stages({side: 100 if side < 11 else 150 for side in range(5, 14)} | {14: 200, 15: 200, 16: 800}),
-        Stage(
-            steps=2_750, batch_size=24, lr=(0.5, 0.5), halt_max_steps=68,
-            mix={"side16": 0.1, "side20": 0.15, "side24": 0.2, "side27": 0.2, "side30": 0.35},
-        ),
-        Stage(
-            steps=1_425, batch_size=24, lr=(0.5, 0.3325625), halt_max_steps=104,
-            mix={"side20": 0.1, "side24": 0.2, "side30": 0.4, "side36": 0.2, "side48": 0.1},
-        ),
-        Stage(steps=1_000, batch_size=24, lr=(0.3, 0.02), halt_max_steps=40,
-              mix={"side24": 0.2, "side30": 0.7, "side36": 0.1}),
-        Stage(
-            steps=6_300, batch_size=24, lr=(0.4, 0.01), halt_max_steps=56,
-            mix={"side24": 0.08, "side30": 0.42, "side36": 0.15, "side48": 0.2, "side64": 0.15},
-        ),
-    ),
-    optimizer="adamw", lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, warmup_steps=100, ema=0.998, threads=1,
-    loss="softmax_cross_entropy", eval_every=1000, eval_limit=50, eval_steps=100,
-)  # fmt: skip
-
 URM_SUDOKU = ModelConfig(
     vocab_size=11, seq_len=81, arch="urm", hidden_size=512, num_heads=8, layers={"layers": 4}, H_cycles=2, L_cycles=6,
     mixer="attention", channel_mixer="conv", conv_width=2, pos_encodings="rope", puzzle_emb_ndim=512,
@@ -304,6 +277,7 @@ PRESETS: dict[str, Recipe] = {
     "sudoku-small": SUDOKU_SMALL,
     "sudoku-small-hard": SUDOKU_SMALL_HARD,
     "sudoku-small-harder": SUDOKU_SMALL_HARDER,
+    "sudoku-small-hardest": SUDOKU_SMALL_HARDEST,
     "trm-sudoku-paper": official(TRM_MLP, 60_000, 6_000, optimizer="adamw"),
     "trm-sudoku-repo": official(TRM_MLP, 50_000, 5_000),
     "trm-sudoku-attention": official(TRM, 50_000, 5_000),
@@ -339,6 +313,7 @@ ABOUT = {
     "sudoku-small": "9x9 Sudoku on a CPU, generated puzzles, ten minutes",
     "sudoku-small-hard": "9x9 Sudoku on a CPU, an hour; reads data/17_clue.csv and data/forum_hardest.csv",
     "sudoku-small-harder": "goes on from sudoku-small-hard with deeper ACT steps; the same lists",
+    "sudoku-small-hardest": "goes on from sudoku-small-harder with noise in the steps; the same lists",
     "sudoku-full": "full-size RSM for hard puzzles, a GPU, in slices; needs data=FOLDER",
     "sudoku-full-halting": "deep supervision and a halting head after sudoku-full; needs data=FOLDER",
     "sudoku-full-symmetric": "sudoku-small-hard at full size, a GPU, in slices; the same lists",
